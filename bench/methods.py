@@ -45,7 +45,7 @@ COMMON: dict[str, Any] = {
     "holdout_task": "Task3",
 }
 LORA: dict[str, Any] = {"target_modules": "all-linear", "rank": 5, "alpha": 5.0}
-RATES = {"lora": (5e-4, 1.5e-3, 4e-3), "weights": (5e-5, 2e-4, 8e-4)}
+RATES = {"lora": (1.5e-3, 4e-3, 1e-2), "weights": (2e-4, 8e-4, 2.5e-3)}
 OWN: dict[str, dict[str, Any]] = {
     # The states of this model are an order shorter than those of the 7B models that the published lengths are for.
     "rmu": {"coefficients": {"scale": 6.5, "retain_weight": 12.0}},

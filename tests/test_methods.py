@@ -19,7 +19,7 @@ from letheon.objective.catalogue import METHODS
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint
 from letheon.training.inputs import read_inputs
-from letheon.training.loop import _with_alternatives, accumulate
+from letheon.training.loop import _rows_of_step, accumulate
 from letheon.training.prepare import prepare
 from letheon.training.resolve import resolve_settings, terms_of
 from letheon.training.run import RunReport, unlearn
@@ -162,7 +162,7 @@ def step_gradient(method: str, given: dict[str, Any]) -> Tensor:
         for parameter in problem.adapted.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     factors = problem.control.factors(problem.control.begin()) if problem.control else {}
-    rows = _with_alternatives(problem, range(6), epoch=0)
+    rows = _rows_of_step(problem, range(6), epoch=0)
     with problem.engine.running():
         accumulate(problem, rows, max_tokens=10_000, factors=factors)
     return torch.cat([p.grad.flatten() for p in problem.adapted.parameters() if p.grad is not None])

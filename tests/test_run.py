@@ -25,6 +25,7 @@ from letheon.training.prepare import prepare
 from letheon.training.resolve import resolve_settings
 from letheon.training.run import RunReport, unlearn
 from letheon.training.tracking import Silent
+from running import short_run
 from small import tiny_model
 
 
@@ -33,21 +34,7 @@ def given(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Settings of a short run over files in the test's folder."""
-    save_model(model, tokenizer, tmp_path / "target")
-    write_rows(rows[:3], tmp_path / "forget.jsonl")
-    write_rows(rows[3:], tmp_path / "retain.jsonl")
-    return {
-        "model": str(tmp_path / "target"),
-        "forget": str(tmp_path / "forget.jsonl"),
-        "retain": str(tmp_path / "retain.jsonl"),
-        "out": tmp_path / "run",
-        "epochs": 3,
-        "batch_size": 2,
-        "learning_rate": 1e-2,
-        "checkpoint_epochs": 1,
-        "template": "joined",
-        "keep": "last",
-    }
+    return {**short_run(tmp_path, rows, model, tokenizer), "trackers": "tensorboard", "keep": "last"}
 
 
 def run(given: Mapping[str, Any], **changed: Any) -> RunReport:

@@ -1,7 +1,9 @@
 """Batches of answer tokens for the tests of losses, packed as ours and padded as others have them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -111,3 +113,15 @@ def both_layouts(role: str, *, seed: int = 0) -> Layouts:
     flat, flat_reference = (torch.cat([x[s, : len(row)] for s, row in enumerate(ids)]) for x in (logits, reference))
     answers = Answers((2, 5), flat[rows], flat_reference[rows], batch.labels[found.index])
     return Layouts(answers=answers, role=found, padded=padded)
+
+
+def check_that_pieces_add_up(loss: Callable[[Answers, Tokens], Tensor]) -> None:
+    """Loss and gradient of a batch are the sums of those of its pieces with the counts of the whole."""
+    answers = random_answers(3, 1, 4, 2)
+    whole = loss(answers, answers.tokens)
+    (expected,) = torch.autograd.grad(whole, answers.logits)
+    pieces = [answers.of(*part) for part in ((0, 2), (1,), (3,))]
+    total = torch.stack([loss(p, replace(p.tokens, counts=answers.tokens.counts)) for p in pieces]).sum()
+    (gradient,) = torch.autograd.grad(total, answers.logits)
+    assert total.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-7)

@@ -34,6 +34,7 @@ def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
     """Give a command one flag for each field of its settings, and --config."""
 
     def decorate(command: Command) -> Command:
+        """Give `command` its flags."""
         fields = {name: field for kind in reversed(settings) for name, field in kind.model_fields.items()}
         names = list(dict.fromkeys(name for kind in settings for name in kind.model_fields))
         for name in reversed(names):

@@ -125,7 +125,9 @@ class UnlearnSettings(RowSettings):
     )
     learning_rate: float = Field(1e-4, gt=0, description="Step size of the optimiser.")
     optimiser: Literal["adamw", "adam"] = Field("adamw", description="Optimiser.", json_schema_extra=RARE)
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (adamw).", json_schema_extra=RARE)
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay: decoupled with adamw, L2 with adam.", json_schema_extra=RARE
+    )
     learning_rate_schedule: Literal["constant", "linear"] = Field("constant", description="Linear decays to 0.")
     max_gradient_norm: float | None = Field(None, gt=0, description="Clip the gradient to this norm; off by default.")
     adapt: Literal["lora", "weights"] = Field("lora", description="Train an adapter, or the weights themselves.")

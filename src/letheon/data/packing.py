@@ -9,6 +9,9 @@ from torch import Tensor
 
 from letheon.data.sequences import Sequence
 
+PASS_TOKENS = 4096
+"""Most tokens at once in a forward without gradients: the reference pass, scoring, choosing."""
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:

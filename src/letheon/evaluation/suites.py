@@ -105,6 +105,7 @@ class _Reader:
     def predictions(
         self, labelled: Sequence[tuple[SplitName, Row]], max_new_tokens: int, *, whole: bool
     ) -> tuple[Prediction, ...]:
+        """Return what the model says to each row."""
         generations = generate(
             self.model,
             self.tokenizer,
@@ -123,6 +124,7 @@ class _Reader:
         )
 
     def membership(self, documents: _Documents | None) -> MembershipScores | str:
+        """Return the scores of the membership attack, or why there are none."""
         if documents is None:
             return "no member and non-member documents given"
         try:
@@ -139,6 +141,7 @@ class _Reader:
             return str(error)
 
     def mmlu(self, subjects: Sequence[Subject] | None, limit_per_subject: int | None) -> MmluScores | str:
+        """Return the accuracies on MMLU, or why there are none."""
         if subjects is None:
             return "no MMLU folder given"
         try:
@@ -155,6 +158,7 @@ class _Reader:
             return str(error)
 
     def harness(self, limit_per_subject: int | None) -> MmluScores:
+        """Return the accuracies that lm-evaluation-harness finds."""
         return mmlu_with_harness(
             self.model, self.tokenizer, batch_size=self.batch_size, limit_per_subject=limit_per_subject
         )

@@ -191,6 +191,7 @@ class _LabelTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return label logits and normalisers (A,) of scaled states (A, D)."""
         label_logits, log_normalisers, expected = [], [], []
         for rows, wanted in zip(states.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True):
             logits = linear(rows, weight, bias)
@@ -205,6 +206,7 @@ class _LabelTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient (A, D) of the states."""
         of_label, of_normaliser = gradients
         expected, labels, weight = ctx.saved_tensors
         return of_label[:, None] * weight[labels] + of_normaliser[:, None] * expected, None, None, None

@@ -82,6 +82,7 @@ class _LowRankLinear(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - autograd passes them so
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
     ) -> Tensor:
+        """Return y (.., O) of states (.., D)."""
         rows = states.reshape(-1, states.shape[-1])
         inner = rows.to(down.dtype) @ down.T
         # (r, O), contiguous: in this layout both products with it run several times faster than with B itself.
@@ -98,6 +99,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        """Return the gradients of states, A and B; the frozen matrix has none."""
         rows, inner, weight, down, up_rows = ctx.saved_tensors
         (of_output,) = gradients
         shape = of_output.shape

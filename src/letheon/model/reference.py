@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from letheon.data.packing import PackedBatch, pack, token_groups
+from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import Sequence
 from letheon.files import replace_file
 from letheon.model.engine import Engine
@@ -183,7 +183,7 @@ def build_reference(
     num_forget_rows: int,
     num_retain_rows: int | None = None,
     needs: Needs,
-    max_tokens: int = 4096,
+    max_tokens: int = PASS_TOKENS,
 ) -> ReferenceStore:
     """Run the reference (adapter off) over all rows, at most `max_tokens` tokens a forward.
 
@@ -260,7 +260,7 @@ def load_or_build_reference(
     needs: Needs,
     model_fingerprint: str,
     cache_dir: Path | None,
-    max_tokens: int = 4096,
+    max_tokens: int = PASS_TOKENS,
 ) -> ReferenceStore:
     """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
 

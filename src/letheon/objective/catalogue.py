@@ -258,7 +258,11 @@ _ALL = (
         name="npo-ties",
         formula="w1 * NPO(batch) + w2 * KL(retain) + w3 * NLL(retain), twice with other weights, TIES-merged",
         paper="Xu et al. 2025, ZJUKLAB at SemEval-2025 Task 4: Unlearning via Model Merging, arXiv 2503.21088",
-        coefficients={"beta": BETA, "kl": KL, "density": Coefficient(0.8, "share of the entries that TIES keeps")},
+        coefficients={
+            "beta": BETA,
+            "kl": KL,
+            "density": Coefficient(0.8, "share of the entries that TIES keeps", is_share=True),
+        },
         settings={"keep": "last"},
         members=(
             {"forget_weight": 0.4, "delta": 0.4, "gamma": 0.2},

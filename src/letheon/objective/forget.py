@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from letheon.objective.reductions import sequence_means
 from letheon.objective.terms import Tokens
 
 
@@ -26,7 +25,7 @@ def gradient_ascent_by_sequence(log_probs: Tensor, tokens: Tokens) -> Tensor:
     The forget term of NEKO and of SUGD (AILS-NTUA, arXiv 2503.02443). `log_probs` (A,) float32. Range (-inf, 0]; lower
     is more forgotten. Unbounded below.
     """
-    return tokens.mean_over_sequences(sequence_means(log_probs, tokens))
+    return tokens.mean_over_sequences(tokens.sequence_means(log_probs))
 
 
 def npo_token(log_probs: Tensor, reference_log_probs: Tensor, tokens: Tokens, *, beta: float) -> Tensor:
@@ -76,7 +75,7 @@ def simnpo(log_probs: Tensor, tokens: Tokens, *, beta: float, margin: float) -> 
 
     Differs from the published code and open-unlearning, where the margin is multiplied by beta: margin = beta * theirs.
     """
-    return tokens.mean_over_sequences(softplus(beta * sequence_means(log_probs, tokens) + margin)) * (2 / beta)
+    return tokens.mean_over_sequences(softplus(beta * tokens.sequence_means(log_probs) + margin)) * (2 / beta)
 
 
 def wga(log_probs: Tensor, tokens: Tokens, *, beta: float) -> Tensor:

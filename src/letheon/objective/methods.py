@@ -47,6 +47,8 @@ class Coefficient:
     """The values that a choice can take; empty for a number."""
     minimum: float = 0.0
     """The least value of a number."""
+    is_share: bool = False
+    """Whether it is a share: above 0 and at most 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,5 +183,7 @@ def _check_value(name: str, value: Value, coefficient: Coefficient, *, is_layer:
         number = float(value)
     except ValueError:
         raise SettingsError(f"{name}: expected a number, got {value!r}") from None
+    if coefficient.is_share and not 0 < number <= 1:
+        raise SettingsError(f"{name}: expected a share above 0 and at most 1, got {value!r}")
     if not coefficient.minimum <= number < float("inf"):
         raise SettingsError(f"{name}: expected a number of at least {coefficient.minimum:g}, got {value!r}")

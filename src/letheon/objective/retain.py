@@ -2,7 +2,6 @@
 
 from torch import Tensor
 
-from letheon.objective.reductions import sequence_means
 from letheon.objective.terms import Tokens
 
 
@@ -21,7 +20,7 @@ def nll_by_sequence(log_probs: Tensor, tokens: Tokens) -> Tensor:
     The retain term of SUGD (AILS-NTUA, arXiv 2503.02443): a short answer weighs as much as a long one. `log_probs` (A,)
     float32 at retain tokens; gives a scalar.
     """
-    return -tokens.mean_over_sequences(sequence_means(log_probs, tokens))
+    return -tokens.mean_over_sequences(tokens.sequence_means(log_probs))
 
 
 def mean_kl(kl: Tensor, tokens: Tokens) -> Tensor:

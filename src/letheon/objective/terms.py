@@ -80,6 +80,13 @@ class Tokens:
         """Return the sums (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role."""
         return values.new_zeros(self.is_member.shape[0]).index_add(0, self.owner, values)
 
+    def sequence_means(self, values: Tensor) -> Tensor:
+        """Return the means (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role.
+
+        A sequence lies whole in one piece of a step, so its own length is the denominator and no count of the step is.
+        """
+        return self.per_sequence(values) / self.per_sequence(torch.ones_like(values)).clamp_min(1)
+
     def mean_over_sequences(self, values: Tensor) -> Tensor:
         """Return the mean (scalar) of per-sequence `values` (S,) over the sequences of this role."""
         return values[self.is_member].sum() / max(self.counts.sequences, 1)

@@ -16,7 +16,7 @@ from statistics import fmean, harmonic_mean
 import torch
 from sklearn.metrics import roc_auc_score
 
-from letheon.data.packing import PackedBatch, pack, token_groups
+from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence
 from letheon.model.engine import Engine
@@ -97,7 +97,7 @@ def membership_score(member_losses: Collection[float], other_losses: Collection[
 
 
 @torch.no_grad()
-def text_losses(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = 4096) -> list[float]:
+def text_losses(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> list[float]:
     """Return the mean cross-entropy, nats a token, of each sequence's answer tokens."""
     found: list[float] = []
     for batch, group in _batches(engine, sequences, max_tokens):
@@ -121,7 +121,7 @@ class AnswerValues:
 
 
 @torch.no_grad()
-def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = 4096) -> AnswerValues:
+def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> AnswerValues:
     """Return what the engine's present state makes of each sequence's answer."""
     recalls: list[float] = []
     losses: list[float] = []

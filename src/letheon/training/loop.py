@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
-from letheon.data.schedules import Schedule, steps_from
+from letheon.data.schedules import Schedule, steps_from, with_alternatives
 from letheon.data.sequences import Sequence
 from letheon.errors import DivergenceError, OutputError
 from letheon.model.adapted import Adapted
@@ -33,6 +33,7 @@ from letheon.training.checkpoint import (
 )
 from letheon.training.interim import InterimScore, Probes, interim_score
 from letheon.training.optimiser import build_optimiser, learning_rate_at, set_learning_rate
+from letheon.training.resolve import steps_to_score, total_steps
 from letheon.training.stopping import Clock, Interruption, Start, best, choose_kept, why_stop
 from letheon.training.tracking import Log, Observer
 
@@ -103,7 +104,11 @@ class _Run:
 
     @property
     def total_steps(self) -> int:
-        return min(self.schedule.num_steps, self.settings.max_steps or self.schedule.num_steps)
+        return total_steps(self.settings, self.schedule)
+
+    @property
+    def due(self) -> set[int]:
+        return steps_to_score(self.settings, self.schedule)
 
 
 def train(
@@ -126,7 +131,7 @@ def train(
         OutputError: a checkpoint cannot be written.
     """
     run = _begin(problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed)
-    due = _steps_to_score(run)
+    due = run.due
     reason, slowest_s = why_stop(run.history, problem.start, settings) if run.history else None, 0.0
     with problem.engine.running():
         for step, rows in steps_from(run.schedule, run.step, end=run.total_steps):
@@ -137,7 +142,7 @@ def train(
             if reason is not None:
                 break
             began_s = clock.elapsed_s
-            _take_step(run, _with_alternatives(problem, rows, epoch=step // run.schedule.steps_per_epoch))
+            _take_step(run, _rows_of_step(problem, rows, epoch=step // run.schedule.steps_per_epoch))
             if run.step in due:
                 _score_and_save(run)
                 reason = why_stop(run.history, problem.start, settings)
@@ -176,23 +181,18 @@ def _new_optimiser(problem: Problem, settings: UnlearnSettings) -> torch.optim.O
     )
 
 
-def _steps_to_score(run: _Run) -> set[int]:
-    """After which steps the run is scored and saved."""
-    if run.settings.score_at is not None:
-        return {round(epoch * run.schedule.steps_per_epoch) for epoch in run.settings.score_at}
-    every = run.settings.checkpoint_epochs * run.schedule.steps_per_epoch
-    return set(range(every, run.total_steps + 1, every))
-
-
-def _with_alternatives(problem: Problem, rows: Collection[int], *, epoch: int) -> list[int]:
-    """Put other answers to the step's forget rows beside them, or in their place."""
+def _rows_of_step(problem: Problem, rows: Collection[int], *, epoch: int) -> list[int]:
     chosen = problem.alternatives
     if chosen is None:
         return list(rows)
-    forget = [row for row in rows if row < problem.num_forget_rows]
-    first = len(problem.rows)
-    others = [first + row * chosen.per_row + epoch % chosen.per_row for row in forget]
-    return [*(row for row in rows if row >= problem.num_forget_rows or not chosen.replace), *others]
+    return with_alternatives(
+        rows,
+        num_forget=problem.num_forget_rows,
+        num_rows=len(problem.rows),
+        per_row=chosen.per_row,
+        replace=chosen.replace,
+        epoch=epoch,
+    )
 
 
 def _take_step(run: _Run, rows: Collection[int]) -> None:
@@ -332,13 +332,13 @@ def _score_and_save(run: _Run) -> None:
 
 def _taken_when_due(run: _Run) -> list[InterimScore]:
     """The scores so far, but one that was taken because the run was interrupted or out of time."""
-    due = {*_steps_to_score(run), run.total_steps}
+    due = {*run.due, run.total_steps}
     return [score for score in run.history if score.step in due]
 
 
 def _wanted(run: _Run) -> set[int]:
     """Steps asked for by name: their checkpoints stay."""
-    return _steps_to_score(run) if run.settings.score_at is not None else set()
+    return run.due if run.settings.score_at is not None else set()
 
 
 def _restore(run: _Run, kept: InterimScore) -> None:

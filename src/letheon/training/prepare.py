@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from letheon.data.alternatives import given_alternatives, other_answers, random_tokens, refusals
-from letheon.data.packing import PackedBatch, pack, token_groups
+from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.data.templates import AUTO, TEMPLATES
 from letheon.errors import DataError, ModelError
@@ -71,7 +71,56 @@ def prepare(
     probe = _probe(inputs.sequences).to(adapted.model.device)
     engine = build_engine(adapted.model, probe, adapter_off=adapted.off)
     _check_possible(engine, adapted, needs, method)
-    notes = list(engine.notes)
+    form = _choose_form(loaded, engine, inputs, settings, method)
+    fingerprinted = fingerprint(adapted.model)
+    reference = load_or_build_reference(
+        engine,
+        form.trained,
+        num_forget_rows=len(inputs.forget),
+        num_retain_rows=len(inputs.retain),
+        needs=needs,
+        model_fingerprint=fingerprinted,
+        cache_dir=cache_dir,
+    )
+    probes = probes_of(inputs, form.sequences, settings)
+    problem = Problem(
+        engine=engine,
+        adapted=adapted,
+        rows=inputs.rows,
+        sequences=form.trained,
+        num_forget_rows=len(inputs.forget),
+        reference=reference,
+        terms=runs[0],
+        schedule=build_schedule(settings, inputs.forget, inputs.retain),
+        probes=probes,
+        start=_start(engine, probes, settings),
+        alternatives=method.alternatives,
+        control=method.control(coefficients_of(method, settings)) if method.control else None,
+    )
+    check_reference(problem)
+    notes = (*engine.notes, *form.notes)
+    for note in notes:
+        observer.note(note)
+    return Prepared(problem, form.template, form.template_log_probs, fingerprinted, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The form in which the rows are trained on and scored."""
+
+    template: str
+    template_log_probs: dict[str, float]
+    sequences: list[Sequence]
+    """Of all rows, left-out ones included, with their ends where these are kept."""
+    trained: list[Sequence]
+    notes: tuple[str, ...]
+
+
+def _choose_form(
+    loaded: LoadedModel, engine: Engine, inputs: Inputs, settings: UnlearnSettings, method: Method
+) -> _Form:
+    """Settle template and ends with the model where they are to be found out, and put the rows into that form."""
+    notes: list[str] = []
     template, log_probs, sequences = settings.template, dict[str, float](), inputs.sequences
     if template == AUTO:
         template, log_probs = choose_template(engine, inputs)
@@ -87,43 +136,13 @@ def prepare(
     others = _alternatives(loaded, inputs, sequences, settings, method=method, template=template, ends=ends)
     if ends:
         sequences = _with_ends(inputs, sequences)
-    num_rows, num_forget, num_retain = len(inputs.rows), len(inputs.forget), len(inputs.retain)
-    trained = [*_trained(sequences[:num_rows], settings, inputs), *others]
+    trained = [*_trained(sequences[: len(inputs.rows)], settings, inputs), *others]
     num_empty = sum(sequence.num_answer_tokens == 0 for sequence in trained)
     if num_empty:
         notes.append(
             f"{num_empty} rows have no answer token among their first {settings.max_length}: nothing trains on it"
         )
-    weights = fingerprint(adapted.model)
-    with engine.running():
-        reference = load_or_build_reference(
-            engine,
-            trained,
-            num_forget_rows=num_forget,
-            num_retain_rows=num_retain,
-            needs=needs,
-            model_fingerprint=weights,
-            cache_dir=cache_dir,
-        )
-    probes = _probes(inputs, sequences, settings)
-    problem = Problem(
-        engine=engine,
-        adapted=adapted,
-        rows=inputs.rows,
-        sequences=trained,
-        num_forget_rows=num_forget,
-        reference=reference,
-        terms=runs[0],
-        schedule=build_schedule(settings, inputs.forget, inputs.retain),
-        probes=probes,
-        start=_start(engine, probes, settings),
-        alternatives=method.alternatives,
-        control=method.control(coefficients_of(method, settings)) if method.control else None,
-    )
-    check_reference(problem)
-    for note in notes:
-        observer.note(note)
-    return Prepared(problem, template, log_probs, weights, tuple(notes))
+    return _Form(template, log_probs, sequences, trained, tuple(notes))
 
 
 def adapt(model: PreTrainedModel, settings: UnlearnSettings) -> Adapted:
@@ -243,7 +262,8 @@ def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
     return Sequence(sequence.input_ids + (_end_of_sequence(inputs),) * missing, answer_start=1)
 
 
-def _probes(inputs: Inputs, sequences: Collection[Sequence], settings: UnlearnSettings) -> Probes:
+def probes_of(inputs: Inputs, sequences: Collection[Sequence], settings: UnlearnSettings) -> Probes:
+    """Return what is scored while a run lasts: its rows, or those that are left out of training."""
     num_rows = len(inputs.rows)
     if settings.validation is None:
         rows, answers, num_forget = inputs.rows, sequences[:num_rows], len(inputs.forget)
@@ -327,7 +347,7 @@ def _largest(values: torch.Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def _mean_log_prob(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = 4096) -> float:
+def _mean_log_prob(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> float:
     total, count = 0.0, 0
     with engine.running():
         for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):

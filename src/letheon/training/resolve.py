@@ -152,6 +152,19 @@ def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Sch
     )
 
 
+def total_steps(settings: UnlearnSettings, schedule: Schedule) -> int:
+    """Return how many steps a run takes if nothing ends it."""
+    return min(schedule.num_steps, settings.max_steps or schedule.num_steps)
+
+
+def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
+    """Return after which steps a run is scored and saved, besides its end."""
+    if settings.score_at is not None:
+        return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
+    every = settings.checkpoint_epochs * schedule.steps_per_epoch
+    return set(range(every, total_steps(settings, schedule) + 1, every))
+
+
 def _check_taken(settings: UnlearnSettings) -> None:
     for name in sorted(settings.model_fields_set & _TAKEN.keys()):
         has_effect, wants = _TAKEN[name]
@@ -171,9 +184,7 @@ def _check_scoring(settings: UnlearnSettings) -> None:
 
 
 def _check_method(settings: UnlearnSettings, method: Method) -> None:
-    terms = method.terms(coefficients_of(method, settings, layer=0))
-    if not terms:
-        raise SettingsError(f"method '{method.name}': every term has weight 0, so there is nothing to minimise")
+    terms = terms_of(method, settings, layer=0)
     if method.finish != "keep" and (settings.adapt != "lora" or settings.dora):
         raise SettingsError(
             f"method '{method.name}' works on low-rank adapters when training is over; use --adapt lora without --dora"
@@ -188,8 +199,6 @@ def _check_method(settings: UnlearnSettings, method: Method) -> None:
             f"schedule: 'forget' leaves out the retain rows, but method '{method.name}' has a term on them; "
             "use --schedule mixed"
         )
-    if method.finish == "ties" and not 0 < (density := coefficients_of(method, settings).number("density")) <= 1:
-        raise SettingsError(f"density: expected a share above 0 and at most 1, got {density:g}")
     retained = [term for term in terms if term.role == "retain"]
     if settings.positions == "all" and not (retained and all(term.needs.kl for term in retained)):
         found = ", ".join(term.name for term in retained if not term.needs.kl) or "no retain term"

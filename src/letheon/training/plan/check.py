@@ -11,12 +11,11 @@ from letheon.model.loading import DTYPES, load_config
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.inputs import Inputs
-from letheon.training.interim import Probes
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
-from letheon.training.plan.demand import SAMPLE_ROWS, Data, demand_of
+from letheon.training.plan.demand import Data, demand_of
 from letheon.training.plan.estimate import Plan, estimate
 from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
-from letheon.training.prepare import planned_sequences
+from letheon.training.prepare import NUM_TEMPLATE_ROWS, planned_sequences, probes_of
 from letheon.training.resolve import build_schedule, terms_of
 
 SMALL = 1000
@@ -119,19 +118,13 @@ def _is_small(settings: UnlearnSettings, machine: Machine) -> bool:
 
 
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
-    num_rows, num_forget = len(inputs.rows), len(inputs.forget)
     sequences = planned_sequences(inputs, settings, method=get_method(settings.method))
     num_left_out = sum(len(rows) for rows in inputs.left_out)
-    left_out = inputs.sequences[num_rows:]
-    if settings.validation is None:
-        probes = Probes(inputs.rows, inputs.sequences[:num_rows], num_forget, inputs.holdout, settings.holdout_task)
-    else:
-        rows = [row for rows in inputs.left_out for row in rows]
-        probes = Probes(rows, left_out, len(inputs.left_out[0]), inputs.holdout, settings.holdout_task)
+    probes = probes_of(inputs, inputs.sequences, settings)
     texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
     return Data(
         trained=sequences[: len(sequences) - num_left_out],
-        num_forget=num_forget,
+        num_forget=len(inputs.forget),
         num_retain=len(inputs.retain),
         scored=[*probes.answers, *texts],
         choosing_tokens=_choosing_tokens(inputs, settings),
@@ -148,7 +141,7 @@ def _choosing_tokens(inputs: Inputs, settings: UnlearnSettings) -> int:
         (forget, num_templates if settings.template == AUTO else 0),
         (retain, int(settings.end_of_sequence == "auto")),
     ):
-        sample = rows[:: -(-len(rows) // SAMPLE_ROWS)]
+        sample = rows[:: -(-len(rows) // NUM_TEMPLATE_ROWS)]
         tokens += times * sum(len(sequence.input_ids) for sequence in sample)
     return tokens
 

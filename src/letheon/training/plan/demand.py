@@ -3,16 +3,12 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from letheon.data.packing import token_groups
-from letheon.data.schedules import Schedule, steps_from
+from letheon.data.packing import PASS_TOKENS, token_groups
+from letheon.data.schedules import Schedule, steps_from, with_alternatives
 from letheon.data.sequences import Sequence
 from letheon.objective.methods import Alternatives, Method
 from letheon.settings import UnlearnSettings
-
-PASS_TOKENS = 4096
-"""Most tokens a forward of the reference pass and of scoring."""
-SAMPLE_ROWS = 64
-"""Most rows that a template is tried on."""
+from letheon.training.resolve import steps_to_score, total_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +107,10 @@ def demand_of(
     settings: UnlearnSettings, data: Data, *, schedule: Schedule, method: Method, can_split: bool = True
 ) -> Demand:
     """Return what a run of these settings computes, each step as the schedule draws it."""
-    num_steps = min(schedule.num_steps, settings.max_steps or schedule.num_steps)
+    num_steps = total_steps(settings, schedule)
     total, largest, is_split = Tokens(), list[int](), False
     for step, rows in steps_from(schedule, 0, end=num_steps):
-        chosen = _with_others(data, rows, method.alternatives, epoch=step // schedule.steps_per_epoch)
+        chosen = _rows_of_step(data, rows, method.alternatives, epoch=step // schedule.steps_per_epoch)
         total += data.count(chosen)
         pieces = _pieces(data, chosen, settings.max_batch_tokens if can_split else None)
         is_split |= len(pieces) > 1
@@ -135,26 +131,30 @@ def demand_of(
         reference_group=_largest_group(data),
         scoring=scored.count(range(len(data.scored))),
         scoring_group=_largest_group(scored),
-        num_scorings=num_scorings(settings, schedule, num_steps) * num_runs + (method.finish != "keep"),
+        num_scorings=_num_scorings(settings, schedule) * num_runs + (method.finish != "keep"),
         choosing_tokens=data.choosing_tokens,
     )
 
 
-def num_scorings(settings: UnlearnSettings, schedule: Schedule, num_steps: int) -> int:
-    """Return how often a run of `num_steps` steps is scored: at the epochs asked for and at its end."""
-    every = settings.checkpoint_epochs * schedule.steps_per_epoch
-    due = set(range(every, num_steps + 1, every))
-    if settings.score_at is not None:
-        due = {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
-    started = settings.retain_budget is not None or settings.text_budget is not None
-    return len({step for step in due if step <= num_steps} | {num_steps}) + started
+def _num_scorings(settings: UnlearnSettings, schedule: Schedule) -> int:
+    """How often a run is scored: at the epochs asked for, at its end, and before its start where a budget is set."""
+    end = total_steps(settings, schedule)
+    due = {step for step in steps_to_score(settings, schedule) if step <= end}
+    has_budget = settings.retain_budget is not None or settings.text_budget is not None
+    return len(due | {end}) + has_budget
 
 
-def _with_others(data: Data, rows: Collection[int], chosen: Alternatives | None, *, epoch: int) -> list[int]:
+def _rows_of_step(data: Data, rows: Collection[int], chosen: Alternatives | None, *, epoch: int) -> list[int]:
     if chosen is None:
         return list(rows)
-    others = [data.num_rows + row * chosen.per_row + epoch % chosen.per_row for row in rows if row < data.num_forget]
-    return [*(row for row in rows if row >= data.num_forget or not chosen.replace), *others]
+    return with_alternatives(
+        rows,
+        num_forget=data.num_forget,
+        num_rows=data.num_rows,
+        per_row=chosen.per_row,
+        replace=chosen.replace,
+        epoch=epoch,
+    )
 
 
 def _pieces(data: Data, indices: list[int], max_tokens: int | None) -> list[list[int]]:

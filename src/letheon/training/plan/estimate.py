@@ -115,7 +115,6 @@ def estimate(
     terms: tuple[Term, ...],
     device: str,
     process: int = 0,
-    trust_remote_code: bool = False,
 ) -> Plan:
     """Return what a run needs.
 
@@ -137,7 +136,7 @@ def estimate(
     Raises:
         ModelError: transformers makes no model of this configuration, or its modules do not fit the settings.
     """
-    model = empty_model(config, DTYPES[settings.dtype], trust_remote_code=trust_remote_code)
+    model = empty_model(config, DTYPES[settings.dtype], trust_remote_code=settings.trust_remote_code)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
@@ -240,6 +239,7 @@ def _trace(model: PreTrainedModel, adapted: Adapted, terms: tuple[Term, ...], de
                 check=trace_check(engine, demand.longest),
             )
         except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+            # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (
         f"{type(model).__name__} cannot be run on tensors without values ({'; '.join(reasons)}), so the memory of "
