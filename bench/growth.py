@@ -21,7 +21,7 @@ from bench.shapes import Shape, make_model
 from letheon.data.schedules import batches
 from letheon.files import write_json
 from letheon.model.loading import fingerprint
-from letheon.model.reference import load_or_build_reference
+from letheon.model.reference_cache import load_or_build_reference
 from letheon.objective.methods import needs_of
 from letheon.report.tables import Table, to_markdown
 

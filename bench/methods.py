@@ -4,8 +4,9 @@
 
 Of each method a grid of learning rates is run with the first seed, and the rate kept whose state scores best by the
 run's own interim score (recall of the rows, and membership against documents that the official attack does not hold).
-Every seed is then scored officially at that rate. Each run is a process of its own, through the command line; what is
-done is not done again. The table is printed in Markdown at the end.
+Every seed is then scored officially at that rate. Time and memory come from a short run of each method afterwards, one
+at a time, so that runs side by side do not slow them. Each run is a process of its own, through the command line; what
+is done is not done again. The table is printed in Markdown at the end.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """What of a method's published settings is for other models."""
 TEXT_PIECES, TEXT_TOKENS = 40, 256
+TIMED_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         before = evaluate(bench, files.target, given.out / "before")
         list(pool.map(lambda name: one_method(bench, name, given.seeds), given.methods))
+    for name in given.methods:
+        unlearn_briefly(bench, name)
     print(table(bench, given.methods, given.seeds, before))
 
 
@@ -139,6 +143,27 @@ def unlearn(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
     if done.returncode:
         write_json(run / "failed.json", {"returncode": done.returncode, "error": done.stderr[-2000:]})
     return run
+
+
+def unlearn_briefly(bench: Bench, name: str) -> None:
+    """Take a few steps with a method, unless that was done; they are what its time and memory are read from."""
+    run = bench.out / "timed" / name
+    if (run / "provenance.json").exists():
+        return
+    values = values_of(name, seed=0, rate=rates_of(name)[0])
+    values |= {"max_steps": TIMED_STEPS, "checkpoint_epochs": 99, "keep": "last"}
+    values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
+    done = letheon("unlearn", *_flags(values))
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+def _cost(run: Path) -> tuple[float, float]:
+    """Return the milliseconds a thousand tokens, median over steps, and the peak MiB of a run."""
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    per_token = median(event["duration_s"] / event["num_tokens"] for event in steps)
+    return 1e6 * per_token, _result(run)["peak_memory_bytes"] / 2**20
 
 
 def _flags(values: dict[str, Any]) -> Iterable[object]:
@@ -212,7 +237,10 @@ def text_loss(bench: Bench, model: Path) -> float:
 
 def table(bench: Bench, names: list[str], seeds: list[int], before: Path) -> str:
     """Return the table: mean and sample standard deviation over seeds."""
-    names_of_columns = "task aggregate | MIA score | mean of both | lowest retain score | general text, nats | s | MiB"
+    names_of_columns = (
+        "task aggregate | MIA score | mean of both | lowest retain score | general text, nats | "
+        "ms per 1,000 tokens | MiB"
+    )
     header = f"| method | rate | {names_of_columns} |"
     lines = [header, "|---|---|---|---|---|---|---|---|---|"]
     first = read_results(before / "results.json")
@@ -228,11 +256,10 @@ def table(bench: Bench, names: list[str], seeds: list[int], before: Path) -> str
             continue
         columns = zip(*(_official(read_results(run / "official" / "results.json")) for run in whole), strict=True)
         texts = [json.loads((run / "official" / "text.json").read_text())["loss"] for run in whole]
-        seconds = fmean(_result(run)["duration_s"] for run in whole)
-        peak = max(_result(run)["peak_memory_bytes"] for run in whole) / 2**20
+        milliseconds, peak = _cost(bench.out / "timed" / name)
         cells = [_spread(column) for column in (*columns, texts)]
         missing = f" ({len(runs) - len(whole)} of {len(runs)} diverged)" if len(whole) < len(runs) else ""
-        lines.append(f"| {name}{missing} | {rate:g} | {' | '.join(cells)} | {seconds:.0f} | {peak:.0f} |")
+        lines.append(f"| {name}{missing} | {rate:g} | {' | '.join(cells)} | {milliseconds:.0f} | {peak:.0f} |")
     return "\n".join(lines)
 
 

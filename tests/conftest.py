@@ -1,9 +1,7 @@
 """Fixtures shared by all tests: small models and tokenizers made in memory, rows, and the folder of real data."""
 
 import os
-import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
 from letheon.model.architectures import train_tokenizer
+from network import block_network
 from small import tiny_model
 
 TEXTS = [
@@ -26,14 +25,7 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One thread, no network beyond this machine, caches in the test's own folder."""
     torch.set_num_threads(1)
     monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))
-    connect = socket.socket.connect
-
-    def local_only(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise OSError(f"tests reach no network, but {address} was asked for")
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", local_only)
+    block_network(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_trackers_write_tensorboard_events(files: Path) -> None:
     ("arguments", "message"),
     [
         (["unlearn"], "model: unlearn needs it (--model)"),
-        (["unlearn", "--epochs", "x"], "epochs: expected a valid integer"),
+        (["unlearn", "--epochs", "x"], "epochs: expected a whole number, got 'x'"),
         (["unlearn", "--recipe", "atyaephyra-8b"], "did you mean 'atyaephyra-7b'"),
         (["unlearn", "--config", "missing.yaml"], "missing.yaml: the settings file cannot be read"),
         (["unlearn", "--fields", "prompt"], "fields: expected NAME=VALUE pairs"),

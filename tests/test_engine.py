@@ -19,13 +19,15 @@ from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import Engine, build_engine
 from letheon.model.engine import Path as EnginePath
 from letheon.model.loading import fingerprint
-from letheon.model.reference import ReferenceStore, build_reference, load_or_build_reference, token_terms
+from letheon.model.reference import ReferenceStore, build_reference, token_terms
+from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.trunk import padded_logits
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Needs, Term, needs_of, resolve
 from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.training.interim import AnswerValues, Probes, answer_values, interim_score, text_losses
-from letheon.training.loop import Problem, accumulate
+from letheon.training.loop import accumulate
+from letheon.training.state import Problem
 from small import tiny_model
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
@@ -252,7 +254,7 @@ def test_reference_store_is_reused_and_rebuilt_when_rows_or_weights_change(
         built.append(1)
         return build_reference(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("letheon.model.reference.build_reference", counting)
+    monkeypatch.setattr("letheon.model.reference_cache.build_reference", counting)
 
     def get(wanted: list[Sequence]) -> ReferenceStore:
         return load_or_build_reference(

@@ -1,12 +1,15 @@
 """The head: labels, normalisers and KL without keeping logits, against the plain formulas."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from letheon.model import head as head_module
-from letheon.model.head import Head, expected_embedding, head_of, kl_from_expectation, label_terms, project
+from letheon.model.head import Head, expected_embedding, head_of, kl_from_expectation, label_terms, likeliest, project
 from letheon.objective.retain import forward_kl, reverse_kl
 
 NUM_TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -30,10 +33,18 @@ LABELS = torch.arange(NUM_TOKENS) % VOCABULARY
 HEADS = [random_head(), random_head(bias=True), random_head(bias=True, scale=0.3), random_head(softcap=2.0)]
 
 
+@pytest.fixture(params=[3, 1024], ids=["blocks", "whole"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens of the vocabulary at once: three, which leaves a last block of two, or all."""
+    monkeypatch.setattr(head_module, "CHUNK_ROWS", request.param)
+    monkeypatch.setattr(head_module, "LEAST_BLOCK", request.param)
+    monkeypatch.setattr(head_module, "BLOCK_LOGITS", {"cpu": 1})
+    return int(request.param)
+
+
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("chunk", [2, 1024])
-def test_label_terms_and_gradients_equal_log_softmax(head: Head, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "CHUNK_ROWS", chunk)
+@pytest.mark.usefixtures("block")
+def test_label_terms_and_gradients_equal_log_softmax(head: Head) -> None:
     states, naive_states = random_states(1).requires_grad_(), random_states(1).requires_grad_()
     weights = torch.linspace(-1, 2, NUM_TOKENS)
     terms = label_terms(states, LABELS, head)
@@ -51,7 +62,48 @@ def test_label_terms_and_gradients_equal_log_softmax(head: Head, chunk: int, mon
     assert torch.allclose(states.grad, naive_states.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.usefixtures("block")
+def test_the_likeliest_token_and_the_labels_log_probability_equal_those_of_the_logits(head: Head) -> None:
+    states = random_states(4)
+    logits = project(states, head)
+    for shift in range(VOCABULARY):
+        labels = (LABELS + shift) % VOCABULARY
+        chosen, log_probs = likeliest(states, labels, head)
+        assert torch.equal(chosen, logits.argmax(-1))
+        assert torch.allclose(log_probs, logits.log_softmax(-1)[range(NUM_TOKENS), labels], atol=1e-5)
+
+
+@pytest.mark.usefixtures("block")
+def test_of_equally_likely_tokens_the_first_is_chosen() -> None:
+    head = Head(weight=torch.zeros(VOCABULARY, WIDTH), bias=torch.tensor([0.0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1]))
+    chosen, log_probs = likeliest(random_states(1), LABELS, head)
+    assert chosen.tolist() == [2] * NUM_TOKENS
+    # Eight tokens at 0 and three at 1: lse = ln(8 + 3e).
+    assert log_probs[2].item() == pytest.approx(1 - math.log(8 + 3 * math.e), abs=1e-6)
+
+
+@pytest.mark.usefixtures("block")
+def test_logits_of_any_size_do_not_overflow() -> None:
+    head, states = random_head(), 100 * random_states(1)
+    expected = (states.double() @ head.weight.double().T).log_softmax(-1)
+    terms = label_terms(states, LABELS, head)
+    assert torch.allclose(terms.log_probs.double(), expected[range(NUM_TOKENS), LABELS], rtol=1e-5, atol=1e-3)
+    embedding = expected_embedding(states, head)
+    assert torch.allclose(embedding.double(), expected.exp() @ head.weight.double(), atol=1e-3)
+
+
+@pytest.mark.usefixtures("block")
+def test_a_bfloat16_head_gives_what_its_weight_gives_in_float32() -> None:
+    narrow = replace(random_head(bias=True), weight=random_head().weight.bfloat16())
+    wide = replace(narrow, weight=narrow.weight.float())
+    states = random_states(1)
+    assert torch.equal(label_terms(states, LABELS, narrow).log_probs, label_terms(states, LABELS, wide).log_probs)
+    assert torch.equal(expected_embedding(states, narrow), expected_embedding(states, wide))
+
+
 @pytest.mark.parametrize("head", [head for head in HEADS if head.is_linear])
+@pytest.mark.usefixtures("block")
 def test_kl_from_the_expected_embedding_equals_the_sum_over_the_vocabulary(head: Head) -> None:
     reference = random_states(2)
     embedding = expected_embedding(reference, head)
@@ -95,7 +147,8 @@ def test_empty_batches_give_empty_terms() -> None:
     assert expected_embedding(torch.zeros(0, WIDTH), random_head()).shape == (0, WIDTH)
 
 
-def test_head_of_a_float32_model_shares_its_weight_and_of_a_bfloat16_model_is_float32(model: PreTrainedModel) -> None:
-    own = model.get_output_embeddings().weight
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_is_the_models_own_and_no_copy(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    torch.nn.Module.to(model, dtype)
+    own = model.get_output_embeddings().weight.requires_grad_(False)
     assert head_of(model).weight.data_ptr() == own.data_ptr()
-    assert head_of(model.bfloat16()).weight.dtype == torch.float32

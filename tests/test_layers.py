@@ -9,20 +9,26 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "settings", "files", "provenance"}
+BASE = {"errors", "settings", "files", "provenance", "visible", "yaml_text", "cache", "locks"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "provenance": set(),
-    "settings": {"errors"},
+    "cache": set(),
+    "locks": {"errors", "files"},
+    "visible": set(),
+    "yaml_text": set(),
+    "provenance": {"errors"},
+    "validation": {"errors"},
+    "settings": {"errors", "validation", "yaml_text"},
     "recipes": {"errors", "settings"},
     "data": {*BASE},
     "objective": {*BASE, "data"},
     "model": {*BASE, "data", "objective"},
     "training": {*BASE, "data", "objective", "model"},
     "evaluation": {*BASE, "data", "model"},
+    "sweep": {*BASE, "recipes", "data", "objective", "model", "training", "evaluation", "report"},
     # Reports are made from files; of the other layers they know only the schemas and who a row is.
-    "report": {"errors", "files", "data.rows", "evaluation.results"},
+    "report": {"errors", "files", "visible", "yaml_text", "data.rows", "evaluation.results"},
 }
 
 
@@ -64,6 +70,8 @@ def test_layers_import_only_from_their_left(layer: str) -> None:
         "letheon.data.rows",
         "letheon.evaluation.official",
         "letheon.report.page",
+        "letheon.sweep.report",
+        "letheon.sweep.spec",
     ],
 )
 def test_light_modules_do_without_torch(module: str) -> None:
@@ -79,11 +87,14 @@ def test_public_names() -> None:
         "LetheonError",
         "MemorizeSettings",
         "Row",
+        "StudySettings",
         "UnlearnSettings",
         "evaluate",
         "memorize",
         "read_rows",
+        "study",
         "unlearn",
+        "unlearn_population",
         "write_report",
     ]
     for name in letheon.__all__:

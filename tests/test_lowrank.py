@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from letheon.model.adapters import LoraSettings, attach_lora
-from letheon.model.lowrank import _is_plain, fused_adapters
+from letheon.model.lowrank import fused_adapters, is_plain
 from small import tiny_model
 
 WIDTH, OUT = 24, 40
@@ -174,7 +174,7 @@ def test_merged_layers_and_trained_base_weights_keep_their_forward() -> None:
     with fused_adapters(model):
         assert is_fused(model) == [False, False]
     first.unmerge()
-    assert _is_plain(first)
+    assert is_plain(first)
 
 
 def test_an_output_can_be_changed_in_place() -> None:

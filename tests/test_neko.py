@@ -22,9 +22,9 @@ from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training import loop
 from letheon.training.inputs import read_inputs
-from letheon.training.loop import Problem
 from letheon.training.prepare import prepare
 from letheon.training.resolve import resolve_settings
+from letheon.training.state import Problem
 from letheon.training.tracking import Silent
 from running import events, knowing_model, model_of, run, same, short_run
 

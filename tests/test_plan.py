@@ -1,6 +1,8 @@
 """What a plan says, against what a run has: bytes, tokens, operations; refusals and the advice in them."""
 
 import dataclasses
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +26,7 @@ from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine
 from letheon.model.head import head_of
 from letheon.model.loading import save_model
+from letheon.model.lower import first_layer_run
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.trimming import Selection
 from letheon.objective.catalogue import get_method
@@ -61,10 +64,18 @@ def settings_of(**given: Any) -> UnlearnSettings:
     return resolve_settings(UnlearnSettings.of(values))
 
 
-def engine_of(model: PreTrainedModel, adapted: Adapted) -> Engine:
+def engine_of(model: PreTrainedModel, adapted: Adapted, settings: UnlearnSettings) -> Engine:
     head = head_of(model)
     frozen = None if head.weight.requires_grad else head
-    return Engine(model, "packed", adapter_off=adapted.off, frozen_head=frozen, selection=Selection())
+    return Engine(
+        model,
+        "packed",
+        adapter_off=adapted.off,
+        frozen_head=frozen,
+        selection=Selection(),
+        recomputes=settings.gradient_checkpointing,
+        begins_at=first_layer_run(model) if settings.store_lower else 0,
+    )
 
 
 def terms_for(settings: UnlearnSettings) -> tuple[Term, ...]:
@@ -75,7 +86,7 @@ def terms_for(settings: UnlearnSettings) -> tuple[Term, ...]:
 def real_step(model: PreTrainedModel, settings: UnlearnSettings) -> Iterator[tuple[Engine, Any]]:
     """An engine with everything ready for one step over the four rows, and a function that computes its loss."""
     adapted = adapt(model, settings)
-    engine, terms = engine_of(model, adapted), terms_for(settings)
+    engine, terms = engine_of(model, adapted, settings), terms_for(settings)
     needs = needs_of(terms)
     store = build_reference(engine, SEQUENCES, num_forget_rows=2, num_retain_rows=2, needs=needs)
     batch = pack(SEQUENCES, is_forget=[True, True, False, False], row_index=range(4))
@@ -131,6 +142,9 @@ def test_activations_are_what_autograd_keeps(
     [
         ("low-rank-npo", "olmo", {}),
         ("low-rank-npo", "gemma2", {"dtype": "bfloat16"}),
+        ("low-rank-npo", "olmo", {"dtype": "bfloat16", "gradient_checkpointing": True}),
+        ("neko", "llama", {"gradient_checkpointing": True}),
+        ("low-rank-npo", "llama", {"layers": "1:", "store_lower": True}),
         ("neko", "llama", {}),
         ("neko", "olmo", {"dtype": "bfloat16"}),
         ("npo", "gpt2", {}),
@@ -220,6 +234,8 @@ def test_trained_parameters_and_moments(given: dict[str, Any], tokenizer: PreTra
         # The lowest layer's inputs and, at many places, the last layer need no products; N_b counts both.
         ({"method": "gd"}, 0.12),
         ({"method": "gd", "layers": "4:8"}, 0.12),
+        ({"method": "gd", "layers": "4:8", "store_lower": True}, 0.18),
+        ({"method": "gd", "gradient_checkpointing": True}, 0.15),
         ({"method": "gd", "adapt": "weights"}, 0.12),
         ({"method": "low-rank-npo", "kl": "reverse"}, 0.12),
         ({"method": "undial"}, 0.12),
@@ -287,8 +303,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
     config.update({"hidden_size": 4096, "intermediate_size": 8192, "num_hidden_layers": 3, "num_attention_heads": 32})
     config.update({"num_key_value_heads": 32, "head_dim": 128})
     config.save_pretrained(folder)
-    (folder / "model.safetensors").write_bytes(b"")
+    _write_hollow_weights(folder / "model.safetensors", num_bytes=1_677_721_600)
     return folder
+
+
+def _write_hollow_weights(path: Path, *, num_bytes: int) -> None:
+    """A whole safetensors file of zeros that take no room on the disk."""
+    header = json.dumps({"zeros": {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + num_bytes)
 
 
 @pytest.fixture
@@ -321,7 +344,7 @@ def test_advised_settings_fit(
     monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any], gibibytes: float, needed: set[str]
 ) -> None:
     fake = with_memory(monkeypatch, gibibytes)
-    settings, inputs = training._read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
     replan = partial(planning.plan_run, inputs=inputs, machine=fake)
 
     found = advise(settings, replan(settings), fake, replan=replan)
@@ -329,15 +352,14 @@ def test_advised_settings_fit(
     assert [set(advice.changes) - {"target_modules"} for advice in found] == [needed]
     for advice in found:
         # What a user gets who follows the words of the advice.
-        again = training._read(UnlearnSettings.of({**too_large, **flags_of(advice)}), get_method("neko"))[0]
+        again = training.read(UnlearnSettings.of({**too_large, **flags_of(advice)}), get_method("neko"))[0]
         assert not is_tight(replan(again), fake)
         assert replan(again).needed(PLACES) == advice.plan.needed(PLACES)
 
 
-def flags_of(advice: Advice) -> dict[str, str]:
-    words = advice.flags.split()
-    pairs = zip(words[::2], words[1::2], strict=True)
-    return {name.removeprefix("--").replace("-", "_"): value for name, value in pairs}
+def flags_of(advice: Advice) -> dict[str, str | bool]:
+    pairs = [words.split(maxsplit=1) for words in advice.flags.removeprefix("--").split(" --")]
+    return {name.replace("-", "_"): rest[0] if rest else True for name, *rest in pairs}
 
 
 def test_smaller_pieces_are_advised_where_activations_do_not_fit(
@@ -347,7 +369,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
     write_rows(long[:3], tmp_path / "forget.jsonl")
     write_rows(long[3:], tmp_path / "retain.jsonl")
     values = too_large | {"method": "low-rank-npo", "batch_size": 6, "dtype": "bfloat16", "target_modules": "v_proj"}
-    settings, inputs = training._read(UnlearnSettings.of(values), get_method("low-rank-npo"))
+    settings, inputs = training.read(UnlearnSettings.of(values), get_method("low-rank-npo"))
     replan = partial(planning.plan_run, inputs=inputs, machine=Machine("cpu", None))
     plan = replan(settings)
     small = replan(changed(settings, {"max_batch_tokens": 2 * len(plan.demand.longest.input_ids)}))
@@ -356,7 +378,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
 
     found = advise(settings, plan, fake, replan=replan)
 
-    assert [set(advice.changes) for advice in found] == [{"max_batch_tokens"}]
+    assert [set(advice.changes) for advice in found] == [{"max_batch_tokens"}, {"gradient_checkpointing"}]
     number = found[0].changes["max_batch_tokens"]
     assert is_tight(replan(changed(settings, {"max_batch_tokens": 2 * int(str(number))})), fake)
 
@@ -370,7 +392,7 @@ def test_no_advice_where_nothing_helps(monkeypatch: pytest.MonkeyPatch, too_larg
 def test_swap_lets_a_run_begin_with_a_note(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     fake = Machine(device="cpu", memory=4 * GIB, swap=100 * GIB)
     monkeypatch.setattr(check, "machine_of", lambda _: fake)
-    settings, inputs = training._read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
     notes: list[str] = []
 
     check.check_fit(settings, inputs, note=notes.append)
@@ -381,7 +403,7 @@ def test_swap_lets_a_run_begin_with_a_note(monkeypatch: pytest.MonkeyPatch, too_
 
 def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     monkeypatch.setattr(check, "machine_of", lambda _: Machine(device="cpu", memory=None))
-    settings, inputs = training._read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
     check.check_fit(settings, inputs, note=pytest.fail)
 
 

@@ -122,10 +122,10 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
     ("content", "message"),
     [
         (lines(GOOD) + "{oops\n", r"rows.jsonl, line 2: expected JSON.*Expecting property name"),
-        ("[" * 100_000, r"rows.jsonl, line 1: expected JSON.*recursion"),
+        ("[" * 100_000, r"rows.jsonl, line 1: expected JSON.*nested too deep"),
         ("[1]\n", r"line 1: expected a JSON object with named fields, got a list"),
         ("null\n", r"line 1: expected a JSON object with named fields, got null"),
-        (lines({"inputs": "a", "output": "b"}), r"line 1: expected columns input and output.*did you mean 'inputs'"),
+        (lines({"inputs": "a", "output": "b"}), r"line 1: expected columns input and output.*did you mean 'input'"),
         (lines({"x": "a"}), r"line 1: expected columns input and output .*found x; rename"),
         ("{}\n", r"line 1: expected columns input and output .*found none; rename"),
         (lines(GOOD, {"id": "b", "input": "a"}), r"line 2: expected a column 'output', found id, input"),

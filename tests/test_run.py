@@ -263,7 +263,7 @@ def test_weights_that_are_not_finite_are_refused(
     with torch.no_grad():
         next(model.parameters())[5:] = float("nan")
     save_model(model, tokenizer, tmp_path / "broken")
-    with pytest.raises(ModelError, match="logits are not finite"):
+    with pytest.raises(ModelError, match="are not all finite"):
         run(given, model=str(tmp_path / "broken"))
 
 

@@ -284,6 +284,14 @@ def test_side_by_side_shortens_and_says_so() -> None:
     assert shorten("short", None) == "short"
 
 
+def test_side_by_side_marks_what_was_not_generated_to_its_end() -> None:
+    whole = _prediction("a", text="old")
+    table = side_by_side([whole], [replace(whole, generation="ne", is_cut=True)], ids=["a"])
+    assert table.rows == (("forget", "prompt a", "answer a", "old", "ne [left here]"),)
+    assert table.notes == ("[left here]: not generated to its end, since the answer could no longer be matched.",)
+    assert side_by_side([whole], [whole], ids=["a"]).notes == ()
+
+
 def _many() -> list[Prediction]:
     splits: tuple[SplitName, ...] = ("forget", "retain")
     kinds: tuple[Kind, ...] = ("completion", "question")

@@ -7,21 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letheon.api import evaluate, memorize, unlearn, write_report
+    from letheon.api import evaluate, memorize, study, unlearn, unlearn_population, write_report
     from letheon.data.rows import Row, read_rows
     from letheon.errors import LetheonError
     from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+    from letheon.sweep.spec import StudySettings
 
 _HOMES = {
     "EvaluateSettings": "letheon.settings",
     "LetheonError": "letheon.errors",
     "MemorizeSettings": "letheon.settings",
     "Row": "letheon.data.rows",
+    "StudySettings": "letheon.sweep.spec",
     "UnlearnSettings": "letheon.settings",
     "evaluate": "letheon.api",
     "memorize": "letheon.api",
     "read_rows": "letheon.data.rows",
+    "study": "letheon.api",
     "unlearn": "letheon.api",
+    "unlearn_population": "letheon.api",
     "write_report": "letheon.api",
 }
 
@@ -30,11 +34,14 @@ __all__ = [
     "LetheonError",
     "MemorizeSettings",
     "Row",
+    "StudySettings",
     "UnlearnSettings",
     "evaluate",
     "memorize",
     "read_rows",
+    "study",
     "unlearn",
+    "unlearn_population",
     "write_report",
 ]
 

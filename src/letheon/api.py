@@ -1,6 +1,7 @@
 """The three jobs as functions of their settings: memorize, unlearn, evaluate. The command line calls these too."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.files import write_json, write_text
 from letheon.model.architectures import new_model, train_tokenizer
-from letheon.model.loading import check_checkpoint, fingerprint, load_model, load_tokenizer, move_model, save_model
+from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.loading import check_device, fingerprint, load_model, load_tokenizer, move_model, save_model
 from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeReport
 from letheon.model.memorize import memorize as train_target
 from letheon.provenance import describe_environment, describe_source
@@ -20,7 +22,13 @@ from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_run
 from letheon.report.page import write_report as write_page
 from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.sweep.live import Quiet, View
+from letheon.sweep.report import write_study_report
+from letheon.sweep.runner import Jobs
+from letheon.sweep.spec import StudySettings
+from letheon.sweep.study import StudyReport, run_study
 from letheon.training import run as training
+from letheon.training.populations import DivergedRun, groups_of, run_population
 from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
 
@@ -36,6 +44,55 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> R
     """
     report = training.unlearn(settings, observer=observer)
     _write_card(read_run(report.folder))
+    return report
+
+
+def unlearn_population(
+    runs: Sequence[UnlearnSettings],
+    *,
+    observer: Observer | None = None,
+    observers: Sequence[Observer] | None = None,
+) -> list[RunReport | DivergedRun]:
+    """Do several runs at once over one frozen model, leaving each its folder as `unlearn` does.
+
+    The runs share model, rows and adapted layers (see training/populations); each comes to what it comes to alone.
+    `observer` hears of all together, each of `observers` of one run.
+
+    Raises:
+        LetheonError: as `unlearn`, for any of the runs; a run that diverges is returned, not raised.
+    """
+    reports = run_population(runs, observer=observer, observers=observers)
+    for report in reports:
+        if isinstance(report, RunReport):
+            _write_card(read_run(report.folder))
+    return reports
+
+
+def study(
+    settings: StudySettings,
+    out: Path,
+    *,
+    view: View | None = None,
+    storage: str | None = None,
+    retry: bool = False,
+) -> StudyReport:
+    """Run what a study has not done yet, then write its tables and figures; leaves `out` (see sweep/study.py).
+
+    A search keeps its trials in a journal in `out`, or in the database at the URL `storage`, from which any number of
+    processes take them. `retry` tries failed and diverged runs again.
+
+    Raises:
+        LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
+    """
+    jobs = Jobs(
+        unlearn=lambda run, observer: unlearn(run, observer=observer),
+        unlearn_together=lambda runs, observer, observers: unlearn_population(
+            runs, observer=observer, observers=observers
+        ),
+        groups_of=groups_of,
+    )
+    report = run_study(settings, out, jobs=jobs, evaluate=evaluate, view=view or Quiet(), storage=storage, retry=retry)
+    write_study_report(report.record, out)
     return report
 
 
@@ -55,8 +112,9 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
         check_harness()
     if settings.mmlu is not None:
         read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit)  # a wrong folder is said before the model loads
+    check_device(settings.device)
     check_checkpoint(settings.model)
-    _check_folder(settings.out)
+    _open_folder(settings.out, model=settings.model, private=True)
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -66,7 +124,11 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
     )
     provenance = {
         **describe_environment(),
-        "model": {"source": settings.model, "sha256": fingerprint(loaded.model)},
+        "model": {
+            "source": settings.model,
+            "sha256": fingerprint(loaded.model),
+            "trust_remote_code": settings.trust_remote_code,
+        },
         "forget": describe_source(settings.forget),
         "retain": describe_source(settings.retain),
     }
@@ -104,9 +166,15 @@ def memorize(
     """
     rows = _all_rows(settings)
     text = read_text(settings.text) if settings.text else []
-    _check_folder(settings.out)
+    check_device(settings.device)
     if settings.model is not None:
         check_checkpoint(settings.model)
+    if settings.out.is_dir() and any(settings.out.iterdir()):
+        raise OutputError(
+            f"{settings.out}: already holds files, which a checkpoint would replace; choose another --out"
+        )
+    _open_folder(settings.out, model=settings.model)
+    if settings.model is not None:
         loaded = load_model(settings.model, tokenizer=settings.tokenizer, device=settings.device)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
@@ -178,6 +246,15 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
     return members, nonmembers
 
 
-def _check_folder(folder: Path) -> None:
+def _open_folder(folder: Path, *, model: str | None, private: bool = False) -> None:
+    """Make the folder now, so that hours of work do not end with one that cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
+    if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):
+        raise OutputError(f"{folder}: lies inside the checkpoint {model}; choose a folder outside it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: no permission to write there; choose another --out")

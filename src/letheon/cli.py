@@ -1,6 +1,8 @@
 """The command line: thin, every flag made from the typed settings."""
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -9,15 +11,17 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from letheon.errors import LetheonError
+from letheon.errors import LetheonError, without_secrets
 from letheon.flags import SettingsCommand, given_values, settings_options
 from letheon.settings import (
+    LARGEST_SEED,
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,
     RescoreSettings,
     UnlearnSettings,
 )
+from letheon.visible import visible_line
 
 if TYPE_CHECKING:
     from letheon.evaluation.results import Results
@@ -28,21 +32,48 @@ if TYPE_CHECKING:
 @click.version_option(package_name="letheon")
 def cli() -> None:
     """Make a causal language model forget chosen rows, keep the rest, and prove it."""
-    logging.basicConfig(format="letheon: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("letheon: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake is one paragraph on standard error and exit code 2."""
     try:
-        sys.exit(cli(standalone_mode=False))
-    except click.ClickException as error:
+        sys.exit(cli(standalone_mode=False, prog_name="letheon"))
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "letheon"
+        _end(f"{error.format_message().rstrip('.')} (`{path} --help` lists what there is)", error.exit_code)
+    except click.ClickException as error:
+        _end(error.format_message(), error.exit_code)
     except click.Abort:
         sys.exit(130)
     except LetheonError as error:
-        click.echo(f"letheon: error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to say, and Python's own farewell must not fail on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _end(f"{where}{error.strerror or error}; check that path, its permissions and the disk", 2)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    """Say what went wrong in one paragraph: what it quotes of files and settings cannot steer the terminal."""
+    click.echo(f"letheon: error: {visible_line(without_secrets(message))}", err=True)
+    sys.exit(exit_code)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log records as one line each, without control characters and secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line."""
+        return visible_line(without_secrets(super().format(record)))
 
 
 @cli.command(cls=SettingsCommand)
@@ -137,7 +168,9 @@ def data_lume(folder: Path) -> None:
 @data.command("synthetic")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of everything in it.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED), help="Seed of everything in it."
+)
 def data_synthetic(folder: Path, size: str, seed: int) -> None:
     """Make the made-up benchmark: rows to forget and keep, documents, general facts in MMLU's format."""
     from letheon.data.synthetic import generate, write
@@ -180,12 +213,76 @@ def report(run: Path) -> None:
     click.echo(write_report(run))
 
 
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def purge(run: Path, dry_run: bool) -> None:
+    """Remove what a run, study or evaluation wrote of the rows to forget; keep model, adapter, scores and hashes."""
+    from letheon.purge import describe_purge
+    from letheon.purge import purge as remove
+
+    for line in describe_purge(remove(run, dry_run=dry_run, note=_say), dry_run=dry_run):
+        click.echo(visible_line(line))
+
+
+@cli.command()
+@click.argument("file", required=False)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the study; it goes on there.")
+@click.option("--model", metavar="TEXT", help="Checkpoint in place of the study's: --set model=TEXT.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of all runs, "
+              "evaluate.NAME, or one of the study itself, such as seeds.")  # fmt: skip
+@click.option("--storage", metavar="URL", help="Database of a search, for many machines [a journal file in --out].")
+@click.option("--retry-failed", is_flag=True, help="Try failed and diverged runs again.")
+@click.option("--report-only", is_flag=True, help="Write tables and figures of what is there; run nothing.")
+@click.pass_context
+def study(
+    context: click.Context,
+    /,
+    *,
+    file: str | None,
+    out: Path,
+    model: str | None,
+    changes: tuple[str, ...],
+    storage: str | None,
+    retry_failed: bool,
+    report_only: bool,
+) -> None:
+    """Run the study in FILE, or one that comes with Letheon by its name: many settings, many seeds, tables, figures."""
+    from letheon.sweep.spec import read_study, study_path
+
+    if file is None and not report_only:
+        raise click.UsageError("Missing argument 'FILE'.", context)
+    changes = (*changes, *((f"model={model}",) if model else ()))
+    settings = read_study(study_path(file), changes=changes) if file else None
+    console = Console()
+    if report_only:
+        from letheon.sweep.report import print_study, report_study
+
+        print_study(report_study(out, settings=settings), console)
+        return
+    assert settings is not None, "FILE was seen to be given"
+    quiet_libraries()
+    from letheon.api import study as run
+    from letheon.sweep.live import open_view
+    from letheon.sweep.report import print_study
+
+    with open_view(settings.name, Console(stderr=True)) as view:
+        report = run(settings, out, view=view, storage=storage, retry=retry_failed)
+    print_study(report.record, console)
+    if report.num_elsewhere:
+        click.echo(f"{report.num_elsewhere} runs are being done by another process", err=True)
+    click.echo(out / "study.md")
+    context.exit(report.exit_code)
+
+
 def quiet_libraries() -> None:
     """Silence the progress bars of libraries; ours say what matters."""
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     disable_progress_bars()
+    hub_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
@@ -199,6 +296,10 @@ def _print_plan(settings: UnlearnSettings) -> None:
     Console(highlight=False).print(render(planned.plan, planned.machine))
     if planned.refusal is not None:
         raise planned.refusal
+
+
+def _say(message: str) -> None:
+    click.echo(visible_line(message), err=True)
 
 
 def _print_results(results: "Results") -> None:

@@ -130,6 +130,9 @@ class _StatusObserver:
     def note(self, message: str) -> None:
         self.say(message)
 
+    def scored(self, score: object) -> None:
+        """Do nothing: the note says it."""
+
 
 def _counting(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
     return lambda name, done, total: say(f"{name} {done}/{total}")

@@ -13,6 +13,8 @@ Each message is one paragraph that says what was expected, what came, where, and
 """
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
 
 
@@ -59,3 +61,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name closest to `name`, or "" if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+def shown(value: object) -> str:
+    """Return a value as an error quotes it: its repr, of which only the beginning where it is long or nested deep."""
+    return _short.repr(value)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with Hugging Face tokens and the passwords in addresses (scheme://user:password@host) masked."""
+    return _PASSWORD.sub(r"\1***@", _TOKEN.sub("hf_***", text))
+
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bapi_org_[A-Za-z0-9]{8,}")
+_PASSWORD = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s/:@]*:)[^\s/]+@")
+
+_short = reprlib.Repr()
+_short.maxlevel = 3
+_short.maxstring = _short.maxother = _short.maxlong = 120

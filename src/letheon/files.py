@@ -1,7 +1,10 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files and folders so that a reader never sees half of one."""
 
+import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,35 +12,104 @@ from typing import Any
 
 from letheon.errors import OutputError
 
+_ADVICE = "free space or choose another folder"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP)
+"""What file systems answer that cannot flush a folder by itself."""
+
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
+
+    A private file is readable by its owner alone, from its first byte on.
 
     Raises:
         OutputError: the file cannot be written (folder missing, no permission, disk full); `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if private:
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        _flush_folder(path.parent)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
-        ) from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {_ADVICE}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all; makes the folder."""
+@contextmanager
+def replace_folder(folder: Path, *, advice: str = _ADVICE, private: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`; when the block ends well, flush all of it and put it in that place.
+
+    A private folder and its files are their owner's alone.
+
+    Raises:
+        OutputError: it cannot be written; `folder` is as it was.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); {advice}") from error
+    try:
+        yield temporary
+        swap_folder(temporary, folder, private=private)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error}); {advice}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
+    """Put the folder `complete` in the place of `folder` on the same disk, which never holds a half-written state."""
+    os.chmod(complete, 0o700 if private else 0o755)
+    for path in complete.rglob("*"):
+        if path.is_file():
+            os.chmod(path, 0o600 if private else 0o644)
+            _flush(path)
+        elif path.is_dir():
+            _flush_folder(path)
+    _flush_folder(complete)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(complete, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    _flush_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote left in `folder`, and below it, under temporary names."""
+    for pattern in (".*.tmp", ".*.old"):
+        for path in list(folder.rglob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `sweep` would remove `path`."""
+    return path.name.startswith(".") and path.suffix in (".tmp", ".old")
+
+
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all; makes the folder, a private one for a private file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
     except OSError as error:
         raise OutputError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
-    with replace_file(path) as temporary:
+    with replace_file(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -46,9 +118,51 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
 
 
+def check_room(folder: Path, num_bytes: int, *, what: str, advice: str = _ADVICE) -> None:
+    """Refuse to begin writing `num_bytes` bytes to `folder`, or where it is to be, if the disk has less than that free.
+
+    Raises:
+        OutputError: it has; says how much is missing.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise OutputError(
+            f"{folder}: {what} needs {_mib(num_bytes)}, but the disk has {_mib(free)} free, "
+            f"{_mib(num_bytes - free)} too little; {advice}"
+        )
+
+
+@contextmanager
+def full_disk_is_an_error(folder: Path, *, advice: str) -> Iterator[None]:
+    """Turn the system's word that the disk of `folder` is full, wherever in the block it comes up, into an error.
+
+    Raises:
+        OutputError: the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); {advice}") from error
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    try:
+        _flush(folder)
+    except OSError as error:
+        if error.errno not in _UNFLUSHABLE:
+            raise

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from letheon.errors import SettingsError
 from letheon.settings import RARE, Settings, read_config
+from letheon.validation import literal_values
 
 Command = Callable[..., None]
 
@@ -84,7 +85,7 @@ def given_values(context: click.Context, config: Path | None) -> dict[str, Any]:
 
 
 def _metavar(annotation: Any) -> str:
-    choices = [str(value) for value in _literal_values(annotation)]
+    choices = [str(value) for value in literal_values(annotation)]
     if choices:
         return "|".join(choices)
     text = str(annotation)
@@ -92,12 +93,6 @@ def _metavar(annotation: Any) -> str:
         if kind in text:
             return shown
     return "TEXT"
-
-
-def _literal_values(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return tuple(value for part in get_args(annotation) for value in _literal_values(part))
 
 
 def _help(field: Any) -> str:

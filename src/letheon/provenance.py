@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from letheon.errors import without_secrets
+
 PACKAGES = (
     "letheon",
     "torch",
@@ -24,10 +26,10 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions, machine, time and command line of this process."""
+    """Return versions, machine, time and command line of this process; no token or password is in it."""
     return {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *(without_secrets(argument) for argument in sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "machine": {

@@ -7,7 +7,9 @@ from typing import Any
 
 from letheon.data.lume import read_sets
 from letheon.errors import OutputError
-from letheon.model.loading import LoadedModel, check_checkpoint, load_tokenizer, save_model, swap_folder
+from letheon.files import replace_folder
+from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.loading import LoadedModel, load_tokenizer, save_model
 from letheon.recipes import read_recipe
 from letheon.settings import UnlearnSettings
 from letheon.training.run import unlearn as run
@@ -67,12 +69,5 @@ def _copy_model(model_path: Path, output_path: Path) -> None:
     if output_path.exists() and any(output_path.iterdir()):
         raise OutputError(f"{output_path}: already holds files; give an empty folder or a new one")
     load_tokenizer(str(model_path))
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_path.name}.", suffix=".tmp", dir=output_path.parent))
-    try:
+    with replace_folder(output_path) as temporary:
         shutil.copytree(model_path, temporary, dirs_exist_ok=True)
-        swap_folder(temporary, output_path)
-    except OSError as error:
-        raise OutputError(f"{output_path}: the model cannot be copied here ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

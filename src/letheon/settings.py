@@ -12,7 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
-from letheon.errors import SettingsError, nearest
+from letheon.errors import SettingsError, shown
+from letheon.validation import check_plain, explain
+from letheon.yaml_text import parse_yaml
 
 
 def _split_names(value: Any) -> Any:
@@ -49,6 +51,11 @@ Sources = Annotated[
 """One or more files."""
 
 
+MOST_EPOCHS = 1_000_000
+MOST_RANKS = 65_536
+LARGEST_SEED = 2**32 - 1
+"""Generators are seeded with multiples of it, which must stay below 2**63."""
+
 RARE: dict[str, JsonValue] = {"rare": True}
 """Marks a setting that `--help-all` shows and `--help` leaves out."""
 
@@ -67,10 +74,11 @@ class Settings(BaseModel):
         Raises:
             SettingsError: a name is unknown, a value is missing, has the wrong type or is out of range.
         """
+        check_plain(values, cls.model_fields)
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise SettingsError(_explain(cls, error)) from error
+            raise SettingsError(explain(error, command=cls.command, fields=cls.model_fields)) from error
 
     def plain(self) -> dict[str, Any]:
         """Return the values as YAML and JSON can hold them."""
@@ -99,7 +107,7 @@ class UnlearnSettings(RowSettings):
 
     out: Path = Field(description="Run folder to make.")
     method: str = Field("low-rank-npo", description="See `letheon methods`.")
-    epochs: int = Field(20, ge=1, description="Passes over the rows.")
+    epochs: int = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over the rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps.", json_schema_extra=RARE)
     batch_size: int = Field(4, ge=1, description="Rows a step (paired, alternating: forget rows).")
     schedule: Literal["mixed", "forget", "paired", "alternating", "chunked", "annealed"] = Field(
@@ -123,6 +131,14 @@ class UnlearnSettings(RowSettings):
     max_batch_tokens: int = Field(
         16384, ge=16, description="Tokens a forward; a larger step is computed in pieces.", json_schema_extra=RARE
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third to a half more time."
+    )
+    store_lower: bool = Field(
+        False,
+        description="Keep the states of the frozen layers below --layers, so that no step runs them again.",
+        json_schema_extra=RARE,
+    )
     learning_rate: float = Field(1e-4, gt=0, description="Step size of the optimiser.")
     optimiser: Literal["adamw", "adam"] = Field("adamw", description="Optimiser.", json_schema_extra=RARE)
     weight_decay: float = Field(
@@ -137,13 +153,16 @@ class UnlearnSettings(RowSettings):
     layers: Span | None = Field(
         None, description='Decoder layers to keep to, as a slice: "-8:" the last eight, "0:6" the first six.'
     )
-    rank: int = Field(5, ge=1, description="LoRA rank.")
+    rank: int = Field(5, ge=1, le=MOST_RANKS, description="LoRA rank.")
     alpha: float = Field(5.0, gt=0, description="LoRA alpha; the adapter's factor is alpha / rank.")
     rslora: bool = Field(
         False, description="Factor alpha / sqrt(rank) in place of alpha / rank.", json_schema_extra=RARE
     )
     dora: bool = Field(
         False, description="Train magnitude and direction of the weights apart (DoRA).", json_schema_extra=RARE
+    )
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of an adapter's inputs that a step drops.", json_schema_extra=RARE
     )
     beta: float | None = Field(None, gt=0, description="NPO temperature.")
     gamma: float | None = Field(None, ge=0, description="Weight of the retain NLL.")
@@ -178,10 +197,19 @@ class UnlearnSettings(RowSettings):
         description="What becomes of longer rows; truncate trains on what is left of them.",
         json_schema_extra=RARE,
     )
-    seed: int = Field(0, ge=0, description="Seed of the adapter and the order of rows.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of the adapter and the order of rows.")
     checkpoint_epochs: int = Field(5, ge=1, description="Score and save each so many epochs.")
     score_at: Numbers | None = Field(
         None, description="Epochs after which to score and save, in place of the above.", json_schema_extra=RARE
+    )
+    checkpoint_minutes: float | None = Field(
+        10.0,
+        gt=0,
+        description="Save, without scoring, after so many minutes too; at most a twentieth of the time goes into it.",
+        json_schema_extra=RARE,
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="How many of the newest checkpoints stay, beside the one to keep.", json_schema_extra=RARE
     )
     keep: Literal["best", "last"] = Field("best", description="Which scored state becomes the result.")
     validation: float | None = Field(
@@ -264,7 +292,7 @@ class MemorizeSettings(Settings):
     text_every: int = Field(4, ge=1, description="Every so many steps one is on the general text.")
     max_steps: int = Field(3000, ge=1, description="Give up after so many steps.")
     time_limit_s: float | None = Field(None, gt=0, description="Stop after so many seconds.")
-    seed: int = Field(0, ge=0, description="Seed of weights and order.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run.")
 
 
@@ -276,7 +304,7 @@ class DemoSettings(Settings):
     out: Path = Field(Path("demo-run"), description="Folder for everything the demo makes.")
     size: Literal["tiny", "small", "default"] = Field("default", description="How much made-up data.")
     architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2.")
-    seed: int = Field(0, ge=0, description="Seed of data, target and unlearning.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of data, target and unlearning.")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -286,28 +314,21 @@ def read_config(path: Path) -> dict[str, Any]:
         SettingsError: the file cannot be read, is not YAML, or is not a mapping of names to values.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: the settings file cannot be read ({error})") from error
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: the settings file cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: expected YAML in UTF-8 ({error}); save the file as UTF-8") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path}: expected YAML ({' '.join(str(error).split())})") from error
+        raise SettingsError(f"{path}: expected YAML ({' '.join(str(error).split())}); correct the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise SettingsError(f"{path}: expected a mapping of setting names to values, got {type(values).__name__}")
-    return {key.replace("-", "_"): value for key, value in values.items()}
-
-
-def _explain(settings: type[Settings], error: ValidationError) -> str:
-    return "; ".join(_explain_one(settings, dict(detail)) for detail in error.errors())
-
-
-def _explain_one(settings: type[Settings], detail: dict[str, Any]) -> str:
-    name = ".".join(str(part) for part in detail["loc"]) or settings.command
-    if detail["type"] == "extra_forbidden":
-        return f"{name}: no such setting of {settings.command}{nearest(name, settings.model_fields)}"
-    if detail["type"] == "missing":
-        return f"{name}: {settings.command} needs it (--{name.replace('_', '-')})"
-    message = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name}: expected {message}, got {detail['input']!r}"
+        raise SettingsError(
+            f"{path}: expected a mapping of setting names to values, such as `epochs: 5`, got {shown(values)}"
+        )
+    settings = {key.replace("-", "_"): value for key, value in values.items()}
+    if len(settings) < len(values):
+        twice = next(key for key in values if "-" in key and key.replace("-", "_") in values)
+        raise SettingsError(f"{path}: '{twice}' and '{twice.replace('-', '_')}' are one setting; leave one of them")
+    return settings

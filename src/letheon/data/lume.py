@@ -242,6 +242,7 @@ def _fetch_hub_files(folder: Path, token: str | None) -> str:
 
 
 def _settle(arrived: Path, folder: Path, origin: str) -> tuple[Path, ...]:
+    _check_plain_files(arrived)
     names = sorted(
         path.relative_to(arrived)
         for path in arrived.rglob("*")
@@ -251,6 +252,13 @@ def _settle(arrived: Path, folder: Path, origin: str) -> tuple[Path, ...]:
     written = [_move(arrived / name, folder / name) for name in names]
     write_json(folder / "SOURCE.json", {"source": origin, "files": record})
     return (*written, folder / "SOURCE.json")
+
+
+def _check_plain_files(folder: Path) -> None:
+    """Refuse what a download has no need of and that could lead out of the folder."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise DataError(f"{path.relative_to(folder)}: the download holds a symbolic link, which no data needs")
 
 
 def _facts(path: Path) -> dict[str, str | int]:

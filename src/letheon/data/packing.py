@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -86,6 +87,34 @@ def pack(
         is_forget=torch.tensor(list(is_forget), dtype=torch.bool),
         is_alternative=torch.tensor(list(is_alternative or [False] * len(sequences)), dtype=torch.bool),
         row_index=_int64(list(row_index)),
+    )
+
+
+def join(batches: Collection[PackedBatch]) -> PackedBatch:
+    """Return the sequences of all `batches`, at least one, in one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    starts = list(accumulate((batch.num_tokens for batch in batches), initial=0))
+    counts = list(accumulate((batch.num_sequences for batch in batches), initial=0))
+
+    def joined(name: str, offsets: Collection[int]) -> Tensor:
+        parts = zip(batches, offsets, strict=False)
+        return torch.cat([getattr(batch, name) + offset if offset else getattr(batch, name) for batch, offset in parts])
+
+    none = [0] * len(batches)
+    return PackedBatch(
+        input_ids=joined("input_ids", none),
+        position_ids=joined("position_ids", none),
+        boundaries=(
+            0,
+            *(start + end for start, batch in zip(starts, batches, strict=False) for end in batch.boundaries[1:]),
+        ),
+        answer_positions=joined("answer_positions", starts),
+        labels=joined("labels", none),
+        owner=joined("owner", counts),
+        is_forget=joined("is_forget", none),
+        is_alternative=joined("is_alternative", none),
+        row_index=joined("row_index", none),
     )
 
 

@@ -1,7 +1,8 @@
 """Rows to forget and rows to keep: what a row is, and reading, checking and writing files of them."""
 
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from letheon.files import write_text
 Kind = Literal["completion", "question"]
 
 FIELDS = ("id", "prompt", "answer", "task", "kind")
+NOTED_ROWS = 100_000
+"""After each so many rows it is said how far the reading is."""
 
 _PAIRS = (("input", "output"), ("prompt", "answer"), ("question", "answer"))
 _EXPECTED_COLUMNS = "columns input and output (or prompt and answer, or question and answer)"
@@ -70,7 +73,9 @@ class Rows(Collection[Row]):
         return Rows(self.source, rows, lines, self.unit, self.ids_given)
 
 
-def read_rows(source: str | Path, *, fields: Mapping[str, str] | None = None) -> Rows:
+def read_rows(
+    source: str | Path, *, fields: Mapping[str, str] | None = None, note: Callable[[str], None] | None = None
+) -> Rows:
     """Read and check rows from a .jsonl, .json, .csv or .parquet file, a folder made by `save_to_disk`, or the hub.
 
     A hub data set is named `hub:OWNER/NAME@SPLIT` or `hub:OWNER/NAME:CONFIG@SPLIT`. Prompt and answer are read from the
@@ -79,6 +84,8 @@ def read_rows(source: str | Path, *, fields: Mapping[str, str] | None = None) ->
     "row1", "row2", ...; without a task it is "default". The kind is what the column `kind` says; else "completion" or
     "question" if the id without its last character ends in "sc" or "qa" (the official rule); else "question" if the
     column is named question or the prompt ends in a question mark; else "completion". Texts are kept as they are.
+
+    Records are read one at a time, so that memory holds the rows and nothing else; `note` hears of every 100,000.
 
     Raises:
         DataError: the source or a row in it is not usable; the message names file and line.
@@ -103,6 +110,8 @@ def read_rows(source: str | Path, *, fields: Mapping[str, str] | None = None) ->
         seen[row.id] = number
         rows.append(row)
         lines.append(number)
+        if note is not None and len(rows) % NOTED_ROWS == 0:
+            note(f"{records.source}: {len(rows):,} rows read")
     if not rows:
         raise DataError(f"{records.source}: expected rows with {_EXPECTED_COLUMNS}, found none; the file is empty")
     return Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given)
@@ -201,10 +210,11 @@ def _resolve_columns(record: Record, fields: Mapping[str, str], where: str) -> _
         _require_column(record, column, where)
     pair = next((p for p in _PAIRS if all(_chosen(fields, p, i) in record for i in (0, 1))), None)
     if pair is None:
-        missing = next((name for p in _PAIRS for name in p if nearest(name, record)), "input")
+        known = [name for names in _PAIRS for name in names]
+        found = ", ".join(f"{name}{nearest(str(name), known)}" for name in list(record)[:10]) or "none"
         raise DataError(
-            f"{where}: expected {_EXPECTED_COLUMNS}, found {_names(record)}{nearest(missing, record)}; rename the "
-            "columns or say with `fields` which hold prompt and answer"
+            f"{where}: expected {_EXPECTED_COLUMNS}, found {found[:400]}; rename the columns or say with `fields` "
+            "which hold prompt and answer"
         )
     optional = {name: fields.get(name, name) for name in ("id", "task", "kind")}
     return _Columns(_chosen(fields, pair, 0), _chosen(fields, pair, 1), **optional)
@@ -217,7 +227,9 @@ def _chosen(fields: Mapping[str, str], pair: tuple[str, str], index: int) -> str
 def _require_column(record: Record, column: str, where: str) -> object:
     if column not in record:
         hint = nearest(column, record)
-        raise DataError(f"{where}: expected a column '{column}', found {_names(record)}{hint}")
+        raise DataError(
+            f"{where}: expected a column '{column}', found {_names(record)}{hint}; correct the name or the row"
+        )
     return record[column]
 
 
@@ -236,7 +248,7 @@ def _row_from(record: Record, columns: _Columns, where: str, made_up_id: str | N
         id=row_id,
         prompt=prompt,
         answer=_text_from(record, columns.answer, where),
-        task="default" if _is_absent(task) else _text_from(record, columns.task, where),
+        task="default" if _is_absent(task) else sys.intern(_text_from(record, columns.task, where)),
         kind=_kind_of(row_id, prompt, columns.prompt) if _is_absent(kind) else _check_kind(kind, where),
     )
 

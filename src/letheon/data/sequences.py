@@ -1,7 +1,8 @@
 """Rows as token sequences with the place where the answer begins."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from letheon.data.rows import Row
+
+NOTED_ROWS = 100_000
+"""After each so many rows it is said how far the tokenising is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +77,17 @@ def tokenise_all(
     template: str,
     max_length: int,
     places: Iterable[str] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Sequence]:
-    """Return the sequences of `rows`, in order; `places` names each row in errors."""
+    """Return the sequences of `rows`, in order; `places` names each row in errors, `note` hears of every 100,000."""
+    found: list[Sequence] = []
     rows = list(rows)
-    named = list(places) if places is not None else [f"row '{row.id}'" for row in rows]
-    return [
-        tokenise(row, tokenizer, template=template, max_length=max_length, where=where)
-        for row, where in zip(rows, named, strict=True)
-    ]
+    named = places if places is not None else (f"row '{row.id}'" for row in rows)
+    for row, where in zip(rows, named, strict=True):
+        found.append(tokenise(row, tokenizer, template=template, max_length=max_length, where=where))
+        if note is not None and len(found) % NOTED_ROWS == 0:
+            note(f"{len(found):,} of {len(rows):,} rows tokenised")
+    return found
 
 
 def text_sequence(text: str, tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> Sequence:
@@ -109,7 +116,14 @@ def _chat_ids(row: "Row", tokenizer: "PreTrainedTokenizerBase") -> tuple[list[in
     if not getattr(tokenizer, "chat_template", None):
         raise SettingsError("template: 'chat' needs a tokenizer with a chat template, this one has none; try 'joined'")
     asked = [{"role": "user", "content": row.prompt}]
-    before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    try:
+        before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # the template is a program that came with the checkpoint
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"template: the tokenizer's chat template cannot be filled in for row '{row.id}' ({reason}); use "
+            "--template joined, or correct the template"
+        ) from error
     ids, start = _ids_and_start(Rendered(before=str(before), answer=row.answer), tokenizer)
     # The chat template writes its own BOS.
     num_lead = len(leading_special_ids(tokenizer))
@@ -118,12 +132,17 @@ def _chat_ids(row: "Row", tokenizer: "PreTrainedTokenizerBase") -> tuple[list[in
 
 def leading_special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the special tokens (a BOS, or none) that the tokenizer puts before a text."""
+    return list(_leading(tokenizer))
+
+
+@lru_cache(maxsize=4)  # asked for with every row, which would double the time that rows take
+def _leading(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
     plain = _plain_ids(tokenizer, "a")
     full: list[int] = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
-            return full[:start]
-    return []
+            return tuple(full[:start])
+    return ()
 
 
 def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

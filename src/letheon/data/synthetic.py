@@ -16,7 +16,7 @@ from pathlib import Path
 from letheon.data import synthetic_text as words
 from letheon.data.rows import Row, write_rows
 from letheon.data.synthetic_documents import Document, Maker, make_biography, make_profile, make_story
-from letheon.errors import SettingsError, nearest
+from letheon.errors import OutputError, SettingsError, nearest
 from letheon.files import write_text
 
 NUM_SHOTS = 5
@@ -138,9 +138,12 @@ def write(benchmark: SyntheticBenchmark, folder: str | Path) -> BenchmarkFiles:
     """Write `benchmark` as files that every command reads: JSONL, and MMLU's CSV format for the facts.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder holds files, or cannot be written.
     """
     folder = Path(folder)
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if there:
+        raise OutputError(f"{folder}: already holds files, {there[0]} among them; choose another folder")
     sets = {
         "forget": benchmark.forget,
         "retain": benchmark.retain,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from letheon.data.rows import Kind, Row
-from letheon.errors import EvaluationError
+from letheon.errors import EvaluationError, shown
 from letheon.evaluation.official import complete_results, official_text, predict
 from letheon.evaluation.results import Prediction, Results, SplitName, read_results
 from letheon.files import write_text
@@ -30,13 +30,14 @@ class Evaluation:
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     """Write predictions.jsonl, results.json and evaluation_results.jsonl into `out_dir`, made if it is not there.
 
-    Each file appears whole or not at all.
+    Each file appears whole or not at all. A folder that is made here, and the predictions, which hold the rows, are
+    their owner's alone.
 
     Raises:
         OutputError: the folder cannot be made or written to.
     """
     lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in evaluation.predictions)
-    write_text(out_dir / PREDICTIONS_FILE, "".join(lines))
+    write_text(out_dir / PREDICTIONS_FILE, "".join(lines), private=True)
     write_text(out_dir / RESULTS_FILE, evaluation.results.to_json())
     write_text(out_dir / OFFICIAL_FILE, official_text(evaluation.results))
 
@@ -49,9 +50,14 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise EvaluationError(
-            f"{path}: expected a predictions.jsonl of evaluate, but it cannot be read ({error})"
+            f"{path}: expected a predictions.jsonl of evaluate, but it cannot be read ({error.strerror}); check the "
+            "path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{path}: expected a predictions.jsonl of evaluate in UTF-8 ({error}); run evaluate again"
         ) from error
     predictions = []
     line_of: dict[tuple[str, str], int] = {}
@@ -98,14 +104,14 @@ def _prediction(line: str, where: str) -> Prediction:
     for name in _TEXT_FIELDS:
         if not isinstance(data.get(name), str):
             raise EvaluationError(
-                f"{where}: expected text in the field {name!r}, got {data.get(name)!r}; a prediction has the fields "
-                f"{', '.join(_TEXT_FIELDS)}"
+                f"{where}: expected text in the field {name!r}, got {shown(data.get(name))}; a prediction has the "
+                f"fields {', '.join(_TEXT_FIELDS)}"
             )
     split = cast("SplitName", _one_of(data["split"], get_args(SplitName), f"{where}: split"))
     kind = cast("Kind", _one_of(data["kind"], get_args(Kind), f"{where}: kind"))
     is_cut = data.get("is_cut", False)
     if not isinstance(is_cut, bool):
-        raise EvaluationError(f"{where}: expected true or false in the field 'is_cut', got {is_cut!r}")
+        raise EvaluationError(f"{where}: expected true or false in the field 'is_cut', got {shown(is_cut)}")
     row = Row(id=data["id"], prompt=data["prompt"], answer=data["answer"], task=data["task"], kind=kind)
     return predict(row, split, data["generation"], is_cut=is_cut)
 
@@ -113,7 +119,7 @@ def _prediction(line: str, where: str) -> Prediction:
 def _fields(line: str, where: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{where}: expected a prediction as a JSON object ({error})") from error
     if not isinstance(data, dict):
         raise EvaluationError(f"{where}: expected a prediction as a JSON object, got {type(data).__name__}")
@@ -122,5 +128,5 @@ def _fields(line: str, where: str) -> dict[str, Any]:
 
 def _one_of(value: str, known: Iterable[str], what: str) -> str:
     if value not in known:
-        raise EvaluationError(f"{what} is {value!r}, expected one of {', '.join(known)}")
+        raise EvaluationError(f"{what} is {shown(value)}, expected one of {', '.join(known)}")
     return value

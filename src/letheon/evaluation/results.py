@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from letheon.data.rows import Kind
-from letheon.errors import EvaluationError
+from letheon.errors import EvaluationError, shown
 
 SCHEMA = "letheon.results/1"
 
@@ -189,9 +191,14 @@ def read_results(path: Path) -> Results:
             f"{path}: expected a results file with schema {SCHEMA!r}; is it a results.json of evaluate?"
         )
     try:
-        return _results_from(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EvaluationError(f"{path}: does not follow schema {SCHEMA!r} ({error}); run evaluate again") from error
+        return TypeAdapter(Results).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise EvaluationError(
+            f"{path}: does not follow schema {SCHEMA!r} ({place}: {first['msg']}, got {shown(first['input'])}); run "
+            "evaluate again"
+        ) from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -199,34 +206,8 @@ def _read_object(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: expected JSON ({error})") from error
     if not isinstance(data, dict):
-        raise EvaluationError(f"{path}: expected a JSON object, got {type(data).__name__}")
+        raise EvaluationError(f"{path}: expected a JSON object, got {shown(data)}")
     return data
-
-
-def _results_from(data: dict[str, Any]) -> Results:
-    mia = data["mia"] and {
-        **data["mia"],
-        "auc_interval": tuple(data["mia"]["auc_interval"]),
-        "score_interval": tuple(data["mia"]["score_interval"]),
-    }
-    return Results(
-        **{
-            **data,
-            "forget": _split_from(data["forget"]),
-            "retain": _split_from(data["retain"]),
-            "mia": MembershipScores(**mia) if mia else None,
-            "mmlu": MmluScores(**data["mmlu"]) if data["mmlu"] else None,
-            "warnings": tuple(data["warnings"]),
-        }
-    )
-
-
-def _split_from(data: dict[str, Any] | None) -> SplitScores | None:
-    if data is None:
-        return None
-    tasks = {name: TaskScores(**scores) for name, scores in data["tasks"].items()}
-    drops = data.get("rouge_drops")
-    return SplitScores(TaskScores(**data["overall"]), tasks, RougeDrops(**drops) if drops else None)

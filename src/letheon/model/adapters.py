@@ -1,5 +1,6 @@
 """LoRA adapters through PEFT: attach, switch off, merge, save."""
 
+import math
 import warnings
 from collections.abc import Sequence as Collection
 from contextlib import AbstractContextManager
@@ -10,11 +11,13 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from letheon.errors import ModelError, nearest
+from letheon.errors import ModelError, OutputError, nearest
+from letheon.files import replace_folder
 from letheon.model.adapted import names_in_layers
 from letheon.model.lowrank import ADAPTER
 from letheon.model.trunk import trunk_of
@@ -44,6 +47,13 @@ class LoraSettings:
     """Factor alpha / sqrt(rank) in place of alpha / rank (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732)."""
     decomposed: bool = False
     """Train magnitude and direction apart (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs that are dropped while its dropout modules are in training mode."""
+
+    @property
+    def factor(self) -> float:
+        """Factor of B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +143,16 @@ class LoraAdapter:
             named[key.replace(f".{ADAPTER}.", f".{name}.")].copy_(value)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter in PEFT's layout."""
-        self.peft.save_pretrained(str(folder))
+        """Write the adapter in PEFT's layout, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            with replace_folder(folder) as temporary:
+                self.peft.save_pretrained(str(temporary))
+        except SafetensorError as error:
+            raise OutputError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> LoraAdapter:
@@ -151,7 +169,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number serves
         target_modules=list(targets) if inside is None else _paths(model, targets, inside),
-        lora_dropout=0.0,
+        lora_dropout=settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         use_rslora=settings.rank_stabilised,
@@ -167,7 +185,11 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
             raise ModelError(
                 f"target_modules: {', '.join(targets)} of {type(model).__name__} cannot carry an adapter ({error})"
             ) from error
-    _initialise(peft, seed=seed)
+    named = dict(peft.named_parameters())
+    for name, value in first_values(peft, rank=settings.rank, seed=seed).items():
+        named[name].data = value
+    for layer in (module for module in peft.modules() if isinstance(module, LoraLinear)):
+        layer.lora_dropout.eval()  # on in steps alone
     return LoraAdapter(peft=peft, model=cast("PreTrainedModel", peft.get_base_model()), targets=targets)
 
 
@@ -238,11 +260,18 @@ def _targets_are_transposed(model: PreTrainedModel, targets: Collection[str]) ->
 
 
 @torch.no_grad()
-def _initialise(peft: PeftModel, *, seed: int) -> None:
+def first_values(adapter: LoraAdapter | PeftModel, *, rank: int, seed: int) -> dict[str, Tensor]:
+    """Return what an adapter in the same layers begins with, by name: A (rank, D) Xavier-normal, B (O, rank) zero.
+
+    float32, where the parameters of `adapter` lie, which may be of another rank.
+    """
+    peft = adapter.peft if isinstance(adapter, LoraAdapter) else adapter
     generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
     for name, parameter in sorted(peft.named_parameters()):
         if ".lora_A." in name:
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            parameter.data = nn.init.xavier_normal_(values, generator=generator).to(parameter.device)
+            values = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
+            found[name] = nn.init.xavier_normal_(values, generator=generator).to(parameter.device)
         elif ".lora_B." in name:
-            parameter.data = torch.zeros(parameter.shape, dtype=torch.float32, device=parameter.device)
+            found[name] = torch.zeros((parameter.shape[0], rank), dtype=torch.float32, device=parameter.device)
+    return found

@@ -8,8 +8,8 @@ Three paths, tried in this order on a probe batch:
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
-from letheon.model.head import CHUNK_ROWS, Head, LabelTerms, head_of, label_terms, logit_terms, project
+from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
+from letheon.model.lower import begun_at, first_layer_run
 from letheon.model.lowrank import fused_adapters
+from letheon.model.recomputing import recomputed_layers
 from letheon.model.trimming import Selection, trimmed
 from letheon.model.trunk import (
     leak_between_sequences,
@@ -52,6 +54,10 @@ class Engine:
     """What the self-check found worth saying."""
     selection: Selection | None = None
     """What the last layer computes on path "packed"; None for all positions."""
+    recomputes: bool = False
+    """Whether the layers' insides are computed again in the backward pass."""
+    begins_at: int = 0
+    """The decoder layer whose inputs the reference store keeps, so that a step may begin there; 0 for none."""
 
     @property
     def head(self) -> Head:
@@ -73,17 +79,28 @@ class Engine:
                 stack.enter_context(fused_adapters(self.model))
             if self.path == "packed" and self.selection is not None:
                 stack.enter_context(trimmed(self.model, self.selection))
+            if self.recomputes:
+                stack.enter_context(recomputed_layers(self.model))
             yield
 
-    def states(self, batch: PackedBatch) -> Tensor:
-        """Return the final states (A, D) at the positions that predict the answer tokens; not on path "logits"."""
+    def states(self, batch: PackedBatch, *, lower: Tensor | None = None) -> Tensor:
+        """Return the final states (A, D) at the positions that predict the answer tokens; not on path "logits".
+
+        `lower` (N, D) is what layer `begins_at` is given; None computes it.
+        """
         if self.path == "padded":
             return padded_states(self.model, batch)[batch.answer_positions]
-        with self.selection.at(batch.answer_positions) if self.selection else nullcontext():
+        with ExitStack() as stack:
+            if self.selection is not None:
+                stack.enter_context(self.selection.at(batch.answer_positions))
+            if lower is not None:
+                stack.enter_context(begun_at(self.model, self.begins_at, lower))
             states = packed_states(self.model, batch.input_ids, batch.position_ids, batch.boundaries)
         return states[batch.answer_positions]
 
-    def states_and_activations(self, batch: PackedBatch, *, layer: int) -> tuple[Tensor, Tensor]:
+    def states_and_activations(
+        self, batch: PackedBatch, *, layer: int, lower: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return `states` and, at the same positions, the hidden states (A, D) after a decoder layer, from 0.
 
         Raises:
@@ -95,7 +112,7 @@ class Engine:
             found.append(output if isinstance(output, Tensor) else output[0])
 
         with decoder_layers(self.model)[layer].register_forward_hook(keep):
-            states = self.states(batch)
+            states = self.states(batch, lower=lower)
         hidden = found[0][0] if self.path == "packed" else found[0][_is_token(batch)]
         return states, hidden[batch.answer_positions].float()
 
@@ -111,13 +128,7 @@ class Engine:
         if self.path == "logits":
             logits = padded_logits(self.model, batch)
             return logits.argmax(-1), logit_terms(logits, batch.labels).log_probs
-        head = self.head
-        chosen, log_probs = [], []
-        for rows, labels in zip(self.states(batch).split(CHUNK_ROWS), batch.labels.split(CHUNK_ROWS), strict=True):
-            logits = project(rows, head)
-            chosen.append(logits.argmax(-1))
-            log_probs.append(logit_terms(logits, labels).log_probs)
-        return torch.cat(chosen), torch.cat(log_probs)
+        return likeliest(self.states(batch), batch.labels, self.head)
 
 
 def build_engine(
@@ -125,6 +136,8 @@ def build_engine(
     probe: PackedBatch,
     *,
     adapter_off: Callable[[], AbstractContextManager[None]],
+    recomputes: bool = False,
+    stores_lower: bool = False,
 ) -> Engine:
     """Return an engine on the fastest path whose label log-probabilities on `probe` equal the model's own.
 
@@ -146,7 +159,8 @@ def build_engine(
     notes: list[str] = []
     head = head_of(model)
     frozen_head = None if head.weight.requires_grad else head
-    made = partial(Engine, model=model, adapter_off=adapter_off, frozen_head=frozen_head)
+    made = partial(Engine, model=model, adapter_off=adapter_off, frozen_head=frozen_head, recomputes=recomputes)
+    begins_at = first_layer_run(model) if stores_lower else 0
     candidates: tuple[tuple[Path, Selection | None], ...] = (
         ("packed", Selection()),
         ("packed", None),
@@ -156,10 +170,15 @@ def build_engine(
         engine = made(path=path, selection=selection, notes=tuple(notes))
         objection = _objection(engine, probe, expected)
         if objection is None:
-            return engine
+            return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
-    return made(path="logits", notes=tuple(notes))
+    return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
+
+
+def _without_lower(engine: Engine, is_wanted: bool) -> Engine:
+    note = f"the states of lower layers cannot be stored on path '{engine.path}'; every step runs all layers"
+    return replace(engine, notes=(*engine.notes, note)) if is_wanted else engine
 
 
 @torch.no_grad()

@@ -1,16 +1,18 @@
 """From states at answer positions to log-probabilities and KL, without keeping logits.
 
 With a frozen linear head z = W h the loss needs, of all the logits of a position, only the label's z_y, the normaliser
-lse(z) and their gradients in h: W_y and W^T softmax(z). Both are formed chunk by chunk in the forward pass, so A x V
-numbers never live at once. The forward KL follows from them and the stored expected embedding of the reference
+lse(z) and their gradients in h: W_y and W^T softmax(z). Both are gathered in the forward pass in one walk through the
+vocabulary, block by block with a running maximum, so A x V numbers never live at once and each block of W is read from
+memory once for both products. The forward KL follows from them and the stored expected embedding of the reference
 E = W^T p_ref (D numbers a position):
 
     KL(ref || theta) = lse(W h) - lse_ref - E . (h - h_ref)
 
-Products and softmax run in float32 whatever the trunk's dtype.
+Products and softmax run in float32 whatever the dtype of the trunk; a frozen W stays in its own, each block is widened
+as it is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +25,11 @@ from transformers import PreTrainedModel
 from letheon.errors import ModelError
 
 CHUNK_ROWS = 1024
+"""Positions whose logits are formed at once where whole distributions are compared."""
+BLOCK_LOGITS = {"cpu": 2**19, "cuda": 2**25}
+"""Logits formed at once in a walk through the vocabulary: what a core's own cache holds, or what fills a GPU."""
+LEAST_BLOCK = 1024
+"""Tokens of the vocabulary in a block, at least."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """From logits of policy and reference (R, V) to (R,)."""
@@ -33,9 +40,9 @@ class Head:
     """The map from final states (.., D) to logits (.., V): softcap(scale * (W h) + b)."""
 
     weight: Tensor
-    """(V, D), float32; part of the graph where the head is trained."""
+    """(V, D): in the model's dtype if frozen, float32 and part of the graph if trained."""
     bias: Tensor | None
-    """(V,), float32."""
+    """(V,), likewise."""
     scale: float = 1.0
     """Factor on the states (Cohere's logit_scale, Granite's 1 / logits_scaling)."""
     softcap: float | None = None
@@ -71,7 +78,7 @@ class LabelTerms:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """Return the head of `model`, its weight in float32: the weight itself where it is float32, detached if frozen.
+    """Return the head of `model`: its very weight if that is frozen, detached, and in float32 if it is trained.
 
     Raises:
         ModelError: the model has no output embeddings.
@@ -85,22 +92,23 @@ def head_of(model: PreTrainedModel) -> Head:
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     scale = scale if isinstance(scale, int | float) else 1.0  # MPT's may be a word, about attention
-    weight, bias = _as_trained(layer.weight), getattr(layer, "bias", None)
+    bias = getattr(layer, "bias", None)
     return Head(
-        weight=weight.float(),
-        bias=None if bias is None else _as_trained(bias).float(),
+        weight=_as_trained(layer.weight),
+        bias=None if bias is None else _as_trained(bias),
         scale=float(scale),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 
 
 def _as_trained(parameter: Tensor) -> Tensor:
-    return parameter if parameter.requires_grad else parameter.detach()
+    return parameter.float() if parameter.requires_grad else parameter.detach()
 
 
 def project(states: Tensor, head: Head) -> Tensor:
     """Return the logits (A, V), float32, of states (A, D)."""
-    logits = linear(states.float() * head.scale, head.weight, head.bias)
+    bias = None if head.bias is None else head.bias.float()
+    logits = linear(states.float() * head.scale, head.weight.float(), bias)
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
@@ -155,21 +163,31 @@ def logit_terms(logits: Tensor, labels: Tensor) -> LabelTerms:
 
 
 @torch.no_grad()
-def label_is_likeliest(states: Tensor, labels: Tensor, head: Head) -> Tensor:
-    """Return (A,) bool: whether greedy decoding would choose each label, given the true tokens before it."""
-    chunks = zip(states.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True)
-    found = [project(rows, head).argmax(-1) == wanted for rows, wanted in chunks]
-    return torch.cat(found) if found else torch.zeros_like(labels, dtype=torch.bool)
+def likeliest(states: Tensor, labels: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return of states (A, D) the token (A,) int64 that greedy decoding would choose, given the true tokens before it,
+    and the log-probability (A,) float32 of `labels` (A,)."""
+    chosen = torch.zeros_like(labels)
+    best = torch.full(labels.shape, -torch.inf, device=states.device)
+    total = torch.zeros_like(best)
+    label_logits = torch.zeros_like(best)
+    for first, block in _blocks(head, len(states)):
+        logits = project(states, block)
+        value, index = logits.max(-1)
+        chosen = torch.where(value > best, index + first, chosen)
+        inside = (labels >= first) & (labels < first + logits.shape[-1])
+        found = logits.gather(-1, torch.where(inside, labels - first, 0)[:, None])[:, 0]
+        label_logits = torch.where(inside, found, label_logits)
+        highest = torch.maximum(best, value)
+        total = total * (best - highest).exp() + logits.sub_(highest[:, None]).exp_().sum(-1)
+        best = highest
+    return chosen, label_logits - best - total.log()
 
 
 @torch.no_grad()
 def expected_embedding(states: Tensor, head: Head) -> Tensor:
-    """Return E = W^T softmax(W h) of each state: (A, D) -> (A, D), float32, in the space of scaled states."""
-    rows = [
-        linear(chunk.float() * head.scale, head.weight, head.bias).softmax(-1) @ head.weight
-        for chunk in states.split(CHUNK_ROWS)
-    ]
-    return torch.cat(rows) if rows else torch.zeros_like(states, dtype=torch.float32)
+    """Return E = W^T softmax(W h), float32, of each state with a linear head: (A, D) -> (A, D)."""
+    _, expected = _normalised(states.float() * head.scale, head.weight, head.bias)
+    return expected
 
 
 def kl_from_expectation(
@@ -186,27 +204,50 @@ def kl_from_expectation(
     return (log_normalisers.double() - alignment + offset).float()
 
 
+def _blocks(head: Head, num_rows: int) -> Iterator[tuple[int, Head]]:
+    """Yield the head cut along the vocabulary, in float32, each with its first token."""
+    at_once = max(BLOCK_LOGITS.get(head.weight.device.type, BLOCK_LOGITS["cpu"]) // max(num_rows, 1), LEAST_BLOCK)
+    for first in range(0, head.weight.shape[0], at_once):
+        block = slice(first, first + at_once)
+        bias = None if head.bias is None else head.bias[block].float()
+        yield first, replace(head, weight=head.weight[block].float(), bias=bias)
+
+
+def _normalised(rows: Tensor, weight: Tensor, bias: Tensor | None, *, expects: bool = True) -> tuple[Tensor, Tensor]:
+    """Return lse(z) (A,) and W^T softmax(z) (A, D) of scaled states (A, D), the latter zeros unless it `expects`."""
+    highest = rows.new_full((len(rows), 1), -torch.inf)
+    total = rows.new_zeros(len(rows), 1)
+    expected = torch.zeros_like(rows)
+    for _, block in _blocks(Head(weight, bias), len(rows)):
+        logits = linear(rows, block.weight, block.bias)
+        higher = torch.maximum(highest, logits.amax(-1, keepdim=True))
+        rescaling = (highest - higher).exp_()
+        shares = logits.sub_(higher).exp_()
+        total = total.mul_(rescaling).add_(shares.sum(-1, keepdim=True))
+        if expects:
+            expected = torch.addmm(expected.mul_(rescaling), shares, block.weight)
+        highest = higher
+    return (highest + total.log())[:, 0], expected.div_(total)
+
+
 class _LabelTerms(torch.autograd.Function):
     """Label logits and normalisers, whose gradients in the states are formed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return label logits and normalisers (A,) of scaled states (A, D)."""
-        label_logits, log_normalisers, expected = [], [], []
-        for rows, wanted in zip(states.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True):
-            logits = linear(rows, weight, bias)
-            log_normaliser = torch.logsumexp(logits, dim=-1)
-            label_logits.append(logits.gather(-1, wanted[:, None])[:, 0])
-            log_normalisers.append(log_normaliser)
-            if ctx.needs_input_grad[0]:
-                expected.append(logits.sub_(log_normaliser[:, None]).exp_() @ weight)
-        if expected:
-            ctx.save_for_backward(torch.cat(expected), labels, weight)
-        return torch.cat(label_logits), torch.cat(log_normalisers)
+        log_normalisers, expected = _normalised(states, weight, bias, expects=ctx.needs_input_grad[0])
+        of_labels = weight[labels].float()
+        label_logits = (states * of_labels).sum(-1)
+        if bias is not None:
+            label_logits += bias[labels]
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(expected, of_labels)
+        return label_logits, log_normalisers
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient (A, D) of the states."""
         of_label, of_normaliser = gradients
-        expected, labels, weight = ctx.saved_tensors
-        return of_label[:, None] * weight[labels] + of_normaliser[:, None] * expected, None, None, None
+        expected, of_labels = ctx.saved_tensors
+        return of_label[:, None] * of_labels + of_normaliser[:, None] * expected, None, None, None

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from letheon.errors import ModelError, OutputError
+from letheon.errors import ModelError, OutputError, SettingsError
+from letheon.files import replace_folder
+from letheon.model.checkpoint_files import WHOLE_NOT_ADAPTER, check_checkpoint, check_source
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DtypeName = Literal["float32", "bfloat16"]
+_NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +51,36 @@ def load_model(
     itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read.
 
     Raises:
-        ModelError: folder, weights or tokenizer are missing or broken, or the vocabularies do not fit.
+        ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
+            not all there or not all finite.
+        SettingsError: there is no such device.
     """
+    check_device(device)
     check_checkpoint(source)
     loaded_tokenizer = (
         load_tokenizer(tokenizer or source, trust_remote_code=trust_remote_code)
         if tokenizer is None or isinstance(tokenizer, str)
         else tokenizer
     )
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    check_vocabulary(config, loaded_tokenizer, source=source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
         )
     except Exception as error:
-        raise ModelError(
-            f"{source}: expected a causal language model with safetensors weights that transformers can load, "
-            f"got {_first_line(error)}"
-        ) from error
-    check_vocabulary(model, loaded_tokenizer, source=source)
+        expected = "expected a causal language model with safetensors weights that transformers can load"
+        raise _failure(source, f"{expected}, got {_reason(error)}", error) from error
+    model, loading = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
+    _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
+    _check_finite(model, source=source)
     model.eval()
     move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
@@ -79,42 +92,18 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     Raises:
         ModelError: there is none, or it cannot be read.
     """
+    check_source(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(
-            f"{source}: no tokenizer could be loaded from here ({_first_line(error)}); "
-            "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
+        raise _failure(
+            source, f"no tokenizer could be loaded from here ({_reason(error)}); {_NAME_TOKENIZER}", error
         ) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(f"{source}: there is no tokenizer here, tokenizer.json is missing; {_NAME_TOKENIZER}")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{source}: the tokenizer has no end-of-sequence token, which generation needs to stop")
     return tokenizer
-
-
-def check_checkpoint(source: str) -> None:
-    """Check what can be known of a checkpoint without loading its weights.
-
-    Raises:
-        ModelError: the local folder has no config.json or no safetensors weights, or only pickled ones.
-    """
-    folder = Path(source)
-    if not folder.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1:
-            raise ModelError(f"{source}: no such folder; expected a checkpoint folder or a hub id (owner/name)")
-        return
-    if not folder.is_dir():
-        raise ModelError(f"{source}: expected a checkpoint folder (config.json, model.safetensors), got a file")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{source}: expected a checkpoint folder, but it has no config.json")
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt")))
-        hint = (
-            f"only {pickled[0]}, a pickle, which is never read; convert it with transformers on a machine you trust: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
-            if pickled
-            else "none"
-        )
-        raise ModelError(f"{source}: expected weights in *.safetensors, found {hint}")
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -126,23 +115,79 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise ModelError(f"{source}: the model's configuration cannot be read ({_first_line(error)})") from error
+        advice = "give the folder or hub id of a model that this version of transformers knows"
+        raise _failure(
+            source, f"the model's configuration cannot be read ({_reason(error)}); {advice}", error
+        ) from error
     return config
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
+def check_device(device: str | None) -> None:
+    """Refuse a GPU where there is none.
+
+    Raises:
+        SettingsError: "cuda" is asked for, and torch sees no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device: 'cuda' is asked for, but torch sees no GPU here; leave --device out or say cpu")
+
+
+def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
+    """Refuse a tokenizer with ids that a model of this configuration has no embedding for.
 
     Raises:
         ModelError: the vocabularies do not fit.
     """
-    available = int(cast("nn.Embedding", model.get_input_embeddings()).num_embeddings)
+    available = getattr(config.get_text_config(), "vocab_size", None)
     highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= available:
+    if available is not None and highest >= available:
         raise ModelError(
             f"{source}: the tokenizer has token ids up to {highest}, the model embeddings for {available} ids only; "
             "give the tokenizer that the model was trained with (--tokenizer)"
         )
+
+
+@torch.no_grad()
+def _check_finite(model: PreTrainedModel, *, source: str) -> None:
+    """Refuse weights that hold what is no number."""
+    for name, tensor in model.state_dict().items():
+        # The sum is finite where all values are, and takes no memory of the tensor's size.
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not _is_finite(tensor):
+            raise ModelError(
+                f"{source}: the weights of {name} are not all finite (NaN or infinity), so the model says nothing; "
+                "the checkpoint is broken, give an earlier one"
+            )
+
+
+def _check_complete(
+    model: PreTrainedModel,
+    *,
+    missing: Collection[str],
+    mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
+    source: str,
+) -> None:
+    """Refuse weights that transformers made up, for want of them in the files."""
+    if mismatched:
+        name, there, wanted = min(mismatched)
+        raise ModelError(
+            f"{source}: the weights of {name} are {_size(there)}, the configuration says {_size(wanted)}; config.json "
+            "and weights are of different models, download the checkpoint again"
+        )
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(
+            f"{source}: the weights lack {', '.join(names[:3])}{more} of {type(model).__name__}, which would be random "
+            "numbers; give a checkpoint of the whole language model, its head included"
+        )
+
+
+def _size(shape: Collection[int]) -> str:
+    return " by ".join(map(str, shape))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def move_model(model: nn.Module, device: str | None) -> None:
@@ -172,33 +217,11 @@ def save_model(
         OutputError: the folder cannot be written; what lay there before is as it was.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written ({error.strerror})") from error
-    try:
-        model.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
-        swap_folder(temporary, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise OutputError(f"{folder}: the model cannot be written ({_first_line(error)}); is the disk full?") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def swap_folder(complete: Path, folder: Path) -> None:
-    """Put the folder `complete` in the place of `folder` on the same disk, which never holds a half-written state."""
-    os.chmod(complete, 0o755)  # noqa: S103 - a temporary folder is private, a checkpoint is not
-    for path in complete.rglob("*"):
-        if path.is_file():
-            os.chmod(path, 0o644)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(complete, folder)
-    shutil.rmtree(old, ignore_errors=True)
+        with replace_folder(folder) as temporary:
+            model.save_pretrained(temporary, state_dict=state)
+            tokenizer.save_pretrained(temporary)
+    except (RuntimeError, SafetensorError) as error:
+        raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
 
 
 @torch.no_grad()
@@ -216,6 +239,16 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _failure(source: str, what: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{source}: comes with Python code of its own, which is not run unless you ask for it; read that code, and "
+            "where you trust it set --trust-remote-code"
+        )
+    return ModelError(f"{source}: {what}")
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, in its first line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

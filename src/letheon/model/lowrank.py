@@ -22,7 +22,7 @@ ADAPTER = "default"
 @contextmanager
 def fused_adapters(model: nn.Module) -> Iterator[None]:
     """Let the plain LoRA layers in `model` run fused while the block lasts (forward and backward)."""
-    layers = [module for module in model.modules() if isinstance(module, LoraLinear) and _is_plain(module)]
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear) and is_plain(module)]
     for layer in layers:
         layer.__dict__["forward"] = _Fused(layer)
     try:
@@ -36,12 +36,10 @@ class _Fused:
     """The forward of one layer."""
 
     def __init__(self, layer: LoraLinear) -> None:
-        base: Any = layer.get_base_layer()
         down: Any = layer.lora_A[ADAPTER]
         up: Any = layer.lora_B[ADAPTER]
         self._layer = layer
-        self._bias: Tensor | None = base.bias
-        self._weight: Tensor = base.weight.T if isinstance(base, Conv1D) else base.weight
+        self._weight, self._bias = frozen_part(layer)
         self._down: Tensor = down.weight
         self._up: Tensor = up.weight
         self._scaling = float(layer.scaling[ADAPTER])
@@ -50,15 +48,28 @@ class _Fused:
         """Return the layer's output for states (.., D)."""
         if self._layer.disable_adapters:
             return linear(states, self._weight, self._bias)
-        return cast(
-            "Tensor",
-            _LowRankLinear.apply(  # type: ignore[no-untyped-call]
-                states, self._weight, self._bias, self._down, self._up, self._scaling
-            ),
-        )
+        return low_rank_linear(states, self._weight, self._bias, down=self._down, up=self._up, scaling=self._scaling)
 
 
-def _is_plain(layer: LoraLinear) -> bool:
+def frozen_part(layer: LoraLinear) -> tuple[Tensor, Tensor | None]:
+    """Return W (O, D) and b (O,) or None of the layer that an adapter is in."""
+    base: Any = layer.get_base_layer()
+    return base.weight.T if isinstance(base, Conv1D) else base.weight, base.bias
+
+
+def low_rank_linear(
+    states: Tensor, weight: Tensor, bias: Tensor | None, *, down: Tensor, up: Tensor, scaling: float
+) -> Tensor:
+    """Return W x + b + s B A x (.., O) of states (.., D), with A (r, D) and B (O, r) in float32.
+
+    W (O, D) and b (O,) are frozen and of any dtype.
+    """
+    product = _LowRankLinear.apply(states, weight, bias, down, up, scaling)  # type: ignore[no-untyped-call]
+    return cast("Tensor", product)
+
+
+def is_plain(layer: LoraLinear) -> bool:
+    """Return whether a layer does no more than W x + b + s B A x, and does so by PEFT's forward."""
     base = layer.get_base_layer()
     return (
         isinstance(base, (nn.Linear, Conv1D))

@@ -21,7 +21,7 @@ from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise
 from letheon.data.templates import AUTO, check_template
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
-from letheon.model.head import head_of, label_is_likeliest, label_terms, project
+from letheon.model.head import head_of, label_terms, likeliest, project
 from letheon.model.loading import context_length
 from letheon.model.trunk import packed_attention, packed_states
 
@@ -288,7 +288,8 @@ def _recall(model: PreTrainedModel, rows: list[Sequence]) -> list[Tensor]:
     for batch in _in_order(rows):
         on_device = batch.to(model.device)
         states = packed_states(model, on_device.input_ids, on_device.position_ids, on_device.boundaries)
-        hits = label_is_likeliest(states[on_device.answer_positions], on_device.labels, head).cpu()
+        chosen, _ = likeliest(states[on_device.answer_positions], on_device.labels, head)
+        hits = (chosen == on_device.labels).cpu()
         correct.extend(hits.split(torch.bincount(batch.owner, minlength=batch.num_sequences).tolist()))
     return correct
 

@@ -4,27 +4,21 @@ The reference never moves while unlearning, so one gradient-free pass over the r
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
 """
 
-import hashlib
-import json
-import logging
-import os
 from collections.abc import Sequence as Collection
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import Sequence
-from letheon.files import replace_file
 from letheon.model.engine import Engine
 from letheon.model.head import (
     Head,
+    LabelTerms,
     divergence_by_logits,
     expected_embedding,
     kl_from_expectation,
@@ -32,23 +26,21 @@ from letheon.model.head import (
     logit_terms,
     project,
 )
+from letheon.model.lower import states_given_to
 from letheon.model.trunk import padded_logits
 from letheon.objective.methods import Needs
 from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.objective.terms import TokenTerms
 
-FORMAT = "letheon.reference/2"
-STORED = ("log_probs", "embedding", "offset", "retain_states", "forget_states", "activations", "forget_norm")
-
-_logger = logging.getLogger(__name__)
+STORED = ("log_probs", "embedding", "offset", "retain_states", "forget_states", "activations", "forget_norm", "lower")
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceStore:
     """The reference's values at all answer tokens of a run's rows, forget rows first.
 
-    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, D is the width of the states. What
-    the method does not need is None.
+    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, T all tokens, D is the width of the
+    states. What the method does not need is None.
     """
 
     starts: tuple[int, ...]
@@ -68,8 +60,14 @@ class ReferenceStore:
     """(A_r, D) float32, hidden states of one layer."""
     forget_norm: Tensor | None = None
     """Scalar, mean norm of that layer's hidden states over the forget tokens."""
+    lower: Tensor | None = None
+    """(T, D) what the lowest layer that a step runs is given, in the trunk's dtype."""
+    token_starts: tuple[int, ...] = ()
+    """(R + 1,) row r owns tokens token_starts[r] to token_starts[r + 1] of these."""
     head: Head | None = None
     """The reference's head, where the head itself is trained; held in memory, never stored."""
+    path: Path | None = None
+    """The file that holds it; None where it is in memory only."""
 
     @property
     def num_bytes(self) -> int:
@@ -82,23 +80,47 @@ class ReferenceStore:
 
     def tokens_of(self, row_index: Tensor) -> Tensor:
         """Return the answer tokens (A_batch,) of the given rows, in order."""
-        spans = [torch.arange(self.starts[r], self.starts[r + 1]) for r in row_index.tolist()]
-        return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+        return _spans(self.starts, row_index)
+
+    def lower_of(self, row_index: Tensor) -> Tensor | None:
+        """Return the states (N, D) that a step over the given rows begins at; None if none are kept."""
+        return None if self.lower is None else self.lower[_spans(self.token_starts, row_index)]
+
+
+def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
+    spans = [torch.arange(starts[r], starts[r + 1]) for r in row_index.tolist()]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
 def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenTerms:
     """Return the policy's and the reference's values at the answer tokens of `batch`, differentiable in the policy."""
-    tokens = store.tokens_of(batch.row_index)
-    reference_log_probs = store.log_probs[tokens].to(batch.labels.device)
     if engine.path == "logits":
+        reference_log_probs = store.log_probs[store.tokens_of(batch.row_index)].to(batch.labels.device)
         return _terms_by_logits(engine, batch, reference_log_probs, needs)
-    activations = None
+    activations, lower = None, store.lower_of(batch.row_index)
+    lower = None if lower is None else lower.to(batch.labels.device)
     if needs.activations is None:
-        states = engine.states(batch)
+        states = engine.states(batch, lower=lower)
     else:
-        states, activations = engine.states_and_activations(batch, layer=needs.activations)
+        states, activations = engine.states_and_activations(batch, layer=needs.activations, lower=lower)
+    terms = label_terms(states, batch.labels, engine.head)
+    return terms_of_states(engine, store, batch, states, terms, needs=needs, activations=activations)
+
+
+def terms_of_states(
+    engine: Engine,
+    store: ReferenceStore,
+    batch: PackedBatch,
+    states: Tensor,
+    terms: LabelTerms,
+    *,
+    needs: Needs,
+    activations: Tensor | None = None,
+) -> TokenTerms:
+    """Return `token_terms` of a batch from its final states (A, D), what the head says of its labels, and, where they
+    are needed, the hidden states (A, D) of a layer."""
+    tokens = store.tokens_of(batch.row_index)
     head = engine.head
-    terms = label_terms(states, batch.labels, head)
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
     retained = tokens[is_retain.cpu()] - store.starts[store.num_forget_rows]
     kl = None
@@ -113,7 +135,7 @@ def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, ne
         )
     return TokenTerms(
         log_probs=terms.log_probs,
-        reference_log_probs=reference_log_probs,
+        reference_log_probs=store.log_probs[tokens].to(states.device),
         labels=batch.labels,
         kl=kl,
         logits=project(states[is_forget], head) if needs.forget_logits else None,
@@ -203,34 +225,49 @@ def build_reference(
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
     norms = values.pop("forget_norms", None)
     store = ReferenceStore(
-        starts=_starts(sequences),
+        starts=answer_starts(sequences),
         num_forget_rows=num_forget_rows,
         forget_norm=None if norms is None else norms.mean(),
+        token_starts=token_starts(sequences),
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
-    return _with_head(store, engine)
+    return with_head(store, engine)
 
 
-def _with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:
+def with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:
+    """Return the store with the engine's head as it is now, where that is trained and the store's states need it."""
     needed = store.retain_states is not None or store.forget_states is not None
     return replace(store, head=engine.head.copy()) if engine.trains_head and needed else store
 
 
-def _starts(sequences: Collection[Sequence]) -> tuple[int, ...]:
+def answer_starts(sequences: Collection[Sequence]) -> tuple[int, ...]:
+    """Return the `starts` of a store of these sequences."""
     return tuple(accumulate((s.num_answer_tokens for s in sequences), initial=0))
 
 
+def token_starts(sequences: Collection[Sequence]) -> tuple[int, ...]:
+    """Return the `token_starts` of a store of these sequences."""
+    return tuple(accumulate((len(s.input_ids) for s in sequences), initial=0))
+
+
 def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[str, Tensor]:
-    """Return what the store keeps of a batch, by name; the first dimension counts answer tokens of the store's role."""
+    """Return what the store keeps of a batch, by name; the first dimension counts answer tokens of the store's role.
+
+    But for "lower", whose first dimension counts all tokens.
+    """
     if engine.path == "logits":
         return {"log_probs": engine.label_terms(batch).log_probs.cpu()}
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
     values: dict[str, Tensor] = {}
-    if needs.activations is None:
-        states = engine.states(batch)
-    else:
-        states, activations = engine.states_and_activations(batch, layer=needs.activations)
-        values["activations"], values["forget_norms"] = activations[is_retain], activations[is_forget].norm(dim=-1)
+    with ExitStack() as stack:
+        given = stack.enter_context(states_given_to(engine.model, engine.begins_at)) if engine.begins_at else None
+        if needs.activations is None:
+            states = engine.states(batch)
+        else:
+            states, activations = engine.states_and_activations(batch, layer=needs.activations)
+            values["activations"], values["forget_norms"] = activations[is_retain], activations[is_forget].norm(dim=-1)
+    if given is not None:
+        values["lower"] = given[0][0]
     head = engine.head
     terms = label_terms(states, batch.labels, head)
     values["log_probs"] = terms.log_probs
@@ -249,78 +286,3 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
 
 def _stores_expectation(engine: Engine, needs: Needs) -> bool:
     return needs.kl == "forward" and not engine.trains_head and engine.head.is_linear
-
-
-def load_or_build_reference(
-    engine: Engine,
-    sequences: Collection[Sequence],
-    *,
-    num_forget_rows: int,
-    num_retain_rows: int | None = None,
-    needs: Needs,
-    model_fingerprint: str,
-    cache_dir: Path | None,
-    max_tokens: int = PASS_TOKENS,
-) -> ReferenceStore:
-    """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
-
-    The key covers weights, token ids, answer spans, needs, path, dtype, device kind and torch version: if anything
-    differs the store is built anew. None for `cache_dir` keeps it in memory only.
-    """
-    build = partial(
-        build_reference,
-        engine,
-        sequences,
-        num_forget_rows=num_forget_rows,
-        num_retain_rows=num_retain_rows,
-        needs=needs,
-        max_tokens=max_tokens,
-    )
-    if cache_dir is None:
-        return build()
-    rows = (num_forget_rows, num_retain_rows)
-    path = cache_dir / "reference" / f"{_key(engine, sequences, rows, needs, model_fingerprint)}.safetensors"
-    found = _load(path, sequences, num_forget_rows)
-    if found is not None:
-        return _with_head(found, engine)
-    store = build()
-    _save(store, path)
-    return store
-
-
-def _key(
-    engine: Engine,
-    sequences: Collection[Sequence],
-    num_rows: tuple[int, int | None],
-    needs: Needs,
-    model_fingerprint: str,
-) -> str:
-    digest = hashlib.sha256()
-    described: list[object] = [FORMAT, model_fingerprint, num_rows, asdict(needs), engine.path, engine.trains_head]
-    described += [str(engine.model.dtype), engine.model.device.type, torch.__version__]
-    digest.update(json.dumps(described).encode())
-    for sequence in sequences:
-        digest.update(repr((sequence.answer_start, sequence.input_ids)).encode())
-    return digest.hexdigest()[:32]
-
-
-def _save(store: ReferenceStore, path: Path) -> None:
-    tensors = {name: value.contiguous() for name, value in store.tensors().items()}
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": FORMAT})
-        os.chmod(temporary, 0o600)  # derived from the rows to forget
-
-
-def _load(path: Path, sequences: Collection[Sequence], num_forget_rows: int) -> ReferenceStore | None:
-    if not path.exists():
-        return None
-    starts = _starts(sequences)
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        store = ReferenceStore(starts=starts, num_forget_rows=num_forget_rows, **values)
-    except (SafetensorError, TypeError, OSError) as error:
-        _logger.warning("%s: the stored reference cannot be read (%s); it is built anew", path, error)
-        return None
-    return store if store.log_probs.shape[0] == starts[-1] else None

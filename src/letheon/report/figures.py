@@ -8,63 +8,46 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from letheon.evaluation.results import Results
+from letheon.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    METADATA,
+    ORANGE,
+    PALETTE,
+    STYLE,
+    VERMILLION,
+    new_figure,
+    save_figure,
+)
 from letheon.report.files import InterimRecord, RunFiles, RunLog, read_run
 from letheon.report.tables import Score, scores_of
 from letheon.report.text import shorten, visible_line
 
-# The palette of Okabe and Ito without black and yellow: told apart by colour-blind readers, on white and on dark.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-_PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-
-# Stands for the page's text colour; a page replaces it by `currentColor`, so that a figure follows a dark scheme.
-_INK = "#1b1c1d"
-
-_WIDTH_INCHES = 8.0
 _MAX_POINTS = 400
-_PNG_DPI = 150
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9.5,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
 
 _Look = tuple[str, str, str, str]
 """Label, colour, marker and line style."""
 _Draw = Callable[[RunFiles], Figure | None]
 
+LARGEST_DRAWN = 1e30
+"""Axes overflow on the way to the largest floating-point numbers."""
+
 
 def figure_svgs(run: RunFiles) -> dict[str, str]:
     """Return the figures that `run` has data for, by name, as SVG elements to be put into an HTML page."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         drawn = {name: draw(run) for name, draw in _FIGURES.items()}
         return {name: _inline_svg(figure, name) for name, figure in drawn.items() if figure is not None}
 
@@ -80,18 +63,7 @@ def save_figures(run: Path, folder: Path) -> tuple[Path, ...]:
     """
     files = read_run(run)
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    for name, draw in _FIGURES.items():
-        with mpl.rc_context({**_STYLE, "svg.hashsalt": f"letheon-{name}"}):
-            figure = draw(files)
-            if figure is None:
-                continue
-            figure.set_facecolor("white")
-            for suffix, metadata in _METADATA.items():
-                target = folder / f"{name}.{suffix}"
-                figure.savefig(target, dpi=_PNG_DPI, metadata=metadata)
-                written.append(target)
-    return tuple(written)
+    return tuple(path for name, draw in _FIGURES.items() for path in save_figure(folder, name, partial(draw, files)))
 
 
 def loss_figure(log: RunLog) -> Figure | None:
@@ -105,10 +77,10 @@ def loss_figure(log: RunLog) -> Figure | None:
         return None
     num_columns = min(len(series), 2)
     num_rows = math.ceil(len(series) / num_columns)
-    figure = _figure(height_inches=2.1 * num_rows + 0.4)
+    figure = new_figure(height_inches=2.1 * num_rows + 0.4)
     axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True).ravel()
     for index, (name, points) in enumerate(series):
-        _draw_curve(axes[index], name, points, color=_PALETTE[index % len(_PALETTE)])
+        _draw_curve(axes[index], name, points, color=PALETTE[index % len(PALETTE)])
     for unused in axes[len(series) :]:
         unused.remove()
     for index in range(max(0, len(series) - num_columns), len(series)):
@@ -128,13 +100,13 @@ def interim_figure(log: RunLog) -> Figure | None:
     curves = [(look, _points(epochs, [value(record) for record in log.interims])) for look, value in lines]
     if not any(points.size for _, points in curves):
         return None
-    figure = _figure(height_inches=3.2)
+    figure = new_figure(height_inches=3.2)
     axes = figure.subplots()
     for (label, color, marker, style), points in curves:
         axes.plot(*points.T, color=color, marker=marker, linestyle=style, markersize=4.5, label=label)
     kept = (log.end or {}).get("kept_epoch")
     if isinstance(kept, int | float):
-        axes.axvline(kept, color=_INK, alpha=0.45, linewidth=1, linestyle=":", label=f"kept: epoch {kept:g}")
+        axes.axvline(kept, color=INK, alpha=0.45, linewidth=1, linestyle=":", label=f"kept: epoch {kept:g}")
     axes.set(xlabel="epoch", ylabel="0 to 1", ylim=(-0.03, 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(visible=True, axis="y")
@@ -150,7 +122,7 @@ def score_figure(before: Results | None, after: Results | None) -> Figure | None
     groups = [[s for s in scores if s.name.startswith(split)] for split in ("forget.", "retain.")]
     if not any(score.value(results) is not None for score in scores for _, _, results in sides):
         return None
-    figure = _figure(height_inches=0.75 + 0.28 * len(groups[0]) * (len(sides) + 0.4))
+    figure = new_figure(height_inches=0.75 + 0.28 * len(groups[0]) * (len(sides) + 0.4))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, group, title in zip(
         panels, groups, ("Forget set: lower is better", "Retain set: higher is better"), strict=True
@@ -174,16 +146,13 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.convolve(values, window, mode="same") / np.convolve(np.ones_like(values), window, mode="same")
 
 
-def _figure(*, height_inches: float) -> Figure:
-    figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(1.0)
-    return figure
-
-
 def _points(epochs: Sequence[float], values: Sequence[float | None]) -> NDArray[np.float64]:
-    """Return (epoch, value) pairs (n, 2) of the steps that have a finite value."""
-    pairs = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None and math.isfinite(v)]
+    """Return (epoch, value) pairs (n, 2) of the steps that have a value that can be drawn."""
+    pairs = [
+        (e, v)
+        for e, v in zip(epochs, values, strict=True)
+        if v is not None and abs(e) < LARGEST_DRAWN and abs(v) < LARGEST_DRAWN
+    ]
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
@@ -231,13 +200,13 @@ def _inline_svg(figure: Figure, name: str) -> str:
         axes.set_facecolor("none")
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": f"letheon-{name}"}):
-        figure.savefig(text, format="svg", metadata=_METADATA["svg"])
+        figure.savefig(text, format="svg", metadata=METADATA["svg"])
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.DOTALL)
     # Figures on one page must not share ids, or one would be clipped by another's path.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    return svg.replace(_INK, "currentColor").strip()
+    return svg.replace(INK, "currentColor").strip()
 
 
 _FIGURES: dict[str, _Draw] = {
@@ -246,10 +215,4 @@ _FIGURES: dict[str, _Draw] = {
     ),
     "losses": lambda run: loss_figure(run.log) if run.log else None,
     "interim": lambda run: interim_figure(run.log) if run.log else None,
-}
-
-_METADATA: dict[str, dict[str, str | None]] = {
-    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from letheon.errors import EvaluationError
+from letheon.errors import EvaluationError, shown
 from letheon.evaluation.results import Prediction, Results, read_results
+from letheon.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +145,12 @@ def _mapping(path: Path) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise EvaluationError(f"{path}: expected a mapping of names to values, cannot read it ({error})") from error
+        data = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise EvaluationError(
+            f"{path}: expected a mapping of names to values, cannot read it ({' '.join(str(error).split())}); restore "
+            "the file, or remove it to report without it"
+        ) from error
     if not isinstance(data, dict):
         raise EvaluationError(f"{path}: expected a mapping of names to values, got {type(data).__name__}")
     return {str(name): value for name, value in data.items()}
@@ -163,7 +167,7 @@ def _json_lines(path: Path, *, allow_cut: bool) -> tuple[list[tuple[int, dict[st
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             # Only a last line without its newline can be what a killed process left.
             if allow_cut and number == len(lines):
                 return records, True
@@ -180,10 +184,10 @@ def _json_lines(path: Path, *, allow_cut: bool) -> tuple[list[tuple[int, dict[st
 def _step(path: Path, line: int, record: Mapping[str, Any]) -> StepRecord:
     terms = record.get("terms") or {}
     if not isinstance(terms, dict):
-        raise EvaluationError(f"{path}:{line}: expected `terms` to map names to numbers, got {terms!r}")
+        raise EvaluationError(f"{path}:{line}: expected `terms` to map names to numbers, got {shown(terms)}")
     step = _number(path, line, record, "step")
     epoch = _number(path, line, record, "epoch")
-    if step is None or epoch is None or not math.isfinite(step):
+    if step is None or epoch is None or not math.isfinite(step) or not math.isfinite(epoch):
         raise EvaluationError(f"{path}:{line}: expected a step event to have numbers `step` and `epoch`")
     num_tokens = _number(path, line, record, "num_tokens")
     return StepRecord(
@@ -198,7 +202,7 @@ def _step(path: Path, line: int, record: Mapping[str, Any]) -> StepRecord:
 
 def _interim(path: Path, line: int, record: Mapping[str, Any]) -> InterimRecord:
     epoch = _number(path, line, record, "epoch")
-    if epoch is None:
+    if epoch is None or not math.isfinite(epoch):
         raise EvaluationError(f"{path}:{line}: expected an interim event to have a number `epoch`")
     recalls = (_number(path, line, record, name) for name in ("forget_recall", "retain_recall", "score"))
     return InterimRecord(epoch, *recalls)
@@ -207,8 +211,11 @@ def _interim(path: Path, line: int, record: Mapping[str, Any]) -> InterimRecord:
 def _number(path: Path, line: int, record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number or null, got {value!r}")
-    return None if value is None else float(value)
+        raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number or null, got {shown(value)}")
+    try:
+        return None if value is None else float(value)
+    except OverflowError as error:
+        raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number, got {shown(value)}") from error
 
 
 def _prediction(path: Path, line: int, record: dict[str, Any]) -> Prediction:
@@ -221,7 +228,7 @@ def _prediction(path: Path, line: int, record: dict[str, Any]) -> Prediction:
         )
     for name in ("id", "split", "task", "kind", "prompt", "answer", "generation"):
         if not isinstance(record[name], str):
-            raise EvaluationError(f"{path}:{line}: expected `{name}` to be text, got {record[name]!r}")
+            raise EvaluationError(f"{path}:{line}: expected `{name}` to be text, got {shown(record[name])}")
     for name in ("rouge_l_recall", "rouge_1_recall", "exact_match"):
         if _number(path, line, record, name) is None:
             raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number, got null")

@@ -6,6 +6,7 @@ and every text in it that came from a file is escaped with its invisible charact
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Page:
 
 
 def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> Path:
-    """Write report.html into the folder of a run, or of an evaluation alone, and return its path.
+    """Write report.html, its owner's alone since it shows rows, for a run or an evaluation alone; return its path.
 
     `defaults` are the default values of the run's settings, by name; with them the page begins with the settings that
     differ.
@@ -116,7 +117,7 @@ def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> 
         OutputError: the page cannot be written.
     """
     target = run / "report.html"
-    write_text(target, render(read_run(run), defaults=defaults or {}))
+    write_text(target, render(read_run(run), defaults=defaults or {}), private=True)
     return target
 
 
@@ -314,7 +315,9 @@ def _run_facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     ]
     shown = [(name, _formatted(form, value)) for name, value, form in facts if value is not None]
     duration = end.get("duration_s")
-    return (*shown, *([("training time", _duration(duration))] if isinstance(duration, int | float) else []))
+    if isinstance(duration, int | float) and math.isfinite(duration):
+        shown.append(("training time", _duration(duration)))
+    return tuple(shown)
 
 
 def _scaled(value: object, unit: float) -> float | None:

@@ -16,6 +16,7 @@ from letheon.evaluation.results import Prediction, Results, SplitScores
 from letheon.report.text import shorten, to_markdown_text, to_rich_text, visible
 
 MISSING = "—"
+CUT = " [left here]"
 NO_REASON = "no reason was recorded"
 NO_VARIANT = "scored before there was a Unicode variant; `letheon evaluate --predictions` scores it again"
 LOWER, HIGHER, HALF = "↓ lower", "↑ higher", "→ 0.5"
@@ -33,7 +34,19 @@ class Estimate:
     high: float
 
 
-Cell = str | int | float | Estimate | None
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds with its standard deviation and 95% interval, None where there are too few seeds."""
+
+    mean: float
+    deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
+    is_best: bool = False
+    """Shown in bold."""
+
+
+Cell = str | int | float | Estimate | Spread | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +117,28 @@ def side_by_side(
     max_characters: int | None = None,
 ) -> Table:
     """Return rows `ids` with their prompt, expected answer and generations; ids that neither side has are left out."""
+    paired = paired_predictions(predictions_before, predictions_after, ids=ids)
     rows = tuple(
         (
             row.split,
             shorten(row.prompt, max_characters),
             shorten(row.answer, max_characters),
-            *(None if found is None else shorten(found.generation, max_characters) for found in pair),
+            *(None if found is None else shorten(_shown_generation(found), max_characters) for found in pair),
         )
-        for row, pair in paired_predictions(predictions_before, predictions_after, ids=ids)
+        for row, pair in paired
     )
     columns = ("Set", "Prompt", "Expected answer", "Before", "After")
     first_of_split = {row[0]: index for index, row in reversed(list(enumerate(rows)))}
-    notes = ("A dash: that evaluation has no prediction for the row.",) if any(None in row for row in rows) else ()
+    notes: tuple[str, ...] = ()
+    if any(None in row for row in rows):
+        notes += ("A dash: that evaluation has no prediction for the row.",)
+    if any(found and found.is_cut for _, pair in paired for found in pair):
+        notes += (f"{CUT.strip()}: not generated to its end, since the answer could no longer be matched.",)
     return Table("Sample rows", columns, rows, notes, tuple(sorted(first_of_split.values())))
+
+
+def _shown_generation(prediction: Prediction) -> str:
+    return prediction.generation + CUT if prediction.is_cut else prediction.generation
 
 
 def paired_predictions(
@@ -152,7 +174,7 @@ def to_rich(table: Table) -> RenderableType:
     """Return the table for a rich console; text from models cannot style it or move the cursor."""
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
     shown.title = to_rich_text(table.title)
-    is_number = [_is_number_column(table, index) for index in range(len(table.columns))]
+    is_number = [is_number_column(table, index) for index in range(len(table.columns))]
     for column, numeric in zip(table.columns, is_number, strict=True):
         shown.add_column(to_rich_text(column), justify="right" if numeric else "left", overflow="fold")
     for index, row in enumerate(table.rows):
@@ -164,11 +186,11 @@ def to_rich(table: Table) -> RenderableType:
 
 def to_markdown(table: Table) -> str:
     """Return the table as GitHub-flavoured Markdown, its notes as a list below it."""
-    is_number = [_is_number_column(table, index) for index in range(len(table.columns))]
+    is_number = [is_number_column(table, index) for index in range(len(table.columns))]
     lines = [
         _markdown_row(table.columns),
         _markdown_row(["---:" if numeric else "---" for numeric in is_number], is_text=False),
-        *(_markdown_row([cell_text(cell) for cell in row]) for row in table.rows),
+        *(_markdown_row([_markdown_cell(cell) for cell in row], is_text=False) for row in table.rows),
     ]
     notes = ["", *(f"- {to_markdown_text(note)}" for note in table.notes)] if table.notes else []
     return "\n".join([*lines, *notes]) + "\n"
@@ -193,10 +215,19 @@ def cell_text(cell: Cell) -> str:
             return MISSING
         case Estimate():
             return f"{cell.value:.3f} ({cell.low:.2f}–{cell.high:.2f})"
+        case Spread():
+            spread = "" if cell.deviation is None else f" ± {cell.deviation:.3f}"
+            return f"{cell.mean:.3f}{spread}{_interval_text(cell)}"
         case float():
             return f"{cell:.3f}"
         case _:
             return str(cell)
+
+
+def _interval_text(cell: Spread) -> str:
+    if cell.low is None or cell.high is None:
+        return ""
+    return f" ({cell.low:.3f}{'–' if cell.low >= 0 else ' to '}{cell.high:.3f})"
 
 
 def missing_reason(results: Results, name: str) -> str | None:
@@ -308,10 +339,17 @@ def _in_turn(rows: list[Prediction]) -> list[Prediction]:
 def _rich_cell(cell: Cell) -> Text:
     if cell == "":
         return Text("(empty)", style="dim")
-    return to_rich_text(cell_text(cell), style="dim" if cell is None else "")
+    style = "dim" if cell is None else "bold" if isinstance(cell, Spread) and cell.is_best else ""
+    return to_rich_text(cell_text(cell), style=style)
 
 
-def _is_number_column(table: Table, index: int) -> bool:
+def _markdown_cell(cell: Cell) -> str:
+    text = to_markdown_text(cell_text(cell))
+    return f"**{text}**" if isinstance(cell, Spread) and cell.is_best else text
+
+
+def is_number_column(table: Table, index: int) -> bool:
+    """Whether a column holds numbers, or none but missing ones among them, and is set flush right."""
     cells = [row[index] for row in table.rows]
     return any(not isinstance(cell, str) for cell in cells) and not any(isinstance(cell, str) for cell in cells)
 

@@ -3,14 +3,20 @@
 checkpoints/step-N/parameters.safetensors the trained parameters
                    optimiser.safetensors  the optimiser's moments
                    state.json             step, history, length of the log
-                   manifest.json          sha256 of the above, written last
+                   manifest.json          size and sha256 of the above, written last
+
+The folder has a temporary name until all of it is on disk. There is no state of random numbers to keep: which rows make
+a step, and which values dropout drops in it, follow from the seed and the step's number (schedules.py, randomness.py).
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +26,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from letheon.errors import OutputError
-from letheon.files import write_json
+from letheon.files import check_room, replace_folder
 from letheon.training.interim import InterimScore
 
 _logger = logging.getLogger(__name__)
 
 FILES = ("parameters.safetensors", "optimiser.safetensors", "state.json")
+MANIFEST = "manifest.json"
+LARGEST_SHARE = 0.05
+"""Of the time, that goes into saving between scorings."""
+_ADVICE = "earlier checkpoints are whole: free space and go on with --resume"
+_SMALL_FILES = 2**16
+"""Room for what lies beside the tensors, bytes."""
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +53,7 @@ class Position:
     log_bytes: int
     """Length of log.jsonl."""
     history: tuple[InterimScore, ...]
-    """All interim scores so far."""
+    """All interim scores so far that were due."""
     control: dict[str, float]
     """The state of the method's control; empty if it has none."""
 
@@ -52,36 +66,95 @@ class Checkpoint:
     parameters: dict[str, Tensor]
     optimiser: dict[str, Tensor]
 
+    @property
+    def num_bytes(self) -> int:
+        """How much it takes on disk, about."""
+        tensors = (*self.parameters.values(), *self.optimiser.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + _SMALL_FILES
+
+
+@dataclass(slots=True)
+class SaveClock:
+    """When a run is to be saved between its scorings, so that a kill loses little and saving costs little."""
+
+    every_min: float | None = None
+    """None for never."""
+    saved_at_s: float = field(default_factory=time.monotonic)
+    saving_s: float = 0.0
+    """How long the last save took."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the time has come, counted from the last save; saving takes at most its share."""
+        if self.every_min is None:
+            return False
+        return time.monotonic() - self.saved_at_s >= max(60 * self.every_min, self.saving_s / LARGEST_SHARE)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measure a save."""
+        began_s = time.monotonic()
+        yield
+        self.saved_at_s = time.monotonic()
+        self.saving_s = self.saved_at_s - began_s
+
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write `folder`/step-N and return it; the manifest comes last, so that a torn one is never taken for whole.
+    """Write `folder`/step-N, whole or not at all, and return it; a whole one of the same step is the same.
 
     Raises:
-        OutputError: it cannot be written; earlier checkpoints are untouched.
+        OutputError: it cannot be written, or there is no room; earlier checkpoints are untouched.
     """
-    target = folder / f"step-{checkpoint.position.step}"
+    target = step_folder(folder, checkpoint.position.step)
+    if target.exists() and damage(target) is None:
+        return target
+    check_room(folder, checkpoint.num_bytes, what=f"the checkpoint of step {checkpoint.position.step}", advice=_ADVICE)
     try:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        # What is saved are the live tensors: copies would double what full fine-tuning holds.
-        save_file(_contiguous(checkpoint.parameters), target / "parameters.safetensors")
-        save_file(_contiguous(checkpoint.optimiser), target / "optimiser.safetensors")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(target, ignore_errors=True)
-        raise OutputError(f"{target}: the checkpoint cannot be written ({error}); is the disk full?") from error
-    write_json(target / "state.json", asdict(checkpoint.position))
-    write_json(target / "manifest.json", {name: _sha256(target / name) for name in FILES})
+        with replace_folder(target, advice=_ADVICE, private=True) as temporary:
+            _write(checkpoint, temporary)
+    except SafetensorError as error:
+        raise OutputError(f"{target}: the checkpoint cannot be written ({error}); {_ADVICE}") from error
     return target
 
 
-def load_checkpoint(target: Path) -> Checkpoint | None:
-    """Return the checkpoint in `target`, or None, saying why, if it is not whole."""
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
+    # What is saved are the live tensors: copies would double what full fine-tuning holds.
+    save_file(_contiguous(checkpoint.parameters), folder / "parameters.safetensors")
+    save_file(_contiguous(checkpoint.optimiser), folder / "optimiser.safetensors")
+    (folder / "state.json").write_text(json.dumps(asdict(checkpoint.position)), encoding="utf-8")
+    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies under `folder`."""
+    return folder / f"step-{step}"
+
+
+def damage(target: Path) -> str | None:
+    """Return what is wrong with the checkpoint in `target`, naming the file; None if it is whole."""
     try:
-        manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         for name in FILES:
-            if _sha256(target / name) != manifest[name]:
-                _logger.warning("%s: differs from its checksum; this checkpoint is ignored", target / name)
-                return None
+            path, written = target / name, manifest[name]
+            if not path.is_file():
+                return f"{path}: is missing"
+            if path.stat().st_size != written["bytes"]:
+                return f"{path}: is {path.stat().st_size} bytes long, {written['bytes']} were written"
+            if _sha256(path) != written["sha256"]:
+                return f"{path}: differs from its checksum"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{target / MANIFEST}: cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint | None:
+    """Return the checkpoint in `target`; None if it is not whole, of which `note` is told, naming the file."""
+    found = damage(target)
+    if found is not None:
+        note(f"{found}; this checkpoint is ignored")
+        return None
+    try:
         state = json.loads((target / "state.json").read_text(encoding="utf-8"))
         history = tuple(InterimScore(**score) for score in state.pop("history"))
         return Checkpoint(
@@ -90,23 +163,43 @@ def load_checkpoint(target: Path) -> Checkpoint | None:
             optimiser=load_file(target / "optimiser.safetensors"),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        _logger.warning("%s: is not a whole checkpoint (%s) and is ignored", target, error)
+        note(f"{target}: is no checkpoint of this version ({error}) and is ignored")
         return None
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint under `folder`, None if there is none."""
+def newest_checkpoint(
+    folder: Path,
+    *,
+    note: Note = _logger.warning,
+    needs: Callable[[Position], Collection[int]] = lambda _: (),
+) -> Checkpoint | None:
+    """Return the newest whole checkpoint under `folder`, None if there is none; `note` is told what is passed over.
+
+    `needs` names the steps whose checkpoints a run must find to go on from a position: the one that it would keep.
+    """
     for target in sorted(folder.glob("step-*"), key=_step_of, reverse=True):
-        checkpoint = load_checkpoint(target)
-        if checkpoint is not None:
+        checkpoint = load_checkpoint(target, note=note)
+        if checkpoint is None:
+            continue
+        broken = next((d for step in needs(checkpoint.position) if (d := damage(step_folder(folder, step)))), None)
+        if broken is None:
             return checkpoint
+        note(f"{broken}; {target.name}, which builds on it, is passed over")
     return None
 
 
-def prune_checkpoints(folder: Path, *, keep_steps: set[int]) -> None:
-    """Remove all checkpoints under `folder` but those of the given steps."""
+def drop_checkpoints(folder: Path, *, after: int) -> None:
+    """Remove the checkpoints under `folder` of later steps, which cannot be gone on from."""
     for target in folder.glob("step-*"):
-        if _step_of(target) not in keep_steps:
+        if _step_of(target) > after:
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def prune_checkpoints(folder: Path, *, keep_last: int, keep_steps: Collection[int]) -> None:
+    """Remove all checkpoints under `folder` but the newest few and those of the given steps."""
+    kept = {*sorted(_step_of(target) for target in folder.glob("step-*"))[-keep_last:], *keep_steps}
+    for target in folder.glob("step-*"):
+        if _step_of(target) not in kept:
             shutil.rmtree(target, ignore_errors=True)
 
 

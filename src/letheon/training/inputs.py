@@ -1,10 +1,12 @@
 """What a run reads before it loads weights: rows, documents and tokenizer, checked."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from letheon.data.alternatives import given_alternatives
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import Sequence, text_sequence, tokenise_all
@@ -39,27 +41,30 @@ class Inputs:
         return [*self.forget, *self.retain]
 
 
-def read_inputs(settings: UnlearnSettings) -> Inputs:
-    """Read, check and tokenise the rows.
+def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Inputs:
+    """Read, check and tokenise the rows; `note` hears how far that is where there are many.
 
     Raises:
         DataError: a file or row is not usable, a row is in both sets, or does not fit the model's context.
         ModelError: tokenizer or configuration of the checkpoint cannot be read.
         SettingsError: template "chat" with a tokenizer that has none; a validation split of too few rows.
     """
-    forget = read_rows(settings.forget, fields=settings.fields)
-    retain = read_rows(settings.retain, fields=settings.fields)
+    forget = read_rows(settings.forget, fields=settings.fields, note=note)
+    retain = read_rows(settings.retain, fields=settings.fields, note=note)
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
     alternatives = read_rows(settings.alternatives, fields=settings.fields) if settings.alternatives else None
+    if alternatives is not None:
+        # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.
+        given_alternatives(forget, alternatives, per_row=1, left_out={row.id for row in left_out_forget})
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
     context = context_length(load_config(settings.model, trust_remote_code=settings.trust_remote_code))
     longest = settings.max_length if settings.overlong == "refuse" else context or 10**9
     max_length = min(longest, context or longest)
     template = "pair" if settings.template == AUTO else settings.template
     sets = (forget, retain, left_out_forget, left_out_retain)
-    sequences = tokenise_rows(sets, tokenizer, template=template, max_length=max_length)
+    sequences = tokenise_rows(sets, tokenizer, template=template, max_length=max_length, note=note)
     documents = read_documents(settings.holdout)[:NUM_HOLDOUT_DOCUMENTS] if settings.holdout else []
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
@@ -94,9 +99,14 @@ def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows
 
 
 def tokenise_rows(
-    sets: Collection[Rows], tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int
+    sets: Collection[Rows],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str,
+    max_length: int,
+    note: Callable[[str], None] | None = None,
 ) -> list[Sequence]:
     """Return the rows of several sets as sequences, one set after the other."""
     rows = [row for rows in sets for row in rows]
-    places = [rows.describe(i) for rows in sets for i in range(len(rows))]
-    return tokenise_all(rows, tokenizer, template=template, max_length=max_length, places=places)
+    places = (rows.describe(i) for rows in sets for i in range(len(rows)))
+    return tokenise_all(rows, tokenizer, template=template, max_length=max_length, places=places, note=note)

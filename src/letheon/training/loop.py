@@ -2,113 +2,39 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from letheon.data.packing import PackedBatch, pack, token_groups
-from letheon.data.rows import Row
-from letheon.data.schedules import Schedule, steps_from, with_alternatives
-from letheon.data.sequences import Sequence
+from letheon.data.schedules import with_alternatives
 from letheon.errors import DivergenceError, OutputError
-from letheon.model.adapted import Adapted
-from letheon.model.engine import Engine
-from letheon.model.reference import ReferenceStore, token_terms
-from letheon.objective.control import Control, State
-from letheon.objective.methods import Alternatives, Term, compose, needs_of
+from letheon.model.reference import token_terms
+from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import (
     Checkpoint,
     Position,
+    SaveClock,
     load_checkpoint,
     load_optimiser,
     optimiser_tensors,
     prune_checkpoints,
     save_checkpoint,
+    step_folder,
 )
-from letheon.training.interim import InterimScore, Probes, interim_score
+from letheon.training.interim import InterimScore, interim_score
 from letheon.training.optimiser import build_optimiser, learning_rate_at, set_learning_rate
-from letheon.training.resolve import steps_to_score, total_steps
-from letheon.training.stopping import Clock, Interruption, Start, best, choose_kept, why_stop
-from letheon.training.tracking import Log, Observer
+from letheon.training.randomness import dropout_of_step, dropouts_of
+from letheon.training.state import Hooks, Outcome, Problem, Run
+from letheon.training.stopping import Clock, Interruption, best, choose_kept, why_stop
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """All that is fixed while a run trains: rows are numbered forget rows first, then retain rows."""
-
-    engine: Engine
-    adapted: Adapted
-    rows: Collection[Row]
-    sequences: Collection[Sequence]
-    """What is trained on: of each row the answer (span="text": all of it), then the alternatives of forget rows."""
-    num_forget_rows: int
-    reference: ReferenceStore
-    terms: tuple[Term, ...]
-    schedule: Schedule
-    probes: Probes
-    start: Start | None
-    """None where no budget is set."""
-    alternatives: Alternatives | None = None
-    control: Control | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended; the model then holds the kept state."""
-
-    reason: str
-    step: int
-    kept: InterimScore
-    history: tuple[InterimScore, ...]
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Who hears of a run while it trains."""
-
-    log: Log
-    observer: Observer
-    tracker: Accelerator | None = None
-    on_best: Callable[[InterimScore], None] | None = None
-    """Called whenever a state scores best so far, with the model holding it."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """What changes while a run trains, and who watches it."""
-
-    problem: Problem
-    settings: UnlearnSettings
-    hooks: Hooks
-    checkpoints: Path
-    optimiser: torch.optim.Optimizer
-    control: State
-    step: int = 0
-    num_tokens: int = 0
-    history: list[InterimScore] = field(default_factory=list)
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.problem.schedule
-
-    @property
-    def epoch(self) -> float:
-        return self.step / self.schedule.steps_per_epoch
-
-    @property
-    def total_steps(self) -> int:
-        return total_steps(self.settings, self.schedule)
-
-    @property
-    def due(self) -> set[int]:
-        return steps_to_score(self.settings, self.schedule)
+_MOST_NAMED = 16
+_CALMER = "lower --learning-rate, or set --max-gradient-norm 1"
 
 
 def train(
@@ -123,53 +49,81 @@ def train(
 ) -> Outcome:
     """Train until the steps are done, the time is up, the scores say so or the process is asked to end.
 
-    The model is scored and saved every `checkpoint_epochs` epochs, or at the epochs of `score_at`, and at the end;
-    afterwards it holds the best scored state, or the last one with keep="last".
+    The model is scored and saved every `checkpoint_epochs` epochs, or at the epochs of `score_at`, and at the end, and
+    saved alone every `checkpoint_minutes`; afterwards it holds the best scored state, or the last with keep="last".
 
     Raises:
         DivergenceError: a loss or gradient is not finite; the checkpoints so far stay in place.
         OutputError: a checkpoint cannot be written.
     """
-    run = _begin(problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed)
-    due = run.due
-    reason, slowest_s = why_stop(run.history, problem.start, settings) if run.history else None, 0.0
+    run = begin(problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed)
     with problem.engine.running():
-        for step, rows in steps_from(run.schedule, run.step, end=run.total_steps):
-            if reason is None and clock.is_over(next_s=slowest_s):
-                reason = f"time limit of {settings.time_limit_s:g} s"
-            if reason is None and interruption.signal_number is not None:
-                reason = f"signal {interruption.signal_number}"
-            if reason is not None:
-                break
+        while goes_on(run, clock, interruption):
             began_s = clock.elapsed_s
-            _take_step(run, _rows_of_step(problem, rows, epoch=step // run.schedule.steps_per_epoch))
-            if run.step in due:
-                _score_and_save(run)
-                reason = why_stop(run.history, problem.start, settings)
-            slowest_s = max(slowest_s, clock.elapsed_s - began_s)
-        if not run.history or run.history[-1].step != run.step:
-            _score_and_save(run)
-    kept = choose_kept(run.history, problem.start, settings)
-    if kept.step != run.step:
-        _restore(run, kept)
-    return Outcome(
-        reason=reason or "finished", step=run.step, kept=kept, history=tuple(run.history), num_tokens=run.num_tokens
-    )
+            _take_step(run)
+            score_if_due(run)
+            run.slowest_s = max(run.slowest_s, clock.elapsed_s - began_s)
+        score_at_end(run)
+    return end(run)
 
 
-def _begin(
+def begin(
     problem: Problem, settings: UnlearnSettings, *, hooks: Hooks, checkpoints: Path, resumed: Checkpoint | None
-) -> _Run:
+) -> Run:
+    """Return the run before its first step, or where the checkpoint left it."""
     control = problem.control.begin() if problem.control else {}
-    run = _Run(problem, settings, hooks, checkpoints, _new_optimiser(problem, settings), control)
+    run = Run(problem, settings, hooks, checkpoints, _new_optimiser(problem, settings), control)
+    run.dropouts, run.saves = dropouts_of(problem.adapted.model), SaveClock(settings.checkpoint_minutes)
     if resumed is not None:
         problem.adapted.load_state(resumed.parameters)
         load_optimiser(run.optimiser, resumed.optimiser)
         run.step, run.num_tokens = resumed.position.step, resumed.position.num_tokens
         run.history, run.control = list(resumed.position.history), resumed.position.control
-        # The score of the state that an interruption left is none that the whole run would have taken.
-        run.history = _taken_when_due(run)
+        run.reason = why_stop(run.history, problem.start, settings) if run.history else None
     return run
+
+
+def goes_on(run: Run, clock: Clock, interruption: Interruption) -> bool:
+    """Return whether the run takes another step; if not for lack of steps, `run.reason` says why."""
+    if run.step >= run.total_steps:
+        return False
+    if run.reason is None and clock.is_over(next_s=run.slowest_s):
+        run.reason = f"time limit of {run.settings.time_limit_s:g} s"
+    if run.reason is None and interruption.signal_number is not None:
+        run.reason = f"signal {interruption.signal_number}"
+    return run.reason is None
+
+
+def score_if_due(run: Run) -> None:
+    """Score and save the run where its last step is one after which it is to be, and see whether it should end.
+
+    Elsewhere it is saved alone once the time for that has come.
+    """
+    if run.step in run.due:
+        _score_and_save(run)
+        run.reason = why_stop(run.history, run.problem.start, run.settings)
+    elif run.saves.is_due:
+        _save(run)
+
+
+def score_at_end(run: Run) -> None:
+    """Score and save the state in which the run ends, unless that has been done."""
+    if not run.history or run.history[-1].step != run.step:
+        _score_and_save(run)
+
+
+def end(run: Run) -> Outcome:
+    """Put the state that is kept into the model, and return how the run went."""
+    kept = choose_kept(run.history, run.problem.start, run.settings)
+    if kept.step != run.step:
+        _restore(run, kept)
+    return Outcome(
+        reason=run.reason or "finished",
+        step=run.step,
+        kept=kept,
+        history=tuple(run.history),
+        num_tokens=run.num_tokens,
+    )
 
 
 def _new_optimiser(problem: Problem, settings: UnlearnSettings) -> torch.optim.Optimizer:
@@ -195,21 +149,28 @@ def _rows_of_step(problem: Problem, rows: Collection[int], *, epoch: int) -> lis
     )
 
 
-def _take_step(run: _Run, rows: Collection[int]) -> None:
-    problem, settings = run.problem, run.settings
-    began = time.monotonic()
-    first, end = run.schedule.block(run.step)
-    if run.step == first > 0:
-        run.optimiser = _new_optimiser(problem, settings)
-    learning_rate = learning_rate_at(
-        run.step - first,
-        total_steps=min(end, run.total_steps) - first,
-        peak=settings.learning_rate,
-        schedule=settings.learning_rate_schedule,
-    )
-    set_learning_rate(run.optimiser, learning_rate)
-    factors = problem.control.factors(run.control) if problem.control else {}
-    parts, num_tokens = accumulate(problem, rows, max_tokens=settings.max_batch_tokens, factors=factors)
+def rows_of_next_step(run: Run) -> list[int]:
+    """Return the rows of the step that `run` takes next, other answers included."""
+    return _rows_of_step(run.problem, run.schedule.rows(run.step), epoch=run.step // run.schedule.steps_per_epoch)
+
+
+def _take_step(run: Run) -> None:
+    began, rows = time.monotonic(), rows_of_next_step(run)
+    with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
+        parts, num_tokens = accumulate(run.problem, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
+    update(run, rows, parts, num_tokens=num_tokens, began=began)
+
+
+def update(run: Run, rows: Collection[int], parts: dict[str, float | None], *, num_tokens: int, began: float) -> None:
+    """Take the step whose gradients lie in the trained parameters and whose unweighted terms are `parts`.
+
+    `began` is the time, by the monotonic clock, at which the step began.
+
+    Raises:
+        DivergenceError: a term or the gradient is not finite; nothing is changed then.
+    """
+    problem, settings, factors = run.problem, run.settings, run.factors
+    learning_rate = _set_learning_rate(run)
     limit = settings.max_gradient_norm or float("inf")
     norm = float(torch.nn.utils.clip_grad_norm_(problem.adapted.parameters(), limit))
     _check_finite(problem, run.step, rows, {**parts, "gradient_norm": norm})
@@ -227,8 +188,24 @@ def _take_step(run: _Run, rows: Collection[int]) -> None:
     _tell(run, parts, step, num_tokens=num_tokens, duration_s=duration_s)
 
 
+def _set_learning_rate(run: Run) -> float:
+    """Make the optimiser ready for the next step, a new one where a block begins, and return the learning rate."""
+    settings = run.settings
+    first, end = run.schedule.block(run.step)
+    if run.step == first > 0:
+        run.optimiser = _new_optimiser(run.problem, settings)
+    learning_rate = learning_rate_at(
+        run.step - first,
+        total_steps=min(end, run.total_steps) - first,
+        peak=settings.learning_rate,
+        schedule=settings.learning_rate_schedule,
+    )
+    set_learning_rate(run.optimiser, learning_rate)
+    return learning_rate
+
+
 def _tell(
-    run: _Run, parts: dict[str, float | None], step: dict[str, float], *, num_tokens: int, duration_s: float
+    run: Run, parts: dict[str, float | None], step: dict[str, float], *, num_tokens: int, duration_s: float
 ) -> None:
     control = {"control": run.control} if run.control else {}
     run.hooks.log.write(
@@ -255,11 +232,8 @@ def accumulate(
     A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
     that cannot be split are computed whole.
     """
-    lengths = [len(problem.sequences[row].input_ids) for row in rows]
-    splits = all(term.splits for term in problem.terms)
-    groups = list(token_groups(lengths, max_tokens)) if splits else [list(range(len(rows)))]
-    batches = [_pack(problem, [rows[i] for i in group]) for group in groups]
-    whole = _whole_counts(batches)
+    batches = pieces_of(problem, rows, max_tokens=max_tokens)
+    whole = whole_counts(batches)
     needs = needs_of(problem.terms)
     totals: dict[str, float | None] = {}
     for batch in batches:
@@ -268,7 +242,15 @@ def accumulate(
         loss.total.backward()
         for name, part in loss.parts.items():
             totals[name] = None if part is None else (totals.get(name) or 0.0) + part.item()
-    return totals, sum(lengths)
+    return totals, sum(batch.num_tokens for batch in batches)
+
+
+def pieces_of(problem: Problem, rows: Collection[int], *, max_tokens: int) -> list[PackedBatch]:
+    """Return the batches, of at most `max_tokens` tokens where the terms can be split, that a step is computed in."""
+    lengths = [len(problem.sequences[row].input_ids) for row in rows]
+    splits = all(term.splits for term in problem.terms)
+    groups = list(token_groups(lengths, max_tokens)) if splits else [list(range(len(rows)))]
+    return [_pack(problem, [rows[i] for i in group]) for group in groups]
 
 
 def _pack(problem: Problem, rows: Collection[int]) -> PackedBatch:
@@ -281,7 +263,8 @@ def _pack(problem: Problem, rows: Collection[int]) -> PackedBatch:
     return batch.to(problem.engine.model.device)
 
 
-def _whole_counts(batches: Collection[PackedBatch]) -> RoleCounts:
+def whole_counts(batches: Collection[PackedBatch]) -> RoleCounts:
+    """Return the counts of a step that is computed in these batches."""
     none = Counts(0, 0)
     return sum((count_roles(batch) for batch in batches), start=RoleCounts(none, none, none))
 
@@ -289,11 +272,28 @@ def _whole_counts(batches: Collection[PackedBatch]) -> RoleCounts:
 def _check_finite(problem: Problem, step: int, rows: Collection[int], values: dict[str, float | None]) -> None:
     broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
     if broken:
-        ids = ", ".join(_id_of(problem, row) for row in rows)
         raise DivergenceError(
-            f"step {step + 1}: {', '.join(broken)} is not finite on rows {ids}; nothing was changed by this "
-            "step and the last checkpoint is in place; lower --learning-rate, or set --max-gradient-norm 1"
+            f"step {step + 1}: {', '.join(broken)} is not finite on rows {_ids_of(problem, rows)}; nothing was changed "
+            f"by this step, and checkpoints of earlier ones are as they were; {_CALMER}"
         )
+
+
+def _check_state(run: Run) -> None:
+    """Refuse to score and save parameters that are not finite: the checkpoint before them is the last good one."""
+    broken = [name for name, value in run.problem.adapted.trained().items() if not value.isfinite().all()]
+    if broken and run.problem.start is None:  # with a budget a run ends as a collapse, in the best state before it
+        rows = _rows_of_step(
+            run.problem, run.schedule.rows(run.step - 1), epoch=(run.step - 1) // run.schedule.steps_per_epoch
+        )
+        raise DivergenceError(
+            f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {_ids_of(run.problem, rows)} "
+            f"having been; checkpoints of earlier steps are as they were; {_CALMER}"
+        )
+
+
+def _ids_of(problem: Problem, rows: Collection[int]) -> str:
+    named = [_id_of(problem, row) for row in list(rows)[:_MOST_NAMED]]
+    return ", ".join(named) + (f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else "")
 
 
 def _id_of(problem: Problem, row: int) -> str:
@@ -303,47 +303,62 @@ def _id_of(problem: Problem, row: int) -> str:
     return f"{problem.rows[(row - len(problem.rows)) // per_row].id} (with another answer)"
 
 
-def _score_and_save(run: _Run) -> None:
-    problem, hooks = run.problem, run.hooks
-    score = interim_score(problem.engine, problem.probes, step=run.step, epoch=run.epoch)
+def _score_and_save(run: Run) -> None:
+    """Score and save the present state; one that the whole run would not score is saved without its score."""
+    _check_state(run)
+    is_due = run.step in run.due or run.step == run.total_steps
+    if not is_due:
+        _save(run)
+    score = _score(run)
+    if is_due:
+        _save(run)
+    if run.hooks.on_best is not None and best(run.history, run.problem.start, run.settings) is score:
+        run.hooks.on_best(score)
+    run.hooks.observer.scored(score)
+
+
+def _score(run: Run) -> InterimScore:
+    hooks = run.hooks
+    score = interim_score(run.problem.engine, run.problem.probes, step=run.step, epoch=run.epoch)
     run.history.append(score)
-    is_best = best(run.history, problem.start, run.settings) is score
     hooks.log.write("interim", **asdict(score))
     membership = "" if score.membership is None else f"membership {score.membership:.3f}, "
     hooks.observer.note(
         f"epoch {score.epoch:g}: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}, "
         f"{membership}score {score.score:.3f}"
     )
+    return score
+
+
+def _save(run: Run) -> None:
+    _check_state(run)
+    problem, settings = run.problem, run.settings
     position = Position(
         step=run.step,
         num_tokens=run.num_tokens,
-        log_bytes=hooks.log.flush(),
+        log_bytes=run.hooks.log.flush(),
         history=tuple(run.history),
         control=dict(run.control),
     )
-    checkpoint = Checkpoint(position, problem.adapted.trained(), optimiser_tensors(run.optimiser))
-    save_checkpoint(checkpoint, run.checkpoints)
-    histories = (run.history, _taken_when_due(run))
-    kept = {choose_kept(found, problem.start, run.settings).step for found in histories if found}
-    prune_checkpoints(run.checkpoints, keep_steps={run.step, *kept, *_wanted(run)})
-    if is_best and hooks.on_best is not None:
-        hooks.on_best(score)
+    kept = {choose_kept(run.history, problem.start, settings).step} if run.history else set()
+    with run.saves.saving():
+        save_checkpoint(
+            Checkpoint(position, problem.adapted.trained(), optimiser_tensors(run.optimiser)), run.checkpoints
+        )
+    prune_checkpoints(run.checkpoints, keep_last=settings.keep_checkpoints, keep_steps=kept | _wanted(run))
 
 
-def _taken_when_due(run: _Run) -> list[InterimScore]:
-    """The scores so far, but one that was taken because the run was interrupted or out of time."""
-    due = {*run.due, run.total_steps}
-    return [score for score in run.history if score.step in due]
-
-
-def _wanted(run: _Run) -> set[int]:
+def _wanted(run: Run) -> set[int]:
     """Steps asked for by name: their checkpoints stay."""
     return run.due if run.settings.score_at is not None else set()
 
 
-def _restore(run: _Run, kept: InterimScore) -> None:
-    folder = run.checkpoints / f"step-{kept.step}"
+def _restore(run: Run, kept: InterimScore) -> None:
+    folder = step_folder(run.checkpoints, kept.step)
     saved = load_checkpoint(folder)
     if saved is None:
-        raise OutputError(f"{folder}: the kept checkpoint was damaged after it was written; run again")
+        raise OutputError(
+            f"{folder}: the checkpoint to keep was damaged after it was written; go on with --resume, which makes it "
+            "again from an earlier one"
+        )
     run.problem.adapted.load_state(saved.parameters)

@@ -26,6 +26,7 @@ _TAKEN: Mapping[str, tuple[Callable[[UnlearnSettings], bool], str]] = {
     "alpha": (lambda s: s.adapt == "lora", "--adapt lora"),
     "rslora": (lambda s: s.adapt == "lora", "--adapt lora"),
     "dora": (lambda s: s.adapt == "lora", "--adapt lora"),
+    "lora_dropout": (lambda s: s.adapt == "lora", "--adapt lora"),
     "holdout_task": (lambda s: s.holdout is not None, "--holdout"),
     "text_budget": (lambda s: s.holdout is not None, "--holdout"),
     "patience_on": (lambda s: s.patience is not None, "--patience"),
@@ -163,6 +164,14 @@ def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
         return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
     every = settings.checkpoint_epochs * schedule.steps_per_epoch
     return set(range(every, total_steps(settings, schedule) + 1, every))
+
+
+def most_checkpoints(settings: UnlearnSettings) -> int:
+    """Return how many checkpoints lie on disk at once: the newest few, the one to keep and one being written.
+
+    Beside them stay those that `score_at` asks for.
+    """
+    return settings.keep_checkpoints + 2 + len(settings.score_at or ())
 
 
 def _check_taken(settings: UnlearnSettings) -> None:

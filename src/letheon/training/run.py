@@ -2,55 +2,41 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
+from letheon.cache import default_cache_dir
 from letheon.data.templates import check_template
-from letheon.errors import OutputError, SettingsError
-from letheon.files import write_json, write_text
+from letheon.errors import SettingsError
+from letheon.files import full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
-from letheon.model.loading import LoadedModel, check_checkpoint, load_config, load_model, save_model
+from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.loading import LoadedModel, check_device, load_config, load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
-from letheon.provenance import describe_environment, describe_source, peak_memory_bytes
 from letheon.settings import UnlearnSettings
-from letheon.training.checkpoint import Checkpoint, newest_checkpoint
+from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
+from letheon.training.folder import check_disk, hold_folder
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
-from letheon.training.loop import Hooks, Outcome, Problem, train
-from letheon.training.plan import Planned, check_fit, plan_with_rates
+from letheon.training.loop import train
+from letheon.training.plan import Planned, check_fit, check_targets, plan_with_rates
 from letheon.training.prepare import Prepared, prepare
-from letheon.training.resolve import coefficients_of, effective, resolve_settings, terms_of
-from letheon.training.stopping import Clock, Interruption, heed_signals
-from letheon.training.tracking import Log, Observer, Silent, open_log, trackers
+from letheon.training.record import RunReport, leave, log_end, log_start, write_run
+from letheon.training.resolve import coefficients_of, resolve_settings, terms_of
+from letheon.training.state import Hooks, Outcome, Problem
+from letheon.training.stopping import Clock, Interruption, Start, choose_kept, heed_signals
+from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
+__all__ = ["WHEN_FULL", "RunReport", "check_alone", "default_cache_dir", "find_checkpoints", "plan", "read", "unlearn"]
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run left behind and how it went."""
-
-    folder: Path
-    reason: str
-    """Why training ended: "finished", the time limit, or a signal."""
-    kept: InterimScore
-    num_steps: int
-    num_tokens: int
-    duration_s: float
-    peak_memory_bytes: int
-    provenance: dict[str, Any]
-    """What provenance.json holds."""
-    exit_code: int = 0
-
-    @property
-    def model(self) -> Path:
-        """The unlearned checkpoint."""
-        return self.folder / "model"
+WHEN_FULL = "the checkpoints written so far are whole: free space and go on with --resume"
+"""What to do about a full disk."""
 
 
 def unlearn(
@@ -69,12 +55,28 @@ def unlearn(
     """
     clock = Clock(settings.time_limit_s)
     observer = observer or Silent()
-    _check_alone()
+    check_alone()
     method = get_method(settings.method)
-    settings, inputs = _read(settings, method)
+    settings, inputs = read(settings, method, note=observer.note)
     check_fit(settings, inputs, note=observer.note)
-    resumes = _open_folder(settings)
+    with (
+        hold_folder(settings, note=observer.note) as resumes,
+        full_disk_is_an_error(settings.out, advice=WHEN_FULL),
+    ):
+        return _unlearn(settings, inputs, method, resumes, clock=clock, observer=observer, on_best=on_best)
 
+
+def _unlearn(
+    settings: UnlearnSettings,
+    inputs: Inputs,
+    method: Method,
+    resumes: bool,
+    *,
+    clock: Clock,
+    observer: Observer,
+    on_best: Callable[[LoadedModel, dict[str, Any]], None] | None,
+) -> RunReport:
+    """Load the model, train it and write what comes of it into the run folder, which is ours."""
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -84,7 +86,8 @@ def unlearn(
     )
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
-    _write_run(settings, prepared)
+    check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
+    write_run(settings, prepared)
     # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
     clock.closing_s = 2 * clock.elapsed_s
 
@@ -96,19 +99,8 @@ def unlearn(
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)
         outcome = _train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
-    provenance = _leave(settings, loaded, prepared, inputs, outcome, duration_s=lambda: clock.elapsed_s)
-    result = provenance["result"]
-    return RunReport(
-        folder=settings.out,
-        reason=outcome.reason,
-        kept=outcome.kept,
-        num_steps=outcome.step,
-        num_tokens=outcome.num_tokens,
-        duration_s=result["duration_s"],
-        peak_memory_bytes=result["peak_memory_bytes"],
-        provenance=provenance,
-        exit_code=interruption.exit_code if interruption.signal_number else 0,
-    )
+    exit_code = interruption.exit_code if interruption.signal_number else 0
+    return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
 
 
 def plan(settings: UnlearnSettings) -> Planned:
@@ -117,45 +109,27 @@ def plan(settings: UnlearnSettings) -> Planned:
     Raises:
         LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
     """
-    settings, inputs = _read(settings, get_method(settings.method))
+    settings, inputs = read(settings, get_method(settings.method))
     return plan_with_rates(settings, inputs)
 
 
-def _read(settings: UnlearnSettings, method: Method) -> tuple[UnlearnSettings, Inputs]:
-    """Return the settings in full, and the rows, all checked that can be checked without the weights."""
+def read(
+    settings: UnlearnSettings, method: Method, *, note: Callable[[str], None] | None = None
+) -> tuple[UnlearnSettings, Inputs]:
+    """Return the settings in full, and the rows, all checked that can be checked without the weights.
+
+    Raises:
+        LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
+    """
     settings = resolve_settings(settings)
     check_template(settings.template)
+    check_trackers(settings.trackers)
+    check_device(settings.device)
+    _check_cache(settings.cache_dir)
     check_checkpoint(settings.model)
     settings = _choose_layer(settings, method)
-    return settings, read_inputs(settings)
-
-
-def _leave(
-    settings: UnlearnSettings,
-    loaded: LoadedModel,
-    prepared: Prepared,
-    inputs: Inputs,
-    outcome: Outcome,
-    *,
-    duration_s: Callable[[], float],
-) -> dict[str, Any]:
-    """Write the model, what was trained, and provenance.json, whose content is returned."""
-    adapted = prepared.problem.adapted
-    save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=adapted.merged_state())
-    adapted.save(settings.out / "adapter")
-    provenance = {
-        **_provenance(settings, prepared, inputs),
-        "result": {
-            "reason": outcome.reason,
-            "kept": asdict(outcome.kept),
-            "num_steps": outcome.step,
-            "num_tokens": outcome.num_tokens,
-            "duration_s": round(duration_s(), 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-        },
-    }
-    write_json(settings.out / "provenance.json", provenance)
-    return provenance
+    check_targets(settings)
+    return settings, read_inputs(settings, note=note)
 
 
 def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
@@ -183,70 +157,22 @@ def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
     return settings.model_copy(update={"coefficients": coefficients, "layers": layers})
 
 
-def default_cache_dir() -> Path:
-    """Return the folder for reference stores: $LETHEON_CACHE, or letheon under $XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("LETHEON_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "letheon"
+def _check_cache(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise SettingsError(f"cache_dir: expected a folder to keep reference stores in, {folder} is a file")
 
 
-def _check_alone() -> None:
+def check_alone() -> None:
+    """Refuse to be one of several processes.
+
+    Raises:
+        SettingsError: a launcher started more than one.
+    """
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise SettingsError(
             f"unlearn runs in one process, but it was started as one of {num_processes} (WORLD_SIZE); "
             "start it without a launcher"
-        )
-
-
-def _open_folder(settings: UnlearnSettings) -> bool:
-    """Make the run folder, or check that it holds this very run; return whether to go on with that."""
-    folder = settings.out
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: expected a folder for the run, found a file")
-    if _is_inside(folder, Path(settings.model)):
-        raise OutputError(f"{folder}: lies inside the checkpoint {settings.model}; choose a folder outside it")
-    # Scores of the model before the run may lie there already.
-    occupied = folder.exists() and any(entry.name != "evaluation" for entry in folder.iterdir())
-    begun = (folder / "run.yaml").exists()  # a run that was killed earlier than that has done nothing yet
-    if occupied and not (settings.resume and (begun or _holds_only_logs(folder))):
-        raise OutputError(
-            f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
-        )
-    if settings.resume and begun:
-        _check_same_run(settings)
-        return True
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the run folder cannot be made ({error.strerror})") from error
-    return False
-
-
-def _holds_only_logs(folder: Path) -> bool:
-    return {entry.name for entry in folder.iterdir()} <= {"evaluation", "log.jsonl", "tensorboard"}
-
-
-def _is_inside(folder: Path, checkpoint: Path) -> bool:
-    return checkpoint.is_dir() and folder.resolve().is_relative_to(checkpoint.resolve())
-
-
-def _check_same_run(settings: UnlearnSettings) -> None:
-    path = settings.out / "run.yaml"
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise OutputError(
-            f"{path}: expected the settings of the run to resume, but it cannot be read ({error})"
-        ) from error
-    free = {"resume", "time_limit_s", "template", "cache_dir", "out"}  # the template may be one that was chosen
-    now = effective(settings)
-    changed = [name for name in now if name not in free and now[name] != before.get(name)]
-    if changed:
-        raise SettingsError(
-            f"resume: {', '.join(changed)} differ from the run in {settings.out} "
-            f"({', '.join(f'{n}: {before.get(n)!r} there, {now[n]!r} here' for n in changed)}); "
-            "resume with the same settings or choose another --out"
         )
 
 
@@ -264,14 +190,19 @@ def _train_all(
     folders = [settings.out / "checkpoints"]
     if len(method.members) > 1:
         folders = [folders[0] / f"member-{number}" for number in range(1, len(method.members) + 1)]
-    resumed = [newest_checkpoint(folder) if resumes else None for folder in folders]
+    problem, passed_over = prepared.problem, list[str]()
+    resumed: list[Checkpoint | None] = [None] * len(folders)
+    if resumes:
+        resumed = find_checkpoints(folders, problem.start, settings, note=passed_over.append)
     keep_bytes = max((found.position.log_bytes for found in resumed if found), default=0)
-    problem = prepared.problem
     with (
         open_log(settings.out / "log.jsonl", keep_bytes=keep_bytes) as log,
         trackers(settings.out, settings.trackers, settings.plain()) as tracker,
     ):
-        _log_start(log, prepared, resumed)
+        here = hooks(log=log, tracker=tracker)
+        log_start(log, prepared, resumed, passed_over)
+        for message in passed_over:
+            here.observer.note(message)
         outcomes, states = list[Outcome](), list[dict[str, Tensor]]()
         beginning = _copies(problem.adapted) if len(folders) > 1 else {}
         for number, (folder, found) in enumerate(zip(folders, resumed, strict=True)):
@@ -280,7 +211,7 @@ def _train_all(
             outcome = train(
                 replace(problem, terms=terms_of(method, settings, member=number)),
                 settings,
-                hooks=hooks(log=log, tracker=tracker),
+                hooks=here,
                 clock=clock.share(len(folders) - number),
                 interruption=interruption,
                 checkpoints=folder,
@@ -292,32 +223,36 @@ def _train_all(
             if interruption.signal_number is not None:
                 break
         outcome = _put_together(problem, settings, method, outcomes, states)
-        log.write(
-            "end",
-            reason=outcome.reason,
-            step=outcome.step,
-            epoch=outcome.history[-1].epoch,
-            kept_epoch=outcome.kept.epoch,
-            duration_s=round(clock.elapsed_s, 3),
-            peak_memory_bytes=peak_memory_bytes(),
-            num_tokens=outcome.num_tokens,
-        )
-        log.flush()
+        log_end(log, outcome, clock)
     return outcome
+
+
+def find_checkpoints(
+    folders: list[Path], start: Start | None, settings: UnlearnSettings, *, note: Callable[[str], None]
+) -> list[Checkpoint | None]:
+    """Return where each run goes on, None for the beginning; what lies behind that is removed.
+
+    A run goes on only where all before it stand as they were left: the log tells of them in order.
+    """
+
+    def kept_at(position: Position) -> set[int]:
+        return {choose_kept(position.history, start, settings).step} if position.history else set()
+
+    found: list[Checkpoint | None] = []
+    passed_over: list[str] = []
+    for folder in folders:
+        checkpoint = None
+        if not passed_over and None not in found:
+            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=kept_at)
+        drop_checkpoints(folder, after=checkpoint.position.step if checkpoint else 0)
+        found.append(checkpoint)
+    for message in passed_over:
+        note(message)
+    return found
 
 
 def _copies(adapted: Adapted) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in adapted.trained().items()}
-
-
-def _log_start(log: Log, prepared: Prepared, resumed: list[Checkpoint | None]) -> None:
-    steps = [found.position.step for found in resumed if found]
-    if steps:
-        log.write("note", message=f"resumed after step {steps[-1]}")
-        return
-    log.write("start", time=describe_environment()["created_at"], num_rows=len(prepared.problem.rows))
-    for note in prepared.notes:
-        log.write("note", message=note)
 
 
 def _put_together(
@@ -342,24 +277,3 @@ def _put_together(
     with problem.engine.running():
         kept = interim_score(problem.engine, problem.probes, step=step, epoch=last.kept.epoch)
     return Outcome(last.reason, step, kept, (*(s for o in outcomes for s in o.history), kept), tokens)
-
-
-def _write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
-    resolved = {**effective(settings), "resume": False, "template": prepared.template}
-    write_text(settings.out / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-
-
-def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
-    problem = prepared.problem
-    return {
-        **describe_environment(),
-        "model": {"source": settings.model, "sha256": prepared.fingerprint},
-        "forget": {**describe_source(settings.forget), "num_rows": len(inputs.forget)},
-        "retain": {**describe_source(settings.retain), "num_rows": len(inputs.retain)},
-        "seed": settings.seed,
-        "method": {"name": settings.method, "paper": get_method(settings.method).paper},
-        "adapt": settings.adapt,
-        "template": {"name": prepared.template, "mean_log_probs": prepared.template_log_probs},
-        "engine": {"path": problem.engine.path, "adapted": list(problem.adapted.targets)},
-        "reference_store_bytes": problem.reference.num_bytes,
-    }

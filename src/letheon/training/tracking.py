@@ -4,16 +4,21 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as RemainingColumn
+
+from letheon.errors import SettingsError, nearest
+from letheon.training.interim import InterimScore
+from letheon.visible import visible
 
 _logger = logging.getLogger(__name__)
 
@@ -27,6 +32,9 @@ class Observer(Protocol):
     def note(self, message: str) -> None:
         """Learn of something worth saying."""
 
+    def scored(self, score: InterimScore) -> None:
+        """Learn how a state does, once it is saved; an exception raised here ends the run."""
+
 
 class Silent:
     """Says nothing."""
@@ -37,6 +45,9 @@ class Silent:
     def note(self, message: str) -> None:
         """Log it."""
         _logger.info(message)
+
+    def scored(self, score: InterimScore) -> None:
+        """Ignore it."""
 
 
 @dataclass(slots=True)
@@ -59,10 +70,31 @@ class Log:
 
 @contextmanager
 def open_log(path: Path, *, keep_bytes: int = 0) -> Iterator[Log]:
-    """Open the log for appending after its first `keep_bytes` bytes; what lies behind them is cut off."""
-    with path.open("a", encoding="utf-8") as file:
+    """Open the log, its owner's alone, for appending after its first `keep_bytes` bytes; what lies behind is cut off.
+
+    Of a log that has lost some of these bytes the whole lines that are left are kept.
+    """
+    with open(path, "a", encoding="utf-8", opener=_for_its_owner) as file:
+        if path.stat().st_size < keep_bytes:
+            _logger.warning("%s: its end is lost; it goes on after the last whole line", path)
+            keep_bytes = path.read_bytes().rfind(b"\n") + 1
         file.truncate(keep_bytes)
         yield Log(file)
+
+
+def check_trackers(names: Collection[str]) -> None:
+    """Refuse trackers that accelerate does not know, or whose package is not installed.
+
+    Raises:
+        SettingsError: naming the first of them.
+    """
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"trackers: expected some of {', '.join(known)}, got '{name}'{nearest(name, known)}")
+        if name not in installed:
+            raise SettingsError(f"trackers: '{name}' needs its own package, which is not installed; pip install it")
 
 
 @contextmanager
@@ -97,22 +129,30 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Bar":
-        self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
         """Move the bar."""
         if self._task is None:
+            self._progress.start()
             self._task = self._progress.add_task(self._title, total=total, values="")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
         self._progress.update(self._task, completed=done, values=shown)
 
     def note(self, message: str) -> None:
-        """Print it above the bar."""
-        self._progress.console.print(message, markup=False, highlight=False)
+        """Print it above the bar; what it quotes of files cannot style it or move the cursor."""
+        self._progress.console.print(visible(message), markup=False, highlight=False)
+
+    def scored(self, score: InterimScore) -> None:
+        """Do nothing: the note says it."""
+
+
+def _for_its_owner(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """What a run needs of memory and time, found out before any weight is loaded."""
 
-from letheon.training.plan.check import Planned, check_fit, plan_run, plan_with_rates, refusal
+from letheon.training.plan.check import Planned, check_fit, check_targets, is_small, plan_run, plan_with_rates, refusal
 from letheon.training.plan.estimate import Part, Plan
 from letheon.training.plan.machine import Machine
 from letheon.training.plan.table import render
@@ -13,6 +13,8 @@ __all__ = [
     "Planned",
     "Work",
     "check_fit",
+    "check_targets",
+    "is_small",
     "plan_run",
     "plan_with_rates",
     "refusal",

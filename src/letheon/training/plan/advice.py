@@ -46,7 +46,7 @@ class Advice:
     @property
     def flags(self) -> str:
         """The changes as flags."""
-        return " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in self.changes.items())
+        return " ".join(_flag(name, value) for name, value in self.changes.items())
 
 
 def fits_of(plan: Plan, machine: Machine) -> list[Fit]:
@@ -77,8 +77,8 @@ def advise(
 ) -> list[Advice]:
     """Return the settings that would fit, each with the fewest changes; empty if none of those tried would.
 
-    Tried are fewer tokens a forward (the same step in smaller pieces), bfloat16 weights, an adapter in place of the
-    weights themselves, fewer rows a step where it cannot be split, and what of these together.
+    Tried are fewer tokens a forward (the same step in smaller pieces), gradient checkpointing, bfloat16 weights, an
+    adapter in place of the weights themselves, fewer rows a step where it cannot be split, and what of these together.
     """
     moves = list(_moves(settings, plan))
     for count in range(1, len(moves) + 1):
@@ -96,6 +96,8 @@ def _moves(settings: UnlearnSettings, plan: Plan) -> Iterator[dict[str, object]]
     longest = max(len(plan.demand.longest.input_ids), LEAST_BATCH_TOKENS)
     if plan.demand.can_split and plan.demand.largest.num_tokens > longest:
         yield {"max_batch_tokens": longest}
+    if not settings.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
     if settings.dtype == "float32":
         yield {"dtype": "bfloat16"}
     if settings.adapt == "weights":
@@ -161,5 +163,8 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 0.1 * 2**30 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _flag(name: str, value: object) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    return f"{flag} {','.join(map(str, value)) if isinstance(value, tuple) else value}"

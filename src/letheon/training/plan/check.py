@@ -7,15 +7,19 @@ from pathlib import Path
 
 from letheon.data.templates import AUTO, TEMPLATES
 from letheon.errors import ModelError, SettingsError
+from letheon.model.adapters import resolve_targets
 from letheon.model.loading import DTYPES, load_config
+from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
+from letheon.training.form import NUM_TEMPLATE_ROWS, planned_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.training.plan.demand import Data, demand_of
 from letheon.training.plan.estimate import Plan, estimate
 from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
-from letheon.training.prepare import NUM_TEMPLATE_ROWS, planned_sequences, probes_of
+from letheon.training.plan.trace import empty_model
+from letheon.training.prepare import probes_of
 from letheon.training.resolve import build_schedule, terms_of
 
 SMALL = 1000
@@ -56,7 +60,7 @@ def check_fit(settings: UnlearnSettings, inputs: Inputs, *, note: Callable[[str]
         SettingsError: the run cannot fit; says which settings would.
     """
     machine = machine_of(settings)
-    if _is_small(settings, machine):
+    if is_small(settings, machine):
         return
     try:
         plan = plan_run(settings, inputs, machine=machine)
@@ -66,6 +70,26 @@ def check_fit(settings: UnlearnSettings, inputs: Inputs, *, note: Callable[[str]
         raise refusal(settings, inputs, plan, machine)
     if is_tight(plan, machine):
         note(f"this run may not fit: {describe_fit(plan, machine)}; --plan shows all parts")
+
+
+def check_targets(settings: UnlearnSettings) -> None:
+    """Refuse names of modules that the model does not have, as far as that is known without its weights.
+
+    Raises:
+        ModelError: naming the first of them, and those that there are.
+        SettingsError: `layers` names no layer.
+    """
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    try:
+        model = empty_model(config, DTYPES[settings.dtype], trust_remote_code=settings.trust_remote_code)
+    except ModelError:
+        return  # loading says why, if it fails too
+    if settings.adapt == "lora" and not settings.target_modules:
+        raise SettingsError("target_modules: expected at least one name, or all-linear; leave it out for the default")
+    if settings.adapt == "lora":
+        resolve_targets(model, settings.target_modules or ())
+    else:
+        train_weights(model, modules=settings.target_modules or (), layers=settings.layers)
 
 
 def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine) -> Plan:
@@ -109,12 +133,12 @@ def _size(plan: Plan) -> str:
     return ", ".join(f"{name} {gib(plan.needed(places))}" for name, places in plan.pools)
 
 
-def _is_small(settings: UnlearnSettings, machine: Machine) -> bool:
-    """Whether the weights are so few, and the steps not so large, that nothing needs to be found out."""
+def is_small(settings: UnlearnSettings, machine: Machine, *, num_runs: int = 1) -> bool:
+    """Return whether the weights are so few, and the steps of so many runs not so large, that all fits anyway."""
     stored = sum(path.stat().st_size for path in Path(settings.model).glob("*.safetensors"))
     known = [size for size in (machine.memory, machine.gpu_memory) if size is not None]
     usual = settings.max_batch_tokens <= int(UnlearnSettings.model_fields["max_batch_tokens"].default)
-    return not known or (usual and 0 < stored * SMALL < min(known))
+    return not known or (usual and 0 < stored * SMALL * num_runs < min(known))
 
 
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:

@@ -34,6 +34,7 @@ from letheon.training.plan.trace import (
 )
 from letheon.training.plan.work import Work, work_of
 from letheon.training.prepare import adapt
+from letheon.training.resolve import most_checkpoints
 
 When = Literal["always", "loading", "self-check", "gradient check", "reference pass", "step", "scoring", "saving"]
 Place = Literal["device", "host", "disk"]
@@ -120,16 +121,15 @@ def estimate(
 
     Always in the device's memory:
         weights: b P, and buffers
-        head in float32: 4 V D where the weights are not float32 and the head is frozen
         trained: 4 P_t, an adapter's own or float32 copies of bfloat16 weights; 0 where the weights are float32
         moments: 8 P_t, Adam's two
         head as it was: 4 V D where a trained head's reference is needed
     and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state.
     In one stage after the other: loading (to a GPU: b P in main memory), the self-check (the model's own logits of the
     longest row; the gradients of four rows), the reference pass and a scoring (at most
-    4096 tokens at once, logits 1024 rows at a time), a step (see `StepBytes`; 4 P_t more where gradients of earlier
-    pieces lie beside), saving (the merged matrices in float32, and in b). On disk: the model, checkpoints of 12 P_t, of
-    which at most three lie there at once, and the reference's values.
+    4096 tokens at once), a step (see `StepBytes`; 4 P_t more where gradients of earlier
+    pieces lie beside), saving (the merged matrices in float32, and in b). On disk: the model, checkpoints of 12 P_t
+    (see `most_checkpoints`), and the reference's values.
 
     Operations: see `work_of`.
 
@@ -143,12 +143,16 @@ def estimate(
         adapted = adapt(model, settings)
     move_model(model, "meta")  # an adapter comes with values
     num_trained = sum(parameter.numel() for parameter in adapted.parameters())
-    traced = _trace(model, adapted, terms, demand)
+    traced = _trace(model, adapted, settings, terms, demand)
     parts = (
         *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
         *_passing_parts(traced, demand, num_trained=num_trained),
         *_host_and_disk_parts(
-            device, num_bytes=num_bytes, num_trained=num_trained, store=_store_bytes(traced.reference.stored, demand)
+            device,
+            num_bytes=num_bytes,
+            num_trained=num_trained,
+            num_checkpoints=most_checkpoints(settings),
+            store=_store_bytes(traced.reference.stored, demand),
         ),
     )
     num_adapter = num_trained if settings.adapt == "lora" else 0
@@ -158,7 +162,7 @@ def estimate(
         num_trained=num_trained,
         demand=demand,
         parts=tuple(part for part in parts if part.bytes),
-        work=work_of(empty_engine(model, adapted), demand, terms, num_adapter=num_adapter),
+        work=work_of(empty_engine(model, adapted, settings), demand, terms, num_adapter=num_adapter),
         process=process,
         notes=traced.notes,
     )
@@ -171,11 +175,10 @@ def _constant_parts(
     model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_bytes: int, num_trained: int
 ) -> list[Part]:
     head, stored = head_of(model), traced.reference.stored
-    is_lora, is_rounded, is_frozen = settings.adapt == "lora", settings.dtype != "float32", head.is_frozen
-    holds_head = not is_frozen and ("retain_states" in stored or "forget_states" in stored)
+    is_lora, is_rounded = settings.adapt == "lora", settings.dtype != "float32"
+    holds_head = not head.is_frozen and ("retain_states" in stored or "forget_states" in stored)
     return [
         _on_device(f"weights in {settings.dtype}", num_bytes),
-        _on_device("head in float32", _head_bytes(head) if is_rounded and is_frozen else 0),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
         _on_device("float32 copies of trained weights", 4 * num_trained if is_rounded and not is_lora else 0),
         _on_device("moments of the optimiser", 8 * num_trained),
@@ -199,7 +202,9 @@ def _passing_parts(traced: "_Traced", demand: Demand, *, num_trained: int) -> li
     ]
 
 
-def _host_and_disk_parts(device: str, *, num_bytes: int, num_trained: int, store: int) -> list[Part]:
+def _host_and_disk_parts(
+    device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int
+) -> list[Part]:
     moved = num_bytes if device == "cuda" else 0
     return [
         Part("weights on their way to the GPU", moved, "host", "loading"),
@@ -207,7 +212,7 @@ def _host_and_disk_parts(device: str, *, num_bytes: int, num_trained: int, store
         Part("values of the reference", store, "host"),
         Part("values of the reference, put together", store, "host", "reference pass"),
         Part("model", num_bytes, "disk"),
-        Part("checkpoints", 3 * 12 * num_trained, "disk"),
+        Part("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
         Part("values of the reference", store, "disk"),
     ]
 
@@ -224,10 +229,12 @@ class _Traced:
     notes: tuple[str, ...] = ()
 
 
-def _trace(model: PreTrainedModel, adapted: Adapted, terms: tuple[Term, ...], demand: Demand) -> _Traced:
+def _trace(
+    model: PreTrainedModel, adapted: Adapted, settings: UnlearnSettings, terms: tuple[Term, ...], demand: Demand
+) -> _Traced:
     reasons: list[str] = []
     for is_packed in (True, False):
-        engine = empty_engine(model, adapted, is_packed=is_packed)
+        engine = empty_engine(model, adapted, settings, is_packed=is_packed)
         try:
             first = trace_step(engine, terms, demand.largest)
             return _Traced(
@@ -259,6 +266,7 @@ def _rough_activations(model: PreTrainedModel, piece: Piece) -> int:
 def _store_bytes(stored: dict[str, Tensor], demand: Demand) -> int:
     """Return the bytes of the reference's values: what a token of each role takes, times such tokens."""
     roles = {"log_probs": demand.reference.answers, "forget_states": demand.reference.forget, "forget_norms": 0}
+    roles["lower"] = demand.reference.read
     total = 4 if "forget_norms" in stored else 0  # their mean
     for name, values in stored.items():
         per_token = values.element_size() * math.prod(values.shape[1:])

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,11 +28,13 @@ from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine, Path
 from letheon.model.head import head_of, logit_terms
-from letheon.model.reference import ReferenceStore, reference_values, token_terms
+from letheon.model.lower import first_layer_run
+from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
 from letheon.model.trimming import Selection
 from letheon.model.trunk import trunk_of
 from letheon.objective.methods import Needs, Term, compose, needs_of
 from letheon.objective.terms import roles_of
+from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Piece
 
 
@@ -84,12 +86,22 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_co
     return model
 
 
-def empty_engine(model: PreTrainedModel, adapted: Adapted, *, is_packed: bool = True) -> Engine:
+def empty_engine(
+    model: PreTrainedModel, adapted: Adapted, settings: UnlearnSettings, *, is_packed: bool = True
+) -> Engine:
     """Return the engine of a model without values; nearly all models take path "packed"."""
     head = head_of(model)
     frozen = None if head.weight.requires_grad else head
     path: Path = "packed" if is_packed else "padded"
-    return Engine(model, path, adapter_off=adapted.off, frozen_head=frozen, selection=Selection())
+    return Engine(
+        model,
+        path,
+        adapter_off=adapted.off,
+        frozen_head=frozen,
+        selection=Selection(),
+        recomputes=settings.gradient_checkpointing,
+        begins_at=first_layer_run(model) if settings.store_lower and is_packed else 0,
+    )
 
 
 def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepBytes:
@@ -105,7 +117,9 @@ def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepByt
         finally:
             hook.remove()
         forward = live.peak
-        loss.total.backward()
+        # By the edge: handed a tensor, backward is itself a call that the mode stands in for, and the mode is off
+        # within it, where layers may be computed again.
+        torch.autograd.backward(get_gradient_edge(loss.total))
     activations = after_trunk[0]
     return StepBytes(activations, terms=forward - activations, backward=live.peak - forward)
 
@@ -168,11 +182,12 @@ def _store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> Reference
     held = {name: value for name, value in values.items() if name != "forget_norms"}
     whole_head = engine.trains_head and ("retain_states" in held or "forget_states" in held)
     return ReferenceStore(
-        starts=tuple(accumulate((s.num_answer_tokens for s in piece.sequences), initial=0)),
+        starts=answer_starts(piece.sequences),
         num_forget_rows=piece.num_forget,
+        token_starts=token_starts(piece.sequences),
         forget_norm=torch.ones(()) if "forget_norms" in values else None,
         head=engine.head.copy() if whole_head else None,
-        **held,
+        **held,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
 
 

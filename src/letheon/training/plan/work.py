@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
 from letheon.model.engine import Engine
+from letheon.model.lower import lowest_trained_layer
 from letheon.model.trunk import trunk_of
 from letheon.objective.methods import Needs, Term, needs_of
 from letheon.training.plan.demand import Demand
@@ -44,7 +45,8 @@ def work_of(engine: Engine, demand: Demand, terms: tuple[Term, ...], *, num_adap
     """Return the operations of each stage; `num_adapter` are the parameters of an adapter, 0 without one.
 
     steps           (2 N + 2 N_b) T for an adapter everywhere: 4 N T; + 6 T for each parameter of the adapter, 2 T
-                    for each trained one of the trunk: 6 N T for full fine-tuning; the head: see `_head_products`
+                    for each trained one of the trunk: 6 N T for full fine-tuning; the head: see `_head_products`.
+                    Gradient checkpointing: 2 N_b T more, last layer excepted. Stored lower states: 2 (N - N_b) T less
     reference pass  2 N T + 2 V D A, + 2 V D A_r for the expected embeddings of a forward KL
     scoring         2 N T + 2 V D A each time
     choosing        2 N T over the rows that templates are tried on
@@ -52,7 +54,9 @@ def work_of(engine: Engine, demand: Demand, terms: tuple[Term, ...], *, num_adap
     size, needs = _products(engine.model), needs_of(terms)
     linear = engine.head.is_linear and not engine.trains_head
     step, reference, scored = demand.trained, demand.reference, demand.scoring
-    per_token = 2 * size.trunk + 2 * size.passed + 2 * size.trained + 6 * num_adapter
+    forward = size.passed if engine.begins_at else size.trunk
+    again = size.passed - size.last if engine.recomputes else 0
+    per_token = 2 * (forward + again) + 2 * size.passed + 2 * size.trained + 6 * num_adapter
     expected = reference.retain if needs.kl == "forward" and linear else 0
     times = demand.num_scorings
     found = (
@@ -90,6 +94,8 @@ class _Products:
     """N: all matrices of the trunk; of experts those that a token goes to."""
     passed: int
     """N_b: those of the lowest decoder layer with something trained in it, and of all above."""
+    last: int
+    """Those of the last decoder layer."""
     trained: int
     """Those that are trained themselves."""
     head: int
@@ -99,29 +105,19 @@ class _Products:
 def _products(model: PreTrainedModel) -> _Products:
     trunk = trunk_of(model)
     try:
-        layers = list(decoder_layers(model))
+        layers, first = list(decoder_layers(model)), lowest_trained_layer(model)
     except ModelError:
-        layers = []
-    trains_below = any(parameter.requires_grad for parameter in _outside(trunk, layers))
-    first = 0 if trains_below else next((i for i, layer in enumerate(layers) if _is_trained(layer)), len(layers))
+        layers, first = [], 0
     whole = sum(_multiplied(model, trunk))
     below = sum(sum(_multiplied(model, layer)) for layer in layers[:first])
     head = model.get_output_embeddings().weight
     return _Products(
         trunk=whole,
         passed=whole - below,
+        last=sum(sum(_multiplied(model, layer)) for layer in layers[-1:]),
         trained=sum(_multiplied(model, trunk, trained_only=True)),
         head=head.numel(),
     )
-
-
-def _is_trained(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _outside(trunk: nn.Module, layers: list[nn.Module]) -> Iterator[nn.Parameter]:
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    return (parameter for parameter in trunk.parameters() if id(parameter) not in inside)
 
 
 def _multiplied(model: PreTrainedModel, module: nn.Module, *, trained_only: bool = False) -> Iterator[int]:

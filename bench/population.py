@@ -1,0 +1,262 @@
+"""Time the steps of many members at once against the same steps one after another.
+
+    python -m bench.population --data DIR --shape 6m --members 2 8 32 --pairs 10 --threads 1
+
+One process, one model, the same batches; the two alternate, each first in half of the pairs. One after another means as
+a run alone takes a step: its own adapter fused into the layers, its own gradient, clipping and optimiser. Nothing is
+timed before members at once have computed the losses and gradients that they have alone.
+"""
+
+import argparse
+import io
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from bench.case import LEARNING_RATE, adapt, build_case
+from bench.gate import TOLERANCE
+from bench.machine import (
+    Clock,
+    Precision,
+    Spread,
+    Timing,
+    clock_for,
+    default_device,
+    describe_machine,
+    dtype_of,
+    prepare_process,
+    spread,
+    timed,
+)
+from bench.rows import workload
+from bench.shapes import SHAPES, make_model, shape_of
+from letheon.data.schedules import MixedSchedule
+from letheon.files import write_json
+from letheon.model.adapters import LoraSettings
+from letheon.model.population import Population, populate
+from letheon.report.tables import Table, to_markdown
+from letheon.settings import UnlearnSettings
+from letheon.training.loop import accumulate, begin, rows_of_next_step, update
+from letheon.training.populations.step import accumulate_together
+from letheon.training.state import Hooks, Problem, Run
+from letheon.training.tracking import Log, Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RANK = 5
+_ALLOWED = {torch.float32: TOLERANCE, torch.bfloat16: 2**-6}
+"""Largest relative difference of a gradient from the same alone; in bfloat16 sizes change the rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class PopulationResult:
+    """What was measured of one number of members; times in seconds for a step of each of them."""
+
+    shape: str
+    precision: Precision
+    threads: int
+    clock: Clock
+    members: int
+    batch_size: int
+    mean_tokens: float
+    """Of a member's step."""
+    gradient_error: float
+    alone: Spread
+    together: Spread
+    speedup: Spread
+    """Alone over together, pair by pair."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure one shape with each number of members and print the table."""
+    given = _parse(arguments)
+    prepare_process(threads=None if given.threads == "all" else int(given.threads), precision=given.dtype)
+    shape, device = shape_of(given.shape, given.data), default_device()
+    num_steps = -(-given.rows // given.batch_size)
+    work = workload(shape, given.data, num_steps=num_steps, batch_size=given.batch_size)
+    adapted = adapt(make_model(shape, dtype=dtype_of(given.dtype), device=device), rank=RANK)
+    problem = build_case(adapted, work).problem
+    results = []
+    for num_members in given.members:
+        case = make_members(problem, num_members, batch_size=given.batch_size)
+        results.append(measure(case, given.dtype, shape_name=shape.name, pairs=given.pairs, device=device))
+        print(to_markdown(table(results[-1:])), flush=True)
+    if given.json:
+        found = [asdict(result) for result in results]
+        write_json(given.json, {"machine": describe_machine(device), "population": found})
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A population, and for each member a run in it and the same run alone."""
+
+    population: Population
+    together: dict[int, Run]
+    alone: list[Run]
+
+
+def make_members(problem: Problem, num_members: int, *, batch_size: int) -> Members:
+    """Return so many members over the model of `problem`, each with rows in an order of its own.
+
+    What is timed alone trains the one adapter that the model holds, in turn for each: its values are not those of the
+    member, the work is.
+    """
+    shared = problem.adapted
+    settings = [LoraSettings(rank=RANK, alpha=RANK)] * num_members
+    population = populate(shared, settings, seeds=range(num_members))  # type: ignore[arg-type]  # made by `adapt`
+    schedules = [MixedSchedule(len(problem.rows), batch_size, seed, epochs=10**6) for seed in range(num_members)]
+    return Members(
+        population,
+        {
+            m: _run(replace(problem, adapted=member, schedule=schedules[m]))
+            for m, member in enumerate(population.members)
+        },
+        [_run(replace(problem, schedule=schedule)) for schedule in schedules],
+    )
+
+
+def measure(
+    case: Members, precision: Precision, *, shape_name: str, pairs: int, device: torch.device, warmup: int = 2
+) -> PopulationResult:
+    """Time `pairs` pairs, a step of each member in both, after some that do not count."""
+    error = gradient_error(case)
+    allowed = _ALLOWED[dtype_of(precision)]
+    if not error <= allowed:
+        sys.exit(f"members at once have other gradients than alone: they differ by {error:.2g}, at most {allowed:.2g}")
+    engine = case.alone[0].problem.engine
+    alone, together, tokens = list[Timing](), list[Timing](), list[int]()
+
+    def by_turns() -> None:
+        with engine.running():
+            alone.append(timed(lambda: steps_alone(case), device)[0])
+
+    def at_once() -> None:
+        before = sum(run.num_tokens for run in case.together.values())
+        with case.population.running(), engine.running():
+            together.append(timed(lambda: step_together(case), device)[0])
+        tokens.append(sum(run.num_tokens for run in case.together.values()) - before)
+
+    for number in range(warmup + pairs):
+        ways: list[Callable[[], None]] = [by_turns, at_once]
+        for way in ways if number % 2 else reversed(ways):
+            way()
+    clock = clock_for(device)
+    first, second = ([timing.on(clock) for timing in found[warmup:]] for found in (alone, together))
+    return PopulationResult(
+        shape=shape_name,
+        precision=precision,
+        threads=torch.get_num_threads(),
+        clock=clock,
+        members=len(case.alone),
+        batch_size=case.alone[0].settings.batch_size,
+        mean_tokens=fmean(tokens[warmup:]) / len(case.alone),
+        gradient_error=error,
+        alone=spread(first),
+        together=spread(second),
+        speedup=spread([one / other for one, other in zip(first, second, strict=True)]),
+    )
+
+
+def steps_alone(case: Members) -> None:
+    """Take a step of each member as a run alone does; the caller holds the engine's `running` open."""
+    for run in case.alone:
+        began, rows = time.monotonic(), rows_of_next_step(run)
+        parts, num_tokens = accumulate(run.problem, rows, max_tokens=run.settings.max_batch_tokens)
+        update(run, rows, parts, num_tokens=num_tokens, began=began)
+
+
+def step_together(case: Members) -> None:
+    """Take a step of all members; the caller holds the `running` of population and engine open."""
+    began, rows = time.monotonic(), {m: rows_of_next_step(run) for m, run in case.together.items()}
+    taken = accumulate_together(case.population, case.together, rows)
+    for m, run in case.together.items():
+        parts, num_tokens = taken[m]
+        update(run, rows[m], parts, num_tokens=num_tokens, began=began)
+
+
+def gradient_error(case: Members) -> float:
+    """Return the largest difference of a gradient at once from that alone, over the largest gradient of its tensor.
+
+    Members begin with B = 0, where half of the gradients are 0; they are moved off it first.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for member in case.population.members:
+        for parameter in member.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data.add_(noise.to(parameter.device))
+    rows = {m: rows_of_next_step(run) for m, run in case.together.items()}
+    worst = 0.0
+    with case.population.running(), case.alone[0].problem.engine.running():
+        accumulate_together(case.population, case.together, rows)
+        for m, run in case.together.items():
+            parameters = run.problem.adapted.parameters()
+            found = [parameter.grad for parameter in parameters]
+            run.optimiser.zero_grad(set_to_none=True)
+            with case.population.alone(m):
+                accumulate(run.problem, rows[m], max_tokens=run.settings.max_batch_tokens)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                assert parameter.grad is not None
+                assert gradient is not None
+                scale = float(parameter.grad.abs().max().clamp_min(1e-30))
+                worst = max(worst, float((gradient - parameter.grad).abs().max()) / scale)
+            run.optimiser.zero_grad(set_to_none=True)
+    return worst
+
+
+def table(results: list[PopulationResult]) -> Table:
+    """Return the results as one table."""
+    columns = ("shape", "dtype", "threads, clock", "members", "batch", "tokens a member", "one after another s",
+               "at once s", "speed-up", "gradient error")  # fmt: skip
+    rows = tuple(
+        (
+            r.shape,
+            r.precision,
+            f"{r.threads}, {r.clock}",
+            r.members,
+            r.batch_size,
+            f"{r.mean_tokens:.0f}",
+            _cell(r.alone),
+            _cell(r.together),
+            _cell(r.speedup),
+            f"{r.gradient_error:.1e}",
+        )
+        for r in results
+    )
+    notes = ("median (quartiles) of the pairs; seconds are those of one step of every member",)
+    return Table("Members at once against one after another", columns, rows, notes=notes)
+
+
+def _run(problem: Problem) -> Run:
+    files = {"model": "-", "forget": "-", "retain": "-", "out": "-"}
+    own = {"learning_rate": LEARNING_RATE, "epochs": 10**6, "batch_size": problem.schedule.batch_size}  # type: ignore[attr-defined]
+    settings = UnlearnSettings.of({**files, **own})
+    hooks = Hooks(Log(io.StringIO()), Silent())
+    return begin(problem, settings, hooks=hooks, checkpoints=Path("-"), resumed=None)
+
+
+def _cell(values: Spread) -> str:
+    return f"{values.median:.3g} ({values.low:.3g} to {values.high:.3g})"
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, help="folder with lume/, tokenizers/ and targets/; made-up rows without")
+    parser.add_argument("--shape", choices=SHAPES, default="6m")
+    parser.add_argument("--dtype", choices=get_args(Precision), default="float32")
+    parser.add_argument("--members", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=256, help="how many rows members draw from, about")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--threads", default="1", help="a number, or all")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

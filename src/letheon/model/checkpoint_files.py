@@ -1,0 +1,113 @@
+"""The files of a checkpoint folder, checked without loading weights: safetensors, whole, and inside the folder."""
+
+import json
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+
+from letheon.errors import ModelError, nearest, shown
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+WHOLE_NOT_ADAPTER = (
+    "holds an adapter (adapter_config.json), not a whole checkpoint; merge it into its base model with PEFT's "
+    "merge_and_unload(), save the result, and give that folder"
+)
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = (
+    "convert it with transformers on a machine you trust: "
+    "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+)
+
+
+def check_checkpoint(source: str) -> None:
+    """Check what can be known of a checkpoint without loading its weights; a hub id is taken as it is.
+
+    Raises:
+        ModelError: the local folder has no config.json or no safetensors weights, only pickled ones, or ones that are
+            cut off or lie outside it; or it holds an adapter.
+    """
+    check_source(source)
+    folder = Path(source)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ModelError(f"{source}: expected a checkpoint folder (config.json, model.safetensors), got a file")
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{source}: expected a checkpoint folder, but it has no config.json")
+    _parse(folder / "config.json")
+    for path in _weight_files(folder):
+        _check_whole(path)
+
+
+def check_source(source: str) -> None:
+    """Refuse what is neither there nor of the form of a hub id.
+
+    Raises:
+        ModelError: it can only be meant as a folder, which is not there.
+    """
+    folder = Path(source)
+    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+        raise ModelError(
+            f"{source}: no such folder{_neighbour(folder)}; expected a checkpoint folder or a hub id (owner/name)"
+        )
+
+
+def _neighbour(folder: Path) -> str:
+    return nearest(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        raise ModelError(f"{folder}: expected weights in {WEIGHTS} or a list of shards in {INDEX}, found {others[0]}")
+    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    found = f"only {pickled[0]}, a pickle, which is never read; {_CONVERT}" if pickled else "none"
+    raise ModelError(f"{folder}: expected weights in *.safetensors, found {found}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    names = _parse(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(f"{index}: expected `weight_map` to map tensors to files, got {shown(names)}")
+    shards = sorted(set(names.values()))
+    for name in shards:
+        if len(PurePosixPath(name).parts) != 1 or name == ".." or "\\" in name:
+            raise ModelError(f"{index}: expected names of files beside it, got '{name}', which leads elsewhere")
+        if not (folder / name).is_file():
+            raise ModelError(f"{index}: names the file {name}, which is not there; download the checkpoint again")
+    return [folder / name for name in shards]
+
+
+def _parse(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: expected JSON ({error}); download the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {shown(value)}; download the checkpoint again")
+    return value
+
+
+def _check_whole(path: Path) -> None:
+    """Read the header alone, which says how long the file must be."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path}: expected a whole safetensors file, but it is damaged or cut off ({error}); download it again"
+        ) from error
+    if not names:
+        raise ModelError(f"{path}: expected weights, but the file holds no tensor; download it again")

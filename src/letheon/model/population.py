@@ -1,0 +1,195 @@
+"""Many low-rank adapters over one frozen model, trained at once.
+
+The sequences of all members lie back to back in one pack: one product through each frozen matrix serves them all, only
+the low-rank part is per member (segments.py). Each member's adapter begins, is saved and is merged as that of a single
+run is; the model holds the layers of one adapter, which become those of any member.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Collection
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from letheon.data.packing import PackedBatch
+from letheon.errors import ModelError
+from letheon.model.adapters import LoraAdapter, LoraSettings, first_values
+from letheon.model.lowrank import ADAPTER, frozen_part, is_plain, low_rank_linear
+from letheon.model.segments import Segments, segmented_linear, segments_of
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The adapter of one member: its parameters, and the shared layers that they are put into to be saved or merged."""
+
+    shared: LoraAdapter
+    settings: LoraSettings
+    values: dict[str, nn.Parameter]
+    """By the names that a single run's have, in their order."""
+    is_switchable: bool = True
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The causal language model itself."""
+        return self.shared.model
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The names of the adapted layers."""
+        return self.shared.targets
+
+    def off(self) -> AbstractContextManager[None]:
+        """Return a context in which the model is the reference."""
+        return self.shared.off()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters, float32, in a fixed order."""
+        return [value for _, value in sorted(self.values.items())]
+
+    def settle(self) -> None:
+        """Do nothing: the model computes with the trained parameters themselves."""
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the trained parameters themselves by name, without gradients."""
+        return {name: value.detach() for name, value in self.values.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained` returned, or a copy of it."""
+        with torch.no_grad():
+            for name, value in state.items():
+                self.values[name].copy_(value)
+
+    def merged_state(self) -> dict[str, Tensor]:
+        """Return the ordinary model's weights with this member's adapter folded in."""
+        self._put_in()
+        return self.shared.merged_state()
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter in PEFT's layout."""
+        self._put_in()
+        self.shared.save(folder)
+
+    def _put_in(self) -> None:
+        """Make the shared layers those of this member."""
+        settings = self.settings
+        config: Any = self.shared.peft.peft_config[ADAPTER]
+        config.r, config.lora_alpha, config.use_rslora = settings.rank, settings.alpha, settings.rank_stabilised
+        for name, layer in _layers(self.shared).items():
+            layer.r[ADAPTER], layer.scaling[ADAPTER] = settings.rank, settings.factor
+            layer.lora_alpha[ADAPTER] = settings.alpha
+            for kind, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
+                module.weight = self.values[f"{name}.{kind}.{ADAPTER}.weight"]
+
+
+@dataclass(slots=True)
+class _Present:
+    """Whose rows the forward in progress holds."""
+
+    members: tuple[int, ...] = ()
+    segments: dict[int, Segments] = field(default_factory=dict)
+    """By the number of rows: those of all positions, and those of the answer positions, which are fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """P members over one frozen model."""
+
+    members: tuple[Member, ...]
+    present: _Present = field(default_factory=_Present)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold open, around the engine's own `running`, what lets several members go through the model at once."""
+        layers = _layers(self.members[0].shared)
+        for name, layer in layers.items():
+            layer.__dict__["forward"] = _Together(name, layer, self.members, self.present)
+        try:
+            yield
+        finally:
+            for layer in layers.values():
+                del layer.__dict__["forward"]
+
+    @contextmanager
+    def together(self, members: Collection[int], batches: Collection[PackedBatch]) -> Iterator[None]:
+        """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each member."""
+        device = batches[0].input_ids.device
+        found = [
+            segments_of([batch.num_tokens for batch in batches], device=device),
+            segments_of([len(batch.labels) for batch in batches], device=device),
+        ]
+        self.present.members, before = tuple(members), self.present.members
+        self.present.segments = {segments.num_rows: segments for segments in found}
+        try:
+            yield
+        finally:
+            self.present.members = before
+
+    @contextmanager
+    def alone(self, member: int) -> Iterator[None]:
+        """Let all rows be those of one member."""
+        self.present.members, before = (member,), self.present.members
+        try:
+            yield
+        finally:
+            self.present.members = before
+
+
+def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: Collection[int]) -> Population:
+    """Return a population in the layers of `shared`: a member for each of `settings`, with its seed, as if alone.
+
+    The members have the layers in common; ranks and factors may differ.
+
+    Raises:
+        ModelError: a layer of the model does more than a low-rank product (see `is_plain`), so members cannot share it.
+    """
+    odd = [name for name, layer in _layers(shared).items() if not is_plain(layer)]
+    if odd:
+        raise ModelError(f"{odd[0]}: is not a plain linear layer with an adapter, so several cannot go through it")
+    made = []
+    for one, seed in zip(settings, seeds, strict=True):
+        first = first_values(shared, rank=one.rank, seed=seed)
+        names = [name for name, _ in shared.peft.named_parameters() if name in first]
+        made.append(Member(shared, one, {name: nn.Parameter(first[name]) for name in names}))
+    return Population(tuple(made))
+
+
+class _Together:
+    """The forward of one layer, for the members that are present."""
+
+    def __init__(self, name: str, layer: LoraLinear, members: Collection[Member], present: _Present) -> None:
+        self._layer, self._present = layer, present
+        self._weight, self._bias = frozen_part(layer)
+        self._downs = [member.values[f"{name}.lora_A.{ADAPTER}.weight"] for member in members]
+        self._ups = [member.values[f"{name}.lora_B.{ADAPTER}.weight"] for member in members]
+        self._scalings = [member.settings.factor for member in members]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Return the layer's output for states (.., D).
+
+        Raises:
+            ModelError: the rows are neither all positions nor the answer positions, so whose they are is not known.
+        """
+        if self._layer.disable_adapters:
+            return linear(states, self._weight, self._bias)
+        chosen = self._present.members
+        downs, ups = [self._downs[m] for m in chosen], [self._ups[m] for m in chosen]
+        scalings = [self._scalings[m] for m in chosen]
+        if len(chosen) == 1:
+            return low_rank_linear(states, self._weight, self._bias, down=downs[0], up=ups[0], scaling=scalings[0])
+        segments = self._present.segments.get(states.shape[:-1].numel())
+        if segments is None:
+            raise ModelError("a layer is given some of the positions alone, so whose they are cannot be told")
+        return segmented_linear(
+            states, self._weight, self._bias, downs=downs, ups=ups, scalings=scalings, segments=segments
+        )
+
+
+def _layers(adapter: LoraAdapter) -> dict[str, LoraLinear]:
+    return {name: module for name, module in adapter.peft.named_modules() if isinstance(module, LoraLinear)}

@@ -1,0 +1,145 @@
+"""Reference stores on disk: built once for a model, its rows and what is asked, found by every run after.
+
+A store is derived from the rows to forget, so its file is private, and `letheon purge` removes it.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as Collection
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from letheon.cache import store_path
+from letheon.data.packing import PASS_TOKENS
+from letheon.data.sequences import Sequence
+from letheon.errors import OutputError
+from letheon.files import check_room, replace_file
+from letheon.locks import file_lock
+from letheon.model.engine import Engine
+from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
+from letheon.objective.methods import Needs
+
+FORMAT = "letheon.reference/3"
+_ELSEWHERE = "free space or choose another --cache-dir"
+
+_logger = logging.getLogger(__name__)
+
+
+def load_or_build_reference(
+    engine: Engine,
+    sequences: Collection[Sequence],
+    *,
+    num_forget_rows: int,
+    num_retain_rows: int | None = None,
+    needs: Needs,
+    model_fingerprint: str,
+    cache_dir: Path | None,
+    max_tokens: int = PASS_TOKENS,
+    note: Callable[[str], None] = _logger.warning,
+) -> ReferenceStore:
+    """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
+
+    The key covers weights, token ids, answer spans, needs, path, dtype, device kind and torch version: if anything
+    differs the store is built anew. Of several processes that want the same one, one builds it and the others wait,
+    which `note` is told. None for `cache_dir` keeps it in memory only.
+
+    Raises:
+        OutputError: it cannot be written to `cache_dir`.
+    """
+    build = partial(
+        build_reference,
+        engine,
+        sequences,
+        num_forget_rows=num_forget_rows,
+        num_retain_rows=num_retain_rows,
+        needs=needs,
+        max_tokens=max_tokens,
+    )
+    if cache_dir is None:
+        return build()
+    rows = (num_forget_rows, num_retain_rows)
+    path = store_path(cache_dir, _key(engine, sequences, rows, needs, model_fingerprint))
+    found = _load(path, sequences, num_forget_rows)
+    if found is not None:
+        return replace(with_head(found, engine), path=path)
+    _make_folder(path.parent)
+    with file_lock(path, note=note, what="the reference store"):
+        # Another process may have built it while this one waited.
+        found = _load(path, sequences, num_forget_rows)
+        if found is not None:
+            return replace(with_head(found, engine), path=path)
+        store = build()
+        _save(store, path)
+    return replace(store, path=path)
+
+
+def _key(
+    engine: Engine,
+    sequences: Collection[Sequence],
+    num_rows: tuple[int, int | None],
+    needs: Needs,
+    model_fingerprint: str,
+) -> str:
+    digest = hashlib.sha256()
+    described: list[object] = [FORMAT, model_fingerprint, num_rows, asdict(needs), engine.path, engine.trains_head]
+    described += [engine.begins_at]
+    described += [str(engine.model.dtype), engine.model.device.type, torch.__version__]
+    digest.update(json.dumps(described).encode())
+    for sequence in sequences:
+        digest.update(repr((sequence.answer_start, sequence.input_ids)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: the folder of reference stores cannot be made ({error.strerror}); choose another --cache-dir"
+        ) from error
+
+
+def _save(store: ReferenceStore, path: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in store.tensors().items()}
+    check_room(path.parent, store.num_bytes, what="the reference store", advice=_ELSEWHERE)
+    try:
+        with replace_file(path, private=True) as temporary:  # it is derived from the rows to forget
+            save_file(tensors, temporary, metadata={"sha256": _sha256(tensors)})
+    except SafetensorError as error:
+        raise OutputError(f"{path}: the reference store cannot be written ({error}); {_ELSEWHERE}") from error
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _load(path: Path, sequences: Collection[Sequence], num_forget_rows: int) -> ReferenceStore | None:
+    if not path.exists():
+        return None
+    starts = answer_starts(sequences)
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            written = (file.metadata() or {}).get("sha256")
+        if _sha256(values) != written:
+            _logger.warning("%s: the stored reference differs from its checksum; it is built anew", path)
+            return None
+        store = ReferenceStore(
+            starts=starts, num_forget_rows=num_forget_rows, token_starts=token_starts(sequences), **values
+        )
+    except (SafetensorError, TypeError, OSError) as error:
+        _logger.warning("%s: the stored reference cannot be read (%s); it is built anew", path, error)
+        return None
+    return store if store.log_probs.shape[0] == starts[-1] else None

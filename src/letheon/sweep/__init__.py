@@ -1,0 +1,1 @@
+"""Studies: many runs over settings and seeds, searches, and what their scores say."""

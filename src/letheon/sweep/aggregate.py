@@ -1,0 +1,270 @@
+"""What a study found, configuration by configuration: means over seeds, comparisons, what each setting moves."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from letheon.sweep.grid import Role
+from letheon.sweep.records import RunRecord, StudyRecord
+from letheon.sweep.spec import SCORES
+from letheon.sweep.statistics import (
+    Paired,
+    bootstrap_interval,
+    deviation,
+    holm,
+    paired,
+    resampled_means,
+)
+
+ALPHA = 0.05
+
+OFFICIAL = ("task_aggregate", "mia.score", "mmlu.accuracy", "final")
+INTERIM = ("interim.score", "interim.forgotten", "interim.retained")
+TRADE_OFFS = (("forgotten", "retained"), ("interim.forgotten", "interim.retained"))
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One score of a row over its seeds."""
+
+    num_seeds: int
+    mean: float
+    deviation: float | None
+    """Of the kind that the study names; None for too few seeds."""
+    low: float | None
+    """The bootstrap interval of the mean; None for one seed."""
+    high: float | None
+    is_best: bool = False
+    """Whether no row's mean is higher by more than the seeds explain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A configuration, at one epoch where the study scores several."""
+
+    label: str
+    role: Role
+    values: Mapping[str, Any]
+    epoch: float | None
+    """None for the state that each run kept."""
+    num_runs: int
+    """Runs that there should be; those that failed or are not done are missing from the scores."""
+    scores: Mapping[str, Mapping[int, float]]
+    """By score, then by seed."""
+    summaries: Mapping[str, Summary]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How much one row's score exceeds another's."""
+
+    score: str
+    first: str
+    second: str
+    found: Paired
+    p_holm: float
+    """Corrected for all comparisons of this score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How far a setting moves forgetting and retention."""
+
+    setting: str
+    num_pairs: int
+    """Pairs of configurations that differ in this setting alone."""
+    forgotten: float
+    """Mean over the pairs of the distance of their means."""
+    retained: float
+    excess: tuple[float, float] | None
+    """The 95% bootstrap interval, over seeds, of retained - forgotten; None for fewer than two seeds."""
+
+
+def scores_in(record: StudyRecord) -> tuple[str, ...]:
+    """Name the scores that a study's tables show: the official ones that there are, else the runs' own."""
+    present = {name for run in record.runs for state in run.states for name in state.scores}
+    present |= {name for state in record.original.values() for name in state.scores}
+    official = tuple(name for name in OFFICIAL if name in present)
+    return official or tuple(name for name in INTERIM if name in present)
+
+
+def trade_off_in(record: StudyRecord) -> tuple[str, str] | None:
+    """Name what is forgotten and what is retained: the official means, else the runs' own; None without either."""
+    present = {name for run in record.runs for state in run.states for name in state.scores}
+    return next((pair for pair in TRADE_OFFS if present.issuperset(pair)), None)
+
+
+def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True) -> list[Row]:
+    """Sum a study up: a row a configuration in the study's order, of a search the best first, baselines last.
+
+    With `by_epoch`, and where the study scores several epochs, there is one for each of these. Best marks of a score go
+    over all rows.
+    """
+    epochs: Sequence[float | None] = record.study.epochs if by_epoch and record.study.epochs else (None,)
+    grouped: dict[tuple[Role, str], list[RunRecord]] = {}
+    for run in record.runs:
+        grouped.setdefault((run.role, run.configuration), []).append(run)
+    ordered = sorted(grouped.items(), key=lambda item: item[0][0] == "baseline")
+    rows = [row for _, runs in ordered for row in _rows_of_one(runs, epochs, scores, record)]
+    if record.study.search:
+        rows = sorted(rows, key=lambda row: (row.role == "baseline", -_merit(row, record)))
+    return _marked(rows, scores)
+
+
+def comparisons_of(record: StudyRecord, rows: Sequence[Row], score: str) -> list[Comparison]:
+    """Compare rows in one score over the seeds that they share, as the study's `compare` says.
+
+    "best" sets the row with the highest mean against each other one, "all" each against each, settings the row of these
+    settings against the others. Rows without two seeds in common are left out.
+    """
+    pairs = _pairs(record, [row for row in rows if row.scores.get(score)], score)
+    found = [(a, b, paired(a.scores[score], b.scores[score])) for a, b in pairs]
+    known = [(a, b, pair) for a, b, pair in found if pair is not None]
+    corrected = holm([pair.p for _, _, pair in known])
+    return [
+        Comparison(score, name_of(a), name_of(b), pair, p) for (a, b, pair), p in zip(known, corrected, strict=True)
+    ]
+
+
+def sensitivities(rows: Sequence[Row], trade_off: tuple[str, str]) -> list[Sensitivity]:
+    """Return what each setting moves, judged by the pairs of rows that differ in nothing else.
+
+    Only the study's own configurations count, over the seeds that all of them have. A setting that never changes alone,
+    as in a random search, is left out.
+    """
+    own = [row for row in rows if row.role == "study" and all(row.scores.get(name) for name in trade_off)]
+    if not own:
+        return []
+    seeds = sorted(set.intersection(*(set(row.scores[name]) for row in own for name in trade_off)))
+    if not seeds:
+        return []
+    values = [np.array([[row.scores[name][seed] for seed in seeds] for row in own]) for name in trade_off]
+    means = [resampled_means(v) if len(seeds) > 1 else v for v in values]
+    found = []
+    for setting in dict.fromkeys(name for row in own for name in row.values):
+        pairs = _differing_in(own, setting)
+        if pairs:
+            moves = [float(np.mean([abs(v[a].mean() - v[b].mean()) for a, b in pairs])) for v in values]
+            drawn = [np.mean([np.abs(m[a] - m[b]) for a, b in pairs], axis=0) for m in means]
+            excess = np.quantile(drawn[1] - drawn[0], (0.025, 0.975)) if len(seeds) > 1 else None
+            interval = None if excess is None else (float(excess[0]), float(excess[1]))
+            found.append(Sensitivity(setting, len(pairs), moves[0], moves[1], interval))
+    return found
+
+
+def seed_moves(rows: Sequence[Row], score: str) -> float | None:
+    """Return how far apart the means of two equal configurations lie by their seeds alone, on average.
+
+    With a standard deviation s over seeds (pooled over the configurations) and n seeds each, the difference of two
+    means is normal with deviation s sqrt(2 / n), so that its size is 2 s / sqrt(pi n) on average. None where no
+    configuration has two seeds.
+    """
+    found = [list(row.scores[score].values()) for row in rows if row.role == "study" and len(row.scores[score]) > 1]
+    if not found:
+        return None
+    freedom = sum(len(values) - 1 for values in found)
+    pooled = sum(float(np.var(values, ddof=1)) * (len(values) - 1) for values in found) / freedom
+    return 2 * math.sqrt(pooled / (math.pi * fmean(len(values) for values in found)))
+
+
+def name_of(row: Row) -> str:
+    """Return a row's name: its configuration, and its epoch where there are several."""
+    return row.label if row.epoch is None else f"{row.label}, epoch {row.epoch:g}"
+
+
+def label_of_score(score: str) -> str:
+    """Return what a score is called in tables and figures."""
+    return SCORES[score]
+
+
+def _rows_of_one(
+    runs: Sequence[RunRecord], epochs: Sequence[float | None], scores: Sequence[str], record: StudyRecord
+) -> list[Row]:
+    rows: list[Row] = []
+    for epoch in epochs:
+        by_seed = {run.seed: _scores_at(run, epoch) for run in runs}
+        by_score = {name: {s: found[name] for s, found in by_seed.items() if name in found} for name in scores}
+        first = runs[0]
+        row = Row(first.configuration, first.role, first.values, epoch, len(runs), by_score, {})
+        if any(by_score.values()) or epoch is None or (epoch == epochs[-1] and not rows):
+            rows.append(replace(row, summaries=_summaries(by_score, record)))
+    return rows
+
+
+def _merit(row: Row, record: StudyRecord) -> float:
+    found = row.summaries.get(record.study.objectives[0])
+    return -math.inf if found is None else found.mean
+
+
+def _scores_at(run: RunRecord, epoch: float | None) -> Mapping[str, float]:
+    if epoch is None:
+        return run.result.scores if run.result else {}
+    # Scored epochs fall on whole steps, which for a broken number of epochs lie a little off.
+    near = [state for state in run.states if abs(state.epoch - epoch) < 0.05]
+    return min(near, key=lambda state: abs(state.epoch - epoch)).scores if near else {}
+
+
+def _summaries(by_score: Mapping[str, Mapping[int, float]], record: StudyRecord) -> dict[str, Summary]:
+    found = {}
+    for name, by_seed in by_score.items():
+        values = list(by_seed.values())
+        if values:
+            low, high = bootstrap_interval(values) or (None, None)
+            spread = deviation(values, record.study.deviation) if len(values) > 1 else None
+            found[name] = Summary(len(values), fmean(values), spread, low, high)
+    return found
+
+
+def _marked(rows: Sequence[Row], scores: Sequence[str]) -> list[Row]:
+    best = {name: _best(rows, name) for name in scores}
+    return [
+        replace(
+            row,
+            summaries={name: replace(summary, is_best=index in best[name]) for name, summary in row.summaries.items()},
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def _best(rows: Sequence[Row], score: str) -> set[int]:
+    """Which rows are best or tied with the best: the interval of their difference from it, at a level that holds for
+    all rows together (Bonferroni), reaches 0. None where no row has two seeds, since nothing can be told apart then."""
+    scored = [index for index, row in enumerate(rows) if score in row.summaries]
+    if not any(rows[index].summaries[score].num_seeds > 1 for index in scored):
+        return set()
+    top = max(scored, key=lambda index: rows[index].summaries[score].mean)
+    level = 1 - ALPHA / max(len(scored) - 1, 1)
+    tied = {top}
+    for index in scored:
+        found = paired(rows[top].scores[score], rows[index].scores[score], level=level)
+        if found is None or found.low <= 0:
+            tied.add(index)
+    return tied
+
+
+def _pairs(record: StudyRecord, rows: Sequence[Row], score: str) -> list[tuple[Row, Row]]:
+    wanted = record.study.compare
+    if wanted == "all":
+        return list(itertools.combinations(rows, 2))
+    if isinstance(wanted, str):
+        chosen = max(rows, key=lambda row: row.summaries[score].mean, default=None)
+    else:
+        fitting = [row for row in rows if all(row.values.get(name) == value for name, value in wanted.items())]
+        chosen = fitting[-1] if fitting else None
+    return [] if chosen is None else [(chosen, row) for row in rows if row is not chosen]
+
+
+def _differing_in(rows: Sequence[Row], setting: str) -> list[tuple[int, int]]:
+    def others(row: Row) -> dict[str, Any]:
+        return {name: value for name, value in row.values.items() if name != setting}
+
+    return [
+        (a, b)
+        for a, b in itertools.combinations(range(len(rows)), 2)
+        if others(rows[a]) == others(rows[b]) and rows[a].values.get(setting) != rows[b].values.get(setting)
+    ]

@@ -1,0 +1,163 @@
+"""From configurations and seeds to runs: settings in full, an identity that outlives the study file, a folder."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from letheon.errors import OutputError, SettingsError
+from letheon.files import write_json
+from letheon.objective.catalogue import get_method
+from letheon.provenance import hash_file
+from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.sweep.grid import Configuration
+from letheon.sweep.spec import StudySettings
+from letheon.training.resolve import effective, resolve_settings
+
+RUNS = "runs"
+
+_IDENTITY_LENGTH = 12
+_LONGEST_NAME = 80
+_FREE = ("out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints")
+"""Settings that change nothing of what a run finds."""
+_FILES = ("model", "tokenizer", "forget", "retain", "alternatives", "holdout", "members", "nonmembers", "mmlu")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One run of a study."""
+
+    configuration: Configuration
+    seed: int
+    settings: UnlearnSettings
+    """In full, `out` included."""
+    identity: str
+    """A hash of all settings that matter and of the files they name: equal for equal runs, whatever they are called."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies."""
+        return self.settings.out
+
+    @property
+    def name(self) -> str:
+        """What the run is called where people look."""
+        return f"{self.configuration.label}, seed {self.seed}"
+
+
+@dataclass(slots=True)
+class Hashes:
+    """The sha256 of files and folders, kept in `path` so that a checkpoint is read once and not at each start."""
+
+    path: Path
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def of(self, source: str | Path) -> str:
+        """Return a hash of what `source` holds, or its name where it is none of this machine's files."""
+        path = Path(source)
+        if path.is_file():
+            return self._file(path)
+        if not path.is_dir():
+            return str(source)
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".") and p.suffix != ".md")
+        parts = [(p.relative_to(path).as_posix(), self._file(p)) for p in files]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _file(self, path: Path) -> str:
+        if not self._known and self.path.is_file():
+            self._known = _read_known(self.path)
+        facts = path.stat()
+        stamp = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+        found = self._known.get(str(path.resolve()), {})
+        if {name: found.get(name) for name in stamp} != stamp or "sha256" not in found:
+            found = {**stamp, "sha256": hash_file(path)}
+            self._known[str(path.resolve())] = found
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self._known)
+        return str(found["sha256"])
+
+
+def members_of(study: StudySettings, found: Sequence[Configuration], *, out: Path, hashes: Hashes) -> list[Member]:
+    """Return the runs of these configurations, those of one configuration side by side, each checked as `unlearn` does.
+
+    Raises:
+        SettingsError: the settings of a configuration contradict each other, or two configurations are the same run.
+    """
+    members = [
+        member_of(study, configuration, seed, out=out, hashes=hashes) for configuration in found for seed in study.seeds
+    ]
+    named: dict[str, Member] = {}
+    for member in members:
+        other = named.setdefault(member.identity, member)
+        if other is not member:
+            raise SettingsError(
+                f"study: '{other.name}' and '{member.name}' are the same run in all settings; drop one of them"
+            )
+    return members
+
+
+def member_of(study: StudySettings, configuration: Configuration, seed: int, *, out: Path, hashes: Hashes) -> Member:
+    """Return one run of a configuration.
+
+    Raises:
+        SettingsError: its settings contradict each other.
+    """
+    try:
+        given = UnlearnSettings.of({**configuration.settings, "seed": seed, "out": out})
+        settings = resolve_settings(_scored_at(study, given))
+        _check_epochs(study, settings)
+    except SettingsError as error:
+        raise SettingsError(f"{configuration.label}: {error}") from error
+    identity = identity_of(settings, hashes)
+    folder = _folder_of(out / RUNS, configuration, seed, identity)
+    return Member(configuration, seed, settings.model_copy(update={"out": folder}), identity)
+
+
+def identity_of(settings: UnlearnSettings | EvaluateSettings, hashes: Hashes) -> str:
+    """Return a hash of all settings that matter, files by what they hold."""
+    values = effective(settings) if isinstance(settings, UnlearnSettings) else settings.plain()
+    # Defaults are left out, so that a setting which a later version adds leaves runs what they are.
+    defaults = {name: field.get_default() for name, field in type(settings).model_fields.items()}
+    matter = {name: value for name, value in values.items() if name not in _FREE and value != defaults[name]}
+    for name in _FILES:
+        if matter.get(name) is not None:
+            matter[name] = hashes.of(matter[name])
+    return hashlib.sha256(json.dumps(matter, sort_keys=True, default=str).encode()).hexdigest()[:_IDENTITY_LENGTH]
+
+
+def _scored_at(study: StudySettings, settings: UnlearnSettings) -> UnlearnSettings:
+    """Have the states kept that the study scores: those of its epochs that the run reaches."""
+    wanted = [epoch for epoch in study.epochs if epoch <= settings.epochs]
+    if not wanted:
+        return settings
+    union = sorted({*wanted, *(settings.score_at or ())})
+    return UnlearnSettings.of({**settings.model_dump(exclude_unset=True), "score_at": tuple(union)})
+
+
+def _check_epochs(study: StudySettings, settings: UnlearnSettings) -> None:
+    method = get_method(settings.method)
+    if study.epochs and settings.score_at and method.finish != "keep":
+        raise SettingsError(
+            f"evaluate.epochs: method '{method.name}' changes the weights when training is over, so that its states "
+            "before are not results; leave out the epochs"
+        )
+
+
+def _folder_of(runs: Path, configuration: Configuration, seed: int, identity: str) -> Path:
+    """The folder that holds this run already, under whatever name, else one with a name that can be read."""
+    held = sorted(runs.glob(f"*-{identity}"))
+    if held:
+        return held[0]
+    readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", configuration.label).strip("-.")[:_LONGEST_NAME]
+    return runs / f"{readable}-seed{seed}-{identity}"
+
+
+def _read_known(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: expected the hashes that a study keeps ({error}); delete the file") from error
+    return dict(known) if isinstance(known, Mapping) else {}

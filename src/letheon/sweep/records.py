@@ -1,0 +1,142 @@
+"""study.json: what a study has done so far, in one file that tables and figures are made from, without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from letheon.errors import EvaluationError
+from letheon.evaluation.results import Results
+from letheon.files import write_json
+from letheon.sweep.grid import Role
+from letheon.sweep.spec import StudySettings
+
+SCHEMA = "letheon.study/1"
+FILE = "study.json"
+
+State = Literal["waiting", "running", "scoring", "finished", "failed", "diverged", "pruned"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateScores:
+    """The scores of one state of a model."""
+
+    epoch: float
+    """0 is the model before unlearning."""
+    is_result: bool
+    """Whether this is the state that the run kept."""
+    scores: Mapping[str, float]
+    """By the names of `spec.SCORES`; what could not be computed is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as study.json has it."""
+
+    name: str
+    identity: str
+    folder: str
+    """Relative to the study's."""
+    configuration: str
+    values: Mapping[str, Any]
+    """What the study varies."""
+    seed: int
+    role: Role
+    state: State
+    reason: str = ""
+    """Why it ended, or what went wrong."""
+    duration_s: float | None = None
+    states: tuple[StateScores, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> StateScores | None:
+        """The scores of the state that the run kept; None while there are none."""
+        return next((state for state in self.states if state.is_result), None)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A study as study.json has it."""
+
+    study: StudySettings
+    runs: tuple[RunRecord, ...] = ()
+    original: Mapping[str, StateScores] = field(default_factory=dict)
+    """The models before unlearning by name; one, unless the study varies the model."""
+
+
+def write_study(record: StudyRecord, out: Path) -> None:
+    """Write study.json, whole or not at all."""
+    study = record.study.model_dump(mode="json", by_alias=True)
+    runs = [asdict(run) for run in record.runs]
+    original = {name: asdict(state) for name, state in record.original.items()}
+    write_json(out / FILE, {"schema": SCHEMA, "study": study, "original": original, "runs": runs})
+
+
+def read_study_record(out: Path) -> StudyRecord:
+    """Read the study.json in folder `out`.
+
+    Raises:
+        EvaluationError: there is none, or it is not one.
+    """
+    path = out / FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(
+            f"{path}: cannot be read ({error.strerror}); expected the folder of a study that has been run"
+        ) from error
+    except ValueError as error:
+        raise EvaluationError(f"{path}: expected JSON ({error}); run the study again, which writes it anew") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise EvaluationError(f"{path}: expected schema {SCHEMA!r}; run the study again, which writes it anew")
+    try:
+        return StudyRecord(
+            study=StudySettings.of(data["study"]),
+            runs=tuple(run_from(run) for run in data["runs"]),
+            original={name: StateScores(**state) for name, state in data["original"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{path}: does not follow schema {SCHEMA!r} ({error}); run the study again, which writes it anew"
+        ) from error
+
+
+def scores_of_results(results: Results) -> dict[str, float]:
+    """Return the scores of an evaluation, by the names of `spec.SCORES`.
+
+    `forgotten` is the mean of 1 - score over the forget set's terms of the task aggregate, `retained` the mean of the
+    retain set's: 0 to 1, higher is better. Unlike the aggregate, a harmonic mean, they move where one term is 0.
+    """
+    found = {
+        "task_aggregate": results.task_aggregate,
+        "mia.score": results.mia.score if results.mia else None,
+        "mmlu.accuracy": results.mmlu.accuracy if results.mmlu else None,
+        "final": results.final,
+        "forgotten": _mean_of_terms(results, "forget."),
+        "retained": _mean_of_terms(results, "retain."),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def scores_of_interim(score: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores that a run took of a state itself, by the names of `spec.SCORES`."""
+    found = {
+        "interim.score": score.get("score"),
+        "interim.forgotten": None if score.get("forget_recall") is None else 1 - score["forget_recall"],
+        "interim.retained": score.get("retain_recall"),
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _mean_of_terms(results: Results, prefix: str) -> float | None:
+    terms = [value for name, value in results.task_terms.items() if name.startswith(prefix)]
+    return fmean(terms) if terms else None
+
+
+def run_from(data: Mapping[str, Any]) -> RunRecord:
+    """Return a run from its fields as JSON has them."""
+    states = tuple(StateScores(**state) for state in data["states"])
+    return RunRecord(**{**data, "states": states, "notes": tuple(data["notes"])})

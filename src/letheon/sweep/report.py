@@ -1,0 +1,89 @@
+"""A study's results as files: tables in four forms, figures, and one page of Markdown that shows them all."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from letheon.files import write_text
+from letheon.report.latex import to_latex
+from letheon.report.tables import Table, to_csv, to_markdown, to_rich
+from letheon.report.text import to_markdown_text
+from letheon.sweep.records import StudyRecord, read_study_record
+from letheon.sweep.spec import StudySettings
+from letheon.sweep.tables import (
+    comparison_table,
+    runs_data,
+    runs_table,
+    scores_data,
+    scores_table,
+    sensitivity_table,
+    trade_off_table,
+)
+
+PAGE = "study.md"
+
+_TABLES: dict[str, Callable[[StudyRecord], Table | None]] = {
+    "scores": scores_table,
+    "trade-off": trade_off_table,
+    "comparisons": comparison_table,
+    "sensitivity": sensitivity_table,
+    "unfinished": runs_table,
+}
+_CAPTIONS = {
+    "epochs": "Scores over epochs; error bars are one standard deviation over seeds.",
+    "trade-off": "Forgotten against retained: means with one standard deviation, seeds faintly, Pareto front of means.",
+    "settings": "Means over two settings.",
+    "seeds": "Every seed; bars are means, lines their 95% bootstrap intervals.",
+}
+
+
+def write_study_report(record: StudyRecord, out: Path) -> Path:
+    """Write tables/, figures/ and study.md into the study's folder and return the last one's path.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from letheon.sweep.figures import save_study_figures
+
+    tables = {name: table for name, make in _TABLES.items() if (table := make(record)) is not None and table.rows}
+    for name, table in tables.items():
+        write_text(out / "tables" / f"{name}.md", to_markdown(table))
+        write_text(out / "tables" / f"{name}.tex", to_latex(table))
+        write_text(out / "tables" / f"{name}.csv", to_csv(table))
+    # The numbers themselves, in full: the tables above hold them as people read them.
+    write_text(out / "tables" / "scores.csv", to_csv(scores_data(record)))
+    write_text(out / "tables" / "runs.csv", to_csv(runs_data(record)))
+    figures = [path for path in save_study_figures(record, out / "figures") if path.suffix == ".png"]
+    parts = [f"# {to_markdown_text(record.study.name)}\n"]
+    parts += [f"## {to_markdown_text(table.title)}\n\n{to_markdown(table)}" for table in tables.values()]
+    parts += [f"![{_CAPTIONS[path.stem]}](figures/{path.name})\n\n{_CAPTIONS[path.stem]}\n" for path in figures]
+    write_text(out / PAGE, "\n".join(parts))
+    return out / PAGE
+
+
+def report_study(out: Path, *, settings: StudySettings | None = None) -> StudyRecord:
+    """Write the report of what a study's folder holds, without running anything, and return what it is made from.
+
+    `settings` takes the place of the study's own where they say how results are shown: `name`, `deviation`, `compare`,
+    `published`.
+
+    Raises:
+        EvaluationError: the folder holds no study.
+        OutputError: a file cannot be written.
+    """
+    record = read_study_record(out)
+    if settings is not None:
+        shown = {name: getattr(settings, name) for name in ("name", "deviation", "compare", "published")}
+        record = replace(record, study=record.study.model_copy(update=shown))
+    write_study_report(record, out)
+    return record
+
+
+def print_study(record: StudyRecord, console: Console) -> None:
+    """Print the study's tables."""
+    for make in _TABLES.values():
+        table = make(record)
+        if table is not None and table.rows:
+            console.print(to_rich(table))

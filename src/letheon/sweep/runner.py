@@ -1,0 +1,276 @@
+"""Running the members of a study: what is finished is left alone, what was begun goes on, failures are kept."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from letheon.errors import DivergenceError, LetheonError, OutputError
+from letheon.files import write_json
+from letheon.settings import UnlearnSettings
+from letheon.sweep.live import View
+from letheon.sweep.members import Member
+from letheon.sweep.records import RunRecord, State
+from letheon.sweep.scoring import Scorer
+from letheon.sweep.states import is_finished, result_of
+from letheon.training.interim import InterimScore
+from letheon.training.populations import DivergedRun
+from letheon.training.record import RunReport
+from letheon.training.tracking import Observer
+
+FAILURES = "failures"
+LOCKS = "locks"
+
+
+class PrunedError(Exception):
+    """A search has no more hope for a run; raised inside it, where it is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The two jobs that a study is made of, and how runs are trained together where they can share a model."""
+
+    unlearn: Callable[[UnlearnSettings, Observer], RunReport]
+    unlearn_together: Callable[
+        [Sequence[UnlearnSettings], Observer, Sequence[Observer]], Sequence[RunReport | DivergedRun]
+    ]
+    """Called with the runs, who hears of them together, and who hears of each."""
+    groups_of: Callable[[Sequence[UnlearnSettings]], Sequence[Sequence[int]]]
+
+
+@dataclass(slots=True)
+class Runner:
+    """Runs members into the folder of their study."""
+
+    out: Path
+    jobs: Jobs
+    scorer: Scorer
+    view: View
+    on_change: Callable[[], None] = lambda: None
+    """Called whenever a run has ended or been scored, to bring study.json up to date."""
+    exit_code: int = 0
+    """Not 0 when the process was asked to end; nothing more is begun then."""
+    elsewhere: set[str] = field(default_factory=set)
+    """Identities of runs that another process is at."""
+    _done: dict[str, RunRecord] = field(default_factory=dict)
+
+    def run(self, members: Sequence[Member]) -> None:
+        """Run and score what is not done yet, in groups that share a model where that can be."""
+        waiting = [member for member in members if self._is_waiting(member)]
+        to_train = [member for member in waiting if not is_finished(member.folder)]
+        groups = self.jobs.groups_of([member.settings for member in to_train])
+        for member in waiting:
+            if member not in to_train:
+                self._alone(member)
+        for group in groups:
+            if self.exit_code:
+                return
+            self._train([to_train[index] for index in group])
+
+    def run_one(self, member: Member, *, on_score: Callable[[InterimScore], None] | None = None) -> RunRecord:
+        """Run and score one member and return its record; `on_score` may raise PrunedError to end it."""
+        if self._is_waiting(member):
+            self._alone(member, on_score=on_score)
+        return self.record(member)
+
+    def record(self, member: Member) -> RunRecord:
+        """Return what the disk says of a member."""
+        if member.identity not in self._done:
+            record = self._read(member)
+            if record.state != "finished" or not self.scorer.is_scored(member):
+                return record
+            self._done[member.identity] = record
+        # The name may have changed since, where the study's file has.
+        return replace(self._done[member.identity], **_named(member, self.out))
+
+    def _is_waiting(self, member: Member) -> bool:
+        record = self.record(member)
+        self.view.show(member.name, record.state, record.reason)
+        if record.state in ("failed", "diverged", "pruned"):
+            return False
+        return record.state != "finished" or not self.scorer.is_scored(member)
+
+    def _read(self, member: Member) -> RunRecord:
+        named = RunRecord(**_named(member, self.out), identity=member.identity, state="waiting")
+        failure = _read_failure(self.out, member.identity)
+        if failure is not None:
+            return replace(named, state=failure["state"], reason=failure["reason"])
+        if not is_finished(member.folder):
+            return named
+        result = result_of(member.folder)
+        states, notes = self.scorer.read(member)
+        ended = replace(named, state="finished", reason=result["reason"], duration_s=result["duration_s"])
+        return replace(ended, states=states, notes=notes)
+
+    def _alone(self, member: Member, *, on_score: Callable[[InterimScore], None] | None = None) -> None:
+        with self._held([member]) as held, self._recorded(held):
+            for found in held:
+                if not is_finished(found.folder):
+                    self.view.show(found.name, "running")
+                    report = self.jobs.unlearn(_ready(found), Watcher(self.view, found.name, on_score))
+                    self.exit_code = self.exit_code or report.exit_code
+                self._score(found)
+
+    def _train(self, members: Sequence[Member]) -> None:
+        if len(members) == 1:
+            self._alone(members[0])
+            return
+        with self._held(members) as held:
+            for member in held:
+                self.view.show(member.name, "running", f"one of {len(held)} over one model")
+            watchers = [Watcher(self.view, member.name) for member in held]
+            crowd = Crowd(self.view, [member.name for member in held])
+            with self._recorded(held):
+                reports = self.jobs.unlearn_together([_ready(member) for member in held], crowd, watchers)
+                for member, report in zip(held, reports, strict=True):
+                    self.exit_code = self.exit_code or report.exit_code
+                    if isinstance(report, DivergedRun):
+                        self._fail(member, "diverged", report.reason)
+            for member in held:
+                with self._recorded([member]):
+                    self._score(member)
+
+    def _score(self, member: Member) -> None:
+        if self.exit_code or not is_finished(member.folder):
+            self.view.show(member.name, self.record(member).state, "stopped" if self.exit_code else "")
+            return
+        self.view.show(member.name, "scoring")
+        self.scorer.score(member, note=lambda text: self.view.show(member.name, "scoring", text))
+        result = self.record(member).result
+        found = result.scores if result else {}
+        shown = [f"{name} {found[name]:.3f}" for name in ("final", "task_aggregate", "interim.score") if name in found]
+        self.view.show(member.name, "finished", shown[0] if shown else "")
+        self.on_change()
+
+    @contextmanager
+    def _held(self, members: Sequence[Member]) -> Iterator[list[Member]]:
+        """Hold those of the members that no other process is at, and that none has done in the meantime."""
+        with ExitStack() as stack:
+            held = []
+            for member in members:
+                lock = FileLock(_made(self.out / LOCKS) / f"{member.identity}.lock")
+                try:
+                    stack.enter_context(lock.acquire(timeout=0))
+                except Timeout:
+                    self.elsewhere.add(member.identity)
+                    self.view.show(member.name, "running", "in another process")
+                    continue
+                if self._is_waiting(member):
+                    held.append(member)
+            yield held
+
+    @contextmanager
+    def _recorded(self, members: Sequence[Member]) -> Iterator[None]:
+        """Keep what ended a run instead of ending the study, unless it would end all other runs too."""
+        try:
+            yield
+        except OutputError:
+            raise
+        except PrunedError as error:
+            self._end(members, "pruned", str(error))
+        except DivergenceError as error:
+            self._end(members, "diverged", str(error))
+        except (LetheonError, MemoryError) as error:
+            self._end(members, "failed", str(error) or "out of memory")
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            self._end(members, "failed", f"out of memory: {error}")
+
+    def _end(self, members: Sequence[Member], state: State, reason: str) -> None:
+        for member in members:
+            if not is_finished(member.folder):
+                self._fail(member, state, reason)
+            else:
+                self.view.show(member.name, "failed", f"not scored: {reason}")
+
+    def _fail(self, member: Member, state: State, reason: str) -> None:
+        write_json(_made(self.out / FAILURES) / f"{member.identity}.json", {"state": state, "reason": reason})
+        self.view.show(member.name, state, reason)
+        self.on_change()
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Tells a study's view how a run goes; an observer of runs."""
+
+    view: View
+    name: str
+    on_score: Callable[[InterimScore], None] | None = None
+
+    def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:  # noqa: ARG002
+        """Move the bar."""
+        self.view.progress(self.name, done, total)
+
+    def note(self, message: str) -> None:
+        """Show it beside the run."""
+        self.view.show(self.name, "running", message)
+
+    def scored(self, score: InterimScore) -> None:
+        """Hand on what the run found of a state."""
+        if self.on_score is not None:
+            self.on_score(score)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """Tells a study's view how runs over one model go together; their steps are counted in one."""
+
+    view: View
+    names: Sequence[str]
+
+    def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:  # noqa: ARG002
+        """Move all of the bars."""
+        for name in self.names:
+            self.view.progress(name, done, total)
+
+    def note(self, message: str) -> None:
+        """Show it beside each run."""
+        for name in self.names:
+            self.view.show(name, "running", message)
+
+    def scored(self, score: InterimScore) -> None:
+        """Do nothing: each run hears of its own."""
+
+
+def forget_failures(out: Path) -> None:
+    """Have failed, diverged and pruned runs tried again, from where they came to."""
+    for path in (out / FAILURES).glob("*.json"):
+        path.unlink()
+
+
+def _ready(member: Member) -> UnlearnSettings:
+    return member.settings.model_copy(update={"resume": member.folder.exists()})
+
+
+def _named(member: Member, out: Path) -> dict[str, Any]:
+    return {
+        "name": member.name,
+        "folder": member.folder.relative_to(out).as_posix(),
+        "configuration": member.configuration.label,
+        "values": dict(member.configuration.values),
+        "seed": member.seed,
+        "role": member.configuration.role,
+    }
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
+    return folder
+
+
+def _read_failure(out: Path, identity: str) -> dict[str, Any] | None:
+    path = out / FAILURES / f"{identity}.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}); delete it to run that run again") from error

@@ -1,0 +1,114 @@
+"""Official scores of a run's states, each taken once for one way of scoring."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from letheon.errors import OutputError
+from letheon.evaluation.results import read_results
+from letheon.files import write_json
+from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.sweep.members import Hashes, Member, identity_of
+from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results
+from letheon.sweep.spec import StudySettings
+from letheon.sweep.states import RunState, checkpoint_of, drop_model, states_of
+
+ORIGINAL = "original"
+
+Evaluate = Callable[[EvaluateSettings], object]
+"""Scores a checkpoint and leaves results.json in its `out`."""
+
+_REQUEST = "request.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How the states of a study's runs are scored."""
+
+    study: StudySettings
+    hashes: Hashes
+    evaluate: Evaluate
+
+    def score(self, member: Member, *, note: Callable[[str], None]) -> None:
+        """Score a finished run: its result and the epochs of the study, but for what has been scored so before."""
+        states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
+        for state in states:
+            if self.study.evaluate is not None and not self._is_scored(member, state):
+                note(f"epoch {state.epoch:g}")
+                self._score_state(member, state)
+        if not self.study.keep_models:
+            drop_model(member.folder)
+
+    def is_scored(self, member: Member) -> bool:
+        """Whether all that the study wants of a finished run has been scored."""
+        if self.study.evaluate is None:
+            return True
+        states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
+        return all(self._is_scored(member, state) for state in states)
+
+    def read(self, member: Member) -> tuple[tuple[StateScores, ...], tuple[str, ...]]:
+        """Return the scores of a finished run that were taken in the study's way, and what is not to be had."""
+        states, absent = states_of(member.folder, epochs=self._epochs(member.settings))
+        scored = tuple(
+            StateScores(state.epoch, state.is_result, self._scores(member, state))
+            for state in states
+            if self.study.evaluate is None or self._is_scored(member, state)
+        )
+        notes = (f"ended before epoch {', '.join(f'{epoch:g}' for epoch in absent)}",) if absent else ()
+        return scored, notes
+
+    def score_original(self, run: UnlearnSettings, out: Path) -> StateScores:
+        """Score the model that a run begins from, once for the study."""
+        folder = out / ORIGINAL / self.hashes.of(run.model)[:12].replace("/", "-")
+        settings = self.study.evaluation(run, model=run.model, out=folder)
+        settings = settings.model_copy(update={"tokenizer": run.tokenizer})
+        if not _is_done(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes)):
+            self.evaluate(settings)
+            _sign(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes))
+        return StateScores(0.0, False, scores_of_results(read_results(folder / "results.json")))
+
+    def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
+        return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
+
+    def _settings(self, member: Member, state: RunState, *, model: str) -> EvaluateSettings:
+        return self.study.evaluation(member.settings, model=model, out=_folder(member, state))
+
+    def _request(self, member: Member, state: RunState) -> str:
+        return identity_of(self._settings(member, state, model="state"), self.hashes)
+
+    def _is_scored(self, member: Member, state: RunState) -> bool:
+        return _is_done(_folder(member, state), self._request(member, state))
+
+    def _score_state(self, member: Member, state: RunState) -> None:
+        with checkpoint_of(member.folder, state) as checkpoint:
+            self.evaluate(self._settings(member, state, model=str(checkpoint)))
+        _sign(_folder(member, state), self._request(member, state))
+
+    def _scores(self, member: Member, state: RunState) -> dict[str, float]:
+        official = (
+            scores_of_results(read_results(_folder(member, state) / "results.json"))
+            if self.study.evaluate is not None
+            else {}
+        )
+        return {**official, **scores_of_interim(state.interim)}
+
+
+def _folder(member: Member, state: RunState) -> Path:
+    return member.folder / "evaluation" / ("after" if state.is_result else f"epoch-{state.epoch:g}")
+
+
+def _is_done(folder: Path, request: str) -> bool:
+    path = folder / _REQUEST
+    if not path.is_file() or not (folder / "results.json").is_file():
+        return False
+    try:
+        signed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}); remove {folder} to score this state again") from error
+    return bool(signed == {"identity": request})
+
+
+def _sign(folder: Path, request: str) -> None:
+    """Say last of all in what way the scores were taken, so that half of them are never taken for whole."""
+    write_json(folder / _REQUEST, {"identity": request})

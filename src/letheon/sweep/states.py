@@ -1,0 +1,165 @@
+"""The states of a run as checkpoints of their own, made when they are wanted and removed afterwards."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from letheon.errors import EvaluationError
+from letheon.model.loading import load_model, save_model
+from letheon.objective.catalogue import get_method
+from letheon.settings import UnlearnSettings
+from letheon.training.checkpoint import load_checkpoint, step_folder
+from letheon.training.prepare import adapt
+from letheon.yaml_text import parse_yaml
+
+_TEMPORARY = ".state"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """A state that a run scored, and perhaps kept."""
+
+    step: int
+    epoch: float
+    is_result: bool
+    interim: Mapping[str, Any]
+    """What the run itself found of it, as its log has it."""
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the run in this folder ended by itself: neither killed nor asked to end before it was done."""
+    result = _result_of(run)
+    return result is not None and not str(result.get("reason", "")).startswith("signal ")
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """Return what provenance.json says came of a finished run.
+
+    Raises:
+        EvaluationError: the run is not finished.
+    """
+    result = _result_of(run)
+    if result is None:
+        raise EvaluationError(f"{run}: expected a finished run; its provenance.json has no result")
+    return result
+
+
+def states_of(run: Path, *, epochs: tuple[float, ...]) -> tuple[list[RunState], list[float]]:
+    """Return the kept state of a finished run and those at `epochs`, earliest first, and the epochs that it has not."""
+    kept = result_of(run)["kept"]
+    scored = {int(line["step"]): line for line in _interims(run)}
+    steps: dict[int, None] = {}
+    absent: list[float] = []
+    for epoch in epochs:
+        step = _step_at(scored, epoch)
+        if step is None or not _is_there(run, step, kept_step=int(kept["step"])):
+            absent.append(epoch)
+        else:
+            steps[step] = None
+    steps[int(kept["step"])] = None
+    scored.setdefault(int(kept["step"]), kept)
+    return [
+        RunState(step, float(scored[step]["epoch"]), step == kept["step"], scored[step]) for step in sorted(steps)
+    ], absent
+
+
+@contextmanager
+def checkpoint_of(run: Path, state: RunState) -> Iterator[Path]:
+    """Give the folder of an ordinary checkpoint that holds this state of the run in `run`.
+
+    It is the run's own model/ where that is this state and still there. Otherwise it is put together from the run's
+    checkpoint and the model it began from, in a folder that is removed when the block ends.
+
+    Raises:
+        EvaluationError: the run's checkpoint of that state is not there or not whole.
+        ModelError: the model that the run began from cannot be loaded.
+    """
+    if state.is_result and (run / "model" / "config.json").is_file():
+        yield run / "model"
+        return
+    folder = run / _TEMPORARY
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    try:
+        _write_state(run, state.step, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_model(run: Path) -> None:
+    """Remove model/ of a finished run where its checkpoints can give it back."""
+    settings = _settings_of(run)
+    kept = int(result_of(run)["kept"]["step"])
+    if get_method(settings.method).finish == "keep" and load_checkpoint(_checkpoint(run, kept)) is not None:
+        shutil.rmtree(run / "model", ignore_errors=True)
+
+
+def _write_state(run: Path, step: int, folder: Path) -> None:
+    saved = load_checkpoint(_checkpoint(run, step))
+    if saved is None:
+        raise EvaluationError(
+            f"{_checkpoint(run, step)}: expected a whole checkpoint to score; remove {run} to run it again"
+        )
+    settings = _settings_of(run)
+    loaded = load_model(
+        settings.model,
+        dtype=settings.dtype,
+        tokenizer=settings.tokenizer,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    adapted = adapt(loaded.model, settings)
+    adapted.load_state(saved.parameters)
+    save_model(adapted.model, loaded.tokenizer, folder, state=adapted.merged_state())
+
+
+def _settings_of(run: Path) -> UnlearnSettings:
+    path = run / "run.yaml"
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{path}: expected the settings of a run, but it cannot be read ({error})") from error
+    return UnlearnSettings.of({**values, "out": run})
+
+
+def _result_of(run: Path) -> dict[str, Any] | None:
+    try:
+        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    result = provenance.get("result") if isinstance(provenance, dict) else None
+    return result if isinstance(result, dict) else None
+
+
+def _interims(run: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with (run / "log.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                if '"interim"' in line:
+                    event = json.loads(line)
+                    if event.get("event") == "interim":
+                        yield event
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{run / 'log.jsonl'}: expected the log of a finished run ({error})") from error
+
+
+def _step_at(scored: Mapping[int, Mapping[str, Any]], epoch: float) -> int | None:
+    """The scored step nearest to an epoch, which falls between two steps by half of one at most."""
+    for step, line in scored.items():
+        if step and abs(float(line["epoch"]) - epoch) <= 0.5 * float(line["epoch"]) / step + 1e-9:
+            return step
+    return None
+
+
+def _is_there(run: Path, step: int, *, kept_step: int) -> bool:
+    return step == kept_step or (_checkpoint(run, step) / "manifest.json").is_file()
+
+
+def _checkpoint(run: Path, step: int) -> Path:
+    return step_folder(run / "checkpoints", step)

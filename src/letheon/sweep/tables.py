@@ -1,0 +1,236 @@
+"""A study's tables: the same numbers for terminal, Markdown, LaTeX and CSV."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from letheon.report.tables import Cell, Spread, Table
+from letheon.sweep.aggregate import (
+    ALPHA,
+    Row,
+    comparisons_of,
+    label_of_score,
+    rows_of,
+    scores_in,
+    seed_moves,
+    sensitivities,
+    trade_off_in,
+)
+from letheon.sweep.records import RunRecord, StateScores, StudyRecord
+from letheon.sweep.statistics import deviation
+
+ORIGINAL_LABEL = "Original model"
+
+
+def scores_table(record: StudyRecord) -> Table:
+    """Return every configuration's scores: mean, standard deviation and 95% interval over seeds, the best in bold.
+
+    Baselines, the original model and what was published elsewhere are rows of their own below a rule.
+    """
+    return _table_of(record, scores_in(record), record.study.name)
+
+
+def trade_off_table(record: StudyRecord) -> Table | None:
+    """Return what each configuration forgot and retained; None where that was not scored."""
+    names = trade_off_in(record)
+    return None if names is None else _table_of(record, names, f"{record.study.name}: forgotten and retained")
+
+
+def comparison_table(record: StudyRecord) -> Table | None:
+    """Return the paired comparisons of all shown scores; None where no two configurations share two seeds."""
+    scores = scores_in(record)
+    rows = rows_of(record, scores)
+    found = [comparison for score in scores for comparison in comparisons_of(record, rows, score)]
+    if not found:
+        return None
+    cells: list[tuple[Cell, ...]] = [
+        (
+            label_of_score(one.score),
+            one.first,
+            one.second,
+            one.found.num_seeds,
+            Spread(one.found.difference, None, one.found.low, one.found.high, one.p_holm < ALPHA),
+            _p(one.found.p),
+            _p(one.p_holm),
+            _p(one.found.p_flips),
+        )
+        for one in found
+    ]
+    starts = tuple(i for i in range(1, len(found)) if found[i].score != found[i - 1].score)
+    columns = ("Score", "Configuration", "against", "Seeds", "Difference (95%)", "p", "p (Holm)", "p (sign flips)")
+    return Table(f"{record.study.name}: differences over the same seeds", columns, tuple(cells), _why(record), starts)
+
+
+def sensitivity_table(record: StudyRecord) -> Table | None:
+    """Return how far each setting moves forgetting and retention; None where no two configurations differ in one."""
+    names = trade_off_in(record)
+    if names is None:
+        return None
+    rows = rows_of(record, names, by_epoch=False)
+    found = sensitivities(rows, names)
+    if not found:
+        return None
+    cells: list[tuple[Cell, ...]] = [
+        (
+            one.setting,
+            one.num_pairs,
+            one.forgotten,
+            one.retained,
+            Spread(one.retained - one.forgotten, None, *(one.excess or (None, None))),
+        )
+        for one in found
+    ]
+    by_seed = [seed_moves(rows, name) for name in names]
+    cells.append(("(seeds alone)", None, *by_seed, None))
+    columns = ("Setting", "Pairs", "Forgotten moves", "Retained moves", "Retained - forgotten (95%)")
+    notes = (
+        "How far the mean of a score lies apart between two configurations that differ in this setting alone, on "
+        "average over all such pairs. Above 0 in the last column: the setting moves retention more than forgetting, "
+        "which is then the more fragile; its interval is over seeds (bootstrap).",
+        "Seeds alone: what two equal configurations would lie apart; a setting that moves a score no farther has not "
+        "been shown to do anything.",
+    )
+    return Table(f"{record.study.name}: what each setting moves", columns, tuple(cells), notes, (len(found),))
+
+
+def runs_table(record: StudyRecord) -> Table | None:
+    """Return the runs that have no result, with what became of them; None where all have."""
+    open_runs = [run for run in record.runs if run.result is None]
+    if not open_runs:
+        return None
+    cells: tuple[tuple[Cell, ...], ...] = tuple(
+        (run.name, "not scored" if run.state == "finished" else run.state, run.reason) for run in open_runs
+    )
+    return Table(f"{record.study.name}: runs without a result", ("Run", "State", "Reason"), cells)
+
+
+def runs_data(record: StudyRecord) -> Table:
+    """Return every scored state of every run as plain numbers, for CSV."""
+    scores = _all_scores(record)
+    settings = list(dict.fromkeys(name for run in record.runs for name in run.values))
+    cells: list[tuple[Cell, ...]] = [
+        (
+            run.configuration,
+            *(_plain(run.values.get(name)) for name in settings),
+            run.role,
+            run.seed,
+            run.state,
+            state.epoch if state else None,
+            int(state.is_result) if state else None,
+            *(state.scores.get(name) if state else None for name in scores),
+        )
+        for run, state in _states(record)
+    ]
+    columns = ("configuration", *settings, "role", "seed", "state", "epoch", "is_result", *scores)
+    return Table("runs", columns, tuple(cells))
+
+
+def scores_data(record: StudyRecord) -> Table:
+    """Return the numbers behind `scores_table` and `trade_off_table`, one score of one row a line, for CSV."""
+    scores = _all_scores(record)
+    cells: list[tuple[Cell, ...]] = []
+    for row in rows_of(record, scores):
+        for name, found in row.summaries.items():
+            values = list(row.scores[name].values())
+            spreads = (deviation(values, "sample"), deviation(values, "population"))
+            ends = (found.low, found.high, int(found.is_best))
+            cells.append((row.label, row.role, row.epoch, name, found.num_seeds, found.mean, *spreads, *ends))
+    for label, state in _originals(record):
+        cells += [(label, "original", 0.0, name, 1, value, *[None] * 5) for name, value in state.scores.items()]
+    for label, published in record.study.published.items():
+        cells += [(label, "published", None, name, None, value, *[None] * 5) for name, value in published.items()]
+    spread = ("sample_deviation", "population_deviation", "low", "high", "is_best")
+    return Table("scores", ("configuration", "role", "epoch", "score", "seeds", "mean", *spread), tuple(cells))
+
+
+def _table_of(record: StudyRecord, scores: Sequence[str], title: str) -> Table:
+    rows = rows_of(record, scores)
+    has_epochs = any(row.epoch is not None for row in rows)
+    published = {label: found for label, found in record.study.published.items() if found.keys() & set(scores)}
+    groups = [
+        [_cells(row, scores, has_epochs) for row in rows if row.role == "study"],
+        [_cells(row, scores, has_epochs) for row in rows if row.role == "baseline"],
+        [_one(label, state.scores, scores, has_epochs) for label, state in _originals(record)],
+        [_one(f"{label} (published)", found, scores, has_epochs) for label, found in published.items()],
+    ]
+    cells = [row for group in groups for row in group]
+    ends = [sum(len(group) for group in groups[: number + 1]) for number in range(len(groups))]
+    sections = tuple(sorted({end for end in ends if 0 < end < len(cells)}))
+    epoch = ("Epoch",) if has_epochs else ()
+    columns = ("Configuration", *epoch, "Seeds", *(label_of_score(name) for name in scores))
+    return Table(title, columns, tuple(cells), _notes(record, rows), sections)
+
+
+def _cells(row: Row, scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
+    most = max((len(row.scores[name]) for name in scores), default=0)
+    seeds: Cell = str(most) if most == row.num_runs else f"{most} of {row.num_runs}"
+    found = [row.summaries.get(name) for name in scores]
+    spreads = [s and Spread(s.mean, s.deviation, s.low, s.high, s.is_best) for s in found]
+    return (row.label, *((_epoch(row.epoch),) if has_epochs else ()), seeds, *spreads)
+
+
+def _one(label: str, found: Mapping[str, float], scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
+    cells = [Spread(found[name]) if name in found else None for name in scores]
+    return (label, *((None,) if has_epochs else ()), None, *cells)
+
+
+def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
+    num_seeds = max((summary.num_seeds for row in rows for summary in row.summaries.values()), default=0)
+    notes = []
+    if num_seeds > 1:
+        divisor = "n - 1" if record.study.deviation == "sample" else "n"
+        notes.append(
+            f"Mean ± {record.study.deviation} standard deviation (divided by {divisor}) over the seeds, and the 95% "
+            "bootstrap interval of the mean, which is too narrow for few seeds."
+        )
+        notes.append(
+            "In bold: the highest mean, and every row whose difference from it over the same seeds may be 0 (paired t, "
+            "interval at 95% for all rows together)."
+        )
+    elif num_seeds == 1:
+        notes.append("One seed: nothing is known of the spread, so that nothing is marked as best.")
+    states = Counter(run.state for run in record.runs if run.result is None)
+    if states:
+        found = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        notes.append(f"Runs without a result, which the means leave out: {found}.")
+    return tuple(notes)
+
+
+def _why(record: StudyRecord) -> tuple[str, ...]:
+    notes = [
+        "Difference of the means over the same seeds with its 95% interval (paired t, not corrected); p corrected by "
+        f"Holm for the comparisons of one score, in bold below {ALPHA:g}. The t test takes the differences to be "
+        "normal; the exact sign-flip test does not, but cannot go below 2 / 2 ** seeds (0.0625 for five).",
+    ]
+    if record.study.compare == "best":
+        notes.append(
+            "The configuration with the highest mean was chosen by these very scores, which flatters it: for a claim, "
+            "name the configuration beforehand (`compare`) or run it with new seeds."
+        )
+    return tuple(notes)
+
+
+def _originals(record: StudyRecord) -> list[tuple[str, StateScores]]:
+    if len(record.original) == 1:
+        return [(ORIGINAL_LABEL, state) for state in record.original.values()]
+    return [(f"{ORIGINAL_LABEL} {name}", state) for name, state in record.original.items()]
+
+
+def _all_scores(record: StudyRecord) -> tuple[str, ...]:
+    shown = scores_in(record)
+    return (*shown, *(name for name in trade_off_in(record) or () if name not in shown))
+
+
+def _states(record: StudyRecord) -> list[tuple[RunRecord, StateScores | None]]:
+    return [(run, state) for run in record.runs for state in run.states or (None,)]
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _epoch(epoch: float | None) -> str | None:
+    return None if epoch is None else f"{epoch:g}"
+
+
+def _plain(value: object) -> Cell:
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -1,0 +1,108 @@
+"""The folder of a run: held by one process at a time, and either new or that of the very run to go on with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from letheon.errors import OutputError, SettingsError
+from letheon.files import check_room, is_leftover, sweep
+from letheon.locks import Note, folder_lock, is_lock_file
+from letheon.model.adapted import Adapted
+from letheon.settings import UnlearnSettings
+from letheon.training.resolve import effective, most_checkpoints
+from letheon.yaml_text import parse_yaml
+
+FREE_TO_CHANGE = frozenset(
+    {"resume", "time_limit_s", "template", "cache_dir", "out", "checkpoint_minutes", "keep_checkpoints"}
+)
+"""Settings that do not change a run's result, and the template, which may be one that was chosen."""
+
+
+@contextmanager
+def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
+    """Hold the run folder, made if need be, while the block lasts; the value says whether to go on with a run there.
+
+    Raises:
+        OutputError: it cannot be made, another process holds it, it lies inside the checkpoint, or it holds what is
+            not to be overwritten.
+        SettingsError: the run there has other settings.
+    """
+    folder = settings.out
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: expected a folder for the run, found a file")
+    if _is_inside(folder, Path(settings.model)):
+        raise OutputError(f"{folder}: lies inside the checkpoint {settings.model}; choose a folder outside it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the run folder cannot be made ({error.strerror})") from error
+    with folder_lock(folder, note=note):
+        resumes = _goes_on(settings)
+        if settings.resume:
+            sweep(folder)
+        yield resumes
+
+
+def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int) -> None:
+    """Check that a run's checkpoints and model will fit on the disk, beside what lies in its folder already.
+
+    A checkpoint holds the trained parameters and two moments of each.
+
+    Raises:
+        OutputError: there is too little room.
+    """
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in adapted.parameters())
+    model = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    num_checkpoints = num_runs * most_checkpoints(settings)
+    present = sum(path.stat().st_size for path in settings.out.rglob("*") if path.is_file())
+    check_room(
+        settings.out,
+        num_checkpoints * 3 * trained + model + trained - present,
+        what=f"the run's model and up to {num_checkpoints} checkpoints",
+        advice="free space, choose another --out, or keep fewer by --keep-checkpoints",
+    )
+
+
+def _goes_on(settings: UnlearnSettings) -> bool:
+    """Return whether there is a run to go on with; a folder that may not be written to is refused."""
+    folder = settings.out
+    found = {path.name for path in folder.iterdir() if not is_lock_file(path) and not is_leftover(path)}
+    # Scores of the model before the run may lie there already.
+    begun = "run.yaml" in found  # a run that was killed earlier than that has done nothing yet
+    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard"}
+    if found - {"evaluation"} and not (settings.resume and (begun or holds_only_logs)):
+        raise OutputError(
+            f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
+        )
+    if settings.resume and begun:
+        _check_same_run(settings)
+        return True
+    return False
+
+
+def _is_inside(folder: Path, checkpoint: Path) -> bool:
+    return checkpoint.is_dir() and folder.resolve().is_relative_to(checkpoint.resolve())
+
+
+def _check_same_run(settings: UnlearnSettings) -> None:
+    path = settings.out / "run.yaml"
+    try:
+        before = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise OutputError(
+            f"{path}: expected the settings of the run to resume, but it cannot be read ({error})"
+        ) from error
+    if not isinstance(before, dict):
+        raise OutputError(f"{path}: expected the settings of the run to resume, got {type(before).__name__}")
+    now = effective(settings)
+    # A setting that the run there did not know had the effect of its default.
+    then = {name: before.get(name, UnlearnSettings.model_fields[name].get_default()) for name in now}
+    changed = [name for name in now if name not in FREE_TO_CHANGE and now[name] != then[name]]
+    if changed:
+        raise SettingsError(
+            f"resume: {', '.join(changed)} differ from the run in {settings.out} "
+            f"({', '.join(f'{n}: {then[n]!r} there, {now[n]!r} here' for n in changed)}); "
+            "resume with the same settings or choose another --out"
+        )

@@ -1,0 +1,86 @@
+"""How many members are trained at once."""
+
+from collections.abc import Sequence as Collection
+from itertools import pairwise
+
+from letheon.errors import ModelError
+from letheon.settings import UnlearnSettings
+from letheon.training.inputs import Inputs
+from letheon.training.plan import Machine, Plan, is_small, plan_run
+from letheon.training.plan.estimate import OVERHEAD, WORKSPACE, Place
+from letheon.training.populations.groups import OWN
+from letheon.training.populations.step import MOST_TOKENS
+
+_ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
+"""Of a trained parameter: itself and its two moments; its gradient."""
+
+_WITHOUT_WEIGHT = frozenset(
+    {
+        *("out", "resume", "trackers", "seed", "beta", "gamma", "delta", "rank", "alpha", "rslora"),
+        *("learning_rate", "learning_rate_schedule", "optimiser", "weight_decay", "max_gradient_norm"),
+        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
+    }
+)
+"""Settings of a member's own that a step's memory does not hang on, and the rank, which is judged by the largest."""
+
+
+def num_at_once(settings: Collection[UnlearnSettings], inputs: Inputs, *, machine: Machine) -> int:
+    """Return how many of the members, at least one, fit into the machine's memory together by the plan of each.
+
+    Weights, reference and the passes without gradients are there once. Each member adds its parameters, their
+    gradients and moments, and on a GPU what a step of its own keeps: activations, head and backward, by the largest
+    member. On a CPU, where so many tokens go through the model at once and no more, that is there once too.
+
+        n = (free / (1 + OVERHEAD) - workspace - shared) / of a member
+
+    All of them where nothing is known: of a model that cannot be planned, of a machine that does not say what it has.
+    """
+    if is_small(settings[0], machine, num_runs=len(settings)):
+        return len(settings)
+    try:
+        plans = [plan_run(one, inputs, machine=machine) for one in _kinds(settings)]
+    except ModelError:
+        return len(settings)
+    free = machine.gpu_memory if machine.device == "cuda" else machine.memory
+    if free is None:
+        return len(settings)
+    of_member = max(map(_of_member, plans))
+    room = free / (1 + OVERHEAD) - WORKSPACE[machine.device] - max(map(_shared, plans))
+    return min(max(int(room // of_member), 1), len(settings))
+
+
+def parts_of(num_members: int, at_once: int) -> list[range]:
+    """Return the members, in order, cut into the fewest parts of at most `at_once`, of about equal size."""
+    num_parts = -(-num_members // at_once)
+    ends = [num_members * number // num_parts for number in range(num_parts + 1)]
+    return [range(start, stop) for start, stop in pairwise(ends)]
+
+
+def _kinds(settings: Collection[UnlearnSettings]) -> list[UnlearnSettings]:
+    """One member of each kind that takes memory of its own, of the largest rank."""
+    largest: dict[str, UnlearnSettings] = {}
+    for one in sorted(settings, key=lambda one: one.rank):
+        kind = {name: value for name, value in one.plain().items() if name in OWN - _WITHOUT_WEIGHT}
+        largest[repr(sorted(kind.items()))] = one
+    return list(largest.values())
+
+
+def _of_member(plan: Plan) -> int:
+    """What one more member takes, bytes."""
+    of_step = 0 if plan.device in MOST_TOKENS else plan.during("step", _places(plan))
+    return (_ADAPTER_BYTES + _GRADIENT_BYTES) * plan.num_trained + of_step
+
+
+def _shared(plan: Plan) -> float:
+    """What all members take together, bytes."""
+    always = plan.during("always", _places(plan)) - _ADAPTER_BYTES * plan.num_trained
+    if plan.device not in MOST_TOKENS:
+        return always
+    steps_at_once = max(1.0, MOST_TOKENS[plan.device] / max(plan.demand.largest.num_tokens, 1))
+    return always + steps_at_once * plan.during("step", _places(plan))
+
+
+def _places(plan: Plan) -> tuple[Place, ...]:
+    """What lies in the memory that steps are taken in."""
+    return plan.pools[0][1]

@@ -1,0 +1,75 @@
+"""Which runs can be trained together over one frozen model."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from letheon.objective.catalogue import get_method
+from letheon.objective.methods import Method, needs_of
+from letheon.settings import UnlearnSettings
+from letheon.training.resolve import resolve_settings, terms_of
+
+OWN = frozenset(
+    {
+        *("out", "resume", "trackers", "seed"),
+        *("method", "beta", "gamma", "delta", "npo", "kl", "coefficients"),
+        *("schedule", "batch_size", "retain_batch_size", "chunk_size", "retain_ratio", "retain_share"),
+        *("epochs", "max_steps", "max_batch_tokens"),
+        *("learning_rate", "learning_rate_schedule", "optimiser", "weight_decay", "max_gradient_norm"),
+        *("rank", "alpha", "rslora"),
+        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
+    }
+)
+"""Settings in which the members of a population may differ; all others they have in common."""
+
+_ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
+    (lambda s, _: s.adapt != "lora", "trains the weights themselves (--adapt weights), of which there is one set"),
+    (lambda s, _: s.dora, "trains magnitudes of the weights (--dora) beside the low-rank product"),
+    (lambda s, _: s.lora_dropout > 0, "drops inputs of its adapter at random (--lora-dropout)"),
+    (
+        lambda s, _: s.gradient_checkpointing,
+        "computes its layers again in the backward pass (--gradient-checkpointing)",
+    ),
+    (lambda s, _: s.store_lower, "begins its steps at stored states (--store-lower)"),
+    (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it does less beside others"),
+    (lambda _, m: m.alternatives is not None, "trains on answers that are its own"),
+    (lambda _, m: m.layer is not None, "looks at hidden states of a layer of its own"),
+    (lambda _, m: len(m.members) > 1 or m.finish != "keep", "changes its adapter when training is over"),
+)
+
+
+def why_alone(settings: UnlearnSettings) -> str | None:
+    """Return what a run does that keeps it from being trained beside others, None if nothing does.
+
+    Raises:
+        SettingsError: the settings contradict one another.
+    """
+    resolved = resolve_settings(settings)
+    method = get_method(resolved.method)
+    return next((f"it {reason}" for is_so, reason in _ALONE if is_so(resolved, method)), None)
+
+
+def groups_of(settings: Sequence[UnlearnSettings]) -> list[list[int]]:
+    """Return the runs that can be trained together, as indices in rising order, groups by their first; others alone.
+
+    Together go plain low-rank adapters in the same layers of the same checkpoint, on the same rows in the same form;
+    they may differ in what `OWN` lists. KLs of two directions need two references and are apart. No run gives no group.
+
+    Raises:
+        SettingsError: settings contradict one another.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, one in enumerate(settings):
+        key = f"alone {index}" if why_alone(one) is not None else _shared(one)
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _shared(settings: UnlearnSettings) -> str:
+    """What members have in common, as a key."""
+    resolved = resolve_settings(settings)
+    kept = {name: value for name, value in resolved.plain().items() if name not in OWN}
+    kept["is_reverse"] = needs_of(terms_of(get_method(resolved.method), resolved)).kl == "reverse"
+    if resolved.validation is not None:
+        kept["split"] = resolved.seed  # which rows are left out follows from it
+    return json.dumps(kept, sort_keys=True)

@@ -1,0 +1,91 @@
+"""The gradients of one step of several members, through the frozen model once."""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Collection
+
+import torch
+from torch import Tensor
+
+from letheon.data.packing import PackedBatch, join, token_groups
+from letheon.model.head import LabelTerms, label_terms
+from letheon.model.population import Population
+from letheon.model.reference import terms_of_states
+from letheon.objective.methods import compose, needs_of
+from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
+from letheon.training.loop import pieces_of, whole_counts
+from letheon.training.state import Problem, Run
+
+MOST_TOKENS = {"cpu": 1024}
+"""Tokens that go through the model at once: on a CPU, where products of so many rows run at full rate, more only leave
+the caches; elsewhere all that there are."""
+
+Parts = dict[str, float | None]
+"""Unweighted terms by name, None where the step has no token of their role."""
+
+
+def accumulate_together(
+    population: Population, runs: Mapping[int, Run], rows: Mapping[int, Collection[int]]
+) -> dict[int, tuple[Parts, int]]:
+    """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by member.
+
+    Returns of each member what `loop.accumulate` does: its unweighted terms and the tokens it read. A member's step of
+    more tokens than its `max_batch_tokens` is computed in pieces, as it is alone; a pass takes one piece of each.
+    """
+    pieces = {m: pieces_of(run.problem, rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
+    counts = {m: whole_counts(found) for m, found in pieces.items()}
+    found: dict[int, list[dict[str, Tensor | None]]] = {m: [] for m in runs}
+    for present in _passes(pieces):
+        for m, parts in zip(present, _add_gradients(population, runs, present, counts), strict=True):
+            found[m].append(parts)
+    return {m: (_summed(found[m]), sum(batch.num_tokens for batch in pieces[m])) for m in runs}
+
+
+def terms_together(problems: Collection[Problem], batches: Collection[PackedBatch]) -> list[TokenTerms]:
+    """Return `token_terms` of each problem's batch, all from one pass through trunk and head (on path "packed")."""
+    engine = problems[0].engine
+    whole = join(batches)
+    states = engine.states(whole)
+    terms = label_terms(states, whole.labels, engine.head)
+    # Split, not sliced: the gradient of a slice is as large as the whole.
+    sizes = [len(batch.labels) for batch in batches]
+    of_each = (states.split(sizes), terms.label_logits.split(sizes), terms.log_normalisers.split(sizes))
+    return [
+        terms_of_states(engine, problem.reference, batch, own, LabelTerms(*label), needs=needs_of(problem.terms))
+        for problem, batch, own, *label in zip(problems, batches, *of_each, strict=True)
+    ]
+
+
+def _passes(pieces: Mapping[int, Collection[PackedBatch]]) -> Iterator[dict[int, PackedBatch]]:
+    """Yield what goes through the model at once: at most one piece of each member, and no more than pays."""
+    for number in range(max(map(len, pieces.values()))):
+        present = {m: batches[number] for m, batches in pieces.items() if number < len(batches)}
+        chosen = list(present)
+        most = MOST_TOKENS.get(present[chosen[0]].labels.device.type, 2**62)
+        for group in token_groups([present[m].num_tokens for m in chosen], most):
+            yield {chosen[index]: present[chosen[index]] for index in group}
+
+
+def _add_gradients(
+    population: Population,
+    runs: Mapping[int, Run],
+    batches: Mapping[int, PackedBatch],
+    counts: Mapping[int, RoleCounts],
+) -> list[dict[str, Tensor | None]]:
+    """One forward and backward; returns the parts of each member."""
+    with population.together(list(batches), list(batches.values())):
+        values = terms_together([runs[m].problem for m in batches], list(batches.values()))
+        losses = [
+            compose(runs[m].problem.terms, of_one, roles_of(batch, whole=counts[m]), factors=runs[m].factors)
+            for (m, batch), of_one in zip(batches.items(), values, strict=True)
+        ]
+        torch.stack([loss.total for loss in losses]).sum().backward()
+    return [{name: None if part is None else part.detach() for name, part in loss.parts.items()} for loss in losses]
+
+
+def _summed(pieces: Collection[dict[str, Tensor | None]]) -> Parts:
+    """The parts of a step from those of its pieces, which a role is either in all of or in none of."""
+    known = {name: [piece[name] for piece in pieces] for name in pieces[0]}
+    return {
+        name: None if any(part is None for part in parts) else sum(float(part) for part in parts if part is not None)
+        for name, parts in known.items()
+    }

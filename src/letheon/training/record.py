@@ -1,0 +1,156 @@
+"""What a run writes down of itself: its settings, how it went, its model and where that comes from."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from letheon.files import write_json, write_text
+from letheon.model.loading import LoadedModel, save_model
+from letheon.objective.catalogue import get_method
+from letheon.provenance import describe_environment, describe_source, peak_memory_bytes
+from letheon.settings import UnlearnSettings
+from letheon.training.checkpoint import Checkpoint
+from letheon.training.inputs import Inputs
+from letheon.training.interim import InterimScore
+from letheon.training.prepare import Prepared
+from letheon.training.resolve import effective
+from letheon.training.state import Outcome
+from letheon.training.stopping import Clock
+from letheon.training.tracking import Log
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run left behind and how it went."""
+
+    folder: Path
+    reason: str
+    """Why training ended: "finished", the time limit, or a signal."""
+    kept: InterimScore
+    num_steps: int
+    num_tokens: int
+    duration_s: float
+    peak_memory_bytes: int
+    provenance: dict[str, Any]
+    """What provenance.json holds."""
+    exit_code: int = 0
+
+    @property
+    def model(self) -> Path:
+        """The unlearned checkpoint."""
+        return self.folder / "model"
+
+
+def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
+    """Write run.yaml, the settings in full with the template that was chosen.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    resolved = {**effective(settings), "resume": False, "template": prepared.template}
+    write_text(settings.out / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+
+
+def log_start(
+    log: Log, prepared: Prepared, resumed: Collection[Checkpoint | None], passed_over: Collection[str]
+) -> None:
+    """Write how the run begins, or where it goes on, and which checkpoints were not whole."""
+    steps = [found.position.step for found in resumed if found]
+    if steps:
+        log.write("note", message=f"resumed after step {steps[-1]}")
+    else:
+        store = prepared.problem.reference.path
+        log.write(
+            "start",
+            time=describe_environment()["created_at"],
+            num_rows=len(prepared.problem.rows),
+            reference_store=store.name if store else None,
+        )
+    for note in (*([] if steps else prepared.notes), *passed_over):
+        log.write("note", message=note)
+    log.flush()  # also of a run that is killed before its first checkpoint it is known which store it made
+
+
+def log_end(log: Log, outcome: Outcome, clock: Clock) -> None:
+    """Write how the run ended."""
+    log.write(
+        "end",
+        reason=outcome.reason,
+        step=outcome.step,
+        epoch=outcome.history[-1].epoch,
+        kept_epoch=outcome.kept.epoch,
+        duration_s=round(clock.elapsed_s, 3),
+        peak_memory_bytes=peak_memory_bytes(),
+        num_tokens=outcome.num_tokens,
+    )
+    log.flush()
+
+
+def leave(
+    settings: UnlearnSettings,
+    loaded: LoadedModel,
+    prepared: Prepared,
+    inputs: Inputs,
+    outcome: Outcome,
+    *,
+    clock: Clock,
+    exit_code: int = 0,
+    more: Mapping[str, Any] | None = None,
+) -> RunReport:
+    """Write the model, what was trained, and provenance.json, `more` in it, and return the report.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    adapted = prepared.problem.adapted
+    save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=adapted.merged_state())
+    adapted.save(settings.out / "adapter")
+    provenance = {
+        **_provenance(settings, prepared, inputs),
+        **(more or {}),
+        "result": {
+            "reason": outcome.reason,
+            "kept": asdict(outcome.kept),
+            "num_steps": outcome.step,
+            "num_tokens": outcome.num_tokens,
+            "duration_s": round(clock.elapsed_s, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        },
+    }
+    write_json(settings.out / "provenance.json", provenance)
+    result = provenance["result"]
+    return RunReport(
+        folder=settings.out,
+        reason=outcome.reason,
+        kept=outcome.kept,
+        num_steps=outcome.step,
+        num_tokens=outcome.num_tokens,
+        duration_s=result["duration_s"],
+        peak_memory_bytes=result["peak_memory_bytes"],
+        provenance=provenance,
+        exit_code=exit_code,
+    )
+
+
+def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
+    problem = prepared.problem
+    return {
+        **describe_environment(),
+        "model": {
+            "source": settings.model,
+            "sha256": prepared.fingerprint,
+            "trust_remote_code": settings.trust_remote_code,
+        },
+        "forget": {**describe_source(settings.forget), "num_rows": len(inputs.forget)},
+        "retain": {**describe_source(settings.retain), "num_rows": len(inputs.retain)},
+        "seed": settings.seed,
+        "method": {"name": settings.method, "paper": get_method(settings.method).paper},
+        "adapt": settings.adapt,
+        "template": {"name": prepared.template, "mean_log_probs": prepared.template_log_probs},
+        "engine": {"path": problem.engine.path, "adapted": list(problem.adapted.targets)},
+        "reference_store": None if problem.reference.path is None else str(problem.reference.path.absolute()),
+        "reference_store_bytes": problem.reference.num_bytes,
+    }

@@ -1,0 +1,96 @@
+"""What is wrong with given settings, in words; and what the types of the fields would let through."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from letheon.errors import SettingsError, nearest, shown
+
+_BOUNDS = {
+    "greater_than_equal": ("a number of at least {}", "ge"),
+    "less_than_equal": ("a number of at most {}", "le"),
+    "greater_than": ("a number above {}", "gt"),
+    "less_than": ("a number below {}", "lt"),
+}
+_KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a whole number of at most some thousand digits",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "tuple_type": "a list of values",
+    "dict_type": "a mapping of names to values",
+    "finite_number": "a finite number",
+}
+
+
+def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> None:
+    """Refuse what no setting can mean: an empty text, true for a number, characters that no file name can have.
+
+    Raises:
+        SettingsError: naming the setting.
+    """
+    for name, value in values.items():
+        field = fields.get(name)
+        if field is None:
+            continue
+        annotation = str(field.annotation)
+        if isinstance(value, bool) and "bool" not in annotation:
+            raise SettingsError(f"{name}: expected no true or false, got {str(value).lower()}; write the value itself")
+        if value == "" and "tuple" not in annotation:
+            raise SettingsError(f"{name}: expected a value, got nothing; leave the setting out or give it one")
+        for text in _texts(value):
+            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+                raise SettingsError(f"{name}: expected text in UTF-8 without NUL characters, got {shown(text)}")
+
+
+def explain(error: ValidationError, *, command: str, fields: Mapping[str, FieldInfo]) -> str:
+    """Return what is wrong, setting by setting, in one paragraph."""
+    return "; ".join(_explain_one(dict(detail), command, fields) for detail in error.errors())
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for text in pair if isinstance(text, str))
+    elif isinstance(value, list | tuple):
+        yield from (str(text) for text in value if isinstance(text, str | Path))
+
+
+def _explain_one(detail: dict[str, Any], command: str, fields: Mapping[str, FieldInfo]) -> str:
+    name = ".".join(str(part) for part in detail["loc"])[:200] or command
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: no such setting of {command}{nearest(name, fields)}"
+    if detail["type"] == "missing":
+        return f"{name}: {command} needs it (--{name.replace('_', '-')})"
+    given = detail["input"]
+    return f"{name}: expected {_expected(detail)}, got {shown(given)}{_hint(given, fields.get(name))}"
+
+
+def _expected(detail: dict[str, Any]) -> str:
+    form, bound = _BOUNDS.get(detail["type"], ("", ""))
+    if form:
+        return form.format(detail["ctx"][bound])
+    kind = _KINDS.get(detail["type"])
+    return kind or str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _hint(given: object, field: FieldInfo | None) -> str:
+    choices = [str(choice) for choice in literal_values(field.annotation)] if field else []
+    return nearest(given, choices) if isinstance(given, str) and choices else ""
+
+
+def literal_values(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that an annotation lists, those of its parts included; () if it lists none."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(value for part in get_args(annotation) for value in literal_values(part))

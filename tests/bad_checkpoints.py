@@ -1,0 +1,199 @@
+"""Checkpoints and tokenizers that are not usable."""
+
+from torch import Tensor
+
+from bad_place import Bad
+
+CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+
+
+def _without_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith("embed_out")}
+
+
+def _with_nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value * float("nan" if ".1.mlp.dense_h_to_4h.weight" in name else 1) for name, value in state.items()}
+
+
+CHECKPOINTS = [
+    Bad(
+        "no checkpoint",
+        lambda p: p.unlearn(model=p.at / "targt"),
+        ("{at}/targt: no such folder (did you mean 'target'?); expected a checkpoint folder or a hub id (owner/name)"),
+    ),
+    Bad(
+        "a file for a checkpoint",
+        lambda p: p.unlearn(model=p.at / "forget.jsonl"),
+        "{at}/forget.jsonl: expected a checkpoint folder (config.json, model.safetensors), got a file",
+    ),
+    Bad(
+        "no config.json",
+        lambda p: p.rename("config.json", None).unlearn(),
+        "{at}/target: expected a checkpoint folder, but it has no config.json",
+    ),
+    Bad(
+        "config.json cut off",
+        lambda p: (p.file("target/config.json", "{"), p.unlearn())[1],
+        (
+            "{at}/target/config.json: expected JSON (Expecting property name enclosed in double quotes: line 1 "
+            "column 2 (char 1)); download the checkpoint again"
+        ),
+    ),
+    Bad(
+        "an unknown architecture in it",
+        lambda p: p.config(model_type="olmoo").unlearn(),
+        (
+            "{at}/target: the model's configuration cannot be read (ValueError: The checkpoint you are trying to "
+            "load has model type `olmoo` but Transformers does not recognize this architecture. This could be "
+            "because of an issue with the checkpoint, or because your version of Transformers is out of date.); "
+            "give the folder or hub id of a model that this version of transformers knows"
+        ),
+    ),
+    Bad(
+        "weights with code of their own",
+        lambda p: p.config(model_type="own", auto_map=CODE).unlearn(),
+        (
+            "{at}/target: comes with Python code of its own, which is not run unless you ask for it; read that "
+            "code, and where you trust it set --trust-remote-code"
+        ),
+    ),
+    Bad(
+        "no weights",
+        lambda p: p.rename("model.safetensors", None).unlearn(),
+        "{at}/target: expected weights in *.safetensors, found none",
+    ),
+    Bad(
+        "a pickle",
+        lambda p: p.rename("model.safetensors", "pytorch_model.bin").unlearn(),
+        (
+            "{at}/target: expected weights in *.safetensors, found only pytorch_model.bin, a pickle, which is "
+            "never read; convert it with transformers on a machine you trust: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+        ),
+    ),
+    Bad(
+        "a pickle .pt",
+        lambda p: p.rename("model.safetensors", "model.pt").evaluate(),
+        (
+            "{at}/target: expected weights in *.safetensors, found only model.pt, a pickle, which is never read; "
+            "convert it with transformers on a machine you trust: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+        ),
+    ),
+    Bad(
+        "weights of another name",
+        lambda p: p.rename("model.safetensors", "weights.safetensors").unlearn(),
+        (
+            "{at}/target: expected weights in model.safetensors or a list of shards in "
+            "model.safetensors.index.json, found weights.safetensors"
+        ),
+    ),
+    Bad(
+        "weights cut off",
+        lambda p: p.cut(20_000).unlearn(),
+        (
+            "{at}/target/model.safetensors: expected a whole safetensors file, but it is damaged or cut off "
+            "(Error while deserializing header: incomplete metadata, file not fully covered); download it again"
+        ),
+    ),
+    Bad(
+        "weights of no bytes",
+        lambda p: p.cut(0).evaluate(),
+        (
+            "{at}/target/model.safetensors: expected a whole safetensors file, but it is damaged or cut off "
+            "(Error while deserializing header: header too small); download it again"
+        ),
+    ),
+    Bad(
+        "a shard that is missing",
+        lambda p: p.index('{"weight_map": {"a": "b.safetensors"}}').unlearn(),
+        (
+            "{at}/target/model.safetensors.index.json: names the file b.safetensors, which is not there; "
+            "download the checkpoint again"
+        ),
+    ),
+    Bad(
+        "a shard elsewhere",
+        lambda p: p.index('{"weight_map": {"a": "../../b.safetensors"}}').unlearn(),
+        (
+            "{at}/target/model.safetensors.index.json: expected names of files beside it, got "
+            "'../../b.safetensors', which leads elsewhere"
+        ),
+    ),
+    Bad(
+        "a list of shards that is none",
+        lambda p: p.index('{"weight_map": []}').unlearn(),
+        "{at}/target/model.safetensors.index.json: expected `weight_map` to map tensors to files, got []",
+    ),
+    Bad(
+        "an adapter",
+        lambda p: (p.file("target/adapter_config.json", "{}"), p.unlearn())[1],
+        (
+            "{at}/target: holds an adapter (adapter_config.json), not a whole checkpoint; merge it into its base "
+            "model with PEFT's merge_and_unload(), save the result, and give that folder"
+        ),
+    ),
+    Bad(
+        "no tokenizer",
+        lambda p: p.rename("tokenizer.json", None).unlearn(),
+        (
+            "{at}/target: no tokenizer could be loaded from here (ValueError: Couldn't instantiate the backend "
+            "tokenizer from one of: ); name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
+        ),
+    ),
+    Bad(
+        "a broken tokenizer",
+        lambda p: (p.file("target/tokenizer.json", "{"), p.unlearn())[1],
+        (
+            "{at}/target: no tokenizer could be loaded from here (JSONDecodeError: Expecting property name "
+            "enclosed in double quotes: line 1 column 2 (char 1)); name the one the model was trained with by "
+            "--tokenizer FOLDER_OR_HUB_ID"
+        ),
+    ),
+    Bad(
+        "no tokenizer where named",
+        lambda p: p.unlearn("--tokenizer", p.at / "nowhere"),
+        "{at}/nowhere: no such folder; expected a checkpoint folder or a hub id (owner/name)",
+    ),
+    Bad(
+        "no end of sequence",
+        lambda p: p.token_settings(eos_token=None).unlearn(),
+        "{at}/target: the tokenizer has no end-of-sequence token, which generation needs to stop",
+    ),
+    Bad(
+        "a tokenizer of another model",
+        lambda p: p.config(vocab_size=100).unlearn(),
+        (
+            "{at}/target: the tokenizer has token ids up to 387, the model embeddings for 100 ids only; give the "
+            "tokenizer that the model was trained with (--tokenizer)"
+        ),
+    ),
+    Bad(
+        "a model without a head",
+        lambda p: p.weights(_without_head).unlearn(),
+        (
+            "{at}/target: the weights lack lm_head.weight of GPTNeoXForCausalLM, which would be random numbers; "
+            "give a checkpoint of the whole language model, its head included"
+        ),
+        loads_weights=True,
+    ),
+    Bad(
+        "weights of another size",
+        lambda p: p.config(intermediate_size=96).unlearn(),
+        (
+            "{at}/target: the weights of gpt_neox.layers.0.mlp.dense_4h_to_h.weight are 32 by 64, the "
+            "configuration says 32 by 96; config.json and weights are of different models, download the "
+            "checkpoint again"
+        ),
+        loads_weights=True,
+    ),
+    Bad(
+        "weights that are no numbers",
+        lambda p: p.weights(_with_nan).evaluate(),
+        (
+            "{at}/target: the weights of gpt_neox.layers.1.mlp.dense_h_to_4h.weight are not all finite (NaN or "
+            "infinity), so the model says nothing; the checkpoint is broken, give an earlier one"
+        ),
+        loads_weights=True,
+    ),
+]

@@ -1,0 +1,399 @@
+"""Files and rows that are not usable."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bad_place import Bad, Place, row_line
+
+
+def rows_of(content: str | bytes, *more: object, suffix: str = "jsonl") -> Callable[[Place], list[object]]:
+    """Unlearn rows of a file of this content."""
+    return lambda p: p.unlearn(*more, forget=p.file(f"bad.{suffix}", content))
+
+
+def _parquet(at: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), at)
+    return at
+
+
+GOOD = row_line(id="a", input="Who?", output="Mira")
+
+FILES = [
+    Bad(
+        "no such file",
+        lambda p: p.unlearn(forget=p.at / "forgt.jsonl"),
+        "{at}/forgt.jsonl: there is no such file; check the path (did you mean 'forget.jsonl'?)",
+    ),
+    Bad(
+        "a folder",
+        lambda p: p.unlearn(forget=p.at),
+        (
+            "{at}: is a folder; expected a file (.jsonl, .json, .parquet, .csv) or a folder made by the data set "
+            "library's save_to_disk; name the file inside it"
+        ),
+    ),
+    Bad(
+        "unknown kind of file",
+        lambda p: p.unlearn(forget=p.file("rows.jsonk", GOOD)),
+        (
+            "{at}/rows.jsonk: expected a file that ends in .jsonl, .json, .parquet, .csv, got '.jsonk' (did you "
+            "mean '.json'?)"
+        ),
+    ),
+    Bad(
+        "device file",
+        lambda p: p.unlearn(forget="/dev/null"),
+        "/dev/null: expected a file that ends in .jsonl, .json, .parquet, .csv, got ''",
+    ),
+    Bad(
+        "empty",
+        rows_of(""),
+        (
+            "{at}/bad.jsonl: expected rows with columns input and output (or prompt and answer, or question and "
+            "answer), found none; the file is empty"
+        ),
+    ),
+    Bad(
+        "blank lines only",
+        rows_of("\n\n  \n"),
+        (
+            "{at}/bad.jsonl: expected rows with columns input and output (or prompt and answer, or question and "
+            "answer), found none; the file is empty"
+        ),
+    ),
+    Bad(
+        "name too long for the system",
+        lambda p: p.unlearn(forget="x" * 300 + ".jsonl"),
+        "x" * 300 + ".jsonl: " + "File name too long; check that path, its permissions and the disk",
+    ),
+    Bad(
+        "not JSON",
+        rows_of(GOOD + "Who? Mira\n"),
+        (
+            "{at}/bad.jsonl, line 2: expected JSON, one object a line or a list of objects (Expecting value at "
+            "column 1); correct it or take it out"
+        ),
+    ),
+    Bad(
+        "JSON cut off",
+        rows_of(GOOD[:-9]),
+        (
+            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (Expecting value at "
+            "column 39); correct it or take it out"
+        ),
+    ),
+    Bad(
+        "a list in a line",
+        rows_of('["Who?", "Mira"]\n'),
+        "{at}/bad.jsonl, line 1: expected a JSON object with named fields, got a list",
+    ),
+    Bad(
+        "a number in a line",
+        rows_of("7\n"),
+        "{at}/bad.jsonl, line 1: expected a JSON object with named fields, got a number (7)",
+    ),
+    Bad(
+        "nested deeper than Python goes",
+        rows_of("[" * 100_000),
+        (
+            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (it is nested too "
+            "deep); correct it or take it out"
+        ),
+    ),
+    Bad(
+        "an integer of 5000 digits",
+        rows_of('{"input": ' + "9" * 5000 + "}"),
+        (
+            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (Exceeds the limit "
+            "(4300 digits) for integer string conversion: value has 5000 digits); correct it or take it out"
+        ),
+    ),
+    Bad(
+        "a name twice in an object",
+        rows_of('{"input": "a", "output": "b", "input": "c"}'),
+        (
+            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (the name 'input' "
+            "comes twice in one object); correct it or take it out"
+        ),
+    ),
+    Bad(
+        "NUL byte",
+        rows_of(b'{"input": "a\0"}\n'),
+        ("{at}/bad.jsonl, line 1: expected text, found a NUL byte; is it binary, or UTF-16? save the file as UTF-8"),
+    ),
+    Bad(
+        "NUL character",
+        rows_of(row_line(input="a", output="b\0c")),
+        "{at}/bad.jsonl, line 1: column 'output' holds a NUL character; take it out",
+    ),
+    Bad(
+        "UTF-16",
+        rows_of(GOOD.encode("utf-16")),
+        ("{at}/bad.jsonl, line 1: expected text, found a NUL byte; is it binary, or UTF-16? save the file as UTF-8"),
+    ),
+    Bad(
+        "Latin-1",
+        rows_of(GOOD.replace("Mira", "Míra").encode("latin-1")),
+        "{at}/bad.jsonl, line 1: expected UTF-8, found byte 0xed at column 42; save the file as UTF-8",
+    ),
+    Bad(
+        "half a surrogate pair",
+        rows_of('{"input": "a", "output": "\\ud83d"}\n'),
+        ("{at}/bad.jsonl, line 1: column 'output' holds half of a surrogate pair, which is not a character; fix it"),
+    ),
+    Bad(
+        "list with something else in it",
+        rows_of('[{"input": "a", "output": "b"}, 3]', suffix="json"),
+        "{at}/bad.json, item 2: expected a JSON object with named fields, got a number (3)",
+    ),
+    Bad(
+        "CSV without rows",
+        rows_of("input,output\n", suffix="csv"),
+        (
+            "{at}/bad.csv: expected rows with columns input and output (or prompt and answer, or question and "
+            "answer), found none; the file is empty"
+        ),
+    ),
+    Bad(
+        "CSV with a column twice",
+        rows_of("input,output,input\na,b,c\n", suffix="csv"),
+        "{at}/bad.csv, line 1: expected each column name once, found 'input' several times",
+    ),
+    Bad(
+        "CSV with too many values",
+        rows_of("input,output\na,b,c\n", suffix="csv"),
+        (
+            "{at}/bad.csv, line 2: expected 2 values as in the header (input, output), got 3; put quotation "
+            "marks around values that hold commas"
+        ),
+    ),
+    Bad(
+        "CSV with an open quotation",
+        rows_of('input,output\n"a,b\n', suffix="csv"),
+        "{at}/bad.csv, line 2: expected comma-separated values (unexpected end of data)",
+    ),
+    Bad(
+        "Parquet in name only",
+        rows_of("input", suffix="parquet"),
+        (
+            "{at}/bad.parquet: expected a Parquet file, stopped after row 0 (Parquet file size is 5 bytes, "
+            "smaller than the minimum file footer (8 bytes))"
+        ),
+    ),
+    Bad(
+        "Parquet of numbers",
+        lambda p: p.unlearn(forget=_parquet(p.at / "n.parquet", input=[1], output=[2])),
+        (
+            "{at}/n.parquet, row 1: expected text in column 'input', got a number (1), which is non-text; put it "
+            "in quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "a folder of splits",
+        lambda p: p.unlearn(forget=p.file("set/train/x", "") and p.file("set/dataset_dict.json", "{}").parent),
+        "{at}/set: holds several splits (train); name one, e.g. {at}/set/train",
+    ),
+    Bad(
+        "hub data set without a split",
+        lambda p: p.unlearn(forget="hub:owner/name"),
+        (
+            "hub:owner/name: expected hub:OWNER/NAME@SPLIT or hub:OWNER/NAME:CONFIG@SPLIT, e.g. "
+            "hub:locuslab/TOFU:forget10@train"
+        ),
+    ),
+]
+
+ROWS = [
+    Bad(
+        "columns of other names",
+        rows_of(row_line(promt="a", anwser="b")),
+        (
+            "{at}/bad.jsonl, line 1: expected columns input and output (or prompt and answer, or question and "
+            "answer), found promt (did you mean 'prompt'?), anwser (did you mean 'answer'?); rename the columns "
+            "or say with `fields` which hold prompt and answer"
+        ),
+    ),
+    Bad(
+        "no answer in the second row",
+        rows_of(GOOD + row_line(id="b", input="a")),
+        "{at}/bad.jsonl, line 2: expected a column 'output', found id, input; correct the name or the row",
+    ),
+    Bad(
+        "a number for a prompt",
+        rows_of(row_line(input=7, output="b")),
+        (
+            "{at}/bad.jsonl, line 1: expected text in column 'input', got a number (7), which is non-text; put "
+            "it in quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "an object for an answer",
+        rows_of(row_line(input="a", output={"text": "b"})),
+        (
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got an object, which is non-text; put it "
+            "in quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "null for an answer",
+        rows_of(row_line(input="a", output=None)),
+        (
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got null, which is non-text; put it in "
+            "quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "not a number",
+        rows_of('{"input": "a", "output": NaN}'),
+        (
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got a number (nan), which is non-text; "
+            "put it in quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "an empty answer",
+        rows_of(row_line(input="a", output=" ")),
+        "{at}/bad.jsonl, line 1: column 'output' is empty; give it some text or take the row out",
+    ),
+    Bad(
+        "an id twice",
+        rows_of(GOOD + GOOD.replace("Who", "When")),
+        "{at}/bad.jsonl, line 2: the id 'a' is also that of line 1; ids must differ",
+    ),
+    Bad(
+        "an id in the first row only",
+        rows_of(GOOD + row_line(input="a", output="b")),
+        "{at}/bad.jsonl, line 2: expected an id in every row or in none, and this row differs from the first",
+    ),
+    Bad(
+        "a list for an id",
+        rows_of(row_line(id=["a"], input="a", output="b")),
+        (
+            "{at}/bad.jsonl, line 1: expected text in column 'id', got a list, which is non-text; put it in "
+            "quotation marks or take the row out"
+        ),
+    ),
+    Bad(
+        "an unknown kind",
+        rows_of(row_line(input="a", output="b", kind="questions")),
+        (
+            "{at}/bad.jsonl, line 1: expected completion or question in column 'kind', got 'questions' (did you "
+            "mean 'question'?)"
+        ),
+    ),
+    Bad(
+        "escape sequences in an id",
+        rows_of(2 * row_line(id="\x1b[2J\u202ea\n", input="a", output="b")),
+        "{at}/bad.jsonl, line 2: the id '\\x1b[2J\\u202ea\\n' is also that of line 1; ids must differ",
+    ),
+    Bad(
+        "a column that is not there",
+        rows_of(GOOD, "--fields", "answer=ouput"),
+        (
+            "{at}/bad.jsonl, line 1: expected a column 'ouput', found id, input, output (did you mean "
+            "'output'?); correct the name or the row"
+        ),
+    ),
+    Bad(
+        "the same file twice",
+        lambda p: p.unlearn(retain=p.at / "forget.jsonl"),
+        (
+            "{at}/forget.jsonl, line 1 (id f1sc1): a row is to be either forgotten or kept, but "
+            "{at}/forget.jsonl, line 1 (id f1sc1) has the same prompt and answer; take it out of one of the two"
+        ),
+    ),
+    Bad(
+        "an id in both sets",
+        rows_of(row_line(id="r1qa0", input="When?", output="At dawn.")),
+        (
+            "{at}/bad.jsonl, line 1 (id r1qa0): a row is to be either forgotten or kept, but {at}/retain.jsonl, "
+            "line 2 (id r1qa0) has the same id; take it out of one of the two"
+        ),
+    ),
+    Bad(
+        "a row in both sets",
+        rows_of(row_line(id="x", input="Who wrote letters? ", output="The keeper")),
+        (
+            "{at}/bad.jsonl, line 1 (id x): a row is to be either forgotten or kept, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two"
+        ),
+    ),
+    Bad(
+        "a row longer than the model sees",
+        rows_of(row_line(input="bees " * 300, output="b")),
+        (
+            "{at}/bad.jsonl, line 1 (id row1): prompt and answer take 303 tokens with template 'joined', at most "
+            "256 fit, so the answer would be cut off; shorten the row or raise --max-length (up to the model's "
+            "context)"
+        ),
+    ),
+    Bad(
+        "a line of a million characters",
+        rows_of(row_line(input="a", output="bees " * 200_000)),
+        (
+            "{at}/bad.jsonl, line 1 (id row1): prompt and answer take 200002 tokens with template 'joined', at "
+            "most 256 fit, so the answer would be cut off; shorten the row or raise --max-length (up to the "
+            "model's context)"
+        ),
+    ),
+    Bad(
+        "an empty holdout",
+        lambda p: p.unlearn("--holdout", p.file("h.jsonl", "")),
+        "{at}/h.jsonl: expected documents in a column 'document', found none; the file is empty",
+    ),
+    Bad(
+        "holdout without documents",
+        lambda p: p.unlearn("--holdout", p.at / "forget.jsonl"),
+        (
+            "{at}/forget.jsonl, line 1: expected a column 'document', found id, input, output, task; correct the "
+            "name or the row"
+        ),
+    ),
+    Bad(
+        "alternatives to nothing",
+        lambda p: p.unlearn("--method", "idk-dpo", "--alternatives", p.file("a.jsonl", GOOD)),
+        (
+            "{at}/a.jsonl, line 1 (id a): there is no forget row of this id; an alternative has the id of its "
+            "forget row, with #1, #2, ... after it where there are several"
+        ),
+    ),
+    Bad(
+        "members without non-members",
+        lambda p: p.evaluate("--members", p.at / "forget.jsonl"),
+        "the membership attack needs both --members and --nonmembers, one of them is missing",
+    ),
+    Bad(
+        "members that are non-members too",
+        lambda p: p.evaluate("--members", p.file("d.jsonl", row_line(text="a")), "--nonmembers", p.at / "d.jsonl"),
+        "members and nonmembers: 1 documents are in both, e.g. 'a'; take them out",
+    ),
+    Bad(
+        "MMLU without questions",
+        lambda p: p.evaluate("--mmlu", p.at),
+        (
+            "{at}: expected MMLU as test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but test/ holds no such file; "
+            "give the folder that holds dev and test"
+        ),
+    ),
+    Bad(
+        "MMLU of another form",
+        lambda p: (
+            p.file("m/dev/a_dev.csv", "Q,A\n"),
+            p.file("m/test/a_test.csv", "Q,A\n"),
+            p.evaluate("--mmlu", p.at / "m"),
+        )[2],
+        (
+            "{at}/m/dev/a_dev.csv:1: expected six fields without a header (question, A, B, C, D, answer letter), "
+            "got 2 ending in 'A'; correct the line"
+        ),
+    ),
+    Bad(
+        "memorising from an empty text",
+        lambda p: p.memorize("--text", p.file("t.txt", "\n")),
+        "{at}/t.txt: expected text, found none; the file is empty",
+    ),
+]

@@ -1,0 +1,213 @@
+"""Folders that results cannot go to, and results that cannot be read."""
+
+import json
+
+from bad_place import Bad, row_line
+
+OBJECT = "rank: !!python/object/apply:os.system ['echo taken']\n"
+PREDICTION = {
+    "id": "a",
+    "split": "forget",
+    "task": "Task1",
+    "kind": "question",
+    "prompt": "Who?",
+    "answer": "Mira",
+    "generation": "I",
+}
+RESULT = {"schema": "letheon.results/1", "suite": "lume", "model": "m", "mmlu": {"accuracy": "high"}}
+
+OUTPUTS = [
+    Bad(
+        "out is a file",
+        lambda p: p.unlearn(out=p.at / "forget.jsonl"),
+        "{at}/forget.jsonl: expected a folder for the run, found a file",
+    ),
+    Bad(
+        "out below a file",
+        lambda p: p.unlearn(out=p.at / "forget.jsonl" / "run"),
+        "{at}/forget.jsonl/run: the run folder cannot be made (Not a directory)",
+    ),
+    Bad(
+        "out where no one can write",
+        lambda p: p.unlearn(out="/proc/run"),
+        "/proc/run: the run folder cannot be made (No such file or directory)",
+    ),
+    Bad(
+        "out with a name too long",
+        lambda p: p.unlearn(out="x" * 300),
+        "x" * 300 + ": " + "File name too long; check that path, its permissions and the disk",
+    ),
+    Bad(
+        "no out",
+        lambda p: p.unlearn(out=""),
+        "out: expected a value, got nothing; leave the setting out or give it one",
+    ),
+    Bad(
+        "out is where the rows are",
+        lambda p: p.unlearn(out=p.at),
+        "{at}: already holds files; choose another --out, or --resume to go on with the run that lies there",
+    ),
+    Bad(
+        "out inside the model",
+        lambda p: p.unlearn(out=p.at / "target" / "run"),
+        "{at}/target/run: lies inside the checkpoint {at}/target; choose a folder outside it",
+    ),
+    Bad(
+        "scores inside the model",
+        lambda p: p.evaluate("--out", p.at / "target" / "scores"),
+        "{at}/target/scores: lies inside the checkpoint {at}/target; choose a folder outside it",
+    ),
+    Bad(
+        "scores into a file",
+        lambda p: p.evaluate("--out", p.at / "forget.jsonl"),
+        "{at}/forget.jsonl: expected a folder to write to, found a file; choose another --out",
+    ),
+    Bad(
+        "a new model over other files",
+        lambda p: p.memorize("--out", p.at),
+        "{at}: already holds files, which a checkpoint would replace; choose another --out",
+    ),
+    Bad(
+        "a benchmark over other files",
+        lambda p: ["data", "synthetic", "--to", p.at, "--size", "tiny"],
+        "{at}: already holds files, forget.jsonl among them; choose another folder",
+    ),
+    Bad(
+        "LUME over other files",
+        lambda p: ["data", "lume", "--to", p.at],
+        "{at}/forget.jsonl: is there already; choose another folder, or ask for it to be overwritten",
+    ),
+    Bad(
+        "a demo over other files",
+        lambda p: ["demo", "--out", p.at],
+        "{at}: already holds files; choose another --out or remove it",
+    ),
+    Bad(
+        "a cache that is a file",
+        lambda p: p.unlearn("--cache-dir", p.at / "forget.jsonl"),
+        "cache_dir: expected a folder to keep reference stores in, {at}/forget.jsonl is a file",
+    ),
+]
+
+RESULTS = [
+    Bad(
+        "no predictions",
+        lambda p: ["evaluate", "--predictions", p.at / "p.jsonl", "--out", p.at / "run"],
+        (
+            "{at}/p.jsonl: expected a predictions.jsonl of evaluate, but it cannot be read (No such file or "
+            "directory); check the path"
+        ),
+    ),
+    Bad(
+        "empty predictions",
+        lambda p: p.rescore(""),
+        "{at}/p/predictions.jsonl: expected one prediction a line, but the file is empty; run evaluate again",
+    ),
+    Bad(
+        "predictions that are none",
+        lambda p: p.rescore("[1]\n"),
+        "{at}/p/predictions.jsonl:1: expected a prediction as a JSON object, got list",
+    ),
+    Bad(
+        "predictions nested deep",
+        lambda p: p.rescore("[" * 100_000),
+        (
+            "{at}/p/predictions.jsonl:1: expected a prediction as a JSON object (maximum recursion depth "
+            "exceeded while decoding a JSON array from a unicode string)"
+        ),
+    ),
+    Bad(
+        "predictions without fields",
+        lambda p: p.rescore("{}\n"),
+        (
+            "{at}/p/predictions.jsonl:1: expected text in the field 'id', got None; a prediction has the fields "
+            "id, split, task, kind, prompt, answer, generation"
+        ),
+    ),
+    Bad(
+        "predictions of another set",
+        lambda p: p.rescore(row_line(**PREDICTION | {"split": "holdout"})),
+        "{at}/p/predictions.jsonl:1: split is 'holdout', expected one of forget, retain",
+    ),
+    Bad(
+        "a prediction twice",
+        lambda p: p.rescore(2 * row_line(**PREDICTION)),
+        "{at}/p/predictions.jsonl:2: forget row 'a' was already on line 1; keep one generation for each row",
+    ),
+    Bad(
+        "predictions in bytes",
+        lambda p: p.rescore(b"\xff\xfe"),
+        (
+            "{at}/p/predictions.jsonl: expected a predictions.jsonl of evaluate in UTF-8 ('utf-8' codec can't "
+            "decode byte 0xff in position 0: invalid start byte); run evaluate again"
+        ),
+    ),
+    Bad(
+        "nothing to report",
+        lambda p: ["report", p.at / "target"],
+        (
+            "{at}/target: expected a run's folder (run.yaml, log.jsonl, evaluation/) or an evaluation's "
+            "(results.json), found none of these files; give the folder that `letheon unlearn` or `letheon "
+            "evaluate` got as --out"
+        ),
+    ),
+    Bad(
+        "results that are not JSON",
+        lambda p: p.report("results.json", "{"),
+        (
+            "{at}/old/results.json: expected JSON (Expecting property name enclosed in double quotes: line 1 "
+            "column 2 (char 1))"
+        ),
+    ),
+    Bad(
+        "results of another schema",
+        lambda p: p.report("results.json", "{}"),
+        (
+            "{at}/old/results.json: expected a results file with schema 'letheon.results/1'; is it a "
+            "results.json of evaluate?"
+        ),
+    ),
+    Bad(
+        "results of other types",
+        lambda p: p.report("results.json", json.dumps(RESULT)),
+        (
+            "{at}/old/results.json: does not follow schema 'letheon.results/1' (mmlu.accuracy: Input should be a "
+            "valid number, unable to parse string as a number, got 'high'); run evaluate again"
+        ),
+    ),
+    Bad(
+        "a log that is none",
+        lambda p: p.report("log.jsonl", "step 1\n{}\n"),
+        (
+            "{at}/old/log.jsonl:1: expected one JSON object, cannot read it (Expecting value: line 1 column 1 "
+            "(char 0)); restore the file, or remove that line to report without it"
+        ),
+    ),
+    Bad(
+        "a step without a number",
+        lambda p: p.report("log.jsonl", '{"event": "step", "step": "a"}\n{}\n'),
+        "{at}/old/log.jsonl:1: expected `step` to be a number or null, got 'a'",
+    ),
+    Bad(
+        "a run's settings in a list",
+        lambda p: p.report("run.yaml", "- a\n"),
+        "{at}/old/run.yaml: expected a mapping of names to values, got list",
+    ),
+    Bad(
+        "a run's settings that make an object",
+        lambda p: p.report("run.yaml", OBJECT),
+        (
+            "{at}/old/run.yaml: expected a mapping of names to values, cannot read it (line 1, column 7: could "
+            "not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'); restore "
+            "the file, or remove it to report without it"
+        ),
+    ),
+    Bad(
+        "nothing to purge",
+        lambda p: ["purge", p.at / "target"],
+        (
+            "{at}/target: expected the folder of a run, a study or an evaluation (run.yaml, log.jsonl, "
+            "results.json, study.json), found none of these files; give what was --out"
+        ),
+    ),
+]

@@ -1,0 +1,165 @@
+"""Text of other people's files and models, shown: it steers no terminal, browser, spreadsheet or renderer."""
+
+import csv
+import io
+import json
+import logging
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from letheon.api import write_report
+from letheon.cli import main
+from letheon.data.rows import Row
+from letheon.evaluation.official import complete_results, predict
+from letheon.evaluation.rescoring import Evaluation, write_evaluation
+from letheon.evaluation.results import Prediction, Results
+from letheon.report.card import model_card
+from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
+from letheon.training.tracking import Bar
+from letheon.visible import visible_line
+
+SOURCE = Path(__file__).parent.parent / "src" / "letheon"
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style><svg onload=alert(1)>",
+    "{{ 7 * 7 }}{% include 'x' %}",
+    "javascript:alert(1)",
+    "[click](javascript:alert(1)) ![x](http://evil.example/x.png)",
+    "\x1b[2J\x1b[31mred\x1b]0;title\x07\x1b]8;;http://evil.example\x07link",
+    "\x9b31m\r\b\b\bover",
+    "safe\u202egnp.exe\u2066\u200b\ufeff",
+    '=HYPERLINK("http://evil.example")',
+    "@SUM(1+1)*cmd|' /C calc'!A0",
+    "| cell | `code` \n\n# heading\n---",
+    "line\u2028separator\u0085\x00",
+]
+CONTROLS = [chr(c) for c in (*range(9), 11, 12, *range(14, 32), 0x7F, 0x9B, 0x202E, 0x2066, 0x200B, 0xFEFF, 0x2028)]
+
+
+class Parsed(HTMLParser):
+    """What a browser would make of a page: its tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "action", "xlink:href")]
+
+
+def hostile_run(folder: Path, payload: str) -> Path:
+    """A run's folder in which every text that can be chosen is the payload."""
+    row = Row(f"{payload} 1qa0", payload, payload, payload, "question")
+    predictions = [predict(row, "forget", payload), predict(row, "retain", payload)]
+    blank = Results(suite=payload, model=payload, provenance={payload: payload}, warnings=(payload,))
+    results = complete_results(blank, predictions, mia=None, mmlu=None, missing={"mia": payload, "mmlu": payload})
+    for name in ("before", "after"):
+        write_evaluation(Evaluation(results, tuple(predictions)), folder / "evaluation" / name)
+    settings = {"method": payload, "model": payload, "forget": payload, "retain": payload, payload: payload}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    (folder / "provenance.json").write_text(json.dumps({"command": [payload], payload: {payload: [payload]}}))
+    events = [
+        {"event": "start", "time": payload},
+        {"event": "note", "message": payload},
+        *({"event": "step", "step": n, "epoch": n / 2, "loss": 1.0, "terms": {payload: 1.0 / n}} for n in (1, 2, 3)),
+        {"event": "interim", "epoch": 1, "forget_recall": 0.5, "retain_recall": 0.5, "score": 0.5},
+        {"event": "end", "reason": payload, "step": payload, "epoch": payload, "kept_epoch": payload},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "model").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("payload", [PAYLOADS[2], "\n".join(PAYLOADS)])
+def test_no_text_of_a_run_steers_the_report_page(tmp_path: Path, payload: str) -> None:
+    page = write_report(hostile_run(tmp_path, payload)).read_text(encoding="utf-8")
+    plain = Parsed(page)
+    assert not plain.tags & {"script", "img", "iframe", "object", "embed", "base", "form", "link"}
+    assert not {name for name in plain.attributes if name.startswith("on")}
+    assert all(link.startswith("#") for link in plain.links)
+    assert not [character for character in CONTROLS if character in page]
+    assert "{{" not in payload or "{{ 7 * 7 }}" in page
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_text_of_a_run_is_markup_in_the_model_card(payload: str) -> None:
+    card = model_card(
+        settings={"model": payload, "method": payload, payload: payload, "forget": payload},
+        provenance={"command": [payload], payload: payload},
+        results=Results(suite=payload, model=payload, missing={"mia": payload}),
+    )
+    _, front, text = card.split("---\n", 2)
+    yaml.safe_load(front)
+    assert not [character for character in CONTROLS if character in card]
+    outside_code = text.split("```")[::2]
+    assert not any(re.search(r"<(script|img|svg)|(?<!\\)\]\(", part) for part in outside_code)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_text_of_a_model_steers_a_terminal(payload: str) -> None:
+    row = Row("r1qa0", payload, payload, "Task1", "question")
+    table = side_by_side([predict(row, "forget", payload)], [predict(row, "forget", payload)], ids=["r1qa0"])
+    for shown in (table, Table(payload, (payload,), ((payload,),), notes=(payload,))):
+        screen = io.StringIO()
+        Console(file=screen, width=200, force_terminal=False).print(to_rich(shown))
+        assert not [character for character in CONTROLS if character in screen.getvalue()]
+        assert not [character for character in CONTROLS if character in to_markdown(shown)]
+
+
+@pytest.mark.parametrize("payload", [*PAYLOADS, " =1+1", "+1+1", "-1+1", "\t=1", "\r=1"])
+def test_no_csv_cell_starts_a_formula(payload: str) -> None:
+    written = to_csv(Table("t", (payload,), ((payload,), (-1.5,)), ()))
+    cells = [cell for row in csv.reader(io.StringIO(written)) for cell in row]
+    assert all(not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells[:2])
+    assert cells[2] == "-1.5"
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_notes_and_warnings_are_plain_lines(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    with Bar(Console(file=screen, width=200), "run") as bar:
+        bar.note(f"row {payload}")
+    from letheon.cli import _PlainFormatter
+
+    record = logging.LogRecord("letheon", logging.WARNING, "", 1, "%s", (payload,), None)
+    for said in (screen.getvalue(), _PlainFormatter("letheon: %(message)s").format(record)):
+        assert not [character for character in CONTROLS if character in said]
+
+
+@pytest.mark.parametrize("payload", [p for p in PAYLOADS if "\0" not in p])
+def test_errors_are_one_plain_line(
+    payload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.jsonl").write_text(2 * (json.dumps({"id": payload, "input": "a", "output": "b"}) + "\n"))
+    given = ["--model", "m", "--forget", tmp_path / "r.jsonl", "--retain", "r", "--out", tmp_path / "o"]
+    monkeypatch.setattr("sys.argv", ["letheon", "evaluate", *map(str, given)])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert not [character for character in CONTROLS if character in said]
+    place = f"{tmp_path}/r.jsonl, line 2"
+    assert said == (
+        f"letheon: error: {place}: the id '{visible_line(payload)}' is also that of line 1; ids must differ\n"
+    )
+
+
+def test_predictions_with_any_text_are_read_back_as_they_were(tmp_path: Path) -> None:
+    from letheon.evaluation.rescoring import read_predictions
+
+    rows = [Row(f"{n}qa0", payload, payload, "Task1", "question") for n, payload in enumerate(PAYLOADS)]
+    written: list[Prediction] = [predict(row, "forget", row.answer) for row in rows]
+    blank = Results(suite="lume", model="m")
+    write_evaluation(Evaluation(blank, tuple(written)), tmp_path / "e")
+    assert read_predictions(tmp_path / "e" / "predictions.jsonl") == tuple(written)

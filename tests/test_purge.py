@@ -1,0 +1,192 @@
+"""`letheon purge`: nothing that Letheon wrote of the forget rows is left, and nothing else is touched."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from letheon.api import evaluate, unlearn
+from letheon.cli import cli
+from letheon.data.rows import Row
+from letheon.errors import OutputError
+from letheon.locks import folder_lock
+from letheon.purge import purge
+from letheon.settings import EvaluateSettings, UnlearnSettings
+from running import short_run
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def given(
+    tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    return short_run(tmp_path, rows, model, tokenizer)
+
+
+def whole_run(given: dict[str, Any]) -> Path:
+    """A run with its scores and report; the folder."""
+    unlearn(UnlearnSettings.of(given))
+    folder = Path(given["out"])
+    for name, model in (("before", given["model"]), ("after", str(folder / "model"))):
+        scored = {"model": model, "forget": given["forget"], "retain": given["retain"], "max_new_tokens": 8}
+        evaluate(EvaluateSettings.of({**scored, "out": folder / "evaluation" / name}))
+    assert invoke("report", folder).exit_code == 0
+    return folder
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def texts_below(folder: Path) -> str:
+    return "\n".join(
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".safetensors",) and path.name != "tokenizer.json"
+    )
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_text_of_a_forget_row_is_left_and_results_scores_and_hashes_stay(
+    given: dict[str, Any], rows: list[Row]
+) -> None:
+    folder = whole_run(given)
+    stores = list(Path(os.environ["LETHEON_CACHE"]).rglob("*.safetensors"))
+    model = snapshot(folder / "model") | {f"a/{k}": v for k, v in snapshot(folder / "adapter").items()}
+    assert all(row.answer in texts_below(folder) for row in rows[:3])
+    assert len(stores) == 1
+
+    before = snapshot(folder)
+    said = invoke("purge", folder).output
+    left = texts_below(folder)
+    assert not any(text in left for row in rows[:3] for text in (row.prompt, row.answer, row.id))
+    assert not stores[0].exists()
+    assert not (folder / "checkpoints").exists()
+    assert str(stores[0]) in said
+    assert f"{given['forget']}: the rows to forget" in said
+    assert f"{given['model']}: the model before unlearning" in said
+    kept = snapshot(folder / "model") | {f"a/{k}": v for k, v in snapshot(folder / "adapter").items()}
+    assert {k: v for k, v in kept.items() if k != "README.md"} == {k: v for k, v in model.items() if k != "README.md"}
+    AutoModelForCausalLM.from_pretrained(folder / "model")
+
+    after = snapshot(folder)
+    for name in ("run.yaml", "provenance.json", "log.jsonl", "evaluation/after/results.json"):
+        assert after[name] == before[name]
+    assert b"Task aggregate" in after["report.html"]
+    removed = json.loads(after["purge.json"])["purges"][0]["removed"]
+    assert {Path(path).name for path in removed} >= {"checkpoints", "report.html", "predictions.jsonl"}
+
+
+def test_a_dry_run_names_the_same_and_removes_nothing(given: dict[str, Any]) -> None:
+    folder = unlearn(UnlearnSettings.of(given)).folder
+    (folder / "report.html").write_text("rows")
+    before = snapshot(folder.parent)
+    said = invoke("purge", folder, "--dry-run").output
+    assert snapshot(folder.parent) == before
+    named = {line.removeprefix("would remove ").rpartition(" (")[0] for line in said.splitlines() if "would" in line}
+    assert named == {str(trace.path) for trace in purge(folder, note=silent).traces}
+
+
+def test_purging_twice_finds_nothing_the_second_time(given: dict[str, Any]) -> None:
+    unlearn(UnlearnSettings.of(given))
+    folder = Path(given["out"])
+    assert len(purge(folder, note=silent).traces) == 2
+    again = purge(folder, note=silent)
+    assert again.traces == ()
+    assert "nothing of the rows to forget is left" in invoke("purge", folder).output
+
+
+def test_a_killed_run_is_purged_by_what_its_log_says(given: dict[str, Any]) -> None:
+    unlearn(UnlearnSettings.of(given))
+    folder = Path(given["out"])
+    (folder / "provenance.json").unlink()
+    (folder / ".model.x1.tmp").mkdir()
+    (folder / "checkpoints" / ".step-9.x2.tmp").mkdir()
+    holds = [trace.path.name for trace in purge(folder, note=silent).traces]
+    assert ".model.x1.tmp" in holds
+    assert any(name.endswith(".safetensors") for name in holds)
+    assert not list(Path(os.environ["LETHEON_CACHE"]).rglob("*.safetensors"))
+
+
+def test_all_runs_of_a_study_are_purged_and_results_named_alike_elsewhere_are_not(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for part in ("checkpoints/step-1", "model/checkpoints"):
+            (tmp_path / "study" / "runs" / name / part).mkdir(parents=True)
+        (tmp_path / "study" / "runs" / name / "run.yaml").write_text("method: npo\n")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    (tmp_path / "study" / "notes").mkdir()
+    (tmp_path / "study" / "notes" / "predictions.jsonl").write_text("of someone else\n")
+    found = purge(tmp_path / "study", note=silent)
+    runs = tmp_path / "study" / "runs"
+    assert [trace.path for trace in found.traces] == [runs / "a" / "checkpoints", runs / "b" / "checkpoints"]
+    assert (runs / "a" / "model" / "checkpoints").is_dir()
+    assert (tmp_path / "study" / "notes" / "predictions.jsonl").exists()
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(OutputError, match="expected the folder of a run, a study or an evaluation"):
+        purge(tmp_path, note=silent)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_a_run_that_is_going_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("method: npo\n")
+    (tmp_path / "checkpoints").mkdir()
+    with folder_lock(tmp_path, note=silent), pytest.raises(OutputError, match="in use"):
+        purge(tmp_path, note=silent)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "run").mkdir(parents=True)
+    (outside / "step-1").write_text("precious")
+    (outside / "run" / "run.yaml").write_text("{}")
+    (outside / "run" / "predictions.jsonl").write_text("precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text("method: npo\n")
+    (run / "checkpoints").symlink_to(outside)
+    (run / "more").symlink_to(outside / "run")
+    (run / "predictions.jsonl").symlink_to(outside / "step-1")
+    purge(run, note=silent)
+    assert (outside / "step-1").read_text() == "precious"
+    assert (outside / "run" / "predictions.jsonl").read_text() == "precious"
+    assert not (run / "checkpoints").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["precious.safetensors", "0" * 32 + ".safetensors"])
+@pytest.mark.parametrize("folder", ["reference", "models"])
+def test_a_forged_provenance_makes_nothing_else_disappear(tmp_path: Path, name: str, folder: str) -> None:
+    import numpy as np
+
+    precious = tmp_path / folder / name
+    precious.parent.mkdir()
+    save_file({"weight": np.zeros(2, dtype=np.float32)}, precious, metadata={"format": "pt"})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text(yaml.safe_dump({"cache_dir": str(tmp_path)}))
+    (run / "provenance.json").write_text(json.dumps({"reference_store": str(precious)}))
+    (run / "log.jsonl").write_text(json.dumps({"event": "start", "reference_store": f"../{folder}/{name}"}) + "\n")
+    assert purge(run, note=silent).traces == ()
+    assert precious.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 2000, "[1]", '{"reference_store": 5}', "\udcff"])
+def test_broken_records_name_nothing_to_remove(tmp_path: Path, content: str) -> None:
+    for name in ("run.yaml", "provenance.json", "log.jsonl"):
+        (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert purge(tmp_path, note=silent).traces == ()
