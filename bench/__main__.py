@@ -31,6 +31,8 @@ class Job:
     title: str
     module: str
     arguments: tuple[str, ...] = ()
+    needs_data: bool = False
+    """Whether it cannot be had without --data."""
 
 
 def step(shape: str, dtype: str, *, pairs: int, threads: str = "1", extra: tuple[str, ...] = ()) -> Job:
@@ -45,6 +47,18 @@ def peak(shape: str, dtype: str) -> Job:
     return Job(f"Peak memory, {shape}, {dtype}", "bench.peak", ("--shape", shape, "--dtype", dtype))
 
 
+def population(shape: str, *members: int, pairs: int, threads: str = "1") -> Job:
+    """Return the job that trains members at once and one after another."""
+    sizes = ("--shape", shape, "--members", *map(str, members), "--pairs", str(pairs), "--threads", threads)
+    return Job(f"Members at once, {shape}", "bench.population", sizes)
+
+
+def evaluation(target: str, *, rows: int) -> Job:
+    """Return the job that scores a model the official way and ours."""
+    which = ("--target", target, "--rows", str(rows))
+    return Job(f"Official scoring, {target}, {rows} rows", "bench.evaluation", which, needs_data=True)
+
+
 GROWTH = Job("Growth", "bench.growth")
 
 QUICK = (
@@ -52,6 +66,8 @@ QUICK = (
     step("6m", "bfloat16", pairs=10),
     step("50m", "float32", pairs=3),
     peak("6m", "float32"),
+    population("6m", 8, pairs=5),
+    evaluation("lume-val-6m", rows=64),
     Job("Growth", "bench.growth", ("--quick",)),
 )
 
@@ -61,6 +77,10 @@ FULL = (
     *(step("1b", dtype, pairs=4) for dtype in ("float32", "bfloat16")),
     step("1b", "bfloat16", pairs=4, threads="all"),
     *(peak(shape, dtype) for shape in ("6m", "50m", "1b") for dtype in ("float32", "bfloat16")),
+    population("6m", 2, 8, 32, pairs=5),
+    population("50m", 2, 8, pairs=3),
+    evaluation("lume-val-6m", rows=532),
+    evaluation("50m", rows=48),
     GROWTH,
 )
 
@@ -69,6 +89,7 @@ GPU = (
     step("7b", "bfloat16", pairs=10, threads="all"),
     step("7b", "bfloat16", pairs=4, threads="all", extra=("--batch-size", "64")),
     *(peak(shape, dtype) for shape, dtype in (("1b", "float32"), ("1b", "bfloat16"), ("7b", "bfloat16"))),
+    population("1b", 8, 32, pairs=5, threads="all"),
     # Last: compiling for several lengths and modes may take the minutes that are left.
     step("1b", "bfloat16", pairs=20, threads="all", extra=("--compile",)),
 )
@@ -122,6 +143,9 @@ def run_all(jobs: Iterable[Job], data: Path | None, *, budget_s: float | None = 
     with tempfile.TemporaryDirectory() as folder:
         for number, job in enumerate(jobs):
             written = Path(folder) / f"{number}.json"
+            if job.needs_data and data is None:
+                yield Done(job, "not measured: it needs --data\n", {"not_measured": "it needs --data"})
+                continue
             takes_data = data is not None and job.module != GROWTH.module
             place = ("--data", str(data)) if takes_data else ()
             left_s = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - began))

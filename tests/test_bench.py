@@ -301,6 +301,8 @@ def test_reports() -> None:
 def test_a_job_that_fails_or_has_no_time_is_said_so() -> None:
     (failed,) = run_all([Job("no such flag", "json.tool", ("--no-such-flag",))], None)
     assert failed.found == {"not_measured": "exit status 2"}
+    (without,) = run_all([Job("needs rows", "bench.evaluation", needs_data=True)], None)
+    assert without.markdown == "not measured: it needs --data\n"
     (late,) = run_all([Job("its imports alone take longer", "bench.peak")], None, budget_s=0.0)
     assert late.markdown == "not measured: no time left\n"
 
