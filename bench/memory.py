@@ -17,7 +17,7 @@ from letheon.data.synthetic import generate
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.loading import save_model
 
-WIDTH, LAYERS, HEADS = 1024, 12, 16
+WIDTH, LAYERS, HEADS = 1280, 12, 16
 MAX_BATCH_TOKENS = 256
 
 
@@ -26,11 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
+    imports = imports_alone()  # first: a process's peak counts what its parent held when it began
     parameters = make_model(out)
     peak = {
         "full fine-tuning, ga + kl (neko)": run(out, "neko", ["--method", "neko"]),
         "full fine-tuning, ga alone": run(out, "ga", ["--method", "ga", "--adapt", "weights"]),
-        "imports alone": imports_alone(),
+        "imports alone": imports,
     }
     needed = 16 * parameters
     print(f"{parameters / 1e6:.0f} M parameters; weights, gradients and moments {needed / 2**30:.2f} GiB")

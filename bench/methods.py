@@ -151,6 +151,7 @@ def unlearn_briefly(bench: Bench, name: str) -> None:
     if (run / "provenance.json").exists():
         return
     values = values_of(name, seed=0, rate=rates_of(name)[0])
+    del values["holdout_task"]
     values |= {"max_steps": TIMED_STEPS, "checkpoint_epochs": 99, "keep": "last"}
     values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
     done = letheon("unlearn", *_flags(values))

@@ -120,10 +120,10 @@ def _kills(folder: Path, wanted: int) -> dict[str, str]:
 
 
 def _store(folder: Path) -> dict[str, str]:
-    from letheon.model import reference
+    from letheon.model.reference import build_reference
 
     given = {**short_run(folder), "cache_dir": folder / "shared"}
-    built, build = folder / "built", reference.build_reference
+    built, build = folder / "built", build_reference
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         built.mkdir(exist_ok=True)
@@ -154,9 +154,9 @@ def _forked(action: Callable[[], None]) -> int:
 
 
 def _run_with(build: Callable[..., Any], given: dict[str, Any]) -> None:
-    from letheon.model import reference
+    from letheon.model import reference_cache
 
-    reference.build_reference = build
+    setattr(reference_cache, "build_reference", build)  # noqa: B010 - it is no public name there
     unlearn(UnlearnSettings.of(given))
 
 

@@ -188,6 +188,16 @@ CHECKPOINTS = [
         loads_weights=True,
     ),
     Bad(
+        "a model that fills in masked words",
+        lambda p: p.masked().unlearn(),
+        (
+            "{at}/target: expected a causal language model, but in this BertLMHeadModel a later token changes what is "
+            "said at earlier positions, as in a model that fills in masked words; give a checkpoint that was trained "
+            "to continue text (where this one was, set is_decoder to true in its config.json)"
+        ),
+        loads_weights=True,
+    ),
+    Bad(
         "weights that are no numbers",
         lambda p: p.weights(_with_nan).evaluate(),
         (

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, newest_checkpoint
+from letheon.training.populations.together import divergence_of
 from letheon.training.run import unlearn
 
 PIECES = ("letheon.training.loop.compose",)
@@ -27,14 +28,17 @@ WRITES = (
     "os.fsync",
     "os.replace",
     "os.mkdir",
+    "os.unlink",
     "shutil.rmtree",
     "letheon.training.checkpoint.save_file",
-    "letheon.model.reference.save_file",
+    "letheon.model.reference_cache.save_file",
     "letheon.training.checkpoint._sha256",
     "letheon.training.tracking.Log.write",
     "letheon.training.tracking.Log.flush",
 )
 """Between any two calls of these the disk is in another state."""
+
+Action = Callable[[], Any]
 
 TIMES = ("duration_s", "time", "peak_memory_bytes")
 
@@ -62,14 +66,24 @@ def _around(original: Callable[..., Any], on_call: Callable[[], None]) -> Callab
 
 def count_calls(given: Mapping[str, Any], places: tuple[str, ...]) -> int:
     """Run to the end, and return before or after how many calls a kill could come."""
+    return calls_of(lambda: unlearn(UnlearnSettings.of(given)), places)
+
+
+def calls_of(action: Action, places: tuple[str, ...]) -> int:
+    """Do `action` to the end, and return before or after how many calls a kill could come."""
     calls: list[None] = []
     with counted(places, lambda: calls.append(None)):
-        unlearn(UnlearnSettings.of(given))
+        action()
     return len(calls)
 
 
 def run_and_kill(given: Mapping[str, Any], places: tuple[str, ...], *, at: int) -> bool:
     """Run in a process of its own that is killed at call `at`, from 1; return whether it came to that."""
+    return kill(lambda: unlearn(UnlearnSettings.of(given)), places, at=at)
+
+
+def kill(action: Action, places: tuple[str, ...], *, at: int) -> bool:
+    """Do `action` in a process of its own that is killed at call `at`, from 1; return whether it came to that."""
     number = 0
 
     def kill_when_due() -> None:
@@ -82,14 +96,14 @@ def run_and_kill(given: Mapping[str, Any], places: tuple[str, ...], *, at: int) 
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forking beside threads
         child = os.fork()
     if child == 0:
-        _as_child(lambda: unlearn(UnlearnSettings.of(given)), places, kill_when_due)
+        _as_child(action, places, kill_when_due)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status):
         assert os.waitstatus_to_exitcode(status) == 0, "the run failed before it could be killed"
     return os.WIFSIGNALED(status)
 
 
-def _as_child(action: Callable[[], Any], places: tuple[str, ...], on_call: Callable[[], None]) -> None:
+def _as_child(action: Action, places: tuple[str, ...], on_call: Callable[[], None]) -> None:
     code = 1
     try:
         with counted(places, on_call):
@@ -107,8 +121,8 @@ def cut_power(folder: Path, generator: random.Random) -> None:
         os.truncate(path, generator.randint(0, path.stat().st_size))
     log = folder / "log.jsonl"
     if log.exists():
-        newest = newest_of(folder)
-        safe = newest.position.log_bytes if newest else 0
+        newest, diverged = newest_of(folder), divergence_of(folder)
+        safe = max(newest.position.log_bytes if newest else 0, diverged.log_bytes if diverged else 0)
         os.truncate(log, generator.randint(safe, log.stat().st_size))
 
 
@@ -131,9 +145,8 @@ def difference(whole: Path, resumed: Path) -> str | None:
         if (whole / name).exists() and not _equal(load_file(whole / name), load_file(resumed / name)):
             return name
     first, second = newest_of(whole), newest_of(resumed)
-    assert first is not None
-    if second is None:
-        return "no checkpoint"
+    if first is None or second is None:
+        return None if first is second and told(whole) == told(resumed) else "no checkpoint"
     if not _equal(first.parameters, second.parameters) or not _equal(first.optimiser, second.optimiser):
         return "the newest checkpoint's tensors"
     positions = [(p.step, p.num_tokens, p.history, p.control) for p in (first.position, second.position)]
@@ -141,11 +154,16 @@ def difference(whole: Path, resumed: Path) -> str | None:
         return f"positions {positions}"
     if told(whole) != told(resumed):
         return "the log"
+    left = [str(path.relative_to(resumed)) for path in resumed.rglob(".*")]
+    if left:
+        return f"left behind: {left}"
+    if not (whole / "provenance.json").exists():
+        return "a result" if (resumed / "provenance.json").exists() else None  # of a run that diverged
     results = [json.loads((folder / "provenance.json").read_text())["result"] for folder in (whole, resumed)]
     if any(results[0][name] != results[1][name] for name in ("reason", "kept", "num_steps", "num_tokens")):
         return f"results {results}"
-    left = [str(path.relative_to(resumed)) for path in resumed.rglob(".*")]
-    return f"left behind: {left}" if left else None
+    held = [[path.name for name in ("", "model") for path in (folder / name).glob("*")] for folder in (whole, resumed)]
+    return None if sorted(held[0]) == sorted(held[1]) else f"files {held}"
 
 
 def _equal(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:

@@ -1,19 +1,22 @@
 """Packed forward, reference store and the loss: equal to one sequence at a time, whatever the batch looks like."""
 
 from collections.abc import Sequence as Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, BertLMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.alternatives import other_answers
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
+from letheon.errors import ModelError
 from letheon.model.adapted import Adapted, decoder_layers
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import Engine, build_engine
@@ -21,7 +24,7 @@ from letheon.model.engine import Path as EnginePath
 from letheon.model.loading import fingerprint
 from letheon.model.reference import ReferenceStore, build_reference, token_terms
 from letheon.model.reference_cache import load_or_build_reference
-from letheon.model.trunk import padded_logits
+from letheon.model.trunk import padded_logits, reads_ahead
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Needs, Term, needs_of, resolve
 from letheon.objective.retain import forward_kl, reverse_kl
@@ -236,6 +239,34 @@ def test_an_engine_falls_back_where_the_packed_forward_differs(
     engine = engine_of(adapted, sequences)
     assert engine.path == "padded"
     assert "packed forward differs" in engine.notes[0]
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_reads_ahead_is_refused(
+    is_decoder: bool, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(0)
+    bert = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), is_decoder=is_decoder, **sizes))
+    model = in_dtype(bert, dtype)
+    model.eval()
+    probe = batch_of(sequences_of(rows, tokenizer), range(len(rows)))
+    if is_decoder:
+        assert build_engine(model, probe, adapter_off=nullcontext).path
+    else:
+        with pytest.raises(ModelError, match="in this BertLMHeadModel a later token changes"):
+            build_engine(model, probe, adapter_off=nullcontext)
+
+
+def test_one_token_is_not_ahead_of_anything(tokenizer: PreTrainedTokenizerBase) -> None:
+    alone = Sequence((5,), 0)
+    assert not reads_ahead(tiny_model("olmo", tokenizer), pack([alone], is_forget=[True], row_index=[0]))
 
 
 def test_reference_store_is_reused_and_rebuilt_when_rows_or_weights_change(

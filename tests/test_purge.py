@@ -11,13 +11,15 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.api import evaluate, unlearn
+from letheon.api import evaluate, study, unlearn
 from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import OutputError
 from letheon.locks import folder_lock
-from letheon.purge import purge
+from letheon.purge import REASON_REMOVED, purge
 from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.sweep.records import read_study_record
+from letheon.sweep.spec import StudySettings
 from running import short_run
 
 
@@ -133,6 +135,43 @@ def test_all_runs_of_a_study_are_purged_and_results_named_alike_elsewhere_are_no
     assert [trace.path for trace in found.traces] == [runs / "a" / "checkpoints", runs / "b" / "checkpoints"]
     assert (runs / "a" / "model" / "checkpoints").is_dir()
     assert (tmp_path / "study" / "notes" / "predictions.jsonl").exists()
+
+
+def test_the_reasons_of_failed_runs_name_no_rows_any_more(
+    given: dict[str, Any], rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    base = {name: value for name, value in given.items() if name != "out"}
+    settings = StudySettings.of({"base": {**base, "epochs": 2}, "grid": {"learning_rate": [1e-2, 1e30]}})
+    before = study(settings, tmp_path / "study").record
+    assert [run.state for run in before.runs] == ["finished", "diverged"]
+    named = [row.id for row in rows if row.id in texts_below(tmp_path / "study")]
+    assert named
+    said = invoke("purge", tmp_path / "study", "--dry-run").output
+    assert f"would replace the reasons of failed runs in {tmp_path / 'study' / 'study.json'}" in said
+    assert [row.id for row in rows if row.id in texts_below(tmp_path / "study")] == named
+
+    purge(tmp_path / "study", note=silent)
+    assert not any(row.id in texts_below(tmp_path / "study") for row in rows)
+    after = read_study_record(tmp_path / "study")
+    assert [run.state for run in after.runs] == [run.state for run in before.runs]
+    assert after.runs[1].reason == REASON_REMOVED
+    assert REASON_REMOVED in (tmp_path / "study" / "study.md").read_text()
+    assert [run.states for run in after.runs] == [run.states for run in before.runs]
+    assert study(settings, tmp_path / "study").record.runs == after.runs
+    assert not purge(tmp_path / "study", note=silent).reworded
+
+
+def test_tables_that_cannot_be_written_anew_are_gone(tmp_path: Path) -> None:
+    failed = {"state": "failed", "reason": "forget.jsonl:1: row f1qa0"}
+    (tmp_path / "study.json").write_text(json.dumps({"runs": [failed, 3, {"state": "pruned", "reason": "no hope"}]}))
+    (tmp_path / "study.md").write_text("row f1qa0")
+    notes: list[str] = []
+    purge(tmp_path, note=notes.append)
+    assert "not written anew" in notes[0]
+    assert json.loads((tmp_path / "study.json").read_text())["runs"][2]["reason"] == "no hope"
+    assert "f1qa0" not in texts_below(tmp_path)
+    assert not (tmp_path / "study.md").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

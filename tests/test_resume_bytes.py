@@ -125,15 +125,16 @@ def test_many_runs_at_once_build_one_store(given: Made, tmp_path: Path) -> None:
 
 
 def _build_and_mark(given: Made, marks: Path) -> None:
-    from letheon.model import reference
+    from letheon.model import reference_cache
+    from letheon.model.reference import build_reference
 
-    build = reference.build_reference
+    build = build_reference
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         (marks / str(os.getpid())).touch()
         return build(*args, **kwargs)
 
-    reference.build_reference = marked
+    setattr(reference_cache, "build_reference", marked)  # noqa: B010 - it is no public name there
     code = 1
     try:
         unlearn(UnlearnSettings.of(given))

@@ -92,6 +92,11 @@ def study(
         groups_of=groups_of,
     )
     report = run_study(settings, out, jobs=jobs, evaluate=evaluate, view=view or Quiet(), storage=storage, retry=retry)
+    for run in report.record.runs:
+        folder = out / run.folder
+        # Of a process that was killed between a run's result and its card.
+        if run.state == "finished" and (folder / "model").is_dir() and not (folder / "model" / "README.md").exists():
+            _write_card(read_run(folder))
     write_study_report(report.record, out)
     return report
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from letheon.cache import STORES, default_cache_dir, store_path
 from letheon.errors import LetheonError, OutputError
-from letheon.files import is_leftover, write_json
+from letheon.files import is_leftover, write_json, write_text
 from letheon.locks import folder_lock
 from letheon.yaml_text import parse_yaml
 
@@ -28,7 +28,13 @@ RECORD = "purge.json"
 MARKS = ("run.yaml", "log.jsonl", "results.json", "study.json")
 """Files by which the folder of a run, an evaluation or a study is known."""
 
+REASON_REMOVED = "removed by letheon purge, since it may name rows"
+"""What stands in the place of the reason of a run that failed."""
+
 _RESULT = ("model", "adapter")
+_FAILED = ("failed", "diverged")
+_SHOWN = ("study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
+"""Where a study's report shows the reasons."""
 _STORE_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 Note = Callable[[str], None]
@@ -50,6 +56,8 @@ class Purge:
     folder: Path
     traces: tuple[Trace, ...]
     remains: tuple[str, ...]
+    reworded: tuple[Path, ...] = ()
+    """Files whose reasons of failed runs are replaced."""
 
 
 def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
@@ -57,7 +65,8 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
 
     These are the checkpoints, the predictions, the samples in the report (which is written anew without them),
     temporary files of killed processes, and in the cache the reference stores that its runs used. Symbolic links are
-    removed, not followed. purge.json keeps what was removed. With `dry_run` nothing is changed.
+    removed, not followed. The reasons of failed runs, which may name rows, give way to a sentence that does not; their
+    states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
 
     Raises:
         OutputError: the folder is none of these, is in use, or a file cannot be removed.
@@ -70,10 +79,13 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     held: AbstractContextManager[None] = nullcontext() if dry_run else folder_lock(folder, note=note)
     with held:
         homes = [Path(home) for home, names in _walk(folder) if set(names) & set(MARKS)]
-        found = Purge(folder, (*_traces_below(folder), *_stores_of(homes)), _remains(homes))
+        rewritten = dict(_without_reasons(homes))
+        found = Purge(folder, (*_traces_below(folder), *_stores_of(homes)), _remains(homes), tuple(rewritten))
         if not dry_run:
             for trace in found.traces:
                 _remove(trace.path)
+            for path, text in rewritten.items():
+                write_text(path, text, private=path.name == "log.jsonl")
             _write_reports(found, note)
             _record(found)
     return found
@@ -84,7 +96,9 @@ def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
     done = "would remove" if dry_run else "removed"
     for trace in found.traces:
         yield f"{done} {trace.path} ({trace.num_bytes / 1024:,.1f} KiB): {trace.holds}"
-    if not found.traces:
+    for path in found.reworded:
+        yield f"{'would replace' if dry_run else 'replaced'} the reasons of failed runs in {path}"
+    if not found.traces and not found.reworded:
         yield f"{found.folder}: nothing of the rows to forget is left in it or in the cache"
     yield "not removed, since Letheon did not write it or it is the result:"
     yield from (f"  {line}" for line in found.remains)
@@ -115,6 +129,7 @@ def _what_it_holds(entry: Path, *, marked: bool) -> str | None:
         "checkpoints": "states from before the rows were forgotten, and moments of their gradients",
         "predictions.jsonl": "prompts, answers and what the model said",
         "report.html": "sample rows; written anew without them",
+        "population.json": "where a run ended, and on which rows",
     }.get(entry.name)
 
 
@@ -122,6 +137,50 @@ def _size(path: Path) -> int:
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(Path(home, name).lstat().st_size for home, _, names in os.walk(path) for name in names)
+
+
+def _without_reasons(homes: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield each file that gives reasons of failed runs, and its text without them."""
+    for home in homes:
+        study, failures = home / "study.json", sorted((home / "failures").glob("*.json"))
+        for path in (study, *(failures if study.is_file() else ())):
+            value = _read(path)
+            runs = value.get("runs") if path == study else [value]
+            num_reworded = sum(map(_reword, runs if isinstance(runs, list) else ()))
+            if num_reworded and not path.is_symlink():
+                yield path, json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        log = home / "log.jsonl"
+        lines = _lines_of(log)
+        reworded = [_without_rows(line) for line in lines]
+        if reworded != lines and not log.is_symlink():
+            yield log, "".join(reworded)
+
+
+def _reword(run: Any) -> bool:
+    """Replace the reason of a run that failed; whether there was anything to replace."""
+    if not isinstance(run, dict) or run.get("state") not in _FAILED or run.get("reason") == REASON_REMOVED:
+        return False
+    run["reason"] = REASON_REMOVED
+    return True
+
+
+def _without_rows(line: str) -> str:
+    """Return a line of a log; one that says on which rows a loss was not finite, without saying so."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    is_note = isinstance(event, dict) and event.get("event") == "note"
+    if not is_note or " is not finite" not in str(event.get("message")):
+        return line
+    return json.dumps({**event, "message": REASON_REMOVED}, ensure_ascii=False) + "\n"
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return []
 
 
 def _stores_of(homes: list[Path]) -> list[Trace]:
@@ -221,10 +280,21 @@ def _write_reports(found: Purge, note: Note) -> None:
                 write_report(trace.path.parent)
             except LetheonError as error:
                 note(f"{trace.path}: removed, but not written anew ({error})")
+    for path in found.reworded:
+        if path.name == "study.json":
+            from letheon.sweep.report import report_study
+
+            for name in _SHOWN:
+                _remove(path.parent / name)
+            try:
+                report_study(path.parent)
+            except LetheonError as error:
+                note(f"{path.parent}: its tables that give reasons are removed, but not written anew ({error})")
 
 
 def _record(found: Purge) -> None:
     before = _read(found.folder / RECORD).get("purges")
-    names = [str(trace.path) for trace in found.traces]
-    entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "removed": names}
+    names, reworded = [str(trace.path) for trace in found.traces], [str(path) for path in found.reworded]
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"time": time, "removed": names, **({"reasons_replaced": reworded} if reworded else {})}
     write_json(found.folder / RECORD, {"purges": [*(before if isinstance(before, list) else []), entry]})

@@ -32,6 +32,7 @@ from letheon.model.trunk import (
     packed_states,
     padded_logits,
     padded_states,
+    reads_ahead,
 )
 
 Path = Literal["packed", "padded", "logits"]
@@ -144,7 +145,8 @@ def build_engine(
     The packed path must keep sequences apart besides, which shows in gradients, not in values alone.
 
     Raises:
-        ModelError: the model's logits are not finite on the probe (broken weights), or it is in training mode.
+        ModelError: the model's logits are not finite on the probe (broken weights), a later token changes those before
+            it, or the model is in training mode.
     """
     if model.training:
         raise ModelError(
@@ -156,6 +158,7 @@ def build_engine(
             f"{model.name_or_path or type(model).__name__}: the model's logits are not finite on a probe of the rows; "
             "its weights hold NaN or infinity, or overflow in this dtype (try --dtype float32)"
         )
+    _check_causal(model, probe)
     notes: list[str] = []
     head = head_of(model)
     frozen_head = None if head.weight.requires_grad else head
@@ -174,6 +177,25 @@ def build_engine(
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
     return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
+
+
+def _check_causal(model: PreTrainedModel, probe: PackedBatch) -> None:
+    """Refuse a model that sees the tokens that it is to predict.
+
+    Raises:
+        ModelError: it does.
+    """
+    try:
+        is_ahead = reads_ahead(model, probe)
+    except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
+        return  # an architecture that takes its input otherwise is judged by its log-probabilities alone
+    if is_ahead:
+        raise ModelError(
+            f"{model.name_or_path or type(model).__name__}: expected a causal language model, but in this "
+            f"{type(model).__name__} a later token changes what is said at earlier positions, as in a model that fills "
+            "in masked words; give a checkpoint that was trained to continue text (where this one was, set is_decoder "
+            "to true in its config.json)"
+        )
 
 
 def _without_lower(engine: Engine, is_wanted: bool) -> Engine:

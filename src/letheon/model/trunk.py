@@ -25,6 +25,7 @@ from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 
 PACKED_ATTENTION = "letheon_packed"
+_MOST_PROBED = 16
 
 
 @contextmanager
@@ -102,22 +103,45 @@ def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:
     if batch.num_sequences < 2:
         return 0.0
     cut = batch.boundaries[batch.num_sequences // 2]
-    embedded: list[Tensor] = []
-
-    def start_here(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
-
-    with torch.enable_grad():
-        hook = model.get_input_embeddings().register_forward_hook(start_here)
-        try:
-            states = packed_states(model, batch.input_ids, batch.position_ids, batch.boundaries)[cut:]
-        finally:
-            hook.remove()
+    with torch.enable_grad(), _embedded(model) as embedded:
+        states = packed_states(model, batch.input_ids, batch.position_ids, batch.boundaries)[cut:]
         # Unequal weights: the norm above a trunk makes plain sums and squares nearly constant.
         weights = torch.linspace(-1, 2, states.shape[-1], device=states.device)
         (gradient,) = torch.autograd.grad((states.float() @ weights).sum(), embedded[:1])
     return float(gradient[0, :cut].abs().max().nan_to_num(nan=float("inf")))
+
+
+def reads_ahead(model: PreTrainedModel, batch: PackedBatch) -> bool:
+    """Return whether a later token changes the model's own logits at an earlier position, as in a masked one (BERT).
+
+    Judged by the gradient of the earlier logits in the last token's embedding, over the first tokens of the longest
+    sequence: exactly 0 in every dtype where the model is causal. False for a single token, which has nothing before it.
+    """
+    start, end = max(pairwise(batch.boundaries), key=lambda ends: ends[1] - ends[0])
+    input_ids = batch.input_ids[None, start : min(end, start + _MOST_PROBED)]
+    if input_ids.shape[1] < 2:
+        return False
+    with torch.enable_grad(), _embedded(model) as embedded:
+        logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1].float()
+        weights = torch.linspace(-1, 2, logits.shape[-1], device=logits.device)
+        (gradient,) = torch.autograd.grad((logits @ weights).sum(), embedded[:1])
+    return bool(gradient[0, -1].nan_to_num(nan=0.0).any())
+
+
+@contextmanager
+def _embedded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Collect what the model makes of its input ids while the block runs, cut off so that gradients end there."""
+    found: list[Tensor] = []
+
+    def start_here(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(start_here)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def check_lengths(config: PreTrainedConfig, boundaries: tuple[int, ...]) -> None:

@@ -13,12 +13,12 @@ from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.files import write_json
 from letheon.settings import UnlearnSettings
 from letheon.sweep.live import View
-from letheon.sweep.members import Member
+from letheon.sweep.members import RUNS, Member
 from letheon.sweep.records import RunRecord, State
 from letheon.sweep.scoring import Scorer
 from letheon.sweep.states import is_finished, result_of
 from letheon.training.interim import InterimScore
-from letheon.training.populations import DivergedRun
+from letheon.training.populations import DivergedRun, forget_parts, was_member
 from letheon.training.record import RunReport
 from letheon.training.tracking import Observer
 
@@ -116,7 +116,7 @@ class Runner:
                 self._score(found)
 
     def _train(self, members: Sequence[Member]) -> None:
-        if len(members) == 1:
+        if len(members) == 1 and not was_member(members[0].folder):
             self._alone(members[0])
             return
         with self._held(members) as held:
@@ -240,6 +240,8 @@ class Crowd:
 def forget_failures(out: Path) -> None:
     """Have failed, diverged and pruned runs tried again, from where they came to."""
     for path in (out / FAILURES).glob("*.json"):
+        for folder in (out / RUNS).glob(f"*-{path.stem}"):
+            forget_parts(folder)
         path.unlink()
 
 

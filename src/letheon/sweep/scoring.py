@@ -7,12 +7,12 @@ from pathlib import Path
 
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
-from letheon.files import write_json
+from letheon.files import sweep, write_json
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
 from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results
 from letheon.sweep.spec import StudySettings
-from letheon.sweep.states import RunState, checkpoint_of, drop_model, states_of
+from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, states_of
 
 ORIGINAL = "original"
 
@@ -32,6 +32,7 @@ class Scorer:
 
     def score(self, member: Member, *, note: Callable[[str], None]) -> None:
         """Score a finished run: its result and the epochs of the study, but for what has been scored so before."""
+        sweep(member.folder)
         states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
         for state in states:
             if self.study.evaluate is not None and not self._is_scored(member, state):
@@ -41,7 +42,9 @@ class Scorer:
             drop_model(member.folder)
 
     def is_scored(self, member: Member) -> bool:
-        """Whether all that the study wants of a finished run has been scored."""
+        """Whether all that the study wants of a finished run has been scored, and its model is gone if it is to go."""
+        if not self.study.keep_models and not is_dropped(member.folder):
+            return False
         if self.study.evaluate is None:
             return True
         states, _ = states_of(member.folder, epochs=self._epochs(member.settings))

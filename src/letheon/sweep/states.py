@@ -1,6 +1,7 @@
 """The states of a run as checkpoints of their own, made when they are wanted and removed afterwards."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from letheon.training.prepare import adapt
 from letheon.yaml_text import parse_yaml
 
 _TEMPORARY = ".state"
+_DROPPED = ".model.old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,19 @@ def checkpoint_of(run: Path, state: RunState) -> Iterator[Path]:
 
 def drop_model(run: Path) -> None:
     """Remove model/ of a finished run where its checkpoints can give it back."""
-    settings = _settings_of(run)
     kept = int(result_of(run)["kept"]["step"])
-    if get_method(settings.method).finish == "keep" and load_checkpoint(_checkpoint(run, kept)) is not None:
-        shutil.rmtree(run / "model", ignore_errors=True)
+    if not is_dropped(run) and load_checkpoint(_checkpoint(run, kept)) is not None:
+        # Renamed first, so that what a kill leaves of it is never taken for a model.
+        shutil.rmtree(run / _DROPPED, ignore_errors=True)
+        if (run / "model").exists():
+            os.replace(run / "model", run / _DROPPED)
+            shutil.rmtree(run / _DROPPED, ignore_errors=True)
+
+
+def is_dropped(run: Path) -> bool:
+    """Whether `drop_model` has nothing to do for a finished run; its method may change the model when all is over."""
+    there = [path for path in (run / "model", run / _DROPPED) if path.exists()]
+    return not there or get_method(_settings_of(run).method).finish != "keep"
 
 
 def _write_state(run: Path, step: int, folder: Path) -> None:

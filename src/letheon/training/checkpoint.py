@@ -172,12 +172,16 @@ def newest_checkpoint(
     *,
     note: Note = _logger.warning,
     needs: Callable[[Position], Collection[int]] = lambda _: (),
+    upto: int | None = None,
 ) -> Checkpoint | None:
     """Return the newest whole checkpoint under `folder`, None if there is none; `note` is told what is passed over.
 
     `needs` names the steps whose checkpoints a run must find to go on from a position: the one that it would keep.
+    Those of steps after `upto` do not count.
     """
     for target in sorted(folder.glob("step-*"), key=_step_of, reverse=True):
+        if upto is not None and _step_of(target) > upto:
+            continue
         checkpoint = load_checkpoint(target, note=note)
         if checkpoint is None:
             continue

@@ -18,6 +18,8 @@ FREE_TO_CHANGE = frozenset(
     {"resume", "time_limit_s", "template", "cache_dir", "out", "checkpoint_minutes", "keep_checkpoints"}
 )
 """Settings that do not change a run's result, and the template, which may be one that was chosen."""
+POPULATION = "population.json"
+"""What a member of a population keeps of it while that goes on (see populations/together.py)."""
 
 
 @contextmanager
@@ -45,17 +47,17 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
         yield resumes
 
 
-def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int) -> None:
+def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int, num_held: int = 0) -> None:
     """Check that a run's checkpoints and model will fit on the disk, beside what lies in its folder already.
 
-    A checkpoint holds the trained parameters and two moments of each.
+    A checkpoint holds the trained parameters and two moments of each; `num_held` are kept beside the usual ones.
 
     Raises:
         OutputError: there is too little room.
     """
     trained = sum(parameter.numel() * parameter.element_size() for parameter in adapted.parameters())
     model = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
-    num_checkpoints = num_runs * most_checkpoints(settings)
+    num_checkpoints = num_runs * most_checkpoints(settings) + num_held
     present = sum(path.stat().st_size for path in settings.out.rglob("*") if path.is_file())
     check_room(
         settings.out,
@@ -71,7 +73,7 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     found = {path.name for path in folder.iterdir() if not is_lock_file(path) and not is_leftover(path)}
     # Scores of the model before the run may lie there already.
     begun = "run.yaml" in found  # a run that was killed earlier than that has done nothing yet
-    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard"}
+    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION}
     if found - {"evaluation"} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
             f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"

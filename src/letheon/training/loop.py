@@ -30,6 +30,7 @@ from letheon.training.checkpoint import (
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.optimiser import build_optimiser, learning_rate_at, set_learning_rate
 from letheon.training.randomness import dropout_of_step, dropouts_of
+from letheon.training.resolve import total_steps
 from letheon.training.state import Hooks, Outcome, Problem, Run
 from letheon.training.stopping import Clock, Interruption, best, choose_kept, why_stop
 
@@ -61,7 +62,8 @@ def train(
         while goes_on(run, clock, interruption):
             began_s = clock.elapsed_s
             _take_step(run)
-            score_if_due(run)
+            if not score_if_due(run) and run.saves.is_due:
+                save(run)
             run.slowest_s = max(run.slowest_s, clock.elapsed_s - began_s)
         score_at_end(run)
     return end(run)
@@ -94,16 +96,22 @@ def goes_on(run: Run, clock: Clock, interruption: Interruption) -> bool:
     return run.reason is None
 
 
-def score_if_due(run: Run) -> None:
+def is_over(position: Position, problem: Problem, settings: UnlearnSettings) -> bool:
+    """Return whether a run that stands there has no step to take any more."""
+    stops = position.history and why_stop(position.history, problem.start, settings) is not None
+    return bool(stops) or position.step >= total_steps(settings, problem.schedule)
+
+
+def score_if_due(run: Run) -> bool:
     """Score and save the run where its last step is one after which it is to be, and see whether it should end.
 
-    Elsewhere it is saved alone once the time for that has come.
+    Returns whether it was.
     """
-    if run.step in run.due:
-        _score_and_save(run)
-        run.reason = why_stop(run.history, run.problem.start, run.settings)
-    elif run.saves.is_due:
-        _save(run)
+    if run.step not in run.due:
+        return False
+    _score_and_save(run)
+    run.reason = why_stop(run.history, run.problem.start, run.settings)
+    return True
 
 
 def score_at_end(run: Run) -> None:
@@ -280,7 +288,7 @@ def _check_finite(problem: Problem, step: int, rows: Collection[int], values: di
 
 def _check_state(run: Run) -> None:
     """Refuse to score and save parameters that are not finite: the checkpoint before them is the last good one."""
-    broken = [name for name, value in run.problem.adapted.trained().items() if not value.isfinite().all()]
+    broken = broken_parameters(run)
     if broken and run.problem.start is None:  # with a budget a run ends as a collapse, in the best state before it
         rows = _rows_of_step(
             run.problem, run.schedule.rows(run.step - 1), epoch=(run.step - 1) // run.schedule.steps_per_epoch
@@ -289,6 +297,11 @@ def _check_state(run: Run) -> None:
             f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {_ids_of(run.problem, rows)} "
             f"having been; checkpoints of earlier steps are as they were; {_CALMER}"
         )
+
+
+def broken_parameters(run: Run) -> list[str]:
+    """Name the trained parameters that are not finite."""
+    return [name for name, value in run.problem.adapted.trained().items() if not value.isfinite().all()]
 
 
 def _ids_of(problem: Problem, rows: Collection[int]) -> str:
@@ -308,10 +321,10 @@ def _score_and_save(run: Run) -> None:
     _check_state(run)
     is_due = run.step in run.due or run.step == run.total_steps
     if not is_due:
-        _save(run)
+        save(run)
     score = _score(run)
     if is_due:
-        _save(run)
+        save(run)
     if run.hooks.on_best is not None and best(run.history, run.problem.start, run.settings) is score:
         run.hooks.on_best(score)
     run.hooks.observer.scored(score)
@@ -330,9 +343,14 @@ def _score(run: Run) -> InterimScore:
     return score
 
 
-def _save(run: Run) -> None:
+def save(run: Run) -> None:
+    """Save the present state, and remove the checkpoints that are no longer needed.
+
+    Raises:
+        DivergenceError: it is not finite.
+        OutputError: it cannot be written.
+    """
     _check_state(run)
-    problem, settings = run.problem, run.settings
     position = Position(
         step=run.step,
         num_tokens=run.num_tokens,
@@ -340,17 +358,23 @@ def _save(run: Run) -> None:
         history=tuple(run.history),
         control=dict(run.control),
     )
-    kept = {choose_kept(run.history, problem.start, settings).step} if run.history else set()
     with run.saves.saving():
         save_checkpoint(
-            Checkpoint(position, problem.adapted.trained(), optimiser_tensors(run.optimiser)), run.checkpoints
+            Checkpoint(position, run.problem.adapted.trained(), optimiser_tensors(run.optimiser)), run.checkpoints
         )
-    prune_checkpoints(run.checkpoints, keep_last=settings.keep_checkpoints, keep_steps=kept | _wanted(run))
+    prune(run)
 
 
-def _wanted(run: Run) -> set[int]:
-    """Steps asked for by name: their checkpoints stay."""
-    return run.due if run.settings.score_at is not None else set()
+def prune(run: Run) -> None:
+    """Remove all checkpoints but the newest few, the one to keep, those held and those that `score_at` names."""
+    wanted = run.due if run.settings.score_at is not None else set()
+    steps = steps_to_keep(run) | wanted | run.held_steps
+    prune_checkpoints(run.checkpoints, keep_last=run.settings.keep_checkpoints, keep_steps=steps)
+
+
+def steps_to_keep(run: Run) -> frozenset[int]:
+    """Return the step of the state that would be kept if the run ended now; empty before the first scoring."""
+    return frozenset({choose_kept(run.history, run.problem.start, run.settings).step} if run.history else ())
 
 
 def _restore(run: Run, kept: InterimScore) -> None:

@@ -228,11 +228,17 @@ def _train_all(
 
 
 def find_checkpoints(
-    folders: list[Path], start: Start | None, settings: UnlearnSettings, *, note: Callable[[str], None]
+    folders: list[Path],
+    start: Start | None,
+    settings: UnlearnSettings,
+    *,
+    note: Callable[[str], None],
+    upto: int | None = None,
 ) -> list[Checkpoint | None]:
     """Return where each run goes on, None for the beginning; what lies behind that is removed.
 
-    A run goes on only where all before it stand as they were left: the log tells of them in order.
+    A run goes on only where all before it stand as they were left: the log tells of them in order. None goes on from
+    after step `upto`.
     """
 
     def kept_at(position: Position) -> set[int]:
@@ -243,7 +249,7 @@ def find_checkpoints(
     for folder in folders:
         checkpoint = None
         if not passed_over and None not in found:
-            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=kept_at)
+            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=kept_at, upto=upto)
         drop_checkpoints(folder, after=checkpoint.position.step if checkpoint else 0)
         found.append(checkpoint)
     for message in passed_over:

@@ -86,6 +86,9 @@ class Run:
     """The longest that a step took, with its scoring."""
     dropouts: tuple[nn.Dropout, ...] = ()
     saves: SaveClock = field(default_factory=SaveClock)
+    held_steps: frozenset[int] = frozenset()
+    """Steps whose checkpoints stay whatever comes after: the one that all of its population can go on from, and what
+    would be kept there."""
 
     @property
     def schedule(self) -> Schedule:

@@ -2,5 +2,6 @@
 
 from letheon.training.populations.groups import groups_of, why_alone
 from letheon.training.populations.run import DivergedRun, run_population
+from letheon.training.populations.together import forget_parts, was_member
 
-__all__ = ["DivergedRun", "groups_of", "run_population", "why_alone"]
+__all__ = ["DivergedRun", "forget_parts", "groups_of", "run_population", "was_member", "why_alone"]

@@ -53,7 +53,7 @@ def num_at_once(settings: Collection[UnlearnSettings], inputs: Inputs, *, machin
 def parts_of(num_members: int, at_once: int) -> list[range]:
     """Return the members, in order, cut into the fewest parts of at most `at_once`, of about equal size."""
     num_parts = -(-num_members // at_once)
-    ends = [num_members * number // num_parts for number in range(num_parts + 1)]
+    ends = [num_members * number // max(num_parts, 1) for number in range(num_parts + 1)]
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 

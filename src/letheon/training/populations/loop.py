@@ -1,19 +1,26 @@
 """The training loop of a population: the steps of all its members side by side."""
 
 import time
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as Collection
+from dataclasses import replace
 
 from letheon.errors import DivergenceError
 from letheon.model.population import Population
 from letheon.training.loop import (
+    broken_parameters,
     end,
     goes_on,
+    prune,
     rows_of_next_step,
+    save,
     score_at_end,
     score_if_due,
+    steps_to_keep,
     update,
 )
 from letheon.training.populations.step import accumulate_together
+from letheon.training.populations.together import Diverged, write_divergence
 from letheon.training.state import Outcome, Run
 from letheon.training.stopping import Clock, Interruption
 from letheon.training.tracking import Observer
@@ -29,22 +36,24 @@ def train_together(
     clock: Clock,
     interruption: Interruption,
     observer: Observer,
+    diverged: Mapping[int, DivergenceError] | None = None,
 ) -> list[Ended]:
     """Train `runs`, those of the population's members in order, each until it is over as `loop.train` has it.
 
     Members go step by step together, each through its own steps. One that is over leaves the pass; so does one whose
-    loss or gradient is not finite, which keeps what it was before that step. Afterwards each member's parameters are
-    those of the state that is kept.
+    loss or gradient is not finite, which keeps what it was before that step; those that are `diverged` have left
+    before. Afterwards each member's parameters are those of the state that is kept.
 
     Raises:
         OutputError: a checkpoint cannot be written.
     """
-    ended: dict[int, Ended] = {}
+    ended: dict[int, Ended] = dict(diverged or {})
     total = sum(run.total_steps for run in runs)
     with population.running(), runs[0].problem.engine.running():
         while len(ended) < len(runs):
+            asked = replace(interruption)  # a signal ends all members after the same step
             for m in (m for m in range(len(runs)) if m not in ended):
-                if not goes_on(runs[m], clock, interruption):
+                if not goes_on(runs[m], clock, asked):
                     ended[m] = _end(population, m, runs[m])
             active = {m: run for m, run in enumerate(runs) if m not in ended}
             if active:
@@ -52,6 +61,9 @@ def train_together(
                 ended |= _take_steps(population, active)
                 values = {"members": float(len(active)), "s/step": time.monotonic() - began_s}
                 observer.step(sum(run.step for run in runs), total, values)
+    for run in runs:
+        run.held_steps = frozenset()
+        prune(run)
     return [ended[m] for m in range(len(runs))]
 
 
@@ -60,6 +72,7 @@ def _end(population: Population, member: int, run: Run) -> Ended:
         with population.alone(member):
             score_at_end(run)
     except DivergenceError as error:
+        _note_divergence(run, error, num_passes=run.step)
         return error
     return end(run)
 
@@ -69,12 +82,40 @@ def _take_steps(population: Population, active: dict[int, Run]) -> dict[int, End
     began, rows = time.monotonic(), {m: rows_of_next_step(run) for m, run in active.items()}
     taken = accumulate_together(population, active, rows)
     diverged: dict[int, Ended] = {}
+    saved: set[int] = set()
     for m, run in active.items():
         parts, num_tokens = taken[m]
+        num_passes = run.step + 1
         try:
             update(run, rows[m], parts, num_tokens=num_tokens, began=began)
             with population.alone(m):
-                score_if_due(run)
+                if score_if_due(run):
+                    saved.add(m)
         except DivergenceError as error:
+            _note_divergence(run, error, num_passes=num_passes)
             diverged[m] = error
+    _save_all({m: run for m, run in active.items() if m not in diverged}, saved)
     return diverged
+
+
+def _save_all(runs: Mapping[int, Run], saved: Set[int]) -> None:
+    """Where the first of the members has been `saved` or its time has come, save the others too: all can go on there.
+
+    That waits where a member holds numbers that are not finite: its next step says so.
+    """
+    if not runs:
+        return
+    first = next(iter(runs))
+    if not (first in saved or runs[first].saves.is_due) or any(broken_parameters(run) for run in runs.values()):
+        return
+    with runs[first].saves.saving():
+        for m, run in runs.items():
+            if m not in saved:
+                save(run)
+    for run in runs.values():
+        run.held_steps = steps_to_keep(run) | {run.step}
+        prune(run)
+
+
+def _note_divergence(run: Run, error: DivergenceError, *, num_passes: int) -> None:
+    write_divergence(run.settings.out, Diverged(num_passes, run.hooks.log.flush(), str(error)))

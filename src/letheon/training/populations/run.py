@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,12 +21,23 @@ from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
-from letheon.training.loop import begin
+from letheon.training.loop import begin, is_over
 from letheon.training.plan import check_fit
 from letheon.training.plan.machine import machine_of
 from letheon.training.populations.cut import num_at_once, parts_of
 from letheon.training.populations.groups import groups_of, why_alone
 from letheon.training.populations.loop import Ended, train_together
+from letheon.training.populations.together import (
+    Diverged,
+    Part,
+    common_step,
+    divergence_of,
+    forget_parts,
+    recorded_parts,
+    was_member,
+    write_divergence,
+    write_parts,
+)
 from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, probe_of, put_on
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import resolve_settings
@@ -40,7 +51,8 @@ from letheon.training.tracking import Observer, Silent, check_trackers, open_log
 class DivergedRun:
     """A run that met a loss or gradient that is not finite: its folder is as `unlearn` leaves it then.
 
-    That is run.yaml, log.jsonl and the checkpoints before, but no model, adapter or provenance.
+    That is run.yaml, log.jsonl and the checkpoints before, but no model, adapter or provenance. One that others were
+    trained beside keeps population.json too, which tells those that go on that it has ended.
     """
 
     folder: Path
@@ -63,6 +75,9 @@ def run_population(
     does not let several through at once, they go one after another, and `observer` is told why. It hears of all runs
     together, each of `observers` of one.
 
+    A population that was ended goes on, with `resume`, in the same bytes: in the parts that it was cut into, all of a
+    part from the last step at which all of them were saved. Members that are done by then may be left out.
+
     Returns what came of each run, in order; one that diverges does not end the others.
 
     Raises:
@@ -72,7 +87,7 @@ def run_population(
     observer = observer or Silent()
     observers = observers or [_Named(observer, one.out.name) for one in members]
     _check_group(members)
-    if len(members) > 1:
+    if len(members) > 1 or (members[0].resume and was_member(members[0].out)):
         reports = _try_together(members, observer, observers)
         if reports is not None:
             return reports
@@ -111,6 +126,20 @@ class _Together:
     ground: Ground
     observer: Observer
     observers: Collection[Observer]
+
+    def note(self, message: str) -> None:
+        """Say something of all of them."""
+        self.observer.note(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """Where a member begins or goes on."""
+
+    found: Checkpoint | None
+    passed_over: Collection[str]
+    diverged: Diverged | None = None
+    """Where it ended before the step that the others go on from."""
 
 
 def _alone(settings: UnlearnSettings, observer: Observer) -> RunReport | DivergedRun:
@@ -168,7 +197,7 @@ def _try_together(
         objection = _objection(whole)
         if objection is None:
             with heed_signals() as interruption:
-                return _train_parts(whole, parts_of(len(resolved), at_once), clock, interruption)
+                return _train_parts(whole, _cut(whole, at_once), clock, interruption)
     observer.note(f"{objection}; the runs go one after another")
     return None
 
@@ -180,7 +209,8 @@ def _objection(whole: _Together) -> str | None:
         return f"{type(engine.model).__name__} takes sequences padded, so that members cannot share a pass"
     probe = probe_of(whole.inputs.sequences).to(engine.model.device)
     try:
-        population = populate(whole.shared, [lora_settings(one) for one in whole.members[:2]], seeds=[0, 1])
+        two = [lora_settings(one) for one in (*whole.members, whole.members[0])[:2]]
+        population = populate(whole.shared, two, seeds=[0, 1])
         with population.running(), engine.running(), population.together([0, 1], [probe, probe]):
             engine.states(join([probe, probe]))
     except ModelError as error:
@@ -188,69 +218,126 @@ def _objection(whole: _Together) -> str | None:
     return None
 
 
+def _cut(whole: _Together, at_once: int) -> list[Part]:
+    """Return the parts that the members were in before, where they still fit, and the others cut anew."""
+    before = recorded_parts([one.out for one in whole.members])
+    kept = [part for part in before if len(part.members) <= at_once]
+    if len(kept) < len(before):
+        whole.note(
+            f"no more than {at_once} members fit into the memory that is free now, so that they go on in other parts "
+            "than before: with other roundings than they would have had"
+        )
+    held = {m for part in kept for m in part.members}
+    others = [m for m in range(len(whole.members)) if m not in held]
+    return [*kept, *(Part(tuple(others[i] for i in found)) for found in (parts_of(len(others), at_once)))]
+
+
 def _train_parts(
-    whole: _Together, parts: Collection[range], clock: Clock, interruption: Interruption
+    whole: _Together, parts: Collection[Part], clock: Clock, interruption: Interruption
 ) -> list[RunReport | DivergedRun]:
     """Train one part after another; one that finds too little memory goes on as two halves."""
     if len(parts) > 1:
-        whole.observer.note(
-            f"{len(whole.members)} members in {len(parts)} parts of at most {max(map(len, parts))}, which is what fits"
-        )
-    waiting, reports = deque(parts), list[RunReport | DivergedRun]()
+        largest = max(len(part.members) for part in parts)
+        whole.note(f"{len(whole.members)} members in {len(parts)} parts of at most {largest}, which is what fits")
+    folders = [one.out for one in whole.members]
+    waiting, reports = deque(parts), dict[int, RunReport | DivergedRun]()
+    write_parts(folders, parts)
     while waiting:
         part = waiting.popleft()
         try:
-            reports += _train_part(whole, part, clock, interruption)
+            reports |= _train_part(whole, part, clock, interruption)
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            if len(part.members) == 1:
                 raise
-            middle = len(part) // 2
-            whole.observer.note(
-                f"{len(part)} members at once do not fit into the GPU's memory; they go on in two parts"
-            )
-            waiting.extendleft([part[middle:], part[:middle]])
-            whole = replace(whole, resumes=[done or m in part for m, done in enumerate(whole.resumes)])
-    return reports
+            middle = len(part.members) // 2
+            whole.note(f"{len(part.members)} members at once do not fit into the GPU's memory; they go on in two parts")
+            halves = [Part(part.members[:middle], goes_on=True), Part(part.members[middle:], goes_on=True)]
+            waiting.extendleft(reversed(halves))
+            write_parts([folders[m] for m in part.members], _renumbered(halves, part.members))
+    return [reports[m] for m in range(len(folders))]
+
+
+def _renumbered(parts: Collection[Part], members: Collection[int]) -> list[Part]:
+    return [Part(tuple(members.index(m) for m in part.members), part.goes_on) for part in parts]
 
 
 def _train_part(
-    whole: _Together, part: range, clock: Clock, interruption: Interruption
-) -> list[RunReport | DivergedRun]:
+    whole: _Together, part: Part, clock: Clock, interruption: Interruption
+) -> dict[int, RunReport | DivergedRun]:
     """Train some of the members at once and leave their folders."""
-    members = [whole.members[m] for m in part]
+    members = [whole.members[m] for m in part.members]
     population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
     prepared = [
         put_on(whole.ground, whole.inputs, one, member, method=get_method(one.method))
         for one, member in zip(members, population.members, strict=True)
     ]
     with ExitStack() as stack:
-        runs = [_begin(whole, m, ready, stack) for m, ready in zip(part, prepared, strict=True)]
-        ends = train_together(population, runs, clock=clock, interruption=interruption, observer=whole.observer)
+        beginnings = _beginnings(whole, part, prepared)
+        runs = [
+            _begin(whole, m, ready, beginning, stack)
+            for m, ready, beginning in zip(part.members, prepared, beginnings, strict=True)
+        ]
+        ends = train_together(
+            population, runs, clock=clock, interruption=interruption, observer=whole.observer,
+            diverged={m: DivergenceError(one.diverged.reason) for m, one in enumerate(beginnings) if one.diverged},
+        )  # fmt: skip
         for run, ended in zip(runs, ends, strict=True):
             _log_ending(run, ended, clock)
     exit_code = interruption.exit_code if interruption.signal_number else 0
+    if not exit_code:
+        # All that is left to do comes to the same for each alone.
+        for one, ended in zip(members, ends, strict=True):
+            if not isinstance(ended, DivergenceError):
+                forget_parts(one.out)
+    return {
+        m: _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
+        for m, ready, ended in zip(part.members, prepared, ends, strict=True)
+    }
+
+
+def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) -> list[_Beginning]:
+    """Find where each member goes on; those of a part that goes on, all after the same step."""
+    members, problems = [whole.members[m] for m in part.members], [one.problem for one in prepared]
+    passed_over: list[dict[str, None]] = [{} for _ in members]
+
+    def find(m: int, upto: int | None) -> Checkpoint | None:
+        folder, note = members[m].out / "checkpoints", passed_over[m].setdefault
+        return find_checkpoints([folder], problems[m].start, members[m], note=note, upto=upto)[0]
+
+    if not part.goes_on:
+        resumes = [whole.resumes[m] for m in part.members]
+        return [
+            _Beginning(find(m, None) if goes_on else None, list(passed_over[m])) for m, goes_on in enumerate(resumes)
+        ]
+    diverged = {m: end for m, one in enumerate(members) if (end := divergence_of(one.out)) is not None}
+    found, left = common_step(
+        find,
+        is_over=lambda m, checkpoint: is_over(checkpoint.position, problems[m], members[m]),
+        diverged=diverged,
+        num_members=len(members),
+    )
     return [
-        _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
-        for m, ready, ended in zip(part, prepared, ends, strict=True)
+        _Beginning(found[m] if m not in left else find(m, None), list(passed_over[m]), left.get(m))
+        for m in range(len(members))
     ]
 
 
-def _begin(whole: _Together, m: int, prepared: Prepared, stack: ExitStack) -> Run:
+def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, stack: ExitStack) -> Run:
     """Open what a member writes to, which `stack` closes, and return its run where it begins or goes on."""
-    settings, observer, folder = whole.members[m], whole.observers[m], whole.members[m].out / "checkpoints"
-    check_disk(settings, prepared.problem.adapted, num_runs=1)
+    settings, observer, found, end = whole.members[m], whole.observers[m], beginning.found, beginning.diverged
+    check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
     write_run(settings, prepared)
-    found, passed_over = list[Checkpoint | None]([None]), list[str]()
-    if whole.resumes[m]:
-        found = find_checkpoints([folder], prepared.problem.start, settings, note=passed_over.append)
-    keep_bytes = found[0].position.log_bytes if found[0] else 0
+    write_divergence(settings.out, end)
+    keep_bytes = end.log_bytes if end else found.position.log_bytes if found else 0
     log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_bytes=keep_bytes))
     tracker = stack.enter_context(trackers(settings.out, settings.trackers, settings.plain()))
-    log_start(log, prepared, found, passed_over)
-    for message in passed_over:
+    if end is None:
+        log_start(log, prepared, [found], beginning.passed_over)
+    for message in beginning.passed_over:
         observer.note(message)
     hooks = Hooks(log, observer, tracker)
-    return begin(prepared.problem, settings, hooks=hooks, checkpoints=folder, resumed=found[0])
+    checkpoints = settings.out / "checkpoints"
+    return begin(prepared.problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=found)
 
 
 def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
@@ -262,14 +349,14 @@ def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
 
 
 def _leave(
-    whole: _Together, m: int, prepared: Prepared, ended: Ended, *, part: range, clock: Clock, exit_code: int
+    whole: _Together, m: int, prepared: Prepared, ended: Ended, *, part: Part, clock: Clock, exit_code: int
 ) -> RunReport | DivergedRun:
     settings = whole.members[m]
     if isinstance(ended, DivergenceError):
         return DivergedRun(settings.out, str(ended), exit_code)
     population = {
-        "member": m - part.start,
-        "folders": [str(whole.members[index].out) for index in part],
+        "member": part.members.index(m),
+        "folders": [str(whole.members[index].out) for index in part.members],
     }
     return leave(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,

@@ -1,0 +1,141 @@
+"""What lets a population that was ended go on in the same bytes: who trained with whom, and from where.
+
+A product of many rows rounds otherwise than one of few, so a member's bits depend on who shares its passes. Members go
+on in the same parts, therefore, and all of a part from after the same step. population.json in each member's folder
+says which parts there are, from before the first step until the member is done; of a member that met a loss which is
+not finite it says when that was, since those that go on later go on without it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.files import write_json
+from letheon.training.checkpoint import Checkpoint
+from letheon.training.folder import POPULATION
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Where a member ended that met a loss or gradient that is not finite."""
+
+    num_passes: int
+    """Steps of the others that it took part in."""
+    log_bytes: int
+    """Length of its log."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Members that are trained at once."""
+
+    members: tuple[int, ...]
+    goes_on: bool = False
+    """Whether they have been together before, so that they go on from one step."""
+
+
+def was_member(folder: Path) -> bool:
+    """Return whether the run in `folder` is a member of a population that is not done."""
+    return bool(_parts_in(folder))
+
+
+def divergence_of(folder: Path) -> Diverged | None:
+    """Return where the run in `folder` diverged as a member of a population, None if it did not."""
+    try:
+        return Diverged(**_read(folder)["diverged"])
+    except (KeyError, TypeError):
+        return None
+
+
+def write_parts(folders: Collection[Path], parts: Collection[Part]) -> None:
+    """Write into each member's folder which parts there are; where members diverged is kept where they go on.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    for folder in folders:
+        named = [[os.path.relpath(folders[m].resolve(), folder.resolve()) for m in part.members] for part in parts]
+        diverged = _read(folder).get("diverged")
+        write_json(folder / POPULATION, {"parts": named, **({"diverged": diverged} if diverged else {})})
+
+
+def write_divergence(folder: Path, diverged: Diverged | None) -> None:
+    """Write down where a member diverged, or with None that it has not.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    before = _read(folder)
+    if diverged is not None or "diverged" in before:
+        rest = {name: value for name, value in before.items() if name != "diverged"}
+        write_json(folder / POPULATION, {**rest, **({"diverged": asdict(diverged)} if diverged else {})})
+
+
+def forget_parts(folder: Path) -> None:
+    """Remove what is written of a population in a member's folder."""
+    (folder / POPULATION).unlink(missing_ok=True)
+
+
+def recorded_parts(folders: Collection[Path]) -> list[Part]:
+    """Return the parts that these members were in, each in its order, by the first; those without are left out."""
+    paths = [folder.resolve() for folder in folders]
+    index = {path: m for m, path in enumerate(paths)}
+    parts: dict[Path, tuple[Path, ...]] = {}
+    found = [_parts_in(folder) for folder in folders]
+    # A member's own word comes first: a folder may have been made anew since another wrote of it.
+    for path, own in zip(paths, found, strict=True):
+        parts.update((path, part) for part in own if path in part)
+    for part in (part for own in found for part in own):
+        for path in part:
+            if path in index:
+                parts.setdefault(path, part)
+    kept = dict.fromkeys(parts[path] for path in paths if path in parts)
+    return [Part(tuple(index[path] for path in part if parts.get(path) == part), goes_on=True) for part in kept]
+
+
+def common_step(
+    find: Callable[[int, int | None], Checkpoint | None],
+    *,
+    is_over: Callable[[int, Checkpoint], bool],
+    diverged: Mapping[int, Diverged],
+    num_members: int,
+) -> tuple[list[Checkpoint | None], dict[int, Diverged]]:
+    """Return where each member goes on so that all that go on stand after the same step; None for the beginning.
+
+    `find` gives the newest checkpoint of a member that is of a step not after the second argument. A member that was
+    over before that step stays where it ended. One that `diverged` before it has no part in what follows: these come
+    second, and None stands for them in the first.
+    """
+    limit: int | None = None
+    while True:
+        out = {m: end for m, end in diverged.items() if limit is None or end.num_passes <= limit}
+        found = [None if m in out else find(m, limit) for m in range(num_members)]
+        steps = {m: one.position.step if one else 0 for m, one in enumerate(found) if m not in out}
+        going = [step for m, step in steps.items() if (one := found[m]) is None or not is_over(m, one)]
+        if not going:
+            return found, out
+        last = min(going)
+        if max(steps.values()) <= last and all(end.num_passes <= last for end in out.values()):
+            return found, out
+        limit = last
+
+
+def _parts_in(folder: Path) -> list[tuple[Path, ...]]:
+    parts = _read(folder).get("parts")
+    if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
+        return []
+    return [tuple((folder / str(name)).resolve() for name in part) for part in parts]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return what is written in a member's folder; {} if nothing, or nothing that can be read."""
+    try:
+        value = json.loads((folder / POPULATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

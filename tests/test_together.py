@@ -1,0 +1,127 @@
+"""What a population writes down to go on as it was: its parts, where members diverged, and the step that all share."""
+
+from pathlib import Path
+
+import pytest
+
+from letheon.training.checkpoint import Checkpoint, Position
+from letheon.training.populations import forget_parts, was_member
+from letheon.training.populations.together import (
+    Diverged,
+    Part,
+    common_step,
+    divergence_of,
+    recorded_parts,
+    write_divergence,
+    write_parts,
+)
+
+SAVED_AND_LAST = list[tuple[set[int], int]]
+"""Of each member: the steps that it was saved after, and the one that is its last."""
+
+
+def saved_at(step: int) -> Checkpoint:
+    return Checkpoint(Position(step, 0, 0, (), {}), {}, {})
+
+
+def steps_of(members: SAVED_AND_LAST, diverged: dict[int, int] | None = None) -> tuple[list[int], set[int]]:
+    def find(m: int, upto: int | None) -> Checkpoint | None:
+        step = max((step for step in members[m][0] if upto is None or step <= upto), default=0)
+        return saved_at(step) if step else None
+
+    found, out = common_step(
+        find,
+        is_over=lambda m, checkpoint: checkpoint.position.step >= members[m][1],
+        diverged={m: Diverged(num_passes, 0, "not finite") for m, num_passes in (diverged or {}).items()},
+        num_members=len(members),
+    )
+    return [one.position.step if one else 0 for one in found], set(out)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([({3, 6}, 9), ({3, 6}, 9)], [6, 6]),
+        ([({3, 6}, 9), ({2, 3}, 9)], [3, 3]),
+        ([({3, 6}, 9), ({2, 4}, 9)], [0, 0]),
+        ([({3, 6}, 9), (set(), 9)], [0, 0]),
+        ([({6, 8}, 9), ({2, 4}, 4)], [8, 4]),  # the second was over by then
+        ([({2, 4, 6}, 6), ({4}, 9)], [4, 4]),  # the first was not
+        ([({6}, 6), ({4}, 4)], [6, 4]),
+        ([], []),
+    ],
+)
+def test_members_go_on_after_the_last_step_that_all_were_saved_at(members: SAVED_AND_LAST, expected: list[int]) -> None:
+    assert steps_of(members) == (expected, set())
+
+
+@pytest.mark.parametrize(
+    ("num_passes", "expected"),
+    [
+        (5, ([6, 0, 6], {1})),  # it had left by step 6
+        (6, ([6, 0, 6], {1})),  # its last pass is the one that leads there
+        (7, ([2, 2, 2], set())),  # what comes after step 6 is computed with it
+    ],
+)
+def test_one_that_diverged_later_is_there_again(num_passes: int, expected: tuple[list[int], set[int]]) -> None:
+    assert steps_of([({2, 6}, 9), ({2, 4}, 9), ({2, 6}, 9)], {1: num_passes}) == expected
+
+
+def test_one_that_diverged_stays_out_where_all_others_are_over() -> None:
+    assert steps_of([({4}, 4), ({2}, 9)], {1: 3}) == ([4, 0], {1})
+
+
+def folders_in(folder: Path, number: int) -> list[Path]:
+    made = [folder / f"run{n}" for n in range(number)]
+    for one in made:
+        one.mkdir(parents=True)
+    return made
+
+
+def test_parts_are_known_from_any_member_wherever_the_folders_go(tmp_path: Path) -> None:
+    folders = folders_in(tmp_path / "here", 5)
+    parts = [Part((0, 3)), Part((1, 2, 4))]
+    write_parts(folders, parts)
+    known = [Part((0, 3), goes_on=True), Part((1, 2, 4), goes_on=True)]
+    assert recorded_parts(folders) == known
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = [tmp_path / "there" / one.name for one in folders]
+    assert recorded_parts(moved) == known
+    for one in moved[1:]:
+        forget_parts(one)
+    assert recorded_parts(moved) == known
+    assert recorded_parts([moved[4], moved[3], moved[0]]) == [Part((0,), goes_on=True), Part((2, 1), goes_on=True)]
+    forget_parts(moved[0])
+    assert recorded_parts(moved) == []
+    assert recorded_parts([]) == []
+
+
+def test_a_members_own_word_comes_first(tmp_path: Path) -> None:
+    folders = folders_in(tmp_path, 3)
+    write_parts(folders, [Part((0, 1, 2))])
+    write_parts(folders[1:], [Part((0, 1))])
+    assert recorded_parts(folders) == [Part((0,), goes_on=True), Part((1, 2), goes_on=True)]
+
+
+def test_where_a_member_diverged_is_kept_until_it_goes_on(tmp_path: Path) -> None:
+    (folder,) = folders_in(tmp_path, 1)
+    assert divergence_of(folder) is None
+    write_divergence(folder, None)
+    assert not was_member(folder)
+    end = Diverged(3, 100, "step 3: loss is not finite")
+    write_parts([folder], [Part((0,))])
+    write_divergence(folder, end)
+    write_parts([folder], [Part((0,))])
+    assert divergence_of(folder) == end
+    assert was_member(folder)
+    write_divergence(folder, None)
+    assert divergence_of(folder) is None
+    assert was_member(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"parts": 3}', '{"parts": [1], "diverged": {"a": 1}}', "\udcff"])
+def test_a_broken_record_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "population.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert not was_member(tmp_path)
+    assert divergence_of(tmp_path) is None
+    assert recorded_parts([tmp_path]) == []
