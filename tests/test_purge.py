@@ -101,6 +101,17 @@ def test_a_dry_run_names_the_same_and_removes_nothing(given: dict[str, Any]) -> 
     assert named == {str(trace.path) for trace in purge(folder, note=silent).traces}
 
 
+def test_a_store_named_in_two_ways_is_one(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole_run(given)
+    path = folder / "provenance.json"
+    provenance = json.loads(path.read_text())
+    store = Path(provenance["reference_store"])
+    monkeypatch.chdir(folder)
+    path.write_text(json.dumps({**provenance, "reference_store": os.path.relpath(store)}))
+    found = purge(folder, dry_run=True, note=silent)
+    assert [trace.path.resolve() for trace in found.traces if trace.path.name == store.name] == [store.resolve()]
+
+
 def test_purging_twice_finds_nothing_the_second_time(given: dict[str, Any]) -> None:
     unlearn(UnlearnSettings.of(given))
     folder = Path(given["out"])

@@ -184,8 +184,9 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def _stores_of(homes: list[Path]) -> list[Trace]:
-    paths = dict.fromkeys(path for home in homes for path in _store_paths(home))
-    return [Trace(path, _size(path), "what the model said of the rows before") for path in paths if _is_store(path)]
+    named = [path for home in homes for path in _store_paths(home) if _is_store(path)]
+    paths = {path.resolve(): path for path in named}.values()
+    return [Trace(path, _size(path), "what the model said of the rows before") for path in paths]
 
 
 def _store_paths(home: Path) -> Iterator[Path]:
