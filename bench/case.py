@@ -15,7 +15,6 @@ from letheon.data.schedules import MixedSchedule
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.engine import build_engine
 from letheon.model.reference import build_reference
-from letheon.model.trunk import trunk_of
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, needs_of, resolve
 from letheon.settings import UnlearnSettings
@@ -53,15 +52,12 @@ def terms(weights: Weights) -> tuple[Term, ...]:
     return method.terms(resolve(method, given))
 
 
-def adapt(model: PreTrainedModel, *, rank: int = 5, compiled: bool = False) -> LoraAdapter:
-    """Return the model with the paper's adapter in it, its trunk compiled for any length if asked."""
-    adapted = attach_lora(model, LoraSettings(rank=rank, alpha=rank), seed=0)
-    if compiled:
-        trunk_of(adapted.model).compile(dynamic=True)
-    return adapted
+def adapt(model: PreTrainedModel, *, rank: int = 5) -> LoraAdapter:
+    """Return the model with the paper's adapter in it."""
+    return attach_lora(model, LoraSettings(rank=rank, alpha=rank), seed=0)
 
 
-def build_case(adapted: LoraAdapter, work: Workload) -> Case:
+def build_case(adapted: LoraAdapter, work: Workload, *, compiles: bool = False) -> Case:
     """Let the engine check itself on a few rows, the longest among them, and fill the reference store."""
     device = adapted.model.device
     by_length = sorted(range(len(work.sequences)), key=lambda row: len(work.sequences[row].input_ids))
@@ -69,8 +65,8 @@ def build_case(adapted: LoraAdapter, work: Workload) -> Case:
     probe = pack(
         [work.sequences[row] for row in probed], is_forget=[work.is_forget[row] for row in probed], row_index=probed
     )
-    engine = build_engine(adapted.model, probe.to(device), adapter_off=adapted.off)
-    assert engine.path == "packed", engine.notes
+    engine = build_engine(adapted.model, probe.to(device), adapter_off=adapted.off, compiles=compiles)
+    assert (engine.path, engine.compiles) == ("packed", compiles), engine.notes
     wanted = terms(WEIGHTS)
     with engine.running():
         reference_time, reference = timed(

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -113,23 +113,23 @@ def main(arguments: list[str] | None = None) -> None:
         shape, given.data, num_steps=given.steps or given.pairs, batch_size=given.batch_size, num_rows=given.rows
     )
     model = make_model(shape, dtype=dtype_of(given.dtype), device=device)
-    adapted = adapt(model, compiled=given.compile)
+    adapted = adapt(model)
     try:
-        gate = check(adapted, smallest_steps(shape, given.data, num_steps=NUM_STEPS), given.dtype)
+        gate = check(
+            adapted, smallest_steps(shape, given.data, num_steps=NUM_STEPS), given.dtype, compiles=given.compile
+        )
     except GateError as error:
         sys.exit(str(error))
-    case = build_case(adapted, work)
+    case = build_case(adapted, work, compiles=given.compile)
     if given.profile:
         print(profile(case))
-    result = result_of(case, shape, gate, precision=given.dtype, compiled=given.compile, pairs=given.pairs)
+    result = result_of(case, shape, gate, precision=given.dtype, pairs=given.pairs)
     print(to_markdown(table([result])))
     if given.json:
         write_json(given.json, {"machine": describe_machine(device), "step": asdict(result)})
 
 
-def result_of(
-    case: Case, shape: Shape, gate: Gate, *, precision: Precision, compiled: bool, pairs: int, warmup: int = 2
-) -> StepResult:
+def result_of(case: Case, shape: Shape, gate: Gate, *, precision: Precision, pairs: int, warmup: int = 2) -> StepResult:
     """Time `pairs` pairs of steps after some that do not count."""
     work, device = case.work, case.device
     measured = alternate(case, pairs=pairs, warmup=warmup)
@@ -147,7 +147,7 @@ def result_of(
     return StepResult(
         shape=shape.name,
         precision=precision,
-        is_compiled=compiled,
+        is_compiled=case.problem.engine.compiles,
         threads=torch.get_num_threads(),
         clock=clock,
         batch_size=max(map(len, steps)),
@@ -176,11 +176,14 @@ def alternate(case: Case, *, pairs: int, warmup: int) -> list[Pair]:
     """Take the steps of the case one after another, each by both, as often as `pairs` wants."""
     optimiser = our_optimiser(case)
     plain_optimiser = torch.optim.Adam(case.adapted.parameters(), lr=LEARNING_RATE)
+    plain_model: Any = case.adapted.peft
+    if case.problem.engine.compiles:
+        plain_model = torch.compile(plain_model, dynamic=True)
 
     def by_plain(rows: list[int]) -> Timing:
         return timed(
             lambda: plain_step(
-                case.adapted.peft, padded(case.work, rows, case.device), optimiser=plain_optimiser, weights=WEIGHTS
+                plain_model, padded(case.work, rows, case.device), optimiser=plain_optimiser, weights=WEIGHTS
             ),
             case.device,
         )[0]
@@ -279,7 +282,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="draw from this many rows only")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", default="1", help="a number, or all")
-    parser.add_argument("--compile", action="store_true", help="compile the trunk, for both")
+    parser.add_argument("--compile", action="store_true", help="compile both, plain as a whole and ours by --compile")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)

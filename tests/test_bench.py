@@ -202,7 +202,7 @@ def test_a_whole_measurement(precision: str) -> None:
     assert adapted.model.dtype == dtype
     assert all(torch.equal(value, start[name]) for name, value in adapted.trained().items())
     case = build_case(adapted, work)
-    result = result_of(case, TINY, gate, precision=precision, compiled=False, pairs=2, warmup=0)  # type: ignore[arg-type]
+    result = result_of(case, TINY, gate, precision=precision, pairs=2, warmup=0)  # type: ignore[arg-type]
     assert result.plain.num == result.ours.num == 2
     assert 0 < result.floor_s < result.ours.high
     assert result.our_tokens_per_s / result.plain_tokens_per_s == pytest.approx(result.throughput_ratio)

@@ -17,7 +17,7 @@ import pytest
 
 from letheon import locks
 from letheon.errors import OutputError
-from letheon.locks import OWNER, file_lock, folder_lock
+from letheon.locks import LOCK, OWNER, clear_locks, file_lock, folder_lock
 
 HOLDER = """
 import sys, time
@@ -67,6 +67,21 @@ def test_a_lock_of_a_killed_process_is_taken_over_and_said(tmp_path: Path) -> No
     assert len(notes) == 1
     assert f"process {process.pid} of " in notes[0]
     assert "is gone without having let go of it; taking it over" in notes[0]
+
+
+def test_locks_of_the_killed_are_cleared_below_a_folder_and_no_others(tmp_path: Path) -> None:
+    killed, alive, far, half = (tmp_path / "runs" / name for name in ("killed", "alive", "far", "half"))
+    for folder in (killed, alive, far, half):
+        folder.mkdir(parents=True)
+    with held_elsewhere(killed) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    other_machine(far)
+    (half / LOCK).touch()
+    with held_elsewhere(alive):
+        clear_locks(tmp_path)
+        left = {str(path.relative_to(tmp_path / "runs")) for path in tmp_path.rglob(".*")}
+    assert left == {f"alive/{LOCK}", f"alive/{OWNER}", f"far/{OWNER}"}
 
 
 def test_a_thread_of_the_same_process_is_refused_too(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def layers(model: nn.Module) -> Iterator[LoraLinear]:
 
 
 def is_fused(model: nn.Module) -> list[bool]:
-    return ["forward" in layer.__dict__ for layer in layers(model)]
+    return [type(layer) is not LoraLinear for layer in layers(model)]
 
 
 def test_nested_blocks_fuse_once_and_the_forward_is_restored() -> None:

@@ -68,6 +68,20 @@ def folder_lock(folder: Path, *, note: Note, silence_s: float = SILENCE_S) -> It
         _let_go(lock)
 
 
+def clear_locks(folder: Path) -> None:
+    """Remove the files of locks in `folder` and below whose owners, on this machine, were killed."""
+    for held in sorted({path.parent for name in (LOCK, OWNER) for path in folder.rglob(name)}):
+        owner, lock = _owner_of(held), FileLock(held / LOCK)
+        if owner is not None and owner.host != socket.gethostname():
+            continue
+        try:
+            lock.acquire(blocking=False)
+        except (Timeout, OSError):
+            continue
+        (held / OWNER).unlink(missing_ok=True)
+        _let_go(lock)
+
+
 def is_lock_file(path: Path) -> bool:
     """Whether `path` is one of the files of `folder_lock`."""
     return path.name in (LOCK, OWNER)

@@ -134,6 +134,9 @@ class UnlearnSettings(RowSettings):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third to a half more time."
     )
+    compile: bool = Field(
+        False, description="Compile norms and feed-forward blocks (torch.compile).", json_schema_extra=RARE
+    )
     store_lower: bool = Field(
         False,
         description="Keep the states of the frozen layers below --layers, so that no step runs them again.",

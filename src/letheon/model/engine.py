@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
+from letheon.model.compiled import compiled_layers
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
 from letheon.model.lower import begun_at, first_layer_run
 from letheon.model.lowrank import fused_adapters
@@ -57,6 +58,8 @@ class Engine:
     """What the last layer computes on path "packed"; None for all positions."""
     recomputes: bool = False
     """Whether the layers' insides are computed again in the backward pass."""
+    compiles: bool = False
+    """Whether what works on each position by itself is compiled."""
     begins_at: int = 0
     """The decoder layer whose inputs the reference store keeps, so that a step may begin there; 0 for none."""
 
@@ -78,6 +81,8 @@ class Engine:
                 stack.enter_context(packed_attention(self.model))
             if self.path != "logits":
                 stack.enter_context(fused_adapters(self.model))
+            if self.compiles:
+                stack.enter_context(compiled_layers(self.model))
             if self.path == "packed" and self.selection is not None:
                 stack.enter_context(trimmed(self.model, self.selection))
             if self.recomputes:
@@ -139,6 +144,7 @@ def build_engine(
     adapter_off: Callable[[], AbstractContextManager[None]],
     recomputes: bool = False,
     stores_lower: bool = False,
+    compiles: bool = False,
 ) -> Engine:
     """Return an engine on the fastest path whose label log-probabilities on `probe` equal the model's own.
 
@@ -173,10 +179,25 @@ def build_engine(
         engine = made(path=path, selection=selection, notes=tuple(notes))
         objection = _objection(engine, probe, expected)
         if objection is None:
+            engine = _compiled(engine, probe, expected) if compiles else engine
             return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
+    if compiles:
+        notes.append("nothing is compiled on path 'logits'")
     return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
+
+
+def _compiled(engine: Engine, probe: PackedBatch, expected: Tensor) -> Engine:
+    """Return the engine with compiled layers, or as it is with a note where these do not work."""
+    compiled = replace(engine, compiles=True)
+    try:
+        objection = _objection(compiled, probe, expected)
+    except ModelError as error:
+        objection = f"cannot be had ({error})"
+    if objection is None:
+        return compiled
+    return replace(engine, notes=(*engine.notes, f"the compiled model {objection}; nothing is compiled"))
 
 
 def _check_causal(model: PreTrainedModel, probe: PackedBatch) -> None:

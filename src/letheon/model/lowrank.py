@@ -24,31 +24,28 @@ def fused_adapters(model: nn.Module) -> Iterator[None]:
     """Let the plain LoRA layers in `model` run fused while the block lasts (forward and backward)."""
     layers = [module for module in model.modules() if isinstance(module, LoraLinear) and is_plain(module)]
     for layer in layers:
-        layer.__dict__["forward"] = _Fused(layer)
+        # A class of its own and not a forward of its own, since torch.compile compiles anew for each function it meets.
+        layer.__class__ = _Fused
     try:
         yield
     finally:
         for layer in layers:
-            del layer.__dict__["forward"]
+            layer.__class__ = LoraLinear
 
 
-class _Fused:
-    """The forward of one layer."""
+class _Fused(LoraLinear):
+    """A plain layer of PEFT's with the fused product."""
 
-    def __init__(self, layer: LoraLinear) -> None:
-        down: Any = layer.lora_A[ADAPTER]
-        up: Any = layer.lora_B[ADAPTER]
-        self._layer = layer
-        self._weight, self._bias = frozen_part(layer)
-        self._down: Tensor = down.weight
-        self._up: Tensor = up.weight
-        self._scaling = float(layer.scaling[ADAPTER])
-
-    def __call__(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Return the layer's output for states (.., D)."""
-        if self._layer.disable_adapters:
-            return linear(states, self._weight, self._bias)
-        return low_rank_linear(states, self._weight, self._bias, down=self._down, up=self._up, scaling=self._scaling)
+        weight, bias = frozen_part(self)
+        if self.disable_adapters:
+            return linear(states, weight, bias)
+        down: Any = self.lora_A[ADAPTER]
+        up: Any = self.lora_B[ADAPTER]
+        return low_rank_linear(
+            states, weight, bias, down=down.weight, up=up.weight, scaling=float(self.scaling[ADAPTER])
+        )
 
 
 def frozen_part(layer: LoraLinear) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +73,8 @@ def is_plain(layer: LoraLinear) -> bool:
         and base.weight.is_floating_point()
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
-        and "forward" not in layer.__dict__  # fused already, by a block around this one
+        and type(layer) is LoraLinear  # not fused already, by a block around this one
+        and "forward" not in layer.__dict__
         and layer.active_adapters == [ADAPTER]
         and not layer.merged
         and ADAPTER not in layer.lora_variant  # DoRA and its kin

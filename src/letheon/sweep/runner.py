@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.files import write_json
+from letheon.locks import clear_locks
 from letheon.settings import UnlearnSettings
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Member
@@ -83,6 +84,7 @@ class Runner:
             record = self._read(member)
             if record.state != "finished" or not self.scorer.is_scored(member):
                 return record
+            clear_locks(member.folder)  # of a process that was killed when all was done
             self._done[member.identity] = record
         # The name may have changed since, where the study's file has.
         return replace(self._done[member.identity], **_named(member, self.out))

@@ -106,6 +106,7 @@ def lay_ground(
         adapter_off=adapted.off,
         recomputes=settings[0].gradient_checkpointing,
         stores_lower=settings[0].store_lower,
+        compiles=settings[0].compile,
     )
     _check_possible(engine, adapted, needs, methods[0])
     form = choose_form(loaded, engine, inputs, settings[0], methods[0])
