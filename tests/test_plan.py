@@ -43,6 +43,7 @@ from letheon.training.plan.estimate import Place, Plan, estimate
 from letheon.training.plan.machine import Machine
 from letheon.training.plan.trace import _Live, empty_model
 from letheon.training.prepare import adapt
+from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.training.resolve import resolve_settings, terms_of
 from running import events, run, short_run
 from small import tiny_model
@@ -148,6 +149,7 @@ def test_activations_are_what_autograd_keeps(
         ("neko", "llama", {}),
         ("neko", "olmo", {"dtype": "bfloat16"}),
         ("npo", "gpt2", {}),
+        ("low-rank-npo", "llama", {"lora_dropout": 0.1, "target_modules": "all-linear"}),
         ("undial", "olmo", {}),
         ("rmu", "llama", {"coefficients": {"layer": 1}, "layers": "0:2"}),
     ],
@@ -160,7 +162,7 @@ def test_peak_of_a_step_is_that_of_its_tensors(
     found = plan_of(model, settings)
     planned = sum(part.bytes for part in found.parts if part.when == "step")
 
-    with real_step(model, settings) as (_, loss), _Live() as live:
+    with real_step(model, settings) as (_, loss), dropout_of_step(dropouts_of(model), seed=0, step=0), _Live() as live:
         loss().backward()
 
     assert planned == pytest.approx(live.peak, rel=0.01)

@@ -23,6 +23,8 @@ _MOST_LINES = 24
 _MOST_TICKS = 11
 _MOST_ROWS = 40
 """More rows than that are no figure any more: of a search the best are shown, of a study the first."""
+_SMALLEST_SPAN = 0.1
+"""Scores closer together than that are not pulled apart to fill a panel, nor is a scale drawn below 0 or above 1."""
 
 Draw = Callable[[StudyRecord], Figure | None]
 
@@ -56,6 +58,7 @@ def epochs_figure(record: StudyRecord) -> Figure | None:
             _draw_line(axes, own, score, start, place=(index, len(labels)))
         axes.set_title(label_of_score(score), loc="left")
         axes.grid(visible=True)
+        axes.set_ylim(_span(*axes.get_ylim()))
         _set_epochs(axes, [0.0] * (start is not None) + [row.epoch for row in rows if row.epoch is not None])
     for axes in panels[len(scores) :]:
         axes.remove()
@@ -149,6 +152,7 @@ def seeds_figure(record: StudyRecord) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
         axes.margins(x=0.08)
+        axes.set_xlim(_span(*axes.get_xlim()))
     panels[0].set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
@@ -210,8 +214,9 @@ def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str]) -> N
 
 
 def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> None:
-    image = axes.imshow(grid, cmap="cividis", aspect="auto")
-    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2 if np.isfinite(grid).any() else 0.0
+    low, high = _span(np.nanmin(grid), np.nanmax(grid)) if np.isfinite(grid).any() else (0.0, 1.0)
+    image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    middle = (low + high) / 2
     for (row, column), value in np.ndenumerate(grid):
         text = f"{value:.3f}" if np.isfinite(value) else "–"
         color = INK if not np.isfinite(value) or value > middle else "white"
@@ -220,6 +225,17 @@ def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float6
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+
+
+def _span(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of a scale of scores: wide enough, and between 0 and 1 but for a hair where marks stand."""
+    spare = max(0.0, _SMALLEST_SPAN - (high - low)) / 2
+    low, high = low - spare, high + spare
+    if low < 0 <= high:
+        low, high = -0.01, max(high, _SMALLEST_SPAN)
+    if high > 1 >= low:
+        low, high = min(low, 1 - _SMALLEST_SPAN), 1.01
+    return low, high
 
 
 def _draw_seeds(axes: Axes, row: Row, score: str, place: int) -> None:

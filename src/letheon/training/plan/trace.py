@@ -36,6 +36,7 @@ from letheon.objective.methods import Needs, Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Piece
+from letheon.training.randomness import dropout_of_step, dropouts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepByt
     batch, needs = _batch(piece), needs_of(terms)
     store = _store(engine, piece, trace_reference(engine, needs, piece).stored)
     after_trunk = list[int]()
-    with _counted(engine) as live:
+    with dropout_of_step(dropouts_of(engine.model), seed=0, step=0), _counted(engine) as live:
         hook = trunk_of(engine.model).register_forward_hook(lambda *_: after_trunk.append(live.now))
         try:
             values = token_terms(engine, store, batch, needs=needs)
