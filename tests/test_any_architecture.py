@@ -22,15 +22,14 @@ from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapted import decoder_layers
 from letheon.model.adapters import ALL_LINEAR, SEED_TARGETS, LoraAdapter, LoraSettings, attach_lora, resolve_targets
+from letheon.model.attention import NAMES, packed_attention
 from letheon.model.engine import TOLERANCE, Engine, build_engine
 from letheon.model.head import head_of, project
 from letheon.model.loading import load_model, save_model
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.trunk import (
-    PACKED_ATTENTION,
     check_lengths,
     leak_between_sequences,
-    packed_attention,
     packed_states,
     trunk_of,
 )
@@ -375,7 +374,7 @@ def test_a_models_own_attention_is_put_back(
 )
 def test_attention_that_cannot_be_packed_is_refused(given: dict[str, Any], message: str) -> None:
     query = torch.randn(1, 2, 4, 8)
-    attend = hf.AttentionInterface()[PACKED_ATTENTION]
+    attend = hf.AttentionInterface()[NAMES["sequences"]]
     with pytest.raises(ValueError, match=message):
         attend(nn.Module(), query, query, query, **{"attention_mask": None, **given})
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
+from letheon.model.attention import Kernel, kernels_for, packed_attention
 from letheon.model.compiled import compiled_layers
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
 from letheon.model.lower import begun_at, first_layer_run
@@ -29,7 +30,6 @@ from letheon.model.recomputing import recomputed_layers
 from letheon.model.trimming import Selection, trimmed
 from letheon.model.trunk import (
     leak_between_sequences,
-    packed_attention,
     packed_states,
     padded_logits,
     padded_states,
@@ -56,6 +56,8 @@ class Engine:
     """What the self-check found worth saying."""
     selection: Selection | None = None
     """What the last layer computes on path "packed"; None for all positions."""
+    attention: Kernel = "sequences"
+    """How a pack's sequences attend on path "packed"."""
     recomputes: bool = False
     """Whether the layers' insides are computed again in the backward pass."""
     compiles: bool = False
@@ -78,7 +80,7 @@ class Engine:
         """Hold open, for forward and backward passes, what this path replaces in the model: attention, adapters."""
         with ExitStack() as stack:
             if self.path == "packed":
-                stack.enter_context(packed_attention(self.model))
+                stack.enter_context(packed_attention(self.model, self.attention))
             if self.path != "logits":
                 stack.enter_context(fused_adapters(self.model))
             if self.compiles:
@@ -170,17 +172,19 @@ def build_engine(
     frozen_head = None if head.weight.requires_grad else head
     made = partial(Engine, model=model, adapter_off=adapter_off, frozen_head=frozen_head, recomputes=recomputes)
     begins_at = first_layer_run(model) if stores_lower else 0
-    candidates: tuple[tuple[Path, Selection | None], ...] = (
-        ("packed", Selection()),
-        ("packed", None),
-        ("padded", None),
+    candidates: tuple[tuple[Path, Selection | None, Kernel], ...] = (
+        *(("packed", Selection(), kernel) for kernel in kernels_for(model)),
+        ("packed", None, "sequences"),
+        ("padded", None, "sequences"),
     )
-    for path, selection in candidates:
-        engine = made(path=path, selection=selection, notes=tuple(notes))
+    for path, selection, kernel in candidates:
+        engine = made(path=path, selection=selection, attention=kernel, notes=tuple(notes))
         objection = _objection(engine, probe, expected)
         if objection is None:
             engine = _compiled(engine, probe, expected) if compiles else engine
             return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
+        if kernel == "varlen":
+            notes.append(f"attention over variable lengths {objection}; each sequence attends by itself")
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
     if compiles:

@@ -1,50 +1,24 @@
 """The trunk of a causal language model over packed sequences: everything below the head.
 
-Transformers hands the attention of its models to a function chosen by name. Ours splits queries, keys and values at the
-sequence boundaries and attends within each sequence, so no mask is built and no token is padded. On a CPU each
-sequence is one scaled-dot-product call, whose result does not depend on what else is in the pack.
-
-What the function cannot do (a bias on the scores, attention in both directions) and models that do not call it are
-refused, never computed otherwise. Layers that mix tokens by other means (recurrent ones, convolutions) know nothing of
-boundaries; `leak_between_sequences` finds them.
+Attention keeps the sequences of a pack apart (attention.py). Layers that mix tokens by other means (recurrent ones,
+convolutions) know nothing of boundaries; `leak_between_sequences` finds them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
+from letheon.model.attention import bounds_of
 
-PACKED_ATTENTION = "letheon_packed"
 _MOST_PROBED = 16
-
-
-@contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` attend within the sequences of a pack while the block runs; its own attention is put back after.
-
-    Raises:
-        ValueError: the model computes its attention itself, so that no other can be put in its place.
-    """
-    trunk = trunk_of(model)
-    # Transformers would only warn and leave the attention as it is.
-    if not trunk._can_set_attn_implementation():
-        raise ValueError(f"the attention of {type(model).__name__} cannot be replaced")
-    original = trunk.config._attn_implementation
-    trunk.set_attn_implementation(PACKED_ATTENTION)
-    try:
-        yield
-    finally:
-        trunk.set_attn_implementation(original)
 
 
 def packed_states(
@@ -66,7 +40,7 @@ def packed_states(
         position_ids=position_ids[None],
         attention_mask=None,
         use_cache=False,
-        boundaries=boundaries,
+        **bounds_of(boundaries, input_ids.device),
     )
     states: Tensor = output.last_hidden_state[0]
     return states
@@ -177,98 +151,3 @@ def _right_padded(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, T
     input_ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return input_ids, mask
-
-
-def _packed_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    boundaries: tuple[int, ...] | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **others: Any,  # transformers passes whatever its own attention functions take
-) -> tuple[Tensor, None]:
-    """Attend within each sequence; query (1, H, N, d), key and value (1, K, N, d) with K dividing H, s_aux (H,)."""
-    if boundaries is None or attention_mask is not None:
-        raise ValueError(f"{type(module).__name__} is not told where sequences end")
-    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name != "position_ids"]
-    if unknown or others.get("is_causal") is False:
-        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown) or 'attention in both directions'}")
-    is_fused = softcap is None and s_aux is None
-    attend = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
-    pieces = [
-        attend(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            scaling=scaling,
-            dropout=dropout if module.training else 0.0,
-            window=sliding_window,
-        )
-        for start, end in pairwise(boundaries)
-    ]
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None
-) -> Tensor:
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
-    mask = None
-    if window is not None and window < length:
-        mask = _window_mask(length, window, query.device)
-        # No fused kernel takes a mask and grouped heads at once.
-        key, value, groups = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), 1
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scaling,
-        enable_gqa=groups > 1,
-    )
-
-
-def _plain_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention that no fused kernel offers.
-
-    Scores pass through softcap * tanh(score / softcap) (Gemma 2); the softmax runs over the scores and one more number
-    a head that takes weight from all tokens, `sinks` (H,) (GPT-OSS).
-    """
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    visible = _window_mask(length, length if window is None else window, query.device)
-    scores = scores.masked_fill(~visible, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)[..., :length]
-    return nn.functional.dropout(weights, dropout) @ value
-
-
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (distance >= 0) & (distance < window)
-
-
-AttentionInterface.register(PACKED_ATTENTION, _packed_attention_forward)

@@ -1,0 +1,214 @@
+"""Attention within the sequences of a pack, in place of a model's own.
+
+Transformers hands the attention of its models to a function chosen by name. Ours keep to the sequence boundaries, so
+that no mask is built and no token is padded:
+
+    sequences   a scaled-dot-product call for each sequence, whose result does not depend on what else is in the pack
+    varlen      one call of PyTorch's variable-length attention for all of them, on a GPU in half precision
+
+What the functions cannot do (a bias on the scores, attention in both directions) and models that do not call them are
+refused, never computed otherwise.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None  # type: ignore[assignment]
+
+Kernel = Literal["sequences", "varlen"]
+NAMES: dict[Kernel, str] = {"sequences": "letheon_packed", "varlen": "letheon_varlen"}
+"""What transformers knows them by."""
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel, kernel: Kernel = "sequences") -> Iterator[None]:
+    """Let `model` attend within the sequences of a pack while the block runs; its own attention is put back after.
+
+    Raises:
+        ValueError: the model computes its attention itself, so that no other can be put in its place.
+    """
+    trunk: PreTrainedModel = model.get_decoder()
+    # Transformers would only warn and leave the attention as it is.
+    if not trunk._can_set_attn_implementation():
+        raise ValueError(f"the attention of {type(model).__name__} cannot be replaced")
+    original = trunk.config._attn_implementation
+    trunk.set_attn_implementation(NAMES[kernel])
+    try:
+        yield
+    finally:
+        trunk.set_attn_implementation(original)
+
+
+def kernels_for(model: PreTrainedModel) -> tuple[Kernel, ...]:
+    """Return the kernels that the model's device and dtype allow, the fastest first."""
+    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    return (
+        ("varlen", "sequences")
+        if varlen_attn is not None and model.device.type == "cuda" and is_half
+        else ("sequences",)
+    )
+
+
+def bounds_of(boundaries: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """Return what the attention functions must be told of a pack, as keyword arguments of a model's forward."""
+    offsets = torch.tensor(boundaries, dtype=torch.int32).to(device, non_blocking=True)
+    return {"boundaries": boundaries, "offsets": offsets}
+
+
+def _by_sequence(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    boundaries: tuple[int, ...] | None = None,
+    offsets: Tensor | None = None,  # noqa: ARG001 - the other kernel's
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,  # transformers passes whatever its own attention functions take
+) -> tuple[Tensor, None]:
+    """Attend within each sequence; query (1, H, N, d), key and value (1, K, N, d) with K dividing H, s_aux (H,)."""
+    ends = _checked(module, attention_mask, boundaries, others)
+    is_fused = softcap is None and s_aux is None
+    attend = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
+    pieces = [
+        attend(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            scaling=scaling,
+            dropout=dropout if module.training else 0.0,
+            window=sliding_window,
+        )
+        for start, end in pairwise(ends)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _by_varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    boundaries: tuple[int, ...] | None = None,
+    offsets: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attend within all sequences at once; shapes as above."""
+    ends = _checked(module, attention_mask, boundaries, others)
+    if softcap is not None or s_aux is not None or (dropout and module.training):
+        raise ValueError(f"{type(module).__name__} wants a cap, sinks or dropout, which variable lengths cannot have")
+    assert offsets is not None, "bounds_of gives both"
+    longest = max(end - start for start, end in pairwise(ends))
+    found = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        offsets,
+        offsets,
+        longest,
+        longest,
+        scale=scaling,
+        # As many tokens back, beside the token itself, as the window holds; 0 ahead makes it causal.
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(found, Tensor)
+    return found[None], None
+
+
+def _checked(
+    module: nn.Module, mask: Tensor | None, boundaries: tuple[int, ...] | None, others: dict[str, Any]
+) -> tuple[int, ...]:
+    """Return the boundaries.
+
+    Raises:
+        ValueError: they are missing, or the model wants what no packed attention does.
+    """
+    if boundaries is None or mask is not None:
+        raise ValueError(f"{type(module).__name__} is not told where sequences end")
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name != "position_ids"]
+    if unknown or others.get("is_causal") is False:
+        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown) or 'attention in both directions'}")
+    return boundaries
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None
+) -> Tensor:
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    mask = None
+    if window is not None and window < length:
+        mask = _window_mask(length, window, query.device)
+        # No fused kernel takes a mask and grouped heads at once.
+        key, value, groups = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), 1
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=groups > 1,
+    )
+
+
+def _plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention that no fused kernel offers.
+
+    Scores pass through softcap * tanh(score / softcap) (Gemma 2); the softmax runs over the scores and one more number
+    a head that takes weight from all tokens, `sinks` (H,) (GPT-OSS).
+    """
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    visible = _window_mask(length, length if window is None else window, query.device)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)[..., :length]
+    return nn.functional.dropout(weights, dropout) @ value
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(NAMES["sequences"], _by_sequence)
+AttentionInterface.register(NAMES["varlen"], _by_varlen)

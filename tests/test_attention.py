@@ -1,0 +1,119 @@
+"""Attention over variable lengths against each sequence by itself, with a stand-in for the GPU's kernel on a CPU."""
+
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from architecture_table import CASES, random_model
+from letheon.data.packing import PackedBatch, pack
+from letheon.data.rows import Row
+from letheon.data.sequences import tokenise_all
+from letheon.model import attention
+from letheon.model import engine as engine_module
+from letheon.model.attention import kernels_for
+from letheon.model.engine import Engine, build_engine
+
+PACKED = [name for name, case in CASES.items() if case.path == "packed"]
+WITHOUT = {"gemma-2": "a cap, sinks or dropout", "gpt-oss": "a cap, sinks or dropout"}
+"""What wants more than the kernel can, and why."""
+
+
+def documented(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    scale: float | None, window_size: tuple[int, int], enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """What `torch.nn.attention.varlen.varlen_attn` is documented to give, one sequence after another, from scores."""
+    assert cu_seq_q is cu_seq_k
+    assert cu_seq_q.dtype == torch.int32
+    groups = query.shape[1] // key.shape[1]
+    assert enable_gqa == (groups > 1)
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    pieces = []
+    for start, end in pairwise(cu_seq_q.tolist()):
+        assert end - start <= max_q == max_k
+        q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
+        ahead = torch.arange(end - start)[None] - torch.arange(end - start)[:, None]
+        left, right = window_size
+        visible = (ahead <= right) & ((left < 0) | (ahead >= -left))
+        scores = q @ k.transpose(1, 2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        pieces.append((scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+@pytest.fixture
+def batches(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[PackedBatch]:
+    sequences = tokenise_all(rows, tokenizer, template="joined", max_length=200)
+    chosen = (tuple(range(6)), (5, 1, 2))
+    return [pack([sequences[i] for i in c], is_forget=[i < 3 for i in c], row_index=c) for c in chosen]
+
+
+@pytest.fixture
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", documented)
+    monkeypatch.setattr(engine_module, "kernels_for", lambda _: ("varlen", "sequences"))
+
+
+def values(engine: Engine, batch: PackedBatch) -> list[Tensor]:
+    """Log-probabilities of the answers and their gradients in all weights that have one."""
+    weights = list(engine.model.parameters())
+    with engine.running():
+        found = engine.label_terms(batch).log_probs
+        gradients = torch.autograd.grad(found.square().sum(), weights, allow_unused=True)
+    return [found.detach(), *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
+
+
+@pytest.mark.usefixtures("_stand_in")
+@pytest.mark.parametrize("name", PACKED)
+def test_all_sequences_at_once_are_each_by_itself(
+    name: str, tokenizer: PreTrainedTokenizerBase, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(CASES[name].config(len(tokenizer)))
+    probe, batch = batches
+    at_once = build_engine(model, probe, adapter_off=nullcontext)
+    monkeypatch.setattr(engine_module, "kernels_for", kernels_for)
+    by_itself = build_engine(model, probe, adapter_off=nullcontext)
+    assert by_itself.attention == "sequences"
+    if name in WITHOUT:
+        assert at_once.attention == "sequences"
+        assert "attention over variable lengths fails" in at_once.notes[0]
+        assert WITHOUT[name] in at_once.notes[0]
+    else:
+        assert (at_once.attention, at_once.notes) == ("varlen", by_itself.notes)
+    for found, expected in zip(values(at_once, batch), values(by_itself, batch), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_kernel_that_lets_sequences_see_each_other_is_not_used(
+    tokenizer: PreTrainedTokenizerBase, batches: list[PackedBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, *_: object, **given: object) -> Tensor:
+        ends = torch.tensor([0, int(offsets[-1])], dtype=torch.int32)
+        return documented(query, key, value, ends, ends, int(ends[1]), int(ends[1]), **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(attention, "varlen_attn", blind)
+    monkeypatch.setattr(engine_module, "kernels_for", lambda _: ("varlen", "sequences"))
+    engine = build_engine(random_model(CASES["olmo"].config(len(tokenizer))), batches[0], adapter_off=nullcontext)
+    assert (engine.path, engine.attention) == ("packed", "sequences")
+    assert "attention over variable lengths lets something carry over" in engine.notes[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", [name for name in PACKED if name not in WITHOUT])
+def test_the_gpus_kernel_agrees(name: str, tokenizer: PreTrainedTokenizerBase, batches: list[PackedBatch]) -> None:
+    model = random_model(CASES[name].config(len(tokenizer)))
+    torch.nn.Module.to(model, "cuda", torch.bfloat16)
+    probe, batch = (each.to(model.device) for each in batches)
+    engine = build_engine(model, probe, adapter_off=nullcontext)
+    assert engine.attention == "varlen", engine.notes
+    plain = Engine(model, "packed", adapter_off=nullcontext, frozen_head=None)
+    for found, expected in zip(values(engine, batch), values(plain, batch), strict=True):
+        assert torch.allclose(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_cpu_and_float32_attend_by_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = random_model(CASES["olmo"].config(len(tokenizer)))
+    assert kernels_for(model) == ("sequences",)
