@@ -27,6 +27,8 @@ from running import short_run
 
 optuna = pytest.importorskip("optuna")
 
+from sqlalchemy.exc import IntegrityError  # noqa: E402 - comes with the optional package
+
 from letheon.sweep.search import Search, open_search  # noqa: E402 - needs the optional package
 
 
@@ -149,6 +151,25 @@ def _dead_pid() -> int:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return ended.pid
+
+
+def test_a_process_that_is_forestalled_in_making_the_tables_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[str] = []
+
+    class Forestalled(optuna.storages.RDBStorage):  # type: ignore[misc]
+        def __init__(self, url: str, **given: Any) -> None:
+            attempts.append(url)
+            if len(attempts) < 3:
+                raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key"))
+            super().__init__(url, **given)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Forestalled)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    url = f"sqlite:///{tmp_path / 'trials.db'}"
+    assert open_search(search_of(), out=tmp_path, storage=url).trials() == []
+    assert attempts == [url] * 3
 
 
 def test_another_search_under_the_same_name_is_refused(tmp_path: Path) -> None:

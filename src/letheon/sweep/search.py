@@ -1,7 +1,9 @@
 """A search over settings with Optuna: its samplers and pruners, its storage, any number of processes."""
 
 import os
+import random
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from letheon.training.interim import InterimScore
 try:
     import optuna
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import DBAPIError, IntegrityError
     from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise MissingExtraError("a study with a `search`", "search") from error
@@ -30,6 +33,8 @@ JOURNAL = "journal.log"
 _WORKER = "worker"
 _ABANDONED = "abandoned-"
 _RUNS = "runs"
+_ATTEMPTS = 6
+"""At making the tables of a new database, while other processes do the same."""
 
 RunSeeds = Callable[[Configuration, Callable[[InterimScore], None] | None], Sequence[RunRecord]]
 """Runs a configuration with each seed; the second argument hears of the first seed's interim scores and may prune."""
@@ -170,13 +175,26 @@ def open_search(study: StudySettings, *, out: Path, storage: str | None = None, 
 
 def _storage(out: Path, url: str | None) -> Any:
     if url is not None:
-        # Hours of training lie between two words to the database: a connection kept open would not live that long.
-        return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        return _database(url)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(JournalFileBackend(str(out / JOURNAL)))
     except OSError as error:
         raise OutputError(f"{out / JOURNAL}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _database(url: str) -> "optuna.storages.RDBStorage":
+    for attempt in range(_ATTEMPTS):
+        try:
+            # Hours of training lie between two words to the database: a connection kept open would not live that long.
+            return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        except DBAPIError as error:
+            # Optuna looks whether a table is there and then makes it, in which another process may forestall it.
+            is_forestalled = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not is_forestalled or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _sampler(study: StudySettings, seed: int | None) -> "optuna.samplers.BaseSampler":
