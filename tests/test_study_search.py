@@ -158,7 +158,7 @@ def test_a_process_that_is_forestalled_in_making_the_tables_tries_again(
 ) -> None:
     attempts: list[str] = []
 
-    class Forestalled(optuna.storages.RDBStorage):  # type: ignore[misc]
+    class Forestalled(optuna.storages.RDBStorage):  # type: ignore[misc, name-defined]
         def __init__(self, url: str, **given: Any) -> None:
             attempts.append(url)
             if len(attempts) < 3:
