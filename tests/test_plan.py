@@ -24,6 +24,7 @@ from letheon.data.sequences import Sequence
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine
+from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of
 from letheon.model.loading import save_model
 from letheon.model.lower import first_layer_run
@@ -75,6 +76,7 @@ def engine_of(model: PreTrainedModel, adapted: Adapted, settings: UnlearnSetting
         frozen_head=frozen,
         selection=Selection(),
         recomputes=settings.gradient_checkpointing,
+        gated=gated_blocks(model),
         begins_at=first_layer_run(model) if settings.store_lower else 0,
     )
 

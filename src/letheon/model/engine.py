@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
@@ -23,6 +23,7 @@ from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
 from letheon.model.attention import Kernel, kernels_for, packed_attention
 from letheon.model.compiled import compiled_layers
+from letheon.model.gated import gated_blocks, lean_blocks
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
 from letheon.model.lower import begun_at, first_layer_run
 from letheon.model.lowrank import fused_adapters
@@ -60,6 +61,8 @@ class Engine:
     """How a pack's sequences attend on path "packed"."""
     recomputes: bool = False
     """Whether the layers' insides are computed again in the backward pass."""
+    gated: tuple[nn.Module, ...] = ()
+    """Feed-forward blocks that may keep less for the backward pass."""
     compiles: bool = False
     """Whether what works on each position by itself is compiled."""
     begins_at: int = 0
@@ -85,6 +88,8 @@ class Engine:
                 stack.enter_context(fused_adapters(self.model))
             if self.compiles:
                 stack.enter_context(compiled_layers(self.model))
+            elif self.path != "logits":
+                stack.enter_context(lean_blocks(self.gated))
             if self.path == "packed" and self.selection is not None:
                 stack.enter_context(trimmed(self.model, self.selection))
             if self.recomputes:
@@ -170,7 +175,14 @@ def build_engine(
     notes: list[str] = []
     head = head_of(model)
     frozen_head = None if head.weight.requires_grad else head
-    made = partial(Engine, model=model, adapter_off=adapter_off, frozen_head=frozen_head, recomputes=recomputes)
+    made = partial(
+        Engine,
+        model=model,
+        adapter_off=adapter_off,
+        frozen_head=frozen_head,
+        recomputes=recomputes,
+        gated=gated_blocks(model),
+    )
     begins_at = first_layer_run(model) if stores_lower else 0
     candidates: tuple[tuple[Path, Selection | None, Kernel], ...] = (
         *(("packed", Selection(), kernel) for kernel in kernels_for(model)),

@@ -27,6 +27,7 @@ from letheon.data.sequences import Sequence
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine, Path
+from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of, logit_terms
 from letheon.model.lower import first_layer_run
 from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
@@ -101,6 +102,7 @@ def empty_engine(
         frozen_head=frozen,
         selection=Selection(),
         recomputes=settings.gradient_checkpointing,
+        gated=gated_blocks(model),
         begins_at=first_layer_run(model) if settings.store_lower and is_packed else 0,
     )
 
