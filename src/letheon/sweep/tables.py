@@ -198,9 +198,9 @@ def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
 def _why(record: StudyRecord) -> tuple[str, ...]:
     notes = [
         "Difference of the means over the same seeds with its 95% interval (paired t, not corrected); p corrected by "
-        f"Holm for the comparisons of one score; a difference is in bold where that is below {ALPHA:g}. The t test takes "
-        "the differences to be normal; the exact sign-flip test does not, but cannot go below 2 / 2 ** seeds (0.0625 for "
-        "five).",
+        f"Holm for the comparisons of one score; a difference is in bold where that is below {ALPHA:g}. The t test "
+        "takes the differences to be normal; the exact sign-flip test does not, but cannot go below 2 / 2 ** seeds "
+        "(0.0625 for five).",
     ]
     if record.study.compare == "best":
         notes.append(
