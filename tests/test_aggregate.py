@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,39 @@ def test_comparisons_are_corrected_and_say_against_what() -> None:
     assert len(comparisons_of(everything, rows, "final")) == 3
     named = record_of(*[list(record.runs)], compare={"gamma": 3})
     assert [one.first for one in comparisons_of(named, rows, "final")] == ["gamma=3"] * 2
+
+
+def test_configurations_are_compared_at_the_same_epoch() -> None:
+    found = [
+        replace(run, states=(StateScores(4, False, {"final": 0.1 * run.seed}), *run.states))
+        for gamma in (1, 2)
+        for run in runs({"gamma": gamma}, [{"final": 0.6}, {"final": 0.5}])
+    ]
+    record = record_of(found, evaluate={"epochs": [4, 20]}, compare={"gamma": 1})
+    compared = comparisons_of(record, rows_of(record, ("final",)), "final")
+    assert [(one.first, one.second) for one in compared] == [
+        ("gamma=1, epoch 4", "gamma=2, epoch 4"),
+        ("gamma=1, epoch 20", "gamma=2, epoch 20"),
+    ]
+
+
+def test_of_several_that_fit_the_one_named_in_full_is_compared() -> None:
+    scores: list[dict[str, float] | None] = [{"final": 0.5}, {"final": 0.6}]
+    configurations = ({"gamma": 1}, {"gamma": 1, "delta": 2}, {"gamma": 2})
+    record = record_of(*[runs(values, scores) for values in configurations], compare={"gamma": 1})
+    compared = comparisons_of(record, rows_of(record, ("final",)), "final")
+    assert [(one.first, one.second) for one in compared] == [("gamma=1", "gamma=1, delta=2"), ("gamma=1", "gamma=2")]
+
+
+def test_tables_and_figures_of_a_report_before_are_gone(tmp_path: Path) -> None:
+    failed = record_of(runs({"gamma": 1}, [{"final": 0.5}, None]), runs({"gamma": 2}, [{"final": 0.6}, {"final": 0.7}]))
+    write_study_report(failed, tmp_path)
+    (tmp_path / "figures" / "mine.txt").touch()
+    assert (tmp_path / "tables" / "unfinished.tex").exists()
+    assert (tmp_path / "figures" / "seeds.svg").exists()
+    write_study_report(record_of(), tmp_path)
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {"scores.csv", "runs.csv"}
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["mine.txt"]
 
 
 def test_runs_without_a_result_are_counted_and_left_out() -> None:

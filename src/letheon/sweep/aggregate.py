@@ -119,8 +119,9 @@ def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True
 def comparisons_of(record: StudyRecord, rows: Sequence[Row], score: str) -> list[Comparison]:
     """Compare rows in one score over the seeds that they share, as the study's `compare` says.
 
-    "best" sets the row with the highest mean against each other one, "all" each against each, settings the row of these
-    settings against the others. Rows without two seeds in common are left out.
+    "best" sets the row with the highest mean against each other one, "all" each against each of the same epoch,
+    settings the rows of these settings against the others of the same epoch. A baseline of another epoch meets them as
+    it is. Rows without two seeds in common are left out.
     """
     pairs = _pairs(record, [row for row in rows if row.scores.get(score)], score)
     found = [(a, b, paired(a.scores[score], b.scores[score])) for a, b in pairs]
@@ -250,13 +251,19 @@ def _best(rows: Sequence[Row], score: str) -> set[int]:
 def _pairs(record: StudyRecord, rows: Sequence[Row], score: str) -> list[tuple[Row, Row]]:
     wanted = record.study.compare
     if wanted == "all":
-        return list(itertools.combinations(rows, 2))
+        return [(a, b) for a, b in itertools.combinations(rows, 2) if _meet(a, b)]
     if isinstance(wanted, str):
         chosen = max(rows, key=lambda row: row.summaries[score].mean, default=None)
-    else:
-        fitting = [row for row in rows if all(row.values.get(name) == value for name, value in wanted.items())]
-        chosen = fitting[-1] if fitting else None
-    return [] if chosen is None else [(chosen, row) for row in rows if row is not chosen]
+        return [] if chosen is None else [(chosen, row) for row in rows if row is not chosen]
+    fitting = [row for row in rows if all(row.values.get(name) == value for name, value in wanted.items())]
+    # Of several that fit, the one that these settings name in full.
+    label = next((row.label for row in fitting if row.values == wanted), fitting[-1].label if fitting else None)
+    own, others = ([row for row in rows if (row.label == label) == is_own] for is_own in (True, False))
+    return [(one, other) for one in own for other in others if _meet(one, other)]
+
+
+def _meet(first: Row, second: Row) -> bool:
+    return first.epoch == second.epoch or "baseline" in (first.role, second.role)
 
 
 def _differing_in(rows: Sequence[Row], setting: str) -> list[tuple[int, int]]:

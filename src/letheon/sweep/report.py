@@ -52,10 +52,17 @@ def write_study_report(record: StudyRecord, out: Path) -> Path:
         write_text(out / "tables" / f"{name}.md", to_markdown(table))
         write_text(out / "tables" / f"{name}.tex", to_latex(table))
         write_text(out / "tables" / f"{name}.csv", to_csv(table))
+    for name in set(_TABLES) - set(tables):  # of a report before, when there were rows for it
+        for suffix in ("md", "tex", "csv"):
+            (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     # The numbers themselves, in full: the tables above hold them as people read them.
     write_text(out / "tables" / "scores.csv", to_csv(scores_data(record)))
     write_text(out / "tables" / "runs.csv", to_csv(runs_data(record)))
-    figures = [path for path in save_study_figures(record, out / "figures") if path.suffix == ".png"]
+    drawn = save_study_figures(record, out / "figures")
+    for path in (out / "figures").glob("*"):
+        if path.stem in _CAPTIONS and path not in drawn:
+            path.unlink()
+    figures = [path for path in drawn if path.suffix == ".png"]
     parts = [f"# {to_markdown_text(record.study.name)}\n"]
     parts += [f"## {to_markdown_text(table.title)}\n\n{to_markdown(table)}" for table in tables.values()]
     parts += [f"![{_CAPTIONS[path.stem]}](figures/{path.name})\n\n{_CAPTIONS[path.stem]}\n" for path in figures]
