@@ -62,13 +62,11 @@ class _Lean:
 
     def __init__(self, block: Any) -> None:
         self._block = block
-        # Hooks of modules are not for a second call, within the backward pass.
-        self._activation = getattr(block.act_fn, "forward", block.act_fn)
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return y (.., D) of states (.., D)."""
         block = self._block
-        gated = _Gated.apply(block.gate_proj(states), block.up_proj(states), self._activation)  # type: ignore[no-untyped-call]
+        gated = _Gated.apply(block.gate_proj(states), block.up_proj(states), block.act_fn)  # type: ignore[no-untyped-call]
         return cast("Tensor", block.down_proj(gated))
 
 
@@ -89,7 +87,8 @@ class _Gated(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         with torch.enable_grad():
             again = gate.detach().requires_grad_()
-            activated = ctx.activation(again)
+            # Hooks of modules are not for a second call, within the backward pass.
+            activated = getattr(ctx.activation, "forward", ctx.activation)(again)
         of_up = of_output * activated.detach() if ctx.needs_input_grad[1] else None
         of_gate = torch.autograd.grad(activated, again, of_output * up)[0] if ctx.needs_input_grad[0] else None
         return of_gate, of_up, None
