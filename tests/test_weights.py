@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.packing import PackedBatch, pack
@@ -221,7 +222,8 @@ def test_the_stored_logits_of_the_reference_do_not_follow_the_head(
 def tensors_alive() -> Iterator[Tensor]:
     gc.collect()
     for found in gc.get_objects():
-        if isinstance(found, Tensor):
+        # torch.compile leaves tensors behind that stand for others and have no storage of their own.
+        if isinstance(found, Tensor) and not isinstance(found, FakeTensor):
             yield found
 
 
