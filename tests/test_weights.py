@@ -11,8 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.packing import PackedBatch, pack
@@ -223,7 +222,7 @@ def tensors_alive() -> Iterator[Tensor]:
     gc.collect()
     for found in gc.get_objects():
         # torch.compile leaves tensors behind that stand for others and have no storage of their own.
-        if isinstance(found, Tensor) and not isinstance(found, FakeTensor):
+        if type(found) in (Tensor, nn.Parameter) and not found.is_meta and not torch._is_functional_tensor(found):
             yield found
 
 
