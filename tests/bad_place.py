@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel
+
+from small import tiny_bert
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,7 @@ class Place:
         """Put a BERT that fills in words in the place of the model."""
         target = self.at / "target"
         vocab_size = json.loads((target / "config.json").read_text())["vocab_size"]
-        sizes: dict[str, Any] = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-        }
-        torch.manual_seed(0)
-        BertLMHeadModel(BertConfig(vocab_size=vocab_size, **sizes)).save_pretrained(target)
+        tiny_bert(vocab_size).save_pretrained(target)
         return self
 
     def cut(self, num_bytes: int) -> "Place":

@@ -1,7 +1,7 @@
 """Small models for tests."""
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, BertLMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.model.architectures import new_model
 
@@ -18,3 +18,13 @@ def tiny_model(architecture: str, tokenizer: PreTrainedTokenizerBase, *, seed: i
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
     made.eval()
     return made
+
+
+def tiny_bert(vocab_size: int, *, is_decoder: bool = False) -> BertLMHeadModel:
+    """Return a random BERT, which sees the words after a masked one unless it is a decoder."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        is_decoder=is_decoder,
+    )  # fmt: skip
+    return BertLMHeadModel(config)

@@ -22,7 +22,7 @@ from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapted import decoder_layers
 from letheon.model.adapters import ALL_LINEAR, SEED_TARGETS, LoraAdapter, LoraSettings, attach_lora, resolve_targets
-from letheon.model.attention import NAMES, packed_attention
+from letheon.model.attention import NAMES
 from letheon.model.engine import TOLERANCE, Engine, build_engine
 from letheon.model.head import head_of, project
 from letheon.model.loading import load_model, save_model
@@ -30,6 +30,7 @@ from letheon.model.reference import build_reference, token_terms
 from letheon.model.trunk import (
     check_lengths,
     leak_between_sequences,
+    packed_attention,
     packed_states,
     trunk_of,
 )

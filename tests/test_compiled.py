@@ -21,6 +21,8 @@ from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.architectures import new_model
 from letheon.model.compiled import compiled_layers
 from letheon.model.engine import Engine, build_engine
+from letheon.model.reference import build_reference
+from letheon.objective.methods import Needs
 from running import model_of, run, short_run
 
 pytestmark = [
@@ -82,6 +84,23 @@ def test_values_and_gradients_are_those_of_the_plain_layers(
     for expected, found in zip(values(plain, adapted, batch), values(fast, adapted, batch), strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_runs_that_compile_and_runs_that_do_not_share_one_store(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    adapted, probe = adapted_model(tokenizer), packed(rows, tokenizer, (0, 3, 5))
+    sequences = tokenise_all(rows, tokenizer, template="joined", max_length=200)
+    stores = []
+    for compiles in (False, True):
+        engine = build_engine(adapted.model, probe, adapter_off=adapted.off, compiles=compiles)
+        counters.clear()
+        stores.append(build_reference(engine, sequences, num_forget_rows=3, needs=Needs(kl="forward")))
+        assert counters["stats"]["unique_graphs"] == 0
+    assert torch.equal(stores[0].log_probs, stores[1].log_probs)
+    assert stores[0].embedding is not None
+    assert stores[1].embedding is not None
+    assert torch.equal(stores[0].embedding, stores[1].embedding)
 
 
 def graphs_of(adapted: Adapted, batches: list[PackedBatch]) -> int:

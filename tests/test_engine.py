@@ -4,12 +4,11 @@ from collections.abc import Sequence as Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.alternatives import other_answers
 from letheon.data.packing import PackedBatch, pack
@@ -31,7 +30,7 @@ from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.training.interim import AnswerValues, Probes, answer_values, interim_score, text_losses
 from letheon.training.loop import accumulate
 from letheon.training.state import Problem
-from small import tiny_model
+from small import tiny_bert, tiny_model
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
 NUM_FORGET = 3
@@ -246,15 +245,7 @@ def test_an_engine_falls_back_where_the_packed_forward_differs(
 def test_a_model_that_reads_ahead_is_refused(
     is_decoder: bool, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
 ) -> None:
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
-    torch.manual_seed(0)
-    bert = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), is_decoder=is_decoder, **sizes))
-    model = in_dtype(bert, dtype)
+    model = in_dtype(tiny_bert(len(tokenizer), is_decoder=is_decoder), dtype)
     model.eval()
     probe = batch_of(sequences_of(rows, tokenizer), range(len(rows)))
     if is_decoder:

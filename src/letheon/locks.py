@@ -78,7 +78,8 @@ def clear_locks(folder: Path) -> None:
             lock.acquire(blocking=False)
         except (Timeout, OSError):
             continue
-        (held / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (held / OWNER).unlink(missing_ok=True)
         _let_go(lock)
 
 

@@ -13,6 +13,7 @@ from letheon.errors import DataError, SettingsError, nearest
 from letheon.files import write_text
 
 Kind = Literal["completion", "question"]
+Role = Literal["system", "user", "assistant"]
 
 FIELDS = ("id", "prompt", "answer", "task", "kind")
 NOTED_ROWS = 100_000
@@ -24,11 +25,20 @@ _DOCUMENT_COLUMNS = ("document", "text")
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One prompt and the answer that a model gives, or must no longer give, to it.
 
     `task` is a free label by which scores are grouped ("Task1" to "Task3" in LUME). `kind` decides the score:
-    a completion is scored by ROUGE-L recall, a question by exact match (LUME, SCORING rules).
+    a completion is scored by ROUGE-L recall, a question by exact match (LUME, SCORING rules). A row without a prompt is
+    a document: all of its text, the `answer`, is to be forgotten or kept.
     """
 
     id: str
@@ -36,6 +46,13 @@ class Row:
     answer: str
     task: str
     kind: Kind
+    turns: tuple[Turn, ...] = ()
+    """The conversation before the prompt, system message included; empty for most rows."""
+
+    @property
+    def is_document(self) -> bool:
+        """Whether the row is a text without a prompt."""
+        return not self.prompt
 
 
 @dataclass(frozen=True, slots=True)

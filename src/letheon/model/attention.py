@@ -10,8 +10,6 @@ What the functions cannot do (a bias on the scores, attention in both directions
 refused, never computed otherwise.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,7 +21,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
+except ImportError:  # older versions of torch
     varlen_attn = None  # type: ignore[assignment]
 
 Kernel = Literal["sequences", "varlen"]
@@ -31,50 +29,31 @@ NAMES: dict[Kernel, str] = {"sequences": "letheon_packed", "varlen": "letheon_va
 """What transformers knows them by."""
 
 
-@contextmanager
-def packed_attention(model: PreTrainedModel, kernel: Kernel = "sequences") -> Iterator[None]:
-    """Let `model` attend within the sequences of a pack while the block runs; its own attention is put back after.
-
-    Raises:
-        ValueError: the model computes its attention itself, so that no other can be put in its place.
-    """
-    trunk: PreTrainedModel = model.get_decoder()
-    # Transformers would only warn and leave the attention as it is.
-    if not trunk._can_set_attn_implementation():
-        raise ValueError(f"the attention of {type(model).__name__} cannot be replaced")
-    original = trunk.config._attn_implementation
-    trunk.set_attn_implementation(NAMES[kernel])
-    try:
-        yield
-    finally:
-        trunk.set_attn_implementation(original)
-
-
 def kernels_for(model: PreTrainedModel) -> tuple[Kernel, ...]:
     """Return the kernels that the model's device and dtype allow, the fastest first."""
     is_half = model.dtype in (torch.bfloat16, torch.float16)
-    return (
-        ("varlen", "sequences")
-        if varlen_attn is not None and model.device.type == "cuda" and is_half
-        else ("sequences",)
-    )
+    has_varlen = varlen_attn is not None and model.device.type == "cuda" and is_half
+    return ("varlen", "sequences") if has_varlen else ("sequences",)
 
 
-def bounds_of(boundaries: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Return what the attention functions must be told of a pack, as keyword arguments of a model's forward."""
+def bounds_of(trunk: PreTrainedModel, boundaries: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """Return what the attention of `trunk` must be told of a pack, as keyword arguments of its forward."""
+    if trunk.config._attn_implementation != NAMES["varlen"]:
+        return {"boundaries": boundaries}
     offsets = torch.tensor(boundaries, dtype=torch.int32).to(device, non_blocking=True)
     return {"boundaries": boundaries, "offsets": offsets}
 
 
-def _by_sequence(
+def _packed(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    kernel: Kernel,
     boundaries: tuple[int, ...] | None = None,
-    offsets: Tensor | None = None,  # noqa: ARG001 - the other kernel's
+    offsets: Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -83,76 +62,60 @@ def _by_sequence(
     **others: Any,  # transformers passes whatever its own attention functions take
 ) -> tuple[Tensor, None]:
     """Attend within each sequence; query (1, H, N, d), key and value (1, K, N, d) with K dividing H, s_aux (H,)."""
-    ends = _checked(module, attention_mask, boundaries, others)
+    name = type(module).__name__
+    if boundaries is None or attention_mask is not None:
+        raise ValueError(f"{name} is not told where sequences end")
+    unknown = [other for other, given in others.items() if isinstance(given, Tensor) and other != "position_ids"]
+    if unknown or others.get("is_causal") is False:
+        raise ValueError(f"{name} wants {', '.join(unknown) or 'attention in both directions'}")
+    dropout = dropout if module.training else 0.0
     is_fused = softcap is None and s_aux is None
+    if kernel == "varlen":
+        if not is_fused or dropout:
+            raise ValueError(f"{name} wants a cap, sinks or dropout, which variable lengths cannot have")
+        assert offsets is not None, "bounds_of gives both"
+        longest = max(end - start for start, end in pairwise(boundaries))
+        return _at_once(query, key, value, offsets, longest=longest, scaling=scaling, window=sliding_window), None
     attend = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
     pieces = [
         attend(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
+            *(part[:, :, start:end] for part in (query, key, value)),
             scaling=scaling,
-            dropout=dropout if module.training else 0.0,
+            dropout=dropout,
             window=sliding_window,
         )
-        for start, end in pairwise(ends)
+        for start, end in pairwise(boundaries)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 
-def _by_varlen(
-    module: nn.Module,
+def _at_once(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    offsets: Tensor,
     *,
-    boundaries: tuple[int, ...] | None = None,
-    offsets: Tensor | None = None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attend within all sequences at once; shapes as above."""
-    ends = _checked(module, attention_mask, boundaries, others)
-    if softcap is not None or s_aux is not None or (dropout and module.training):
-        raise ValueError(f"{type(module).__name__} wants a cap, sinks or dropout, which variable lengths cannot have")
-    assert offsets is not None, "bounds_of gives both"
-    longest = max(end - start for start, end in pairwise(ends))
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Attend within all sequences by one call; offsets (S + 1,) int32."""
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
     found = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        queries,
+        keys,
+        values,
         offsets,
         offsets,
         longest,
         longest,
         scale=scaling,
         # As many tokens back, beside the token itself, as the window holds; 0 ahead makes it causal.
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(found, Tensor)
-    return found[None], None
-
-
-def _checked(
-    module: nn.Module, mask: Tensor | None, boundaries: tuple[int, ...] | None, others: dict[str, Any]
-) -> tuple[int, ...]:
-    """Return the boundaries.
-
-    Raises:
-        ValueError: they are missing, or the model wants what no packed attention does.
-    """
-    if boundaries is None or mask is not None:
-        raise ValueError(f"{type(module).__name__} is not told where sequences end")
-    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name != "position_ids"]
-    if unknown or others.get("is_causal") is False:
-        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown) or 'attention in both directions'}")
-    return boundaries
+    return found[None]
 
 
 def _attention(
@@ -210,5 +173,5 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-AttentionInterface.register(NAMES["sequences"], _by_sequence)
-AttentionInterface.register(NAMES["varlen"], _by_varlen)
+for _kernel, _name in NAMES.items():
+    AttentionInterface.register(_name, partial(_packed, kernel=_kernel))

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from letheon.model.adapted import decoder_layers
+from letheon.model.forwards import is_replaced, replaced_forwards
 
 FEED_FORWARD = "mlp"
 """The name that most architectures give a layer's feed-forward block."""
@@ -31,14 +32,9 @@ def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
         ModelError: the model's layers cannot be told.
     """
     modules = [module for layer in decoder_layers(model) for module in _position_wise(layer)]
-    modules = [module for module in modules if "forward" not in module.__dict__]
-    for module in modules:
-        module.__dict__["forward"] = MethodType(_compiled(type(module).forward), module)
-    try:
+    modules = [module for module in modules if not is_replaced(module)]
+    with replaced_forwards(modules, lambda module: MethodType(_compiled(type(module).forward), module)):
         yield
-    finally:
-        for module in modules:
-            del module.__dict__["forward"]
 
 
 def _position_wise(layer: nn.Module) -> Iterator[nn.Module]:

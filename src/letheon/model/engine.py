@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
-from letheon.model.attention import Kernel, kernels_for, packed_attention
+from letheon.model.attention import Kernel, kernels_for
 from letheon.model.compiled import compiled_layers
 from letheon.model.gated import gated_blocks, lean_blocks
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
@@ -31,6 +31,7 @@ from letheon.model.recomputing import recomputed_layers
 from letheon.model.trimming import Selection, trimmed
 from letheon.model.trunk import (
     leak_between_sequences,
+    packed_attention,
     packed_states,
     padded_logits,
     padded_states,

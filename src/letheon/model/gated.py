@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from letheon.model.forwards import is_replaced, replaced_forwards
+
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _NUM_PROBED = 3
 
@@ -22,14 +24,8 @@ _NUM_PROBED = 3
 @contextmanager
 def lean_blocks(blocks: Collection[nn.Module]) -> Iterator[None]:
     """Let these blocks, as `gated_blocks` returned them, keep less while the block lasts (forward and backward)."""
-    replaced = [block for block in blocks if "forward" not in block.__dict__]
-    for block in replaced:
-        block.__dict__["forward"] = _Lean(block)
-    try:
+    with replaced_forwards([block for block in blocks if not is_replaced(block)], _Lean):
         yield
-    finally:
-        for block in replaced:
-            del block.__dict__["forward"]
 
 
 def gated_blocks(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import decoder_layers
+from letheon.model.forwards import replaced_forwards
 from letheon.model.trunk import trunk_of
 
 
@@ -66,10 +67,6 @@ def begun_at(model: PreTrainedModel, layer: int, states: Tensor) -> Iterator[Non
         ModelError: a layer is called in a way that is not known.
     """
     layers = list(decoder_layers(model))
-    below = layers[:layer]
-    before = [module.__dict__.get("forward") for module in below]
-    for module in below:
-        module.__dict__["forward"] = _passed_on
 
     def give(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         if given:
@@ -78,15 +75,11 @@ def begun_at(model: PreTrainedModel, layer: int, states: Tensor) -> Iterator[Non
             raise ModelError(f"{type(model).__name__}: its layers take no hidden_states; leave out --store-lower")
         return given, {**named, "hidden_states": states[None]}
 
-    try:
-        with layers[layer].register_forward_pre_hook(give, with_kwargs=True):
-            yield
-    finally:
-        for module, forward in zip(below, before, strict=True):
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
+    with (
+        replaced_forwards(layers[:layer], lambda _: _passed_on),
+        layers[layer].register_forward_pre_hook(give, with_kwargs=True),
+    ):
+        yield
 
 
 def _passed_on(hidden_states: Tensor, *_given: Any, **_named: Any) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from letheon.model.forwards import is_replaced
+
 ADAPTER = "default"
 
 
@@ -74,7 +76,7 @@ def is_plain(layer: LoraLinear) -> bool:
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
         and type(layer) is LoraLinear  # not fused already, by a block around this one
-        and "forward" not in layer.__dict__
+        and not is_replaced(layer)
         and layer.active_adapters == [ADAPTER]
         and not layer.merged
         and ADAPTER not in layer.lora_variant  # DoRA and its kin

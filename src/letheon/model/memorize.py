@@ -21,10 +21,9 @@ from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise
 from letheon.data.templates import AUTO, check_template
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
-from letheon.model.attention import packed_attention
 from letheon.model.head import head_of, label_terms, likeliest, project
 from letheon.model.loading import context_length
-from letheon.model.trunk import packed_states
+from letheon.model.trunk import packed_attention, packed_states
 
 _CHECK_TOKENS = 4096
 _TEXT_SAMPLE_TOKENS = 16384

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraAdapter, LoraSettings, first_values
+from letheon.model.forwards import replaced_forwards
 from letheon.model.lowrank import ADAPTER, frozen_part, is_plain, low_rank_linear
 from letheon.model.segments import Segments, segmented_linear, segments_of
 
@@ -108,13 +109,11 @@ class Population:
     def running(self) -> Iterator[None]:
         """Hold open, around the engine's own `running`, what lets several members go through the model at once."""
         layers = _layers(self.members[0].shared)
-        for name, layer in layers.items():
-            layer.__dict__["forward"] = _Together(name, layer, self.members, self.present)
-        try:
+        names = {layer: name for name, layer in layers.items()}
+        with replaced_forwards(
+            list(layers.values()), lambda layer: _Together(names[layer], layer, self.members, self.present)
+        ):
             yield
-        finally:
-            for layer in layers.values():
-                del layer.__dict__["forward"]
 
     @contextmanager
     def together(self, members: Collection[int], batches: Collection[PackedBatch]) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from letheon.model.adapted import decoder_layers
+from letheon.model.forwards import replaced_forwards
 
 
 @contextmanager
@@ -26,13 +27,8 @@ def recomputed_layers(model: PreTrainedModel) -> Iterator[None]:
         ModelError: the model's layers cannot be told.
     """
     layers = [layer for layer in list(decoder_layers(model))[:-1] if not _is_recomputed(layer)]
-    for layer in layers:
-        layer.__dict__["forward"] = _Recomputed(layer.forward)
-    try:
+    with replaced_forwards(layers, lambda layer: _Recomputed(layer.forward)):
         yield
-    finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
 
 
 def _is_recomputed(layer: torch.nn.Module) -> bool:

@@ -212,6 +212,7 @@ def build_reference(
     Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives.
     """
     first_alternative = len(sequences) if num_retain_rows is None else num_forget_rows + num_retain_rows
+    engine = replace(engine, compiles=False)  # runs that compile and runs that do not share one store
     pieces: list[dict[str, Tensor]] = []
     with engine.adapter_off(), engine.running():
         for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):

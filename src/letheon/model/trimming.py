@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
+from letheon.model.forwards import replaced_forwards
 
 POSITION_WISE = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 """Modules of a decoder layer that work on each position by itself, where it has modules of these names."""
@@ -41,17 +42,8 @@ class Selection:
 def trimmed(model: PreTrainedModel, selection: Selection) -> Iterator[None]:
     """Let the last layer of `model` work at `selection.positions` only while the block lasts."""
     modules = [module for module in _position_wise(model) if not isinstance(module.__dict__.get("forward"), _Selected)]
-    originals = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.__dict__["forward"] = _Selected(module.forward, selection)
-    try:
+    with replaced_forwards(modules, lambda module: _Selected(module.forward, selection)):
         yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            if original is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = original
 
 
 class _Selected:

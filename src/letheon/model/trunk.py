@@ -17,9 +17,28 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
-from letheon.model.attention import bounds_of
+from letheon.model.attention import NAMES, Kernel, bounds_of
 
 _MOST_PROBED = 16
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel, kernel: Kernel = "sequences") -> Iterator[None]:
+    """Let `model` attend within the sequences of a pack while the block runs; its own attention is put back after.
+
+    Raises:
+        ValueError: the model computes its attention itself, so that no other can be put in its place.
+    """
+    trunk = trunk_of(model)
+    # Transformers would only warn and leave the attention as it is.
+    if not trunk._can_set_attn_implementation():
+        raise ValueError(f"the attention of {type(model).__name__} cannot be replaced")
+    original = trunk.config._attn_implementation
+    trunk.set_attn_implementation(NAMES[kernel])
+    try:
+        yield
+    finally:
+        trunk.set_attn_implementation(original)
 
 
 def packed_states(
@@ -36,12 +55,13 @@ def packed_states(
     """
     check_lengths(model.config, boundaries)
     # use_cache=False and no mask: transformers' defaults would let packed sequences see each other.
-    output = trunk_of(model)(
+    trunk = trunk_of(model)
+    output = trunk(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
         attention_mask=None,
         use_cache=False,
-        **bounds_of(boundaries, input_ids.device),
+        **bounds_of(trunk, boundaries, input_ids.device),
     )
     states: Tensor = output.last_hidden_state[0]
     return states

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -184,17 +185,17 @@ def _storage(out: Path, url: str | None) -> Any:
 
 
 def _database(url: str) -> "optuna.storages.RDBStorage":
-    for attempt in range(_ATTEMPTS):
+    # Hours of training lie between two words to the database: a connection kept open would not live that long.
+    connect = partial(optuna.storages.RDBStorage, url, engine_kwargs={"poolclass": NullPool})
+    for _ in range(_ATTEMPTS - 1):
         try:
-            # Hours of training lie between two words to the database: a connection kept open would not live that long.
-            return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+            return connect()
         except DBAPIError as error:
             # Optuna looks whether a table is there and then makes it, in which another process may forestall it.
-            is_forestalled = isinstance(error, IntegrityError) or "already exists" in str(error)
-            if not is_forestalled or attempt == _ATTEMPTS - 1:
+            if not (isinstance(error, IntegrityError) or "already exists" in str(error)):
                 raise
-            time.sleep(random.uniform(0.1, 0.5))
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(random.uniform(0.1, 0.5))
+    return connect()
 
 
 def _sampler(study: StudySettings, seed: int | None) -> "optuna.samplers.BaseSampler":

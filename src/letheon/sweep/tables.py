@@ -36,8 +36,11 @@ def trade_off_table(record: StudyRecord) -> Table | None:
 
 
 def comparison_table(record: StudyRecord) -> Table | None:
-    """Return the paired comparisons of all shown scores; None where no two configurations share two seeds."""
-    scores = scores_in(record)
+    """Return the paired comparisons of all scores, and of what was forgotten and retained.
+
+    None where no two configurations share two seeds.
+    """
+    scores = tuple(dict.fromkeys([*scores_in(record), *(trade_off_in(record) or ())]))
     rows = rows_of(record, scores)
     found = [comparison for score in scores for comparison in comparisons_of(record, rows, score)]
     if not found:

@@ -229,7 +229,7 @@ def _cut(whole: _Together, at_once: int) -> list[Part]:
         )
     held = {m for part in kept for m in part.members}
     others = [m for m in range(len(whole.members)) if m not in held]
-    return [*kept, *(Part(tuple(others[i] for i in found)) for found in (parts_of(len(others), at_once)))]
+    return [*kept, *(Part(tuple(others[i] for i in found)) for found in parts_of(len(others), at_once))]
 
 
 def _train_parts(
