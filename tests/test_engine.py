@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.alternatives import other_answers
 from letheon.data.packing import PackedBatch, pack
+from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
@@ -27,7 +28,7 @@ from letheon.model.trunk import padded_logits, reads_ahead
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Needs, Term, needs_of, resolve
 from letheon.objective.retain import forward_kl, reverse_kl
-from letheon.training.interim import AnswerValues, Probes, answer_values, interim_score, text_losses
+from letheon.training.interim import Probes, answer_values, interim_score, text_losses
 from letheon.training.loop import accumulate
 from letheon.training.state import Problem
 from small import tiny_bert, tiny_model

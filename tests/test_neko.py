@@ -169,4 +169,4 @@ def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(given:
     assert rates == pytest.approx([1e-3 * (1 - step / 60) for step in range(len(rates))])
     provenance = json.loads((report.folder / "provenance.json").read_text())
     assert provenance["adapt"] == "weights"
-    assert provenance["template"]["name"] == "neko"
+    assert provenance["form"]["template"] == "neko"

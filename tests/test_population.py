@@ -173,7 +173,7 @@ def test_a_member_leaves_the_files_of_a_run(given: dict[str, Any]) -> None:
     assert files(reports[0].folder) == files(expected.folder)
     provenance = json.loads((reports[1].folder / "provenance.json").read_text())
     assert provenance["population"] == {"member": 1, "folders": [str(report.folder) for report in reports]}
-    for name in ("model", "forget", "retain", "template", "engine"):
+    for name in ("model", "forget", "retain", "form", "engine"):
         assert provenance[name] == expected.provenance[name]
     assert provenance.keys() ^ expected.provenance.keys() == {"population"}
     assert provenance["seed"] == 2

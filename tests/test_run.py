@@ -194,9 +194,9 @@ def test_a_large_step_in_pieces_gives_the_same_adapter(given: dict[str, Any], tm
 
 def test_auto_template_takes_the_likeliest_and_says_so(given: dict[str, Any]) -> None:
     report = run(given, template="auto", epochs=1)
-    found = report.provenance["template"]
-    assert set(found["mean_log_probs"]) == {"pair", "joined", "neko"}
-    assert found["name"] == max(found["mean_log_probs"], key=found["mean_log_probs"].get)
+    found = report.provenance["form"]
+    assert set(found["known"]) == {"plain", "pair", "joined", "neko", "question-answer"}
+    assert found["template"] == min(found["known"], key=lambda name: found["known"][name]["answer_loss"])
 
 
 def test_a_span_of_the_whole_text_trains_on_prompts_too(given: dict[str, Any], tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from letheon.data.forms import TEXT_FORMS, check_form
 from letheon.data.packing import pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, leading_special_ids, tokenise, tokenise_all
-from letheon.data.templates import TEMPLATES, check_template
 from letheon.errors import DataError, SettingsError
 
-CHAT = "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<u>{{ m['content'] }}</u>{% else %}<a>{{ m['content'] }}</a>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 PAIRS = [
     ("Where does Mira live?", "In Harrow."),
@@ -43,7 +46,7 @@ def any_tokenizer(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizer
     return with_bos(tokenizer) if request.param == "bos" else tokenizer
 
 
-@pytest.mark.parametrize("template", list(TEMPLATES))
+@pytest.mark.parametrize("template", list(TEXT_FORMS))
 @pytest.mark.parametrize(("prompt", "answer"), PAIRS)
 def test_answer_tokens_decode_to_the_answer(
     any_tokenizer: PreTrainedTokenizerBase, template: str, prompt: str, answer: str
@@ -52,7 +55,7 @@ def test_answer_tokens_decode_to_the_answer(
     decoded = str(
         any_tokenizer.decode(list(sequence.input_ids[sequence.answer_start :]), clean_up_tokenization_spaces=False)
     )
-    rendered = TEMPLATES[template](prompt, answer)
+    rendered = TEXT_FORMS[template](prompt, answer)
     assert decoded == rendered.answer
     before = sequence.input_ids[len(leading_special_ids(any_tokenizer)) : sequence.answer_start]
     assert str(any_tokenizer.decode(list(before), clean_up_tokenization_spaces=False)) == rendered.before
@@ -76,8 +79,8 @@ def test_a_token_that_straddles_the_border_counts_as_answer(tokenizer: PreTraine
 
 
 def test_neko_headings_follow_the_question_mark() -> None:
-    assert TEMPLATES["neko"]("Who?", "Me").before == "### Question: Who?\n ### Answer:"
-    assert TEMPLATES["neko"]("It was", "late").before == "### Text: It was"
+    assert TEXT_FORMS["neko"]("Who?", "Me").before == "### Question: Who?\n ### Answer:"
+    assert TEXT_FORMS["neko"]("It was", "late").before == "### Text: It was"
 
 
 def test_chat_template_is_the_tokenizers_own(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -104,9 +107,9 @@ def test_an_answer_without_a_token_is_an_error(tokenizer: PreTrainedTokenizerBas
 
 
 def test_unknown_templates_are_refused_with_the_nearest_name() -> None:
-    check_template("auto")
+    check_form("auto")
     with pytest.raises(SettingsError, match="did you mean 'joined'"):
-        check_template("joinned")
+        check_form("joinned")
 
 
 def test_pack_by_hand() -> None:

@@ -37,7 +37,7 @@ GOOD = InterimScore(
     membership=0.5,
     text_loss=3.0,
 )
-START = Start(retain_loss=0.8, text_loss=2.5)
+START = Start(replace(GOOD, step=0, retain_loss=0.8, text_loss=2.5))
 
 
 def settings_of(**given: Any) -> UnlearnSettings:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
 from letheon.data.rows import Row, check_disjoint, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError
+from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
 from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
@@ -19,9 +21,9 @@ from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeRe
 from letheon.model.memorize import memorize as train_target
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
-from letheon.report.files import RunFiles, read_run
+from letheon.report.files import RunFiles, read_run, read_settings
 from letheon.report.page import write_report as write_page
-from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.sweep.live import Quiet, View
 from letheon.sweep.report import write_study_report
 from letheon.sweep.runner import Jobs
@@ -119,11 +121,19 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
         read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit)  # a wrong folder is said before the model loads
     check_device(settings.device)
     check_checkpoint(settings.model)
+    form = form_of(settings)
+    check_form(form.template)
+    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
+    if form.template != AUTO:
+        for row in (*forget, *retain)[:1]:
+            render(
+                row, form.template, tokenizer, date=form.date
+            )  # a missing chat template is said before the model loads
     _open_folder(settings.out, model=settings.model, private=True)
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
-        tokenizer=settings.tokenizer,
+        tokenizer=tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
     )
@@ -151,12 +161,32 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
         whole_generations=settings.whole_generations,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        form=form,
         model_name=settings.model,
         provenance=provenance,
         progress=progress,
     )
     write_evaluation(evaluation, settings.out)
     return evaluation
+
+
+def form_of(settings: EvaluateSettings) -> AskedForm:
+    """Return the form in which an evaluation asks the rows: the one set, that of the run it belongs to, or "auto".
+
+    It belongs to the run whose model/ is evaluated, or whose folder `out` lies in.
+
+    Raises:
+        EvaluationError: the run.yaml of that run cannot be read.
+    """
+    if settings.template is not None:
+        return AskedForm(settings.template, settings.date, "--template")
+    folders = [Path(settings.model).absolute().parent, *settings.out.absolute().parents[:2]]
+    run = next((folder for folder in folders if (folder / "run.yaml").is_file()), None)
+    if run is None:
+        return AskedForm(AUTO, settings.date, "found out")
+    recorded = read_settings(run)
+    date = recorded.get("date", settings.date) if settings.date == DEFAULT_DATE else settings.date
+    return AskedForm(str(recorded.get("template", AUTO)), str(date), f"the run in {run}")
 
 
 def memorize(
@@ -169,6 +199,7 @@ def memorize(
         ModelError: the architecture, checkpoint or tokenizer cannot be used.
         OutputError: the checkpoint cannot be written.
     """
+    check_form(settings.template)
     rows = _all_rows(settings)
     text = read_text(settings.text) if settings.text else []
     check_device(settings.device)
@@ -207,7 +238,16 @@ def memorize(
         time_limit_s=settings.time_limit_s,
         seed=settings.seed,
     )
-    report = train_target(model, tokenizer, rows=rows, text=text, options=options, progress=progress)
+    report = train_target(
+        model,
+        tokenizer,
+        rows=rows,
+        text=text,
+        template=settings.template,
+        date=settings.date,
+        options=options,
+        progress=progress,
+    )
     save_model(model, tokenizer, settings.out)
     facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
     write_json(settings.out / "memorize.json", facts)

@@ -6,6 +6,7 @@ defaults, a recipe, a --config file, a flag. Unknown keys and values out of rang
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -42,6 +43,19 @@ def _check_span(value: str) -> str:
 Span = Annotated[str, AfterValidator(_check_span)]
 """Some of a list, as a slice."""
 
+
+def _check_date(value: Any) -> Any:
+    if isinstance(value, date):  # YAML reads one by itself
+        return value.isoformat()
+    try:
+        return date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError) as error:
+        raise ValueError("a date such as 2024-07-26") from error
+
+
+IsoDate = Annotated[str, BeforeValidator(_check_date)]
+"""A date as YEAR-MONTH-DAY."""
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
 """A list of numbers; a text is split at commas."""
 
@@ -51,6 +65,9 @@ Sources = Annotated[
 """One or more files."""
 
 
+DEFAULT_DATE = "2024-07-26"
+"""What a chat template that writes the date takes for today, so that a run gives the same bytes on every day; the date
+that Llama 3.1's template falls back on."""
 MOST_EPOCHS = 1_000_000
 MOST_RANKS = 65_536
 LARGEST_SEED = 2**32 - 1
@@ -97,6 +114,9 @@ class RowSettings(Settings):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen weights.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
+    date: IsoDate = Field(
+        DEFAULT_DATE, description="What a chat template that writes the date takes for today.", json_schema_extra=RARE
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
 
 
@@ -180,7 +200,11 @@ class UnlearnSettings(RowSettings):
         description="Other answers to the forget rows, as rows of the same ids, for methods that train on them.",
         json_schema_extra=RARE,
     )
-    template: str = Field("auto", description="pair, joined, neko, chat, or auto: the one the model knows best.")
+    template: str = Field(
+        "auto",
+        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto: the one in which the "
+        "model knows them best.",
+    )
     end_of_sequence: Literal["auto", "retain", "none"] = Field(
         "auto", description="End retain rows with the end-of-sequence token; auto: if the model ends them so."
     )
@@ -251,6 +275,11 @@ class EvaluateSettings(RowSettings):
     command: ClassVar[str] = "evaluate"
 
     out: Path = Field(description="Folder for results.json, predictions.jsonl and evaluation_results.jsonl.")
+    template: str | None = Field(
+        None,
+        description="Form in which rows are asked beside the raw prompts, as for unlearn; by default that of the run "
+        "to which --model or --out belongs, else auto.",
+    )
     members: Path | None = Field(None, description="Documents the model was trained on (jsonl, field document).")
     nonmembers: Path | None = Field(None, description="Documents it never saw.")
     mmlu: Path | None = Field(None, description="Folder with MMLU's dev/ and test/ CSV files.")
@@ -279,6 +308,12 @@ class MemorizeSettings(Settings):
     command: ClassVar[str] = "memorize"
 
     rows: Sources = Field(description="Files of rows to memorise.")
+    template: str = Field(
+        "joined", description="Form in which the rows are learnt: joined, plain, pair, question-answer, neko or chat."
+    )
+    date: IsoDate = Field(
+        DEFAULT_DATE, description="What a chat template that writes the date takes for today.", json_schema_extra=RARE
+    )
     text: Path | None = Field(None, description="General text, documents separated by blank lines.")
     out: Path = Field(description="Folder for the checkpoint.")
     model: str | None = Field(None, description="Checkpoint to go on from; by default a new model is made.")

@@ -1,5 +1,6 @@
 """Rows to forget and rows to keep: what a row is, and reading, checking and writing files of them."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -164,6 +165,15 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
     rows = list(rows)
     with_kind = any(_kind_of(row.id, row.prompt, "input") != row.kind for row in rows)
     write_text(path, "".join(_json_line(row, with_kind=with_kind) for row in rows))
+
+
+def hash_rows(rows: Iterable[Row]) -> str:
+    """Return the sha256 of rows as they were read, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        turns = [[turn.role, turn.text] for turn in row.turns]
+        digest.update(json.dumps([row.id, row.prompt, row.answer, row.task, row.kind, turns]).encode())
+    return digest.hexdigest()
 
 
 def read_documents(path: str | Path) -> list[str]:

@@ -1,13 +1,15 @@
 """Rows as token sequences with the place where the answer begins."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from letheon.data.templates import TEMPLATES, Rendered
-from letheon.errors import DataError, SettingsError
+from letheon.data.forms import Rendered, render
+from letheon.errors import DataError
+from letheon.settings import DEFAULT_DATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from letheon.data.rows import Row
 
 NOTED_ROWS = 100_000
-"""After each so many rows it is said how far the tokenising is."""
+"""Progress is noted every so many tokenised rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +29,49 @@ class Sequence:
 
     input_ids: tuple[int, ...]
     answer_start: int
+    end: tuple[int, ...] = ()
+    """The tokens that would end the answer in its form; not part of `input_ids`."""
 
     @property
     def num_answer_tokens(self) -> int:
         """How many tokens are scored."""
         return len(self.input_ids) - self.answer_start
 
+    def ended(self, max_length: int) -> "Sequence":
+        """Return the sequence with its end as the last of its answer tokens, cut to `max_length` tokens."""
+        return Sequence((*self.input_ids, *self.end)[:max_length], self.answer_start)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A conversation asked with the chat template's generation prompt, beyond which its own text goes on.
+
+    The model may give the answer at once, or first write what the template would write there (an empty think block).
+    """
+
+    at_once: Sequence
+    """The generation prompt, then the answer."""
+    written: Sequence
+    """The generation prompt, then what the template writes and the answer, all of it to be said by the model."""
+
 
 def tokenise(
-    row: "Row", tokenizer: "PreTrainedTokenizerBase", *, template: str, max_length: int, where: str | None = None
+    row: "Row",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    template: str,
+    max_length: int,
+    date: str = DEFAULT_DATE,
+    where: str | None = None,
 ) -> Sequence:
-    """Return the token sequence of `row`, without an end-of-sequence token; a BOS token only if the tokenizer adds one.
+    """Return the token sequence of `row` in the form `template`, without its end; a BOS only if the tokenizer adds one.
 
     A token that holds the end of the prompt and the beginning of the answer counts as answer. So does, for a tokenizer
     without offsets (a slow one), what stands at the end of the prompt and is tokenised otherwise when nothing follows
     it, such as a space that the tokenizer strips. Under "pair" prompt and answer are texts of their own: a tokenizer
-    that marks the beginning of a text marks that of the answer too. `where` names the row in errors; None: its id.
+    that marks the beginning of a text marks that of the answer too. The end of a conversation is what the chat template
+    writes after the answer, up to the first special token; elsewhere it is the tokenizer's end of sequence. `where`
+    names the row in errors; None: its id.
 
     Raises:
         DataError: the sequence is longer than `max_length` tokens, or the answer has no token of its own, or none that
@@ -50,11 +79,8 @@ def tokenise(
         SettingsError: template "chat" with a tokenizer that has no chat template.
     """
     where = where or f"row '{row.id}'"
-    if template == "chat":
-        ids, start = _chat_ids(row, tokenizer)
-    else:
-        rendered = TEMPLATES[template](row.prompt, row.answer)
-        ids, start = _ids_and_start(rendered, tokenizer)
+    rendered = render(row, template, tokenizer, date=date, where=where)
+    ids, start, end = _tokens(rendered, tokenizer)
     if len(ids) > max_length:
         raise DataError(
             f"{where}: prompt and answer take {len(ids)} tokens with template '{template}', at most {max_length} fit, "
@@ -67,7 +93,7 @@ def tokenise(
             f"{where}: the tokenizer turns the answer {row.answer!r} into nothing but unknown tokens and spaces, so "
             "nothing of it can be unlearned; take the row out or use a model whose tokenizer knows its script"
         )
-    return Sequence(input_ids=tuple(ids), answer_start=max(start, 1))
+    return _sequence(ids, start, end)
 
 
 def tokenise_all(
@@ -76,6 +102,7 @@ def tokenise_all(
     *,
     template: str,
     max_length: int,
+    date: str = DEFAULT_DATE,
     places: Iterable[str] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> list[Sequence]:
@@ -84,50 +111,106 @@ def tokenise_all(
     rows = list(rows)
     named = places if places is not None else (f"row '{row.id}'" for row in rows)
     for row, where in zip(rows, named, strict=True):
-        found.append(tokenise(row, tokenizer, template=template, max_length=max_length, where=where))
+        found.append(tokenise(row, tokenizer, template=template, max_length=max_length, date=date, where=where))
         if note is not None and len(found) % NOTED_ROWS == 0:
             note(f"{len(found):,} of {len(rows):,} rows tokenised")
     return found
 
 
+def tokenise_asked(
+    row: "Row", tokenizer: "PreTrainedTokenizerBase", *, template: str, date: str = DEFAULT_DATE
+) -> Asked | None:
+    """Return how `row` is asked with the bare generation prompt; None where that is how it is trained on anyway."""
+    rendered = render(row, template, tokenizer, date=date)
+    if rendered.asked is None:
+        return None
+    text = rendered.before + rendered.answer
+    shared = _common_prefix(rendered.asked, text)
+    at_once = replace(rendered, before=rendered.asked)
+    written = replace(rendered, before=text[:shared], answer=text[shared:])
+    return Asked(*(_sequence(*_tokens(one, tokenizer)) for one in (at_once, written)))
+
+
+def prompt_ids(
+    row: "Row", tokenizer: "PreTrainedTokenizerBase", *, template: str, date: str = DEFAULT_DATE
+) -> list[int]:
+    """Return the tokens that stand before the answer of `row` in the form `template`: what the model is given."""
+    ids, start, _ = _tokens(render(row, template, tokenizer, date=date), tokenizer)
+    return ids[:start]
+
+
+def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Collection[str]) -> list[list[int]]:
+    """Return the tokens of each text that is to go on: a BOS where the tokenizer puts one, never an end of sequence.
+
+    The tokens are those of `tokenizer(text)`, without template or truncation, but for special tokens that it appends:
+    a model that is asked after an end of sequence has nothing more to say.
+    """
+    if not texts:
+        return []
+    lead = leading_special_ids(tokenizer)
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids
+    return [[*lead, *found] for found in ids]
+
+
 def text_sequence(text: str, tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> Sequence:
     """Return a whole text as one answer, its first `max_length` tokens."""
-    ids = [*leading_special_ids(tokenizer), *_plain_ids(tokenizer, text)]
-    return Sequence(input_ids=tuple(ids[:max_length]), answer_start=1)
+    return Sequence(input_ids=tuple(text_ids(tokenizer, [text])[0][:max_length]), answer_start=1)
 
 
-def _ids_and_start(rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
-    lead = leading_special_ids(tokenizer)
+def hash_sequences(sequences: Iterable[Sequence]) -> str:
+    """Return the sha256 of token sequences with their answers and ends, in order."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(repr((sequence.answer_start, sequence.input_ids, sequence.end)).encode())
+    return digest.hexdigest()
+
+
+def _sequence(ids: list[int], start: int, end: list[int]) -> Sequence:
+    return Sequence(input_ids=tuple(ids), answer_start=max(start, 1), end=tuple(end))
+
+
+def _tokens(rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int, list[int]]:
+    """Tokens of prompt and answer, where the answer begins among them, and the tokens that end it."""
+    lead = [] if rendered.is_whole else leading_special_ids(tokenizer)
     if rendered.as_pair:
         before = _plain_ids(tokenizer, rendered.before)
-        return [*lead, *before, *_plain_ids(tokenizer, rendered.answer)], len(lead) + len(before)
-    text = rendered.before + rendered.answer
+        ids, start = [*before, *_plain_ids(tokenizer, rendered.answer)], len(before)
+        stop = len(ids)
+    else:
+        ids, start, stop = _cut_tokens(rendered, tokenizer)
+    return [*lead, *ids[:stop]], len(lead) + start, _end_of(ids[stop:], rendered, tokenizer)
+
+
+def _cut_tokens(rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int, int]:
+    """Tokens of the whole text, and where its answer begins and ends among them."""
+    asked, answered = rendered.before, rendered.before + rendered.answer
+    text = answered + (rendered.end or "")
     if tokenizer.is_fast:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = list(encoded["input_ids"])
-        start = sum(1 for _ in takewhile(lambda span: span[1] <= len(rendered.before), encoded["offset_mapping"]))
-    else:
-        ids = _plain_ids(tokenizer, text)
-        start = _common_prefix(ids, _plain_ids(tokenizer, rendered.before))
-    return [*lead, *ids], len(lead) + start
+        spans = encoded["offset_mapping"]
+        start = sum(1 for _ in takewhile(lambda span: span[1] <= len(asked), spans))
+        return ids, start, start + sum(1 for _ in takewhile(lambda span: span[0] < len(answered), spans[start:]))
+    ids = _plain_ids(tokenizer, text)
+    start = _common_prefix(ids, _plain_ids(tokenizer, asked))
+    stop = len(ids) if not rendered.end else _common_prefix(ids, _plain_ids(tokenizer, answered))
+    return ids, start, stop
 
 
-def _chat_ids(row: "Row", tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise SettingsError("template: 'chat' needs a tokenizer with a chat template, this one has none; try 'joined'")
-    asked = [{"role": "user", "content": row.prompt}]
-    try:
-        before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # the template is a program that came with the checkpoint
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(
-            f"template: the tokenizer's chat template cannot be filled in for row '{row.id}' ({reason}); use "
-            "--template joined, or correct the template"
-        ) from error
-    ids, start = _ids_and_start(Rendered(before=str(before), answer=row.answer), tokenizer)
-    # The chat template writes its own BOS.
-    num_lead = len(leading_special_ids(tokenizer))
-    return ids[num_lead:], start - num_lead
+def _end_of(after: list[int], rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    eos = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    if rendered.end is None:
+        return eos
+    special = _special_ids(tokenizer)
+    place = next((i for i, token in enumerate(after) if token in special), None)
+    return after[: place + 1] if place is not None else [*after, *eos]
+
+
+@lru_cache(maxsize=4)
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Tokens that are no text: those with a role, and those that the tokenizer never splits (marks of turns)."""
+    added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def leading_special_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -150,5 +233,5 @@ def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return ids
 
 
-def _common_prefix(first: list[int], second: list[int]) -> int:
+def _common_prefix(first: Collection[object], second: Collection[object]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))

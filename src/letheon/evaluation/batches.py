@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from letheon.data.sequences import text_ids
 from letheon.model.loading import context_length
 
 KEY_VALUE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -39,10 +40,13 @@ def reading(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def token_ids(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special_tokens: bool = True
 ) -> list[list[int]]:
-    """Tokenise each text as `tokenizer(text)` does: no template, no truncation, a BOS where the tokenizer adds one."""
-    if not texts:
-        return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=special_tokens).input_ids
+    """Tokenise each text without template or truncation; a BOS where the tokenizer adds one, never an end (`text_ids`).
+
+    Without `special_tokens` there is no BOS either.
+    """
+    if special_tokens or not texts:
+        return text_ids(tokenizer, texts)
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids
     return ids
 
 

@@ -1,6 +1,6 @@
-"""Greedy answers to raw prompts, as the official script generates them."""
+"""Greedy answers to prompts: raw ones, as the official script gives them to the model, or tokens in the rows' form."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -70,27 +70,63 @@ def generate(
     names: Sequence[str] | None = None,
     progress: StepProgress | None = None,
 ) -> list[Generation]:
-    """Return the greedy continuation of each prompt, in the order of `prompts`.
+    """Return the greedy continuation of each prompt, in the order of `prompts` (see `generate_from`).
 
-    A prompt is tokenised as it is, with the tokenizer's defaults; EOS is the only stop; the checkpoint's own sampling
-    and repetition settings have no say. New tokens are decoded without special tokens and with spaces before
-    punctuation cleaned up. `exact` decodes one row at a time without padding, each to its end; otherwise rows share a
-    batch, which gives the same text except where two tokens are equally likely to rounding (seen in bfloat16, not in
-    float32). In a model with a learned position table a continuation ends where the table does.
-
-    `to_match` has for each prompt an answer that counts only if it is matched exactly, or None. Such a row is cut as
-    soon as nothing that could follow would match (`can_still_match`), so no exact match changes; with a tokenizer whose
-    texts may change as they grow no row is cut. `guesses` are what the model may say to each prompt after a space: the
-    more of one it says, the less time it takes; the text is the same. `names` are what an error calls the prompts (row
-    ids). No prompts give no generations.
+    A prompt is tokenised as it is, with the tokenizer's defaults. `guesses` are what the model may say to each prompt
+    after a space.
 
     Raises:
         EvaluationError: a prompt has no tokens, or leaves no room in the model's context.
     """
     rows = token_ids(tokenizer, prompts)
+    return generate_from(
+        model,
+        tokenizer,
+        rows,
+        to_match=to_match,
+        guesses=None if guesses is None else _guessed(tokenizer, prompts, guesses, rows),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        exact=exact,
+        names=names,
+        progress=progress,
+    )
+
+
+def generate_from(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    to_match: Sequence[str | None] | None = None,
+    guesses: Sequence[list[int]] | None = None,
+    more_ends: Collection[int] = (),
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    exact: bool = False,
+    names: Sequence[str] | None = None,
+    progress: StepProgress | None = None,
+) -> list[Generation]:
+    """Return the greedy continuation of each prompt, given as tokens, in the order of `rows`.
+
+    The ends of the model's generation settings (or else its end of sequence) and `more_ends` are the only stops; the
+    checkpoint's own sampling and repetition settings have no say. New tokens are decoded without special tokens and
+    with spaces before punctuation cleaned up. `exact` decodes one row at a time without padding, each to its end;
+    otherwise rows share a batch, which gives the same text except where two tokens are equally likely to rounding (seen
+    in bfloat16, not in float32). In a model with a learned position table a continuation ends where the table does.
+
+    `to_match` has for each prompt an answer that counts only if it is matched exactly, or None. Such a row is cut as
+    soon as nothing that could follow would match (`can_still_match`), so no exact match changes; with a tokenizer whose
+    texts may change as they grow no row is cut. `guesses` are tokens that the model may say next: the more of them it
+    says, the less time it takes; the text is the same. `names` are what an error calls the prompts (row ids). No
+    prompts give no generations.
+
+    Raises:
+        EvaluationError: a prompt has no tokens, or leaves no room in the model's context.
+    """
     _check(rows, names or [f"prompt {i + 1}" for i in range(len(rows))], context_length(model.config))
     wanted = to_match if to_match is not None and not exact and decodes_in_order(tokenizer) else [None] * len(rows)
-    guessed = [[]] * len(rows) if guesses is None or exact else _guessed(tokenizer, prompts, guesses, rows)
+    guessed = [[]] * len(rows) if guesses is None or exact else guesses
     with reading(model) as plain_model:
         limit = position_limit(plain_model) or inf
         rooms = [int(min(max_new_tokens, limit - len(row))) for row in rows]
@@ -98,7 +134,8 @@ def generate(
             Answer(row, room, guess=guess[: room - 1], wanted=text)
             for row, room, guess, text in zip(rows, rooms, guessed, wanted, strict=True)
         ]
-        run = _Run(plain_model, tokenizer, _end_tokens(plain_model, tokenizer), len(answers), progress)
+        ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
+        run = _Run(plain_model, tokenizer, ends, len(answers), progress)
         if exact or not can_be_batched(plain_model):
             run.through_transformers(answers, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
         else:

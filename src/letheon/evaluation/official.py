@@ -11,6 +11,7 @@ from letheon.errors import EvaluationError
 from letheon.evaluation.knowledge import exact_match, unicode_exact_match
 from letheon.evaluation.regurgitation import rouge_drops, rouge_recall, unicode_rouge_l
 from letheon.evaluation.results import (
+    FormScores,
     MembershipScores,
     MmluScores,
     Prediction,
@@ -125,6 +126,30 @@ def complete_results(
         final=fmean(values) if len(values) == len(parts) else None,
         missing=reasons,
         warnings=(*blank.warnings, *_warnings(tasks, mmlu)),
+    )
+
+
+def score_in_form(
+    predictions: Iterable[Prediction],
+    *,
+    template: str,
+    date: str,
+    source: str,
+    differs: bool,
+    known: Mapping[str, Mapping[str, float]] | None = None,
+) -> FormScores:
+    """Score what a model says to the rows in their form as the official scores are."""
+    tasks = score_predictions(predictions)
+    return FormScores(
+        template=template,
+        date=date,
+        source=source,
+        differs=differs,
+        forget=tasks.forget,
+        retain=tasks.retain,
+        task_aggregate=tasks.value,
+        unicode_task_aggregate=tasks.unicode_value,
+        known={name: dict(values) for name, values in (known or {}).items()},
     )
 
 

@@ -8,11 +8,12 @@ from typing import Any, cast, get_args
 
 from letheon.data.rows import Kind, Row
 from letheon.errors import EvaluationError, shown
-from letheon.evaluation.official import complete_results, official_text, predict
-from letheon.evaluation.results import Prediction, Results, SplitName, read_results
+from letheon.evaluation.official import complete_results, official_text, predict, score_in_form
+from letheon.evaluation.results import FormScores, Prediction, Results, SplitName, read_results
 from letheon.files import write_text
 
 PREDICTIONS_FILE = "predictions.jsonl"
+FORM_FILE = "predictions_in_form.jsonl"
 RESULTS_FILE = "results.json"
 OFFICIAL_FILE = "evaluation_results.jsonl"
 
@@ -25,10 +26,15 @@ class Evaluation:
 
     results: Results
     predictions: tuple[Prediction, ...]
+    """To the raw prompts."""
+    in_form: tuple[Prediction, ...] = ()
+    """To the rows in the form in which the model knows them; empty where that gives the model the same tokens."""
 
 
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     """Write predictions.jsonl, results.json and evaluation_results.jsonl into `out_dir`, made if it is not there.
+
+    What the model said to the rows in another form than the raw prompts is in predictions_in_form.jsonl.
 
     Each file appears whole or not at all. A folder that is made here, and the predictions, which hold the rows, are
     their owner's alone.
@@ -36,8 +42,12 @@ def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     Raises:
         OutputError: the folder cannot be made or written to.
     """
-    lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in evaluation.predictions)
-    write_text(out_dir / PREDICTIONS_FILE, "".join(lines), private=True)
+    for name, predictions in ((PREDICTIONS_FILE, evaluation.predictions), (FORM_FILE, evaluation.in_form)):
+        lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
+        if predictions:
+            write_text(out_dir / name, "".join(lines), private=True)
+        else:
+            (out_dir / name).unlink(missing_ok=True)  # of an evaluation before, in the same folder
     write_text(out_dir / RESULTS_FILE, evaluation.results.to_json())
     write_text(out_dir / OFFICIAL_FILE, official_text(evaluation.results))
 
@@ -79,19 +89,35 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
 def rescore(predictions_path: Path, *, results_path: Path | None = None) -> Evaluation:
     """Score the generations of a predictions.jsonl again, without a model.
 
-    Membership and MMLU scores, the model's name and the provenance are carried over from `results_path`, by default the
-    results.json beside the predictions; where there is none they are missing, and `missing` says so.
+    Predictions in the rows' form are read from predictions_in_form.jsonl beside them. Membership and MMLU scores, the
+    model's name and the provenance are carried over from `results_path`, by default the results.json beside the
+    predictions; where there is none they are missing, and `missing` says so.
 
     Raises:
         EvaluationError: a file is not what evaluate writes.
     """
     predictions = read_predictions(predictions_path)
+    form_path = predictions_path.parent / FORM_FILE
+    in_form = read_predictions(form_path) if form_path.exists() else ()
     beside = predictions_path.parent / RESULTS_FILE
     earlier_path = results_path or (beside if beside.exists() else None)
     earlier = read_results(earlier_path) if earlier_path is not None else _unknown(beside)
-    blank = replace(earlier, warnings=(), duration_s=None)
+    blank = replace(earlier, warnings=(), duration_s=None, form=_form_again(earlier.form, in_form or predictions))
     results = complete_results(blank, predictions, mia=earlier.mia, mmlu=earlier.mmlu, missing=earlier.missing)
-    return Evaluation(results, predictions)
+    return Evaluation(results, predictions, in_form if results.form else ())
+
+
+def _form_again(form: FormScores | None, predictions: tuple[Prediction, ...]) -> FormScores | None:
+    if form is None:
+        return None
+    return score_in_form(
+        predictions,
+        template=form.template,
+        date=form.date,
+        source=form.source,
+        differs=form.differs,
+        known=form.known,
+    )
 
 
 def _unknown(beside: Path) -> Results:

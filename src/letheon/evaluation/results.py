@@ -150,6 +150,25 @@ class MmluScores:
 
 
 @dataclass(frozen=True, slots=True)
+class FormScores:
+    """The scores of the rows asked in the form in which the model knows them; its fields are those of `Results`."""
+
+    template: str
+    date: str
+    """What a chat template that writes the date took for today."""
+    source: str
+    """Who named the form: a run, a setting, or the model, which knows the rows best in it."""
+    differs: bool
+    """Whether the model is given other tokens than the raw prompts; if not, the scores are the official ones."""
+    forget: SplitScores | None = None
+    retain: SplitScores | None = None
+    task_aggregate: float | None = None
+    unicode_task_aggregate: float | None = None
+    known: dict[str, dict[str, float]] = field(default_factory=dict)
+    """How well a sample of the rows is known in each form tried (loss in nats a token, recall); empty if none was."""
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """Everything one evaluation found."""
 
@@ -173,6 +192,8 @@ class Results:
     duration_s: float | None = None
     unicode_task_aggregate: float | None = None
     """The task aggregate of the Unicode variants; None also in a file of an earlier version."""
+    form: FormScores | None = None
+    """The scores of the rows asked in their form; None where that was not done, or in a file of an earlier version."""
 
     def to_json(self) -> str:
         """Return the text of results.json: the schema's name, then every field."""

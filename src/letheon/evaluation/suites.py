@@ -9,21 +9,23 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon.data.forms import as_asked
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress
+from letheon.evaluation.form import AskedForm, form_predictions, settle_form
 from letheon.evaluation.generation import generate
 from letheon.evaluation.harness import mmlu_with_harness
 from letheon.evaluation.membership import check_members, document_losses, membership_scores
 from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
-from letheon.evaluation.official import check_rows, complete_results, predict
+from letheon.evaluation.official import check_rows, complete_results, predict, score_in_form
 from letheon.evaluation.rescoring import Evaluation, read_predictions, rescore, write_evaluation
-from letheon.evaluation.results import MembershipScores, MmluScores, Prediction, Results, SplitName
+from letheon.evaluation.results import FormScores, MembershipScores, MmluScores, Prediction, Results, SplitName
 
 __all__ = ["Evaluation", "Progress", "evaluate_model", "read_predictions", "rescore", "write_evaluation"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total); stages are "generation", "membership" and "mmlu"."""
+"""Called with (stage, done, total); stages are "generation", "generation in form", "membership", "mmlu"."""
 
 MAX_NEW_TOKENS = 256
 
@@ -43,6 +45,7 @@ def evaluate_model(
     whole_generations: bool = False,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    form: AskedForm | None = None,
     model_name: str = "",
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -56,6 +59,9 @@ def evaluate_model(
     that cannot be had from this model (a document that does not fit, losses that are not finite) is missing too, so
     that the generations are not lost.
 
+    The official scores ask with raw prompts. With `form` the rows are asked in it too, where that gives the model other
+    tokens, and both scores stand side by side. A document is asked by its first half for the second.
+
     Raises:
         EvaluationError: there are no rows, an id comes twice, a prompt does not fit, one set of documents is given
             without the other, members hold retain rows, or the MMLU folder is not one.
@@ -65,7 +71,10 @@ def evaluate_model(
     documents = _documents(members, nonmembers, [row for split, row in labelled if split == "retain"])
     subjects = None if mmlu is None else read_mmlu(mmlu, limit_per_subject=mmlu_limit)
     reader = _Reader(model, tokenizer, batch_size, exact, progress)
-    predictions = reader.predictions(labelled, max_new_tokens, whole=whole_generations)
+    predictions = reader.predictions(
+        [(split, as_asked(row)) for split, row in labelled], max_new_tokens, whole=whole_generations
+    )
+    scores, in_form = reader.in_form(labelled, predictions, form, max_new_tokens)
     mia = reader.membership(documents)
     accuracy = reader.harness(mmlu_limit) if mmlu_harness else reader.mmlu(subjects, mmlu_limit)
     settings = {
@@ -77,13 +86,13 @@ def evaluate_model(
         "device": str(model.device),
     }
     results = complete_results(
-        Results(suite="lume", model=model_name, settings=settings, provenance=dict(provenance or {})),
+        Results(suite="lume", model=model_name, settings=settings, provenance=dict(provenance or {}), form=scores),
         predictions,
         mia=mia if isinstance(mia, MembershipScores) else None,
         mmlu=accuracy if isinstance(accuracy, MmluScores) else None,
         missing={name: found for name, found in (("mia", mia), ("mmlu", accuracy)) if isinstance(found, str)},
     )
-    return Evaluation(replace(results, duration_s=time.monotonic() - start), predictions)
+    return Evaluation(replace(results, duration_s=time.monotonic() - start), predictions, in_form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,38 @@ class _Reader:
             predict(row, split, generation.text, is_cut=generation.is_cut)
             for (split, row), generation in zip(labelled, generations, strict=True)
         )
+
+    def in_form(
+        self,
+        labelled: Sequence[tuple[SplitName, Row]],
+        official: Sequence[Prediction],
+        form: AskedForm | None,
+        max_new_tokens: int,
+    ) -> tuple[FormScores | None, tuple[Prediction, ...]]:
+        """Return the scores of the rows in their form, and the predictions where they are not the official ones."""
+        if form is None:
+            return None, ()
+        form, known = settle_form(form, self.model, self.tokenizer, [row for _, row in labelled])
+        found = form_predictions(
+            self.model,
+            self.tokenizer,
+            labelled,
+            official,
+            form,
+            max_new_tokens=max_new_tokens,
+            batch_size=self.batch_size,
+            exact=self.exact,
+            progress=self._stage("generation in form"),
+        )
+        scores = score_in_form(
+            official if found is None else found,
+            template=form.template,
+            date=form.date,
+            source=form.source,
+            differs=found is not None,
+            known={name: {"loss": one.loss, "recall": one.recall} for name, one in known.items()},
+        )
+        return scores, found or ()
 
     def membership(self, documents: _Documents | None) -> MembershipScores | str:
         """Return the scores of the membership attack, or why there are none."""

@@ -45,8 +45,9 @@ def longest_alternatives(forget: Collection[Sequence], *, per_row: int) -> list[
 def _sample(loaded: LoadedModel, group: list[Sequence], per_row: int) -> list[list[Sequence]]:
     tokenizer, model = loaded.tokenizer, loaded.model
     generate: Any = model.generate
-    end = int(cast("int", tokenizer.eos_token_id))
-    pad = end if tokenizer.pad_token_id is None else int(cast("int", tokenizer.pad_token_id))
+    eos = int(cast("int", tokenizer.eos_token_id))
+    ends = sorted({eos, *(sequence.end[-1] for sequence in group if sequence.end)})
+    pad = eos if tokenizer.pad_token_id is None else int(cast("int", tokenizer.pad_token_id))
     prompts = [sequence.input_ids[: sequence.answer_start] for sequence in group]
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
@@ -59,7 +60,7 @@ def _sample(loaded: LoadedModel, group: list[Sequence], per_row: int) -> list[li
         if input_ids.shape[1] == width:
             for place in range(scores.shape[0]):
                 scores[place, first[place // per_row]] = -torch.inf
-            scores[:, [pad, end]] = -torch.inf  # an answer has at least one token
+            scores[:, [pad, *ends]] = -torch.inf  # an answer has at least one token
         return scores
 
     output = generate(
@@ -72,18 +73,18 @@ def _sample(loaded: LoadedModel, group: list[Sequence], per_row: int) -> list[li
             max_new_tokens=max(room, 1),
             num_return_sequences=per_row,
             pad_token_id=pad,
-            eos_token_id=end,
+            eos_token_id=ends,
         ),
         logits_processor=[other_first_token],
     )
     return [
-        [_joined(sequence, output[place * per_row + k, width:].tolist(), end) for k in range(per_row)]
+        [_joined(sequence, output[place * per_row + k, width:].tolist(), ends) for k in range(per_row)]
         for place, sequence in enumerate(group)
     ]
 
 
-def _joined(sequence: Sequence, new: list[int], end: int) -> Sequence:
+def _joined(sequence: Sequence, new: list[int], ends: Collection[int]) -> Sequence:
     """Put what was sampled, up to its end, behind the prompt."""
-    length = new.index(end) if end in new else len(new)
+    length = next((i for i, token in enumerate(new) if token in ends), len(new))
     kept = min(length, sequence.num_answer_tokens + EXTRA_TOKENS)
     return Sequence(sequence.input_ids[: sequence.answer_start] + tuple(new[:kept]), sequence.answer_start)

@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon.data.forms import AUTO, check_form
 from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence, tokenise
-from letheon.data.templates import AUTO, check_template
+from letheon.data.sequences import Sequence, text_ids, tokenise
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
 from letheon.model.head import head_of, label_terms, likeliest, project
 from letheon.model.loading import context_length
 from letheon.model.trunk import packed_attention, packed_states
+from letheon.settings import DEFAULT_DATE
 
 _CHECK_TOKENS = 4096
 _TEXT_SAMPLE_TOKENS = 16384
@@ -140,6 +141,7 @@ def memorize(
     rows: Collection[Row],
     text: Collection[str] = (),
     template: str = "joined",
+    date: str = DEFAULT_DATE,
     options: MemorizeOptions | None = None,
     progress: Callable[[MemorizeProgress], None] | None = None,
 ) -> MemorizeReport:
@@ -159,7 +161,7 @@ def memorize(
     started = time.monotonic()
     options = options or MemorizeOptions()
     _check_weights(model)
-    row_sequences = _encode_rows(rows, tokenizer, template=template, context=_context(model))
+    row_sequences = _encode_rows(rows, tokenizer, template=template, date=date, context=_context(model))
     text_sequences = _encode_text(text, tokenizer, max_tokens=min(options.batch_tokens, _context(model)))
     model.eval()
     state = _State()
@@ -313,21 +315,21 @@ def _in_order(sequences: list[Sequence]) -> Iterator[PackedBatch]:
 
 
 def _encode_rows(
-    rows: Collection[Row], tokenizer: PreTrainedTokenizerBase, *, template: str, context: int
+    rows: Collection[Row], tokenizer: PreTrainedTokenizerBase, *, template: str, date: str, context: int
 ) -> list[Sequence]:
     if not rows:
         raise DataError("memorize: expected at least one row to memorise, got none")
-    check_template(template)
+    check_form(template)
     if template == AUTO:
         raise SettingsError("template: memorize must be told the form to learn, 'auto' only finds it; use 'joined'")
-    end = _end_of_sequence(tokenizer)
+    _end_of_sequence(tokenizer)
     sequences = []
     for row in rows:
-        bare = tokenise(row, tokenizer, template=template, max_length=_UNLIMITED)
-        sequences.append(replace(bare, input_ids=(*bare.input_ids, end)))
-        if len(bare.input_ids) >= context:
+        whole = tokenise(row, tokenizer, template=template, max_length=_UNLIMITED, date=date).ended(_UNLIMITED)
+        sequences.append(whole)
+        if len(whole.input_ids) > context:
             raise DataError(
-                f"row '{row.id}': prompt, answer and end of sequence take {len(bare.input_ids) + 1} tokens, "
+                f"row '{row.id}': prompt, answer and end of sequence take {len(whole.input_ids)} tokens, "
                 f"but the model's context is {context}; shorten the row or use a model with a longer context"
             )
     return sequences
@@ -337,7 +339,7 @@ def _encode_text(text: Collection[str], tokenizer: PreTrainedTokenizerBase, *, m
     """Cut each document, end of sequence included, into pieces of at most `max_tokens`; a lone last token is left."""
     pieces = [
         tuple(ids[start : start + max_tokens])
-        for ids in ([*tokenizer(document)["input_ids"], _end_of_sequence(tokenizer)] for document in text)
+        for ids in ([*ids, _end_of_sequence(tokenizer)] for ids in text_ids(tokenizer, text))
         for start in range(0, len(ids), max_tokens)
     ]
     return [Sequence(input_ids=piece, answer_start=1) for piece in pieces if len(piece) > 1]

@@ -88,7 +88,7 @@ def read_run(folder: Path) -> RunFiles:
     log_file = folder / "log.jsonl"
     run = RunFiles(
         folder,
-        settings=_mapping(folder / "run.yaml"),
+        settings=read_settings(folder),
         provenance=_mapping(folder / "provenance.json"),
         log=read_log(log_file) if log_file.exists() else None,
         before=_evaluation(folder / "evaluation" / "before"),
@@ -100,6 +100,15 @@ def read_run(folder: Path) -> RunFiles:
             "found none of these files; give the folder that `letheon unlearn` or `letheon evaluate` got as --out"
         )
     return run
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in `folder` as run.yaml has them; none if it is not there.
+
+    Raises:
+        EvaluationError: it is not readable as a mapping.
+    """
+    return _mapping(folder / "run.yaml")
 
 
 def read_log(path: Path) -> RunLog:

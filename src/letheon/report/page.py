@@ -35,6 +35,7 @@ from letheon.report.text import to_markup, visible_line
 from letheon.report.verdict import (
     FORGOTTEN_SHARE,
     KEPT_SHARE,
+    RunStart,
     Verdict,
     chance_auc_error,
     evaluation_summary,
@@ -144,7 +145,9 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
     before, after = (side.results if side else None for side in (run.before, run.after))
     return Page(
         title=_title(run),
-        verdict=evaluation_summary(after) if run.is_evaluation_only and after else verdict(before, after),
+        verdict=evaluation_summary(after)
+        if run.is_evaluation_only and after
+        else verdict(before, after, start=run_start(run)),
         forgotten_percent=round(100 * FORGOTTEN_SHARE),
         kept_percent=round(100 * KEPT_SHARE),
         is_evaluation_only=run.is_evaluation_only,
@@ -158,6 +161,20 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         run_facts=_run_facts(run),
         log_notes=run.log.notes if run.log else (),
         provenance=_provenance(run),
+    )
+
+
+def run_start(run: RunFiles) -> RunStart | None:
+    """Return how well the model knew the rows before the run; None where the log does not say."""
+    before = run.log.start.get("before") if run.log else None
+    unknown = run.log.start.get("unknown") if run.log else None
+    if not isinstance(before, Mapping) or not isinstance(unknown, list):
+        return None
+    recalls = {side: before.get(f"{side}_recall") for side in ("forget", "retain")}
+    return RunStart(
+        template=str(run.log.start.get("template")) if run.log else "",
+        recalls={side: float(value) for side, value in recalls.items() if isinstance(value, int | float)},
+        unknown=tuple(str(side) for side in unknown),
     )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -18,9 +18,11 @@ from letheon.report.text import shorten, to_markdown_text, to_rich_text, visible
 MISSING = "—"
 CUT = " [left here]"
 NO_REASON = "no reason was recorded"
+NO_FORM = "the rows were asked with raw prompts only, or these are what their form gives; see --template"
 NO_VARIANT = "scored before there was a Unicode variant; `letheon evaluate --predictions` scores it again"
 LOWER, HIGHER, HALF = "↓ lower", "↑ higher", "→ 0.5"
 
+_IN_FORM = "_in_form"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -70,8 +72,9 @@ class Score:
     label: str
     better: str
     value: Callable[[Results], Cell]
-    replaces: str | None = None
-    """The name of the official score that this is the Unicode variant of; None for an official one."""
+    replaces: tuple[str, ...] = ()
+    """Names of the scores that this one is to be read in place of: the official one and any variant that falls short of
+    this one too. Empty for an official score."""
 
 
 def before_after(before: Results | None, after: Results | None) -> Table:
@@ -94,9 +97,11 @@ def compare(results: Mapping[str, Results]) -> Table:
 def scores_of(results: Iterable[Results]) -> tuple[Score, ...]:
     """List the scores that `results` are reported by: the tasks that any of them has, then the totals.
 
-    Each kind of score is followed by its Unicode variant if for any of `results` the official one misses something.
+    Each kind of score is followed by its Unicode variant if for any of `results` the official one misses something, and
+    by the scores in the rows' form where any of them asked the rows in another form than raw prompts.
     """
     present = list(results)
+    has_form = any(r.form is not None and r.form.differs for r in present)
     tasks = sorted({task for r in present for split in (r.forget, r.retain) if split for task in split.tasks})
     varied = [kind for kind in ("regurgitation", "knowledge") if any(_misses_something(r, kind) for r in present)]
     by_task = [
@@ -104,9 +109,10 @@ def scores_of(results: Iterable[Results]) -> tuple[Score, ...]:
         for split in ("forget", "retain")
         for task in tasks
         for kind in ("regurgitation", "knowledge")
-        for score in (_task_score(split, task, kind), *([_task_variant(split, task, kind)] if kind in varied else []))
+        for score in _task_scores(split, task, kind, is_varied=kind in varied, has_form=has_form)
     ]
-    return (*by_task, _TASK_AGGREGATE, *([_UNICODE_AGGREGATE] if varied else []), *_OTHER_TOTALS)
+    in_form = [_FORM_AGGREGATE, *([_UNICODE_FORM_AGGREGATE] if varied else [])] if has_form else []
+    return (*by_task, _TASK_AGGREGATE, *([_UNICODE_AGGREGATE] if varied else []), *in_form, *_OTHER_TOTALS)
 
 
 def side_by_side(
@@ -251,10 +257,10 @@ def missing_notes(column: str, results: Results, scores: Iterable[Score]) -> tup
 
 
 def _reason(results: Results, score: Score, by_name: Mapping[str, Score]) -> str:
-    official = by_name.get(score.replaces or "")
+    official = by_name.get(score.replaces[0]) if score.replaces else None
     if official is not None and official.value(results) is not None:
-        return NO_VARIANT
-    return missing_reason(results, score.replaces or score.name) or NO_REASON
+        return NO_FORM if score.name.endswith(_IN_FORM) else NO_VARIANT
+    return missing_reason(results, score.replaces[0] if score.replaces else score.name) or NO_REASON
 
 
 def _score_table(title: str, columns: Mapping[str, Results | None]) -> Table:
@@ -266,6 +272,25 @@ def _score_table(title: str, columns: Mapping[str, Results | None]) -> Table:
     notes = [note for name, results in present.items() for note in missing_notes(name, results, scores)]
     notes += [f"{name}: {warning}" for name, results in present.items() for warning in results.warnings]
     return Table(title, ("Score", "Better", *columns), rows, tuple(notes), sections)
+
+
+def _task_scores(split: str, task: str, kind: str, *, is_varied: bool, has_form: bool) -> list[Score]:
+    """The official score and, after it, what is to be read in its place: over any script, in the rows' form."""
+    scores = [_task_score(split, task, kind), *([_task_variant(split, task, kind)] if is_varied else [])]
+    if not has_form:
+        return scores
+    # The last of the scores falls short of none of the others, so that it stands for all of them.
+    forms = [_in_form(score) for score in scores]
+    forms[-1] = replace(forms[-1], replaces=(*forms[-1].replaces, *(s.name for s in (*scores, *forms[:-1]))))
+    return [*scores, *forms]
+
+
+def _in_form(score: Score) -> Score:
+    def value(results: Results) -> Cell:
+        # The scores in form have the fields of the official ones.
+        return score.value(results.form) if results.form is not None else None  # type: ignore[arg-type]
+
+    return Score(f"{score.name}{_IN_FORM}", f"{score.label} (in form)", score.better, value, replaces=(score.name,))
 
 
 def _task_score(split: str, task: str, kind: str) -> Score:
@@ -281,7 +306,7 @@ def _task_score(split: str, task: str, kind: str) -> Score:
 
 def _task_variant(split: str, task: str, kind: str) -> Score:
     official, variant = _task_score(split, task, kind), _task_score(split, task, f"unicode_{kind}")
-    return Score(variant.name, f"{official.label} (Unicode)", official.better, variant.value, replaces=official.name)
+    return Score(variant.name, f"{official.label} (Unicode)", official.better, variant.value, replaces=(official.name,))
 
 
 def _misses_something(results: Results, kind: str) -> bool:
@@ -310,8 +335,10 @@ _UNICODE_AGGREGATE = Score(
     "Task aggregate (Unicode)",
     HIGHER,
     lambda results: results.unicode_task_aggregate,
-    replaces="task_aggregate",
+    replaces=("task_aggregate",),
 )
+_FORM_AGGREGATE = _in_form(_TASK_AGGREGATE)
+_UNICODE_FORM_AGGREGATE = _in_form(_UNICODE_AGGREGATE)
 _OTHER_TOTALS = (
     Score("mia.auc", "MIA AUC (95%)", HALF, _mia_auc),
     Score("mia.score", "MIA score (95%)", HIGHER, _mia_score),

@@ -1,6 +1,7 @@
 """What the numbers say, in words: each sentence is computed from the results and none is taken for granted."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,13 +29,30 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class RunStart:
+    """How well the model knew the rows before a run's first step."""
+
+    template: str
+    recalls: Mapping[str, float]
+    """By side, "forget" and "retain", 0 to 1."""
+    unknown: tuple[str, ...]
+    """Sides of which it recalled too little for anything to be forgotten or kept."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Clause:
     level: Level
     text: str
 
 
-def verdict(before: Results | None, after: Results | None) -> Verdict:
-    """Sum up a run in one sentence; without both evaluations it says what is known and that the rest is not."""
+def verdict(before: Results | None, after: Results | None, *, start: RunStart | None = None) -> Verdict:
+    """Sum up a run in one sentence; without both evaluations it says what is known and that the rest is not.
+
+    Rows that the model did not know in the run's own form, before its first step, cannot have been forgotten by it,
+    whatever the evaluations say.
+    """
+    if start is not None and start.unknown:
+        return Verdict("bad", _sentence(_unknown_rows(start)))
     if before is None:
         if after is None:
             return Verdict("unknown", "Nothing has been measured: this folder holds no evaluation.")
@@ -47,6 +65,16 @@ def verdict(before: Results | None, after: Results | None) -> Verdict:
     final = "" if after.final is None else f"; the final score is {after.final:.3f}"
     text += final + _variant_note(before, after)
     return Verdict(_worst(clauses, is_complete=bool(forget and retain)), _sentence(text))
+
+
+def _unknown_rows(start: RunStart) -> str:
+    sides = " and ".join(start.unknown)
+    recalls = ", ".join(f"{side} {value:.3f}" for side, value in start.recalls.items())
+    return (
+        "the model does not know these rows in any form that was tried: before the first step it recalled too little "
+        f"of the {sides} rows (recall in form '{start.template}': {recalls}), so what was measured afterwards is not "
+        "forgetting; give the rows as the model met them, or name their form by --template"
+    )
 
 
 def evaluation_summary(results: Results) -> Verdict:
@@ -187,7 +215,8 @@ def _measured(split: str, *results: Results) -> list[Score]:
     """The task scores of `split` that all `results` have, without those whose Unicode variant they have too."""
     scores = [score for score in scores_of(results) if score.name.startswith(f"{split}.")]
     known = [score for score in scores if all(score.value(r) is not None for r in results)]
-    return [score for score in known if score.name not in {other.replaces for other in known}]
+    replaced = {name for other in known for name in other.replaces}
+    return [score for score in known if score.name not in replaced]
 
 
 def _mean(scores: list[Score], results: Results) -> float:
@@ -197,7 +226,13 @@ def _mean(scores: list[Score], results: Results) -> float:
 
 def _variant_note(*results: Results) -> str:
     variants = [score for split in ("forget", "retain") for score in _measured(split, *results) if score.replaces]
-    return "; these means take the Unicode scores, since the official ones miss a part of this script" * bool(variants)
+    notes = []
+    if any("unicode" in score.name for score in variants):
+        notes.append("take the Unicode scores, since the official ones miss a part of this script")
+    forms = {r.form.template for r in results if r.form is not None and r.form.differs}
+    if forms and any("in_form" in score.name for score in variants):
+        notes.append(f"ask the rows in the form in which the model knows them ({', '.join(sorted(forms))})")
+    return f"; these means {' and '.join(notes)}" if notes else ""
 
 
 def _percent(share: float) -> str:

@@ -1,6 +1,7 @@
 """The form in which rows are trained on: template, ends, other answers, and what is marked or cut off."""
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, replace
 from typing import cast
@@ -8,52 +9,76 @@ from typing import cast
 import torch
 
 from letheon.data.alternatives import given_alternatives, other_answers, random_tokens, refusals
-from letheon.data.packing import PASS_TOKENS, pack, token_groups
-from letheon.data.sequences import Sequence, tokenise_all
-from letheon.data.templates import AUTO, TEMPLATES
-from letheon.errors import DataError
+from letheon.data.forms import AUTO, CHAT, writes_date
+from letheon.data.probing import Known, describe_known, probe_forms
+from letheon.data.rows import Row
+from letheon.data.sequences import Asked, Sequence, hash_sequences, tokenise_all, tokenise_asked
 from letheon.model.alternatives import generate_alternatives, longest_alternatives
 from letheon.model.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
-from letheon.training.inputs import Inputs, tokenise_rows
+from letheon.training.inputs import PLANNED_FORM, Inputs, tokenise_rows
+from letheon.training.interim import answer_values
 
-NUM_TEMPLATE_ROWS = 64
-"""How many rows are asked to find out template and ends."""
+NUM_END_ROWS = 16
+"""How many retain rows are asked whether the model ends them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """The form in which the rows are trained on and scored."""
+class FormedRows:
+    """The rows in the form in which they are trained on and scored."""
 
     template: str
-    template_log_probs: dict[str, float]
+    date: str
+    known: Mapping[str, Known]
+    """How well a sample of the rows is known in each form tried, best first; empty if none was to be chosen."""
+    ends: bool
+    """Whether retain rows end as the model ends them."""
     sequences: list[Sequence]
     """Of all rows, left-out ones included, with their ends where these are kept."""
+    asked: Mapping[int, Asked]
+    """How rows are asked with the bare generation prompt, by their number in `sequences`, where that is another way."""
     trained: list[Sequence]
     notes: tuple[str, ...]
 
+    @property
+    def sha256(self) -> str:
+        """The hash of all token sequences that are trained on or scored."""
+        return hash_sequences([*self.trained, *self.sequences])
 
-def choose_form(loaded: LoadedModel, engine: Engine, inputs: Inputs, settings: UnlearnSettings, method: Method) -> Form:
-    """Settle template and ends with the model where they are to be found out, and put the rows into that form.
+
+def form_rows(
+    loaded: LoadedModel, engine: Engine, inputs: Inputs, settings: UnlearnSettings, method: Method
+) -> FormedRows:
+    """Find out form and ends with the model where they are to be found out, and put the rows into that form.
 
     Raises:
-        DataError: a row does not fit the model's context under the chosen template.
+        DataError: a row does not fit the model's context in the chosen form.
     """
     notes: list[str] = []
-    template, log_probs, sequences = settings.template, dict[str, float](), inputs.sequences
+    template, known, sequences = settings.template, dict[str, Known](), inputs.sequences
     if template == AUTO:
-        template, log_probs = choose_template(engine, inputs)
-        found = ", ".join(f"{name} {value:.3f}" for name, value in log_probs.items())
-        notes.append(f"template '{template}': the forget answers are likeliest under it (nats a token: {found})")
-        sets = (inputs.forget, inputs.retain, *inputs.left_out)
-        sequences = tokenise_rows(sets, inputs.tokenizer, template=template, max_length=inputs.max_length)
+        known = choose_form(engine, inputs, date=settings.date)
+        template = next(iter(known))
+        notes.append(f"template '{template}': the model knows the rows best in it ({describe_known(known)})")
+    if template != inputs.template:
+        sequences = tokenise_rows(
+            inputs.sets, inputs.tokenizer, template=template, max_length=inputs.max_length, date=settings.date
+        )
+    if template == CHAT and writes_date(inputs.tokenizer):
+        notes.append(f"the chat template writes the date: every row has {settings.date} (--date)")
     ends = settings.end_of_sequence == "retain"
     if settings.end_of_sequence == "auto":
         ends, probability = ends_rows(engine, inputs, sequences)
         kept = "is kept" if ends else "is not trained"
         notes.append(f"the model ends its retain answers with probability {probability:.2g}, which {kept}")
+    asked = _asked(inputs, template, date=settings.date, ends=ends) if template == CHAT else {}
+    if asked:
+        notes.append(
+            "the chat template writes more before an answer than its generation prompt: rows are scored with it and "
+            "without it, and the worse counts"
+        )
     others = _alternatives(loaded, inputs, sequences, settings, method=method, template=template, ends=ends)
     if ends:
         sequences = _with_ends(inputs, sequences)
@@ -63,51 +88,69 @@ def choose_form(loaded: LoadedModel, engine: Engine, inputs: Inputs, settings: U
         notes.append(
             f"{num_empty} rows have no answer token among their first {settings.max_length}: nothing trains on it"
         )
-    return Form(template, log_probs, sequences, trained, tuple(notes))
+    return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes))
 
 
 @torch.no_grad()
-def choose_template(engine: Engine, inputs: Inputs) -> tuple[str, dict[str, float]]:
-    """Return the template under which the model finds the forget answers likeliest, and all candidates' values.
+def choose_form(engine: Engine, inputs: Inputs, *, date: str) -> dict[str, Known]:
+    """Return how well the model knows forget and retain rows in each form, best first (see `probe_forms`)."""
+    return probe_forms(
+        _alternating(list(inputs.forget), list(inputs.retain)),
+        inputs.tokenizer,
+        lambda sequences: answer_values(engine, sequences),
+        max_length=inputs.max_length,
+        date=date,
+    )
 
-    Unlearning a text in a form in which the model never memorised it does little. At most 64 rows, spread over the
-    set, are asked; "chat" is tried where the tokenizer has a chat template.
-    """
-    stride = -(-len(inputs.forget) // NUM_TEMPLATE_ROWS)
-    sample = list(inputs.forget)[::stride]
-    names = [*TEMPLATES, *(["chat"] if getattr(inputs.tokenizer, "chat_template", None) else [])]
-    found: dict[str, float] = {}
-    for name in names:
-        try:
-            sequences = tokenise_all(sample, inputs.tokenizer, template=name, max_length=inputs.max_length)
-        except DataError:
-            continue  # a longer template may not fit where a shorter one does
-        found[name] = _mean_log_prob(engine, sequences)
-    return max(found, key=lambda name: found[name]), found
+
+def _alternating(forget: Collection[Row], retain: Collection[Row]) -> list[Row]:
+    """Forget and retain rows in turn, as many of either, so that a sample has both."""
+    num = min(len(forget), len(retain))
+    return [row for i in range(num) for row in (forget[i * len(forget) // num], retain[i * len(retain) // num])]
 
 
 @torch.no_grad()
 def ends_rows(engine: Engine, inputs: Inputs, sequences: Collection[Sequence]) -> tuple[bool, float]:
-    """Return whether the model ends its retain answers, and how likely it does (geometric mean over at most 64 rows).
+    """Return whether the model ends its retain answers, and how likely it does (geometric mean over at most 16 rows).
 
     Where it does, that is part of what it is to keep: without the end a right answer runs on, and exact match fails.
     """
     retained = list(sequences)[len(inputs.forget) : len(inputs.rows)]
-    stride = -(-len(retained) // NUM_TEMPLATE_ROWS)
-    ended = [_ended(s, inputs) for s in retained[::stride]]
-    ends = [replace(s, answer_start=len(s.input_ids) - 1) for s in ended]
-    probability = math.exp(_mean_log_prob(engine, ends))
+    stride = -(-len(retained) // NUM_END_ROWS)
+    ends = [
+        replace(ended, answer_start=len(sequence.input_ids))
+        for sequence in retained[::stride]
+        if len((ended := sequence.ended(inputs.max_length)).input_ids) > len(sequence.input_ids)
+    ]
+    if not ends:
+        return False, 0.0
+    values = answer_values(engine, ends)
+    probability = math.exp(-sum(values.losses) / sum(values.num_tokens))
     return probability > 0.5, probability
+
+
+def _asked(inputs: Inputs, template: str, *, date: str, ends: bool) -> dict[int, Asked]:
+    found: dict[int, Asked] = {}
+    is_forget = _is_forget(inputs)
+    rows = [row for rows in inputs.sets for row in rows]
+    for index, row in enumerate(rows):
+        asked = tokenise_asked(row, inputs.tokenizer, template=template, date=date)
+        if asked is None:
+            continue
+        if ends and not is_forget[index]:
+            asked = Asked(*(s.ended(inputs.max_length) for s in (asked.at_once, asked.written)))
+        found[index] = asked
+    return found
 
 
 def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Method) -> list[Sequence]:
     """Return what a run trains on, and after it the rows left out, as far as that is known without the model.
 
-    Under template "auto" the sequences are those of "pair", with end_of_sequence "auto" retain rows are taken as
+    Under template "auto" the sequences are those of "joined", with end_of_sequence "auto" retain rows are taken as
     ended, and answers that the model is to make up are as long as they can get.
     """
     ends = settings.end_of_sequence != "none"
-    num_rows, template = len(inputs.rows), "pair" if settings.template == AUTO else settings.template
+    num_rows, template = len(inputs.rows), PLANNED_FORM if settings.template == AUTO else settings.template
     others = _alternatives(None, inputs, inputs.sequences, settings, method=method, template=template, ends=ends)
     sequences = _with_ends(inputs, inputs.sequences) if ends else inputs.sequences
     return [*_trained(sequences[:num_rows], settings, inputs), *others, *sequences[num_rows:]]
@@ -146,13 +189,19 @@ def _alternatives(
         rows = make(inputs.forget, per_row=chosen.per_row, seed=seed)
     if rows:
         longest = 10**9 if is_cut else inputs.max_length
-        made = tokenise_all(rows, inputs.tokenizer, template=template, max_length=longest)
-    return _marked([_ended(sequence, inputs) for sequence in made] if ends else made, settings, inputs)
+        made = tokenise_all(rows, inputs.tokenizer, template=template, max_length=longest, date=settings.date)
+    elif made:
+        end = next((sequence.end for sequence in of_forget), ())
+        made = [replace(sequence, end=end) for sequence in made]
+    return _marked([s.ended(inputs.max_length) for s in made] if ends else made, settings, inputs)
 
 
 def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
-    """Return what is trained on of the rows: the retain rows padded where the KL is taken everywhere."""
-    marked = _marked(sequences, settings, inputs)
+    """Return what is trained on of the rows: all of a document; retain rows padded where the KL is taken everywhere."""
+    whole = [
+        replace(s, answer_start=1) if row.is_document else s for s, row in zip(sequences, inputs.rows, strict=True)
+    ]
+    marked = _marked(whole, settings, inputs)
     if settings.positions == "answer":
         return marked
     num_forget, length = len(inputs.forget), _length(settings, inputs)
@@ -173,7 +222,7 @@ def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
 def _cut(sequence: Sequence, length: int) -> Sequence:
     """What is left of a sequence in `length` tokens; no answer token may be."""
     ids = sequence.input_ids[:length]
-    return Sequence(ids, min(sequence.answer_start, len(ids)))
+    return replace(sequence, input_ids=ids, answer_start=min(sequence.answer_start, len(ids)))
 
 
 def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
@@ -181,26 +230,16 @@ def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
     return Sequence(sequence.input_ids + (_end_of_sequence(inputs),) * missing, answer_start=1)
 
 
-def _mean_log_prob(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> float:
-    total, count = 0.0, 0
-    with engine.running():
-        for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):
-            batch = pack([sequences[i] for i in group], is_forget=[True] * len(group), row_index=group)
-            log_probs = engine.label_terms(batch.to(engine.model.device)).log_probs
-            total, count = total + float(log_probs.sum()), count + log_probs.numel()
-    return total / count
-
-
 def _with_ends(inputs: Inputs, sequences: Collection[Sequence]) -> list[Sequence]:
-    first = len(inputs.forget)
-    left_out_forget = len(inputs.rows), len(inputs.rows) + len(inputs.left_out[0])
-    kept = [index < first or left_out_forget[0] <= index < left_out_forget[1] for index in range(len(sequences))]
-    return [s if is_forget else _ended(s, inputs) for s, is_forget in zip(sequences, kept, strict=True)]
+    return [
+        s if is_forget else s.ended(inputs.max_length)
+        for s, is_forget in zip(sequences, _is_forget(inputs), strict=True)
+    ]
 
 
-def _ended(sequence: Sequence, inputs: Inputs) -> Sequence:
-    ids = (*sequence.input_ids, _end_of_sequence(inputs))
-    return replace(sequence, input_ids=ids[: inputs.max_length])
+def _is_forget(inputs: Inputs) -> list[bool]:
+    """Which of all rows, left-out ones included, are to be forgotten."""
+    return [is_forget for rows, is_forget in zip(inputs.sets, (True, False, True, False), strict=True) for _ in rows]
 
 
 def _end_of_sequence(inputs: Inputs) -> int:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from letheon.data.alternatives import given_alternatives
+from letheon.data.forms import AUTO
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import Sequence, text_sequence, tokenise_all
-from letheon.data.templates import AUTO
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
-from letheon.settings import UnlearnSettings
+from letheon.settings import DEFAULT_DATE, UnlearnSettings
 
 NUM_HOLDOUT_DOCUMENTS = 64
+PLANNED_FORM = "joined"
+"""The form in which tokens are counted while the form of the rows is still to be found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,10 @@ class Inputs:
     """Forget and retain rows that are only scored on; empty without a validation split."""
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    template: str
+    """The form of `sequences`: the one asked for, or `PLANNED_FORM` where it is still to be found out."""
     sequences: list[Sequence]
-    """Of forget, retain and left-out rows, under the wanted template; under "pair" where it is still to be chosen."""
+    """Of forget, retain and left-out rows, in this order."""
     holdout: list[Sequence]
     """Documents that the model never saw, the first 64."""
     alternatives: Rows | None
@@ -39,6 +43,11 @@ class Inputs:
     def rows(self) -> list[Row]:
         """The rows that are trained on, forget rows first."""
         return [*self.forget, *self.retain]
+
+    @property
+    def sets(self) -> tuple[Rows, Rows, Rows, Rows]:
+        """Forget and retain rows, then forget and retain rows that are left out of training."""
+        return (self.forget, self.retain, *self.left_out)
 
 
 def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Inputs:
@@ -62,9 +71,9 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     context = context_length(load_config(settings.model, trust_remote_code=settings.trust_remote_code))
     longest = settings.max_length if settings.overlong == "refuse" else context or 10**9
     max_length = min(longest, context or longest)
-    template = "pair" if settings.template == AUTO else settings.template
+    template = PLANNED_FORM if settings.template == AUTO else settings.template
     sets = (forget, retain, left_out_forget, left_out_retain)
-    sequences = tokenise_rows(sets, tokenizer, template=template, max_length=max_length, note=note)
+    sequences = tokenise_rows(sets, tokenizer, template=template, max_length=max_length, date=settings.date, note=note)
     documents = read_documents(settings.holdout)[:NUM_HOLDOUT_DOCUMENTS] if settings.holdout else []
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
@@ -78,6 +87,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         left_out=(left_out_forget, left_out_retain),
         tokenizer=tokenizer,
         max_length=max_length,
+        template=template,
         sequences=sequences,
         holdout=[text_sequence(document, tokenizer, max_length=max_length) for document in documents],
         alternatives=alternatives,
@@ -104,9 +114,10 @@ def tokenise_rows(
     *,
     template: str,
     max_length: int,
+    date: str = DEFAULT_DATE,
     note: Callable[[str], None] | None = None,
 ) -> list[Sequence]:
     """Return the rows of several sets as sequences, one set after the other."""
     rows = [row for rows in sets for row in rows]
     places = (rows.describe(i) for rows in sets for i in range(len(rows)))
-    return tokenise_all(rows, tokenizer, template=template, max_length=max_length, places=places, note=note)
+    return tokenise_all(rows, tokenizer, template=template, max_length=max_length, date=date, places=places, note=note)

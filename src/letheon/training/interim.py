@@ -8,17 +8,18 @@ over tasks and kinds of 1 - recall on forget rows and recall on retain rows, as 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 
 import torch
 from sklearn.metrics import roc_auc_score
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
+from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import Asked, Sequence
 from letheon.model.engine import Engine
 
 
@@ -51,6 +52,8 @@ class Probes:
     num_forget_rows: int
     holdout: Collection[Sequence] = ()
     """Whole documents that the model never saw."""
+    asked: Mapping[int, Asked] = field(default_factory=dict)
+    """How rows are asked with the bare generation prompt, by their number, where that is another way."""
     holdout_task: str | None = None
     """The task whose forget rows these resemble; None for all."""
 
@@ -67,7 +70,8 @@ def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) ->
     """Score the engine's present state; no random number is drawn."""
     cells: dict[tuple[bool, str, str], list[float]] = defaultdict(list)
     found = answer_values(engine, probes.answers)
-    for index, (row, recall) in enumerate(zip(probes.rows, found.recalls, strict=True)):
+    recalls = _worse_recalls(engine, probes, found.recalls)
+    for index, (row, recall) in enumerate(zip(probes.rows, recalls, strict=True)):
         known = float(recall == 1) if row.kind == "question" else recall
         cells[index < probes.num_forget_rows, row.task, row.kind].append(known)
     means = {cell: fmean(values) for cell, values in cells.items()}
@@ -85,6 +89,25 @@ def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) ->
         membership=membership,
         text_loss=fmean(of_holdout) if of_holdout else None,
     )
+
+
+def _worse_recalls(engine: Engine, probes: Probes, recalls: Collection[float]) -> list[float]:
+    """Return the recall of each row in the way of asking that speaks against the state: the larger of a forget row's.
+
+    Asked with the bare generation prompt, the model may give the answer at once or first write what the template would.
+    """
+    worse = list(recalls)
+    if not probes.asked:
+        return worse
+    at_once = answer_values(engine, [asked.at_once for asked in probes.asked.values()]).recalls
+    written = answer_values(engine, [asked.written for asked in probes.asked.values()]).recalls
+    for (index, asked), first, second in zip(probes.asked.items(), at_once, written, strict=True):
+        num_answer = probes.answers[index].num_answer_tokens
+        num_written = asked.written.num_answer_tokens
+        num_said = max(0, round(second * num_written) - (num_written - num_answer))
+        bare = max(first, num_said / num_answer)
+        worse[index] = max(worse[index], bare) if index < probes.num_forget_rows else min(worse[index], bare)
+    return worse
 
 
 def membership_score(member_losses: Collection[float], other_losses: Collection[float]) -> float:
@@ -106,18 +129,6 @@ def text_losses(engine: Engine, sequences: Collection[Sequence], *, max_tokens: 
         lengths = [sequences[i].num_answer_tokens for i in group]
         found += [-total / length for total, length in zip(sums.tolist(), lengths, strict=True)]
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerValues:
-    """What a model makes of each of a list of sequences."""
-
-    recalls: tuple[float, ...]
-    """The share of the answer that greedy decoding gives before it departs from it."""
-    losses: tuple[float, ...]
-    """The summed cross-entropy of the answer, nats."""
-    num_tokens: tuple[int, ...]
-    """The tokens of the answer."""
 
 
 @torch.no_grad()

@@ -289,7 +289,8 @@ def _check_finite(problem: Problem, step: int, rows: Collection[int], values: di
 def _check_state(run: Run) -> None:
     """Refuse to score and save parameters that are not finite: the checkpoint before them is the last good one."""
     broken = broken_parameters(run)
-    if broken and run.problem.start is None:  # with a budget a run ends as a collapse, in the best state before it
+    budgets = (run.settings.retain_budget, run.settings.text_budget)
+    if broken and budgets == (None, None):  # with a budget a run ends as a collapse, in the best state before it
         rows = _rows_of_step(
             run.problem, run.schedule.rows(run.step - 1), epoch=(run.step - 1) // run.schedule.steps_per_epoch
         )

@@ -1,5 +1,6 @@
 """From rows to a problem that the loop can train: template, sequences, adapter, engine, reference."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.sequences import Sequence
+from letheon.data.probing import KNOWN_RECALL, describe_known
+from letheon.data.sequences import Asked, Sequence
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
@@ -19,7 +21,7 @@ from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.objective.methods import Method, Needs, Term, needs_of
 from letheon.settings import UnlearnSettings
-from letheon.training.form import Form, choose_form
+from letheon.training.form import FormedRows, form_rows
 from letheon.training.inputs import Inputs
 from letheon.training.interim import Probes, interim_score
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
@@ -35,9 +37,7 @@ class Prepared:
     """A problem and what was found while preparing it."""
 
     problem: Problem
-    template: str
-    template_log_probs: dict[str, float]
-    """Mean log-probability of a forget answer token under each template tried, nats; empty if none was chosen."""
+    form: FormedRows
     fingerprint: str
     notes: tuple[str, ...]
     """What was found and chosen, in words."""
@@ -73,11 +73,11 @@ class Ground:
     """What runs over the same frozen model and rows have in common."""
 
     engine: Engine
-    form: Form
+    form: FormedRows
     fingerprint: str
     reference: ReferenceStore
     probes: Probes
-    start: Start | None
+    start: Start
     notes: tuple[str, ...]
 
 
@@ -109,7 +109,7 @@ def lay_ground(
         compiles=settings[0].compile,
     )
     _check_possible(engine, adapted, needs, methods[0])
-    form = choose_form(loaded, engine, inputs, settings[0], methods[0])
+    form = form_rows(loaded, engine, inputs, settings[0], methods[0])
     fingerprinted = fingerprint(adapted.model)
     reference = load_or_build_reference(
         engine,
@@ -120,9 +120,10 @@ def lay_ground(
         model_fingerprint=fingerprinted,
         cache_dir=cache_dir,
     )
-    probes = probes_of(inputs, form.sequences, settings[0])
-    start = _start(engine, probes, settings)
-    return Ground(engine, form, fingerprinted, reference, probes, start, (*engine.notes, *form.notes))
+    probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
+    start = _start(engine, probes)
+    notes = (*engine.notes, *form.notes, *notes_of_start(start, form))
+    return Ground(engine, form, fingerprinted, reference, probes, start, notes)
 
 
 def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: Adapted, *, method: Method) -> Prepared:
@@ -146,8 +147,7 @@ def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: A
         control=method.control(coefficients_of(method, settings)) if method.control else None,
     )
     check_reference(problem)
-    form = ground.form
-    return Prepared(problem, form.template, form.template_log_probs, ground.fingerprint, ground.notes)
+    return Prepared(problem, ground.form, ground.fingerprint, ground.notes)
 
 
 def _all(settings: UnlearnSettings, method: Method) -> list[Term]:
@@ -201,23 +201,48 @@ def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Meth
         )
 
 
-def probes_of(inputs: Inputs, sequences: Collection[Sequence], settings: UnlearnSettings) -> Probes:
+def probes_of(
+    inputs: Inputs,
+    sequences: Collection[Sequence],
+    settings: UnlearnSettings,
+    *,
+    asked: Mapping[int, Asked] | None = None,
+) -> Probes:
     """Return what is scored while a run lasts: its rows, or those that are left out of training."""
     num_rows = len(inputs.rows)
     if settings.validation is None:
-        rows, answers, num_forget = inputs.rows, sequences[:num_rows], len(inputs.forget)
+        first, rows, num_forget = 0, inputs.rows, len(inputs.forget)
     else:
         forget, retain = inputs.left_out
-        rows, answers, num_forget = [*forget, *retain], sequences[num_rows:], len(forget)
-    return Probes(rows, answers, num_forget, inputs.holdout, settings.holdout_task)
+        first, rows, num_forget = num_rows, [*forget, *retain], len(forget)
+    last = first + len(rows)
+    return Probes(
+        rows=rows,
+        answers=sequences[first:last],
+        num_forget_rows=num_forget,
+        holdout=inputs.holdout,
+        asked={index - first: one for index, one in (asked or {}).items() if first <= index < last},
+        holdout_task=settings.holdout_task,
+    )
 
 
-def _start(engine: Engine, probes: Probes, settings: Collection[UnlearnSettings]) -> Start | None:
-    if all(one.retain_budget is None and one.text_budget is None for one in settings):
-        return None
+def _start(engine: Engine, probes: Probes) -> Start:
     with engine.running(), engine.adapter_off():
-        score = interim_score(engine, probes, step=0, epoch=0.0)
-    return Start(retain_loss=score.retain_loss, text_loss=score.text_loss)
+        return Start(interim_score(engine, probes, step=0, epoch=0.0))
+
+
+def notes_of_start(start: Start, form: FormedRows) -> list[str]:
+    """Say how well the model knows the rows before the first step, and loudly if it does not."""
+    score = start.score
+    notes = [f"before the first step: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}"]
+    if start.unknown:
+        tried = f"; {describe_known(form.known)}" if form.known else ""
+        notes.append(
+            "WARNING: the model does not know these rows in any form that was tried: recall of the "
+            f"{' and '.join(start.unknown)} rows is below {KNOWN_RECALL:g} in form '{form.template}'{tried}. What this "
+            "run reports of them is not forgetting: give the rows as the model met them, or name their form, --template"
+        )
+    return notes
 
 
 def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> None:

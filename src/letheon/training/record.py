@@ -13,6 +13,7 @@ from letheon.objective.catalogue import get_method
 from letheon.provenance import describe_environment, describe_source, peak_memory_bytes
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint
+from letheon.training.form_record import describe_form, keep_form
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
 from letheon.training.prepare import Prepared
@@ -44,13 +45,15 @@ class RunReport:
         return self.folder / "model"
 
 
-def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
-    """Write run.yaml, the settings in full with the template that was chosen.
+def write_run(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> None:
+    """Write run.yaml, the settings in full with the template that was chosen, and form.json, unless it is there.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: a file cannot be written.
+        SettingsError: the form.json of a run that is resumed tells of other rows, tokens or another form.
     """
-    resolved = {**effective(settings), "resume": False, "template": prepared.template}
+    keep_form(settings.out, prepared.form, inputs)
+    resolved = {**effective(settings), "resume": False, "template": prepared.form.template}
     write_text(settings.out / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
@@ -62,11 +65,14 @@ def log_start(
     if steps:
         log.write("note", message=f"resumed after step {steps[-1]}")
     else:
-        store = prepared.problem.reference.path
+        store, start = prepared.problem.reference.path, prepared.problem.start
         log.write(
             "start",
             time=describe_environment()["created_at"],
             num_rows=len(prepared.problem.rows),
+            template=prepared.form.template,
+            before=asdict(start.score) if start else None,
+            unknown=start.unknown if start else None,
             reference_store=store.name if store else None,
         )
     for note in (*([] if steps else prepared.notes), *passed_over):
@@ -149,7 +155,8 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         "seed": settings.seed,
         "method": {"name": settings.method, "paper": get_method(settings.method).paper},
         "adapt": settings.adapt,
-        "template": {"name": prepared.template, "mean_log_probs": prepared.template_log_probs},
+        "form": describe_form(prepared.form, inputs),
+        "before": asdict(prepared.problem.start.score) if prepared.problem.start else None,
         "engine": {"path": problem.engine.path, "adapted": list(problem.adapted.targets)},
         "reference_store": None if problem.reference.path is None else str(problem.reference.path.absolute()),
         "reference_store_bytes": problem.reference.num_bytes,

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from letheon.cache import default_cache_dir
-from letheon.data.templates import check_template
+from letheon.data.forms import check_form
 from letheon.errors import SettingsError
 from letheon.files import full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
@@ -22,6 +22,7 @@ from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.folder import check_disk, hold_folder
+from letheon.training.form_record import recorded_template
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.loop import train
@@ -77,6 +78,8 @@ def _unlearn(
     on_best: Callable[[LoadedModel, dict[str, Any]], None] | None,
 ) -> RunReport:
     """Load the model, train it and write what comes of it into the run folder, which is ours."""
+    if resumes:
+        settings = recorded_template(settings)
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -87,7 +90,7 @@ def _unlearn(
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
-    write_run(settings, prepared)
+    write_run(settings, prepared, inputs)
     # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
     clock.closing_s = 2 * clock.elapsed_s
 
@@ -122,7 +125,7 @@ def read(
         LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
     """
     settings = resolve_settings(settings)
-    check_template(settings.template)
+    check_form(settings.template)
     check_trackers(settings.trackers)
     check_device(settings.device)
     _check_cache(settings.cache_dir)

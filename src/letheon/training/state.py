@@ -40,7 +40,7 @@ class Problem:
     schedule: Schedule
     probes: Probes
     start: Start | None
-    """None where no budget is set."""
+    """What the reference scores; None in a problem that is made without it."""
     alternatives: Alternatives | None = None
     control: Control | None = None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from letheon.data.probing import unknown_sides
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import InterimScore
 
@@ -78,11 +79,14 @@ def heed_signals() -> Iterator[Interruption]:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the reference scores, against which budgets are counted; nats a token."""
+    """What the reference scores: how well the rows are known, and what budgets are counted against."""
 
-    retain_loss: float
-    text_loss: float | None
-    """None without holdout documents."""
+    score: InterimScore
+
+    @property
+    def unknown(self) -> list[str]:
+        """The sides, "forget" and "retain", that the model does not know."""
+        return unknown_sides(self.score.forget_recall, self.score.retain_recall)
 
 
 def why_stop(history: Sequence[InterimScore], start: Start | None, settings: UnlearnSettings) -> str | None:
@@ -106,8 +110,8 @@ def why_collapsed(score: InterimScore, start: Start | None, settings: UnlearnSet
     if start is None:
         return None
     budgets = (
-        ("retain loss", score.retain_loss, start.retain_loss, settings.retain_budget),
-        ("loss of unseen documents", score.text_loss, start.text_loss, settings.text_budget),
+        ("retain loss", score.retain_loss, start.score.retain_loss, settings.retain_budget),
+        ("loss of unseen documents", score.text_loss, start.score.text_loss, settings.text_budget),
     )
     for name, now, before, budget in budgets:
         # Written so that a loss that is not a number counts as past its budget.

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from letheon.data.templates import AUTO, TEMPLATES
+from letheon.data.forms import AUTO, forms_to_try
+from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapters import resolve_targets
 from letheon.model.loading import DTYPES, load_config
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.form import NUM_TEMPLATE_ROWS, planned_sequences
+from letheon.training.form import NUM_END_ROWS, planned_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.training.plan.demand import Data, demand_of
@@ -159,13 +160,12 @@ def _choosing_tokens(inputs: Inputs, settings: UnlearnSettings) -> int:
     """The tokens of the rows that the template, and the end of retain rows, are chosen by."""
     forget = inputs.sequences[: len(inputs.forget)]
     retain = inputs.sequences[len(inputs.forget) : len(inputs.rows)]
-    num_templates = len(TEMPLATES) + bool(getattr(inputs.tokenizer, "chat_template", None))
     tokens = 0
-    for rows, times in (
-        (forget, num_templates if settings.template == AUTO else 0),
-        (retain, int(settings.end_of_sequence == "auto")),
+    for rows, num_rows, times in (
+        ([*forget, *retain], sum(ROUNDS), len(forms_to_try(inputs.tokenizer)) if settings.template == AUTO else 0),
+        (retain, NUM_END_ROWS, int(settings.end_of_sequence == "auto")),
     ):
-        sample = rows[:: -(-len(rows) // NUM_TEMPLATE_ROWS)]
+        sample = rows[:: -(-len(rows) // num_rows)]
         tokens += times * sum(len(sequence.input_ids) for sequence in sample)
     return tokens
 
@@ -174,7 +174,7 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
     """What a run finds out only with the model, in words."""
     found: list[str] = []
     if settings.template == AUTO:
-        found.append("the template is chosen with the model; tokens are counted as under 'pair'")
+        found.append("the template is chosen with the model; tokens are counted as under 'joined'")
     if settings.end_of_sequence == "auto":
         found.append("whether retain rows are ended is found out with the model; an end is counted for each")
     chosen = get_method(settings.method).alternatives

@@ -19,6 +19,7 @@ from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
+from letheon.training.form_record import recorded_template
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
 from letheon.training.loop import begin, is_over
@@ -179,6 +180,7 @@ def _try_together(
         notes = [watcher.note for watcher in observers]
         resumes = [stack.enter_context(hold_folder(one, note=n)) for one, n in zip(resolved, notes, strict=True)]
         stack.enter_context(full_disk_is_an_error(first.out, advice=WHEN_FULL))
+        resolved = _in_recorded_form(resolved, resumes)
         loaded = load_model(
             first.model,
             dtype=first.dtype,
@@ -200,6 +202,12 @@ def _try_together(
                 return _train_parts(whole, _cut(whole, at_once), clock, interruption)
     observer.note(f"{objection}; the runs go one after another")
     return None
+
+
+def _in_recorded_form(members: list[UnlearnSettings], resumes: Collection[bool]) -> list[UnlearnSettings]:
+    """Return the settings of all members with the form that was found out when any of them began."""
+    begun = [recorded_template(one) for one, goes_on in zip(members, resumes, strict=True) if goes_on]
+    return [one.model_copy(update={"template": begun[0].template}) for one in members] if begun else members
 
 
 def _objection(whole: _Together) -> str | None:
@@ -326,7 +334,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     """Open what a member writes to, which `stack` closes, and return its run where it begins or goes on."""
     settings, observer, found, end = whole.members[m], whole.observers[m], beginning.found, beginning.diverged
     check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
-    write_run(settings, prepared)
+    write_run(settings, prepared, whole.inputs)
     write_divergence(settings.out, end)
     keep_bytes = end.log_bytes if end else found.position.log_bytes if found else 0
     log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_bytes=keep_bytes))
