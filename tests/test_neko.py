@@ -56,9 +56,10 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
     adapt: str, given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     problem = problem_of(given, positions="all", adapt=adapt)
-    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    assert pad != tokenizer.eos_token_id
     plain = tokenise_all(rows, tokenizer, template="joined", max_length=256)
-    padded = [[*s.input_ids[:LENGTH], *[eos] * (LENGTH - len(s.input_ids))] for s in plain[3:]]
+    padded = [[*s.input_ids[:LENGTH], *[pad] * (LENGTH - len(s.input_ids))] for s in plain[3:]]
     assert [list(s.input_ids) for s in problem.sequences[3:]] == padded
     assert list(problem.sequences[:3]) == plain[:3]  # forget rows are neither padded nor scored on prompts
     reference = copy.deepcopy(load_model(given["model"]).model).double()
@@ -72,16 +73,29 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
         values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))
         assert values.kl is not None
         found = float(mean_kl(values.kl, roles_of(batch).retain))
-    # The naive form: full rows of logits of both models, all places that have a next token.
+    # The authors' form: whole padded rows through both models, padding masked, the mean over all places.
     policy = copy.deepcopy(reference)
     policy.load_state_dict(problem.adapted.merged_state())
     ids = torch.tensor(padded)
     with torch.no_grad():
-        p, q = (model(ids).logits[:, :-1].log_softmax(-1) for model in (policy, reference))
+        p, q = (model(ids, attention_mask=(ids != pad).long()).logits.log_softmax(-1) for model in (policy, reference))
+        unmasked, _ = (model(ids).logits.log_softmax(-1) for model in (policy, reference))
     expected = float((q.exp() * (q - p)).sum(-1).mean())
-    assert expected > 0.01
+    assert (p - unmasked).abs().max() > 0.1
     assert found == pytest.approx(expected, abs=2e-5)
-    assert values.kl.shape == (3 * (LENGTH - 1),)
+    assert values.kl.shape == (3 * LENGTH,)
+    # Of a batch in pieces, as of one whole.
+    gradients = [gradient_of(problem, max_tokens) for max_tokens in (10_000, LENGTH)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(problem: Problem, max_tokens: int) -> torch.Tensor:
+    parameters = problem.adapted.parameters()
+    for parameter in parameters:
+        parameter.grad = None
+    with problem.engine.running():
+        loop.accumulate(problem, [0, 3, 4, 5], max_tokens=max_tokens)
+    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 def test_places_matter(given: dict[str, Any], tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def _alternatives(
 
 
 def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
-    """Return what is trained on of the rows: the retain rows padded where the KL is taken everywhere."""
+    """Return what is trained on of the rows: retain rows are padded where the KL is taken everywhere."""
     marked = _marked(sequences, settings, inputs)
     if settings.positions == "answer":
         return marked
@@ -177,8 +177,10 @@ def _cut(sequence: Sequence, length: int) -> Sequence:
 
 
 def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
-    missing = length - len(sequence.input_ids)
-    return Sequence(sequence.input_ids + (_end_of_sequence(inputs),) * missing, answer_start=1)
+    """As NEKO's code has its retain rows: padded with the pad token, which is masked, and scored at every place."""
+    missing, pad = length - len(sequence.input_ids), inputs.tokenizer.pad_token_id
+    token = _end_of_sequence(inputs) if pad is None else int(cast("int", pad))
+    return Sequence(sequence.input_ids + (token,) * missing, answer_start=1, padding=missing)
 
 
 def _mean_log_prob(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> float:
