@@ -121,6 +121,19 @@ def test_truncated_rows_keep_what_is_left_of_their_answers(
         problem_of(given, max_length=length, overlong="refuse")
 
 
+def test_prompts_are_cut_from_the_left_to_four_fifths(
+    given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = tokenise_all(rows, tokenizer, template="joined", max_length=256)
+    problem = problem_of(given, max_length=10, overlong="truncate-prompt")
+    for whole, cut in zip(plain, problem.sequences, strict=True):
+        prompt, answer = whole.input_ids[: whole.answer_start], whole.input_ids[whole.answer_start :]
+        kept = prompt[-8:]  # int(0.8 * 10)
+        assert cut.input_ids == (*kept, *answer)[:10]
+        assert cut.num_answer_tokens == min(len(answer), 10 - len(kept)) > 0
+    assert max(s.answer_start for s in plain) > 8 > min(s.answer_start for s in plain)
+
+
 def test_rows_without_any_answer_left_are_said_and_do_no_harm(given: dict[str, Any], tmp_path: Path) -> None:
     some = run(given, max_length=7)
     notes = [line["message"] for line in events(some.folder, "note")]

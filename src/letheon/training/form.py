@@ -21,6 +21,8 @@ from letheon.training.inputs import Inputs, tokenise_rows
 
 NUM_TEMPLATE_ROWS = 64
 """How many rows are asked to find out template and ends."""
+PROMPT_SHARE = 0.8
+"""How much of a row's tokens its prompt may take where prompts are cut (ZJUKLAB's code)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def _alternatives(
     chosen, seed = method.alternatives, settings.seed
     if chosen is None:
         return []
-    of_forget, is_cut = sequences[: len(inputs.forget)], settings.overlong == "truncate"
+    of_forget, is_cut = sequences[: len(inputs.forget)], settings.overlong != "refuse"
     if inputs.alternatives is not None:
         left_out = {row.id for row in inputs.left_out[0]}
         rows = given_alternatives(inputs.forget, inputs.alternatives, per_row=chosen.per_row, left_out=left_out)
@@ -162,7 +164,9 @@ def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs:
 def _marked(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
     """Mark what is trained on, answers or whole texts, and cut off what is too long."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
-    return [_cut(sequence, _length(settings, inputs)) for sequence in marked]
+    length = _length(settings, inputs)
+    longest_prompt = int(length * PROMPT_SHARE) if settings.overlong == "truncate-prompt" else None
+    return [_cut(sequence, length, longest_prompt=longest_prompt) for sequence in marked]
 
 
 def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
@@ -170,10 +174,15 @@ def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
     return min(settings.max_length, inputs.max_length)
 
 
-def _cut(sequence: Sequence, length: int) -> Sequence:
-    """What is left of a sequence in `length` tokens; no answer token may be."""
-    ids = sequence.input_ids[:length]
-    return Sequence(ids, min(sequence.answer_start, len(ids)))
+def _cut(sequence: Sequence, length: int, *, longest_prompt: int | None = None) -> Sequence:
+    """What is left of a sequence in `length` tokens, after the prompt's last `longest_prompt` where that is given.
+
+    No answer token may be left.
+    """
+    prompt = sequence.answer_start
+    first = 0 if longest_prompt is None else max(0, prompt - longest_prompt)
+    ids = sequence.input_ids[first : first + length]
+    return Sequence(ids, min(prompt - first, len(ids)))
 
 
 def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:

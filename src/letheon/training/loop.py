@@ -207,6 +207,7 @@ def _set_learning_rate(run: Run) -> float:
         total_steps=min(end, run.total_steps) - first,
         peak=settings.learning_rate,
         schedule=settings.learning_rate_schedule,
+        warm_up_steps=round(settings.warm_up * run.schedule.steps_per_epoch),
     )
     set_learning_rate(run.optimiser, learning_rate)
     return learning_rate

@@ -178,6 +178,7 @@ def lora_settings(settings: UnlearnSettings) -> LoraSettings:
         rank_stabilised=settings.rslora,
         decomposed=settings.dora,
         dropout=settings.lora_dropout,
+        init=settings.lora_init,
     )
 
 
