@@ -178,7 +178,10 @@ def test_two_zipped_streams(
     assert [sorted(stream[start : start + 5]) for start in range(0, 20, 5)] == [list(range(7, 12))] * 4
 
 
-def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("positions", ["all", "answer"])
+def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(
+    positions: str, given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
     report = run(
         given,
         epochs=60,
@@ -186,12 +189,33 @@ def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(given:
         learning_rate_schedule="linear",
         validation=0.34,
         patience=4,
-        positions="all",
+        patience_on="retain_kl",
+        checkpoint_steps=3,
+        keep="last",
+        positions=positions,
         template="neko",
     )
-    assert report.reason == "patience: score not better for 4 scorings"
-    scores = [line["score"] for line in events(report.folder, "interim")]
-    assert len(scores) - 1 - scores.index(max(scores)) == 4
+    assert report.reason == "patience: retain_kl not better for 4 scorings"
+    scored = events(report.folder, "interim")
+    assert [line["step"] for line in scored] == list(range(3, 3 * len(scored) + 1, 3))
+    divergences = [line["retain_kl"] for line in scored]
+    assert len(divergences) - 1 - divergences.index(min(divergences)) == 4
+    # The last value from two models, on the retain row that is left out.
+    left_out = read_inputs(UnlearnSettings.of({**given, "validation": 0.34})).left_out[1]
+    (sequence,) = tokenise_all(list(left_out), tokenizer, template="neko", max_length=256)
+    ids, start = torch.tensor(sequence.input_ids[:LENGTH]), sequence.answer_start
+    if positions == "all":
+        ids = torch.cat([ids, torch.full((LENGTH - len(ids),), int(tokenizer.pad_token_id))])
+    with torch.no_grad():
+        mask = torch.arange(len(ids)) < min(len(sequence.input_ids), LENGTH)
+        p, q = (
+            load_model(path).model(ids[None], attention_mask=mask[None].long()).logits[0].log_softmax(-1)
+            for path in (str(report.model), given["model"])
+        )
+    kl = (q.exp() * (q - p)).sum(-1)
+    expected = kl.mean() if positions == "all" else kl[start - 1 : -1].mean()
+    assert divergences[-1] == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+    assert divergences[-1] > 1e-4
     rates = [line["learning_rate"] for line in events(report.folder, "step")]
     assert rates == pytest.approx([1e-3 * (1 - step / 60) for step in range(len(rates))])
     provenance = json.loads((report.folder / "provenance.json").read_text())

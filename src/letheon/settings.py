@@ -211,6 +211,9 @@ class UnlearnSettings(RowSettings):
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of the adapter and the order of rows.")
     checkpoint_epochs: int = Field(5, ge=1, description="Score and save each so many epochs.")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Score and save every so many steps, in place of the above.", json_schema_extra=RARE
+    )
     score_at: Numbers | None = Field(
         None, description="Epochs after which to score and save, in place of the above.", json_schema_extra=RARE
     )
@@ -234,7 +237,7 @@ class UnlearnSettings(RowSettings):
         None, description="The task whose forget rows the holdout documents resemble.", json_schema_extra=RARE
     )
     patience: int | None = Field(None, ge=1, description="Stop after so many scorings without a better one.")
-    patience_on: Literal["score", "membership", "forget_recall", "retain_recall", "retain_loss"] = Field(
+    patience_on: Literal["score", "membership", "forget_recall", "retain_recall", "retain_loss", "retain_kl"] = Field(
         "score", description="What must become better.", json_schema_extra=RARE
     )
     retain_budget: float | None = Field(

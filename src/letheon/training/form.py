@@ -153,12 +153,18 @@ def _alternatives(
 
 
 def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
-    """Return what is trained on of the rows: retain rows are padded where the KL is taken everywhere."""
+    """Return what is trained on of the rows."""
+    num_forget = len(inputs.forget)
+    retained = retain_sequences(sequences[num_forget:], settings, inputs)
+    return [*_marked(sequences[:num_forget], settings, inputs), *retained]
+
+
+def retain_sequences(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
+    """Return retain rows as they are trained on: padded where the KL is taken everywhere."""
     marked = _marked(sequences, settings, inputs)
     if settings.positions == "answer":
         return marked
-    num_forget, length = len(inputs.forget), _length(settings, inputs)
-    return [*marked[:num_forget], *(_padded(s, length, inputs) for s in marked[num_forget:])]
+    return [_padded(sequence, _length(settings, inputs), inputs) for sequence in marked]
 
 
 def _marked(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:

@@ -50,8 +50,9 @@ def train(
 ) -> Outcome:
     """Train until the steps are done, the time is up, the scores say so or the process is asked to end.
 
-    The model is scored and saved every `checkpoint_epochs` epochs, or at the epochs of `score_at`, and at the end, and
-    saved alone every `checkpoint_minutes`; afterwards it holds the best scored state, or the last with keep="last".
+    The model is scored and saved every `checkpoint_epochs` epochs or `checkpoint_steps` steps, or at the epochs of
+    `score_at`, and at the end, and saved alone every `checkpoint_minutes`; afterwards it holds the best scored state,
+    or the last with keep="last".
 
     Raises:
         DivergenceError: a loss or gradient is not finite; the checkpoints so far stay in place.

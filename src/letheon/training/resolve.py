@@ -163,7 +163,7 @@ def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:
         return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
-    every = settings.checkpoint_epochs * schedule.steps_per_epoch
+    every = settings.checkpoint_steps or settings.checkpoint_epochs * schedule.steps_per_epoch
     return set(range(every, total_steps(settings, schedule) + 1, every))
 
 

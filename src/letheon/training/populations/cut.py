@@ -19,7 +19,7 @@ _WITHOUT_WEIGHT = frozenset(
         *("out", "resume", "trackers", "seed", "beta", "gamma", "delta", "rank", "alpha", "rslora"),
         *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
         *("max_gradient_norm", "lora_init"),
-        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
         *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
     }
 )

@@ -17,7 +17,7 @@ OWN = frozenset(
         *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
         *("max_gradient_norm", "lora_init"),
         *("rank", "alpha", "rslora"),
-        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
         *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
     }
 )
