@@ -338,9 +338,10 @@ def _score(run: Run) -> InterimScore:
     run.history.append(score)
     hooks.log.write("interim", **asdict(score))
     membership = "" if score.membership is None else f"membership {score.membership:.3f}, "
+    divergence = "" if score.retain_kl is None else f"retain KL {score.retain_kl:.3g} nats, "
     hooks.observer.note(
         f"epoch {score.epoch:g}: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}, "
-        f"{membership}score {score.score:.3f}"
+        f"{membership}{divergence}score {score.score:.3f}"
     )
     return score
 
