@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from architecture_table import CASES, random_model
+from architecture_table import CASES, WINDOW, random_model
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
-from letheon.data.sequences import tokenise_all
+from letheon.data.sequences import Sequence, tokenise_all
 from letheon.model import attention
 from letheon.model import engine as engine_module
 from letheon.model.attention import kernels_for
 from letheon.model.engine import Engine, build_engine
+from letheon.model.head import project
+from letheon.model.trunk import padded_logits
 
 PACKED = [name for name, case in CASES.items() if case.path == "packed"]
 WITHOUT = {"gemma-2": "a cap, sinks or dropout", "gpt-oss": "a cap, sinks or dropout"}
@@ -64,6 +66,37 @@ def values(engine: Engine, batch: PackedBatch) -> list[Tensor]:
         found = engine.label_terms(batch).log_probs
         gradients = torch.autograd.grad(found.square().sum(), weights, allow_unused=True)
     return [found.detach(), *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_sees_the_tokens_and_is_seen_by_none(
+    name: str, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batches: list[PackedBatch]
+) -> None:
+    model, pad, length = random_model(CASES[name].config(len(tokenizer))), 7, 41
+    plain = tokenise_all(rows, tokenizer, template="joined", max_length=200)
+    whole = [s.input_ids[:length] for s in plain]
+    padded = [
+        Sequence((*ids, *[pad] * (length - len(ids))), answer_start=1, padding=length - len(ids)) for ids in whole
+    ]
+    batch = pack([*padded, plain[1]], is_forget=[False] * 7, row_index=range(7))
+    engine = build_engine(model, batches[0], adapter_off=nullcontext)
+    assert engine.path == CASES[name].path
+    with torch.no_grad():
+        if engine.path == "logits":
+            found = padded_logits(model, batch)
+        else:
+            with engine.running():
+                found = project(engine.states(batch), engine.head)
+        # The model's own attention over the padded rows and their mask, at every place.
+        ids = torch.tensor([s.input_ids for s in padded])
+        mask = torch.tensor([[t < len(ids) for t in range(length)] for ids in whole]).long()
+        expected = model(ids, attention_mask=mask, use_cache=False).logits.float().flatten(0, 1)
+    assert {len(s) for s in whole} > {length}  # one row has no padding at all
+    found, compared = found[: 6 * length], torch.ones(6 * length, dtype=torch.bool)
+    if name == "gemma-2":
+        # Its own attention mixes all keys, masked ones too, where a place is further than a window from every token.
+        compared = torch.tensor([t - len(ids) < WINDOW - 1 for ids in whole for t in range(length)])
+    torch.testing.assert_close(found[compared], expected[compared], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_stand_in")

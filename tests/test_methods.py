@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from letheon.data.rows import Row
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS
+from letheon.objective.methods import Needs, Term, needs_of
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint
 from letheon.training.inputs import read_inputs
@@ -232,3 +233,25 @@ def test_the_control_multiplies_its_term(given: dict[str, Any]) -> None:
     for line, now, before_ in zip(lines[3:], lambdas[3:], lambdas[2:], strict=False):
         retained = line["terms"]["retain_nll"]
         assert now == pytest.approx(before_ if retained is None else before_ + 5 * (retained - 0.3))
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        (
+            (Needs(kl="forward"), Needs(), Needs(kl="reverse")),
+            r"one direction of the KL, got forward, reverse \(a, c\)",
+        ),
+        ((Needs(activations=0), Needs(activations=2)), r"the states of one layer, got 0, 2 \(a, b\)"),
+        ((Needs(kl="forward"), Needs(activations=0), Needs(kl="forward", activations=0)), None),
+    ],
+)
+def test_terms_cannot_need_two_of_what_a_batch_gives_one_of(needs: tuple[Needs, ...], message: str | None) -> None:
+    terms = tuple(
+        Term(n, "retain", 1.0, lambda v, _: v.log_probs, needs=need) for n, need in zip("abc", needs, strict=False)
+    )
+    if message is None:
+        assert needs_of(terms) == Needs(kl="forward", activations=0)
+        return
+    with pytest.raises(ValueError, match=message):
+        needs_of(terms)

@@ -1,11 +1,14 @@
 """MMLU: reading, prompts, and the shared beginning against whole prompts."""
 
+import copy
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.errors import EvaluationError, MissingExtraError
@@ -63,7 +66,7 @@ def test_subjects_are_sorted_and_limited(folder: Path) -> None:
 def test_prompt_is_the_official_one() -> None:
     shot, question = Question("One?", ("a", "b", "c", "d"), "B"), Question("Two?", ("e", "f", "g", "h"), "C")
     subject = Subject("deep_sea", (shot,), (question,))
-    header = "The following are multiple choice questions (with answers) about deep sea.\n\n"
+    header = "The following are multiple choice questions (with answers) about  deep sea.\n\n"  # two spaces
     alone = "Two?\nA. e\nB. f\nC. g\nD. h\nAnswer:"
     assert prompt_text(subject, question) == f"{header}One?\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\n{alone}"
     assert prompt_text(subject, question, num_shots=0) == header + alone
@@ -105,6 +108,48 @@ def test_worked_questions_are_dropped_until_the_prompt_fits(tokenizer: PreTraine
         assert len(prompt.tokens) <= min(whole)
         one_more = tokenizer(prompt_text(subject, question, num_shots=prompt.num_shots + 1)).input_ids
         assert prompt.num_shots == 5 or len(one_more) > min(whole)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    made, bos = copy.deepcopy(tokenizer), tokenizer.pad_token
+    backend: Any = made.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.pad_token_id)])
+    return made
+
+
+def official_tokens(tokenizer: PreTrainedTokenizerBase, subject: Subject, question: Question, most: int) -> list[int]:
+    """The official script in short: each word of the subject has a space before it, shots go until the plain text is
+    of `most` tokens, and what is read then has the tokenizer's special tokens."""
+
+    def asked(of: Question, answer: str = "") -> str:
+        return of.text + "".join(f"\n{x}. {o}" for x, o in zip("ABCD", of.options, strict=True)) + f"\nAnswer:{answer}"
+
+    num_shots = len(subject.shots)
+    while True:
+        about = "".join(f" {word}" for word in subject.name.split("_"))
+        text = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+        text += "".join(asked(s, f" {s.answer}\n\n") for s in subject.shots[:num_shots]) + asked(question)
+        if len(tokenizer(text, add_special_tokens=False).input_ids) <= most:
+            return list(tokenizer(text).input_ids)
+        num_shots -= 1
+
+
+@pytest.mark.parametrize("has_bos", [False, True])
+def test_prompts_are_counted_without_special_tokens_and_read_with_them(
+    has_bos: bool, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer, subject = with_bos(tokenizer) if has_bos else tokenizer, make_subject()
+    plain = [len(tokenizer(prompt_text(subject, q), add_special_tokens=False).input_ids) for q in subject.questions]
+    most = sorted(plain)[3]  # one prompt is exactly as long as fits, and one token longer with a BOS
+    prompts = subject_prompts(tokenizer, subject, max_tokens=most)
+    assert [list(p.tokens) for p in prompts] == [
+        official_tokens(tokenizer, subject, q, most) for q in subject.questions
+    ]
+    assert max(len(p.tokens) for p in prompts) == most + has_bos
+    assert {p.tokens[0] == tokenizer.pad_token_id for p in prompts} == {has_bos}
+    assert {p.num_shots for p in prompts} > {5}
+    # A model without positions for the BOS too gives up one more worked question.
+    assert max(len(p.tokens) for p in subject_prompts(tokenizer, subject, max_tokens=most, limit=most)) <= most
 
 
 def test_a_question_too_long_even_alone_is_asked_where_it_can_be(tokenizer: PreTrainedTokenizerBase) -> None:

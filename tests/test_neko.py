@@ -56,9 +56,10 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
     adapt: str, given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     problem = problem_of(given, positions="all", adapt=adapt)
-    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    assert pad != tokenizer.eos_token_id
     plain = tokenise_all(rows, tokenizer, template="joined", max_length=256)
-    padded = [[*s.input_ids[:LENGTH], *[eos] * (LENGTH - len(s.input_ids))] for s in plain[3:]]
+    padded = [[*s.input_ids[:LENGTH], *[pad] * (LENGTH - len(s.input_ids))] for s in plain[3:]]
     assert [list(s.input_ids) for s in problem.sequences[3:]] == padded
     assert list(problem.sequences[:3]) == plain[:3]  # forget rows are neither padded nor scored on prompts
     reference = copy.deepcopy(load_model(given["model"]).model).double()
@@ -72,16 +73,29 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
         values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))
         assert values.kl is not None
         found = float(mean_kl(values.kl, roles_of(batch).retain))
-    # The naive form: full rows of logits of both models, all places that have a next token.
+    # The authors' form: whole padded rows through both models, padding masked, the mean over all places.
     policy = copy.deepcopy(reference)
     policy.load_state_dict(problem.adapted.merged_state())
     ids = torch.tensor(padded)
     with torch.no_grad():
-        p, q = (model(ids).logits[:, :-1].log_softmax(-1) for model in (policy, reference))
+        p, q = (model(ids, attention_mask=(ids != pad).long()).logits.log_softmax(-1) for model in (policy, reference))
+        unmasked, _ = (model(ids).logits.log_softmax(-1) for model in (policy, reference))
     expected = float((q.exp() * (q - p)).sum(-1).mean())
-    assert expected > 0.01
+    assert (p - unmasked).abs().max() > 0.1
     assert found == pytest.approx(expected, abs=2e-5)
-    assert values.kl.shape == (3 * (LENGTH - 1),)
+    assert values.kl.shape == (3 * LENGTH,)
+    # Of a batch in pieces, as of one whole.
+    gradients = [gradient_of(problem, max_tokens) for max_tokens in (10_000, LENGTH)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+def gradient_of(problem: Problem, max_tokens: int) -> torch.Tensor:
+    parameters = problem.adapted.parameters()
+    for parameter in parameters:
+        parameter.grad = None
+    with problem.engine.running():
+        loop.accumulate(problem, [0, 3, 4, 5], max_tokens=max_tokens)
+    return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
 def test_places_matter(given: dict[str, Any], tmp_path: Path) -> None:
@@ -105,6 +119,19 @@ def test_truncated_rows_keep_what_is_left_of_their_answers(
     assert list(problem.probes.answers) == plain
     with pytest.raises(DataError, match=r"at most 20 fit"):
         problem_of(given, max_length=length, overlong="refuse")
+
+
+def test_prompts_are_cut_from_the_left_to_four_fifths(
+    given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = tokenise_all(rows, tokenizer, template="joined", max_length=256)
+    problem = problem_of(given, max_length=10, overlong="truncate-prompt")
+    for whole, cut in zip(plain, problem.sequences, strict=True):
+        prompt, answer = whole.input_ids[: whole.answer_start], whole.input_ids[whole.answer_start :]
+        kept = prompt[-8:]  # int(0.8 * 10)
+        assert cut.input_ids == (*kept, *answer)[:10]
+        assert cut.num_answer_tokens == min(len(answer), 10 - len(kept)) > 0
+    assert max(s.answer_start for s in plain) > 8 > min(s.answer_start for s in plain)
 
 
 def test_rows_without_any_answer_left_are_said_and_do_no_harm(given: dict[str, Any], tmp_path: Path) -> None:
@@ -151,7 +178,10 @@ def test_two_zipped_streams(
     assert [sorted(stream[start : start + 5]) for start in range(0, 20, 5)] == [list(range(7, 12))] * 4
 
 
-def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("positions", ["all", "answer"])
+def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(
+    positions: str, given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
     report = run(
         given,
         epochs=60,
@@ -159,12 +189,33 @@ def test_a_run_as_published_ends_by_patience_with_a_falling_learning_rate(given:
         learning_rate_schedule="linear",
         validation=0.34,
         patience=4,
-        positions="all",
+        patience_on="retain_kl",
+        checkpoint_steps=3,
+        keep="last",
+        positions=positions,
         template="neko",
     )
-    assert report.reason == "patience: score not better for 4 scorings"
-    scores = [line["score"] for line in events(report.folder, "interim")]
-    assert len(scores) - 1 - scores.index(max(scores)) == 4
+    assert report.reason == "patience: retain_kl not better for 4 scorings"
+    scored = events(report.folder, "interim")
+    assert [line["step"] for line in scored] == list(range(3, 3 * len(scored) + 1, 3))
+    divergences = [line["retain_kl"] for line in scored]
+    assert len(divergences) - 1 - divergences.index(min(divergences)) == 4
+    # The last value from two models, on the retain row that is left out.
+    left_out = read_inputs(UnlearnSettings.of({**given, "validation": 0.34})).left_out[1]
+    (sequence,) = tokenise_all(list(left_out), tokenizer, template="neko", max_length=256)
+    ids, start = torch.tensor(sequence.input_ids[:LENGTH]), sequence.answer_start
+    if positions == "all":
+        ids = torch.cat([ids, torch.full((LENGTH - len(ids),), int(tokenizer.pad_token_id))])
+    with torch.no_grad():
+        mask = torch.arange(len(ids)) < min(len(sequence.input_ids), LENGTH)
+        p, q = (
+            load_model(path).model(ids[None], attention_mask=mask[None].long()).logits[0].log_softmax(-1)
+            for path in (str(report.model), given["model"])
+        )
+    kl = (q.exp() * (q - p)).sum(-1)
+    expected = kl.mean() if positions == "all" else kl[start - 1 : -1].mean()
+    assert divergences[-1] == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+    assert divergences[-1] > 1e-4
     rates = [line["learning_rate"] for line in events(report.folder, "step")]
     assert rates == pytest.approx([1e-3 * (1 - step / 60) for step in range(len(rates))])
     provenance = json.loads((report.folder / "provenance.json").read_text())

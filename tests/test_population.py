@@ -39,9 +39,9 @@ MIXED: tuple[dict[str, Any], ...] = (
     {"rank": 1, "alpha": 2.0, "seed": 1},
     {"rank": 2, "npo": "sequence", "beta": 0.1, "seed": 2, "learning_rate": 5e-3},
     {"rank": 3, "npo": "batch", "gamma": 0.0, "seed": 3, "batch_size": 3},
-    {"rank": 4, "npo": "logits", "delta": 0.0, "seed": 1, "rslora": True},
+    {"rank": 4, "npo": "logits", "delta": 0.0, "seed": 1, "rslora": True, "warm_up": 1.5},
     {"rank": 5, "kl": "gold", "delta": 1.0, "seed": 4, "learning_rate_schedule": "linear"},
-    {"rank": 6, "method": "npo", "seed": 5, "max_gradient_norm": 0.5},
+    {"rank": 6, "method": "npo", "seed": 5, "max_gradient_norm": 0.5, "lora_init": "kaiming"},
     {"rank": 7, "method": "pdu", "seed": 6, "epochs": 2, "schedule": "paired"},
     {"rank": 8, "method": "simnpo", "seed": 7, "max_batch_tokens": 24, "optimiser": "adam", "weight_decay": 0.01},
 )
@@ -153,6 +153,20 @@ def test_eight_mixed_members_are_what_they_are_alone(given: dict[str, Any]) -> N
         assert first == second
         merged, other = (load_file(r.model / "model.safetensors") for r in (found, expected))
         assert difference(merged, other) < TOLERANCE
+
+
+def test_members_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) -> None:
+    shared = {"gamma": 0.0, "positions": "all", "max_length": 48, "overlong": "truncate", "validation": 0.34}
+    shared |= {"patience": 9, "patience_on": "retain_kl", "schedule": "alternating", "checkpoint_steps": 2, "seed": 3}
+    changes = ({**shared, "rank": 2}, {**shared, "rank": 3, "learning_rate": 5e-3})
+    together = members_of(given, *changes)
+    run_population(together)
+    for one, alone in zip(together, members_of(given, *changes, to="alone"), strict=True):
+        unlearn(alone)
+        assert difference(adapter_of(one.out), adapter_of(alone.out)) < TOLERANCE
+        found, expected = ([e["retain_kl"] for e in events(s.out, "interim")] for s in (one, alone))
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert max(found) > 0
 
 
 def test_passes_of_few_members_add_up_to_the_same(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

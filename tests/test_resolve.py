@@ -97,6 +97,8 @@ def test_module_names_of_a_method_hold_for_its_own_way_to_adapt() -> None:
         ({"method": "agad", "retain_ratio": 3}, "retain_ratio: has an effect only with --schedule chunked"),
         ({"method": "sugd", "retain_share": 0.5}, "retain_share: has an effect only with --schedule annealed"),
         ({"method": "neko", "rank": 9}, "rank: has an effect only with --adapt lora"),
+        ({"method": "neko", "lora_init": "kaiming"}, "lora_init: has an effect only with --adapt lora"),
+        ({"span": "text", "overlong": "truncate-prompt"}, "overlong: 'truncate-prompt' cuts what is not trained on"),
         ({"method": "neko", "alpha": 9}, "alpha: has an effect only with --adapt lora"),
         ({"method": "neko", "rslora": True}, "rslora: has an effect only with --adapt lora"),
         ({"method": "neko", "dora": True}, "dora: has an effect only with --adapt lora"),
@@ -155,9 +157,9 @@ def test_each_schedule_is_built_over_the_rows_it_takes() -> None:
     sugd = made(method="sugd", batch_size=8, chunk_size=2, retain_ratio=3)
     # Chunks of 2, 2 and 1 forget rows with 3 retain rows each: 8, 8 and 4 rows are a step, 3 times.
     assert [len(block) for block in sugd.blocks] == [3, 3, 3]
-    agad = made(method="agad", batch_size=16)
-    # One chunk, a quarter of 9 retain rows, and all of them.
-    assert [[len(step) for step in block] for block in agad.blocks] == [[5] * 3, [2] * 3, [9]]
+    agad = made(method="agad", batch_size=16, chunk_size=3)
+    # A full chunk, a quarter of 9 retain rows, a smaller chunk, and all retain rows.
+    assert [[len(step) for step in block] for block in agad.blocks] == [[3] * 3, [2] * 3, [2] * 3, [9] * 3]
 
 
 @pytest.mark.parametrize(

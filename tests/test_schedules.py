@@ -4,8 +4,10 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from letheon.data import schedules
 from letheon.data.schedules import (
@@ -19,6 +21,7 @@ from letheon.data.schedules import (
     shuffled,
     steps_from,
 )
+from letheon.training.optimiser import LearningRateSchedule, learning_rate_at
 
 
 @pytest.fixture
@@ -97,21 +100,32 @@ def test_sugds_published_numbers() -> None:
 
 @pytest.mark.usefixtures("unshuffled")
 def test_annealed_by_hand() -> None:
-    # Chunks (0, 1) and (2); half of the 4 retain rows 3 to 6 after each, another half each time; then all once.
+    # Chunks (0, 1) and (2); after the full one half of the 4 retain rows 3 to 6; then all of them. Twice each.
     schedule = annealed(3, 4, chunk_size=2, retain_share=0.5, batch_size=2, epochs=2, seed=0)
     assert schedule.blocks == (
-        ((0, 1), (0, 1)),
-        ((3, 4), (3, 4)),
+        ((0, 1), (1, 0)),
+        ((3, 4), (4, 3)),
         ((2,), (2,)),
-        ((4, 5), (4, 5)),
-        ((3, 4), (5, 6)),
+        ((5, 6), (3, 4), (6, 3), (4, 5)),
     )
-    assert blocks_of(schedule) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    assert blocks_of(schedule) == [(0, 2), (2, 4), (4, 6), (6, 10)]
 
 
-def test_a_small_share_keeps_at_least_one_retain_row() -> None:
-    schedule = annealed(1, 3, chunk_size=64, retain_share=0.01, batch_size=8, epochs=1, seed=0)
-    assert [len(block[0]) for block in schedule.blocks] == [1, 1, 3]
+@pytest.mark.parametrize(("share", "kept"), [(0.25, 1), (0.5, 3), (0.99, 6), (1.0, 7), (0.01, 1)])
+def test_a_share_of_the_retain_rows_is_cut_down_to_whole_rows(share: float, kept: int) -> None:
+    schedule = annealed(2, 7, chunk_size=2, retain_share=share, batch_size=8, epochs=1, seed=0)
+    assert [len(block[0]) for block in schedule.blocks] == [2, kept, 7]
+
+
+def test_chunks_follow_the_rows_and_every_epoch_of_a_phase_has_its_order() -> None:
+    schedule = annealed(40, 60, chunk_size=20, retain_share=0.5, batch_size=50, epochs=3, seed=0)
+    first, part, second, other_part, everything = schedule.blocks
+    assert [set(rows) for rows in (*first, *second)] == [set(range(20))] * 3 + [set(range(20, 40))] * 3
+    assert set(part[0]) != set(other_part[0])
+    for block in (first, part, second):
+        assert len(set(block)) == 3
+        assert len({frozenset(rows) for rows in block}) == 1
+    assert len(everything) == 6
 
 
 def test_batches_in_order() -> None:
@@ -216,7 +230,7 @@ def test_chunked_takes_every_forget_row_epochs_times_in_one_block(
     batch_size=sizes,
     epochs=st.integers(1, 3),
 )
-def test_annealed_ends_with_a_pass_over_all_retain_rows(
+def test_annealed_ends_with_all_retain_rows(
     num_forget: int, num_retain: int, chunk_size: int, share: float, batch_size: int, epochs: int
 ) -> None:
     schedule = annealed(
@@ -230,9 +244,11 @@ def test_annealed_ends_with_a_pass_over_all_retain_rows(
     )
     counts = Counter(row for rows in all_rows(schedule) for row in rows if row < num_forget)
     assert [counts[row] for row in range(num_forget)] == [epochs] * num_forget
-    last = [row for rows in schedule.blocks[-1] for row in rows]
-    assert sorted(last) == list(range(num_forget, num_forget + num_retain))
-    for block in schedule.blocks[1:-1:2]:
+    last = Counter(row for rows in schedule.blocks[-1] for row in rows)
+    assert last == Counter(list(range(num_forget, num_forget + num_retain)) * epochs)
+    num_full, rest = divmod(num_forget, chunk_size)
+    assert len(schedule.blocks) == 2 * num_full + bool(rest) + 1
+    for block in schedule.blocks[1 : 2 * num_full : 2]:
         part = [row for rows in block for row in rows]
         assert min(part) >= num_forget
         assert set(Counter(part).values()) == {epochs}
@@ -293,3 +309,27 @@ def test_a_block_schedule_counts_an_epoch_as_its_share() -> None:
     assert schedule.num_steps == 3
     assert schedule.steps_per_epoch == 2
     assert schedule.rows(2) == [2]
+
+
+# The learning rate
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize("warm_up_steps", [0, 1, 3, 10, 12])
+def test_the_learning_rate_is_that_of_transformers(schedule: LearningRateSchedule, warm_up_steps: int) -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    theirs = (
+        get_constant_schedule_with_warmup(optimiser, warm_up_steps)
+        if schedule == "constant"
+        else get_linear_schedule_with_warmup(optimiser, warm_up_steps, 10)
+    )
+    for step in range(10):
+        ours = learning_rate_at(step, total_steps=10, peak=2.0, schedule=schedule, warm_up_steps=warm_up_steps)
+        assert ours == pytest.approx(optimiser.param_groups[0]["lr"], abs=1e-12)
+        optimiser.step()
+        theirs.step()
+
+
+def test_warm_up_by_hand() -> None:
+    rates = [learning_rate_at(n, total_steps=6, peak=4.0, schedule="linear", warm_up_steps=2) for n in range(6)]
+    assert rates == [0, 2, 4, 3, 2, 1]

@@ -36,6 +36,7 @@ GOOD = InterimScore(
     retain_loss=1.0,
     membership=0.5,
     text_loss=3.0,
+    retain_kl=0.2,
 )
 START = Start(replace(GOOD, step=0, retain_loss=0.8, text_loss=2.5))
 
@@ -59,6 +60,7 @@ def history_of(metric: str, *values: float) -> list[InterimScore]:
         ("retain_recall", 0.6, 0.4),
         ("forget_recall", 0.4, 0.6),
         ("retain_loss", 0.9, 1.1),
+        ("retain_kl", 0.1, 0.3),
     ],
 )
 def test_patience_waits_for_each_metric_to_become_better(metric: str, better: float, worse: float) -> None:

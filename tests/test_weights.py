@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,8 @@ from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted, layers_in, names_in_layers
-from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
+from letheon.model.adapters import Init, LoraAdapter, LoraSettings, attach_lora, first_values
+from letheon.model.architectures import new_model
 from letheon.model.engine import Engine, build_engine
 from letheon.model.loading import save_model
 from letheon.model.reference import build_reference, token_terms
@@ -313,6 +314,35 @@ def test_the_factor_of_the_adapter_by_hand(stabilised: bool, factor: float, mode
     down, up = state[f"{layer}.lora_A.default.weight"], state[f"{layer}.lora_B.default.weight"]
     before = dict(model.named_parameters())[f"{layer}.base_layer.weight"]
     assert torch.allclose(adapter.merged_state()[f"{layer}.weight"], before + factor * up @ down, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"), [("xavier", (2 / (64 + 48)) ** 0.5), ("kaiming", (1 / (3 * 64)) ** 0.5)]
+)
+def test_how_an_adapter_begins(init: Init, deviation: float, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = new_model(
+        "olmo", tokenizer=tokenizer, width=64, num_layers=2, num_heads=4, intermediate=64, context=32, seed=0
+    )
+    state = attach_lora(made, LoraSettings(rank=48, init=init), seed=0).trained()
+    downs = torch.cat([value.flatten() for name, value in state.items() if "lora_A" in name])
+    assert len(downs) == 4 * 48 * 64
+    assert float(downs.std()) == pytest.approx(deviation, rel=0.02)  # four deviations of that of 12,288 draws
+    largest = (3 * deviation**2) ** 0.5  # of a uniform distribution of that deviation
+    assert (float(downs.abs().max()) <= largest) == (init == "kaiming")
+    assert not any(value.any() for name, value in state.items() if "lora_B" in name)
+
+
+def test_kaiming_is_how_peft_itself_begins() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(2048, 8))
+    torch.manual_seed(0)
+    peft = get_peft_model(layer, LoraConfig(r=16, target_modules=["0"]))
+    (theirs,) = (value.detach() for name, value in peft.named_parameters() if "lora_A" in name)
+    ours = first_values(peft, rank=16, seed=0, init="kaiming")
+    (mine,) = (value for name, value in ours.items() if "lora_A" in name)
+    assert float(theirs.abs().max()) == pytest.approx(float(mine.abs().max()), rel=1e-3)
+    assert float(theirs.std()) == pytest.approx(float(mine.std()), rel=0.02)
+    xavier = first_values(peft, rank=16, seed=0)
+    assert float(xavier["base_model.model.0.lora_A.default.weight"].std() / mine.std()) == pytest.approx(2.4, abs=0.1)
 
 
 def test_an_adapter_does_not_depend_on_what_was_drawn_before(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -29,7 +29,7 @@ A method costs one function of maths, one declaration, one recipe and three test
 2. a `Method` in `src/letheon/objective/catalogue.py`: name, formula, paper, coefficients with their published values,
    terms, and whatever settings it is not itself without (schedule, what is adapted);
 3. a YAML file in `src/letheon/recipes/`: the published configuration as differences from the defaults, with a comment
-   that names the paper and what could not be verified;
+   that names the paper and what could not be verified, and ends in `source:` with repository, file and commit;
 4. three tests: a number worked by hand, agreement with a naive padded version in any packing, and the direction of the
    gradient, finite in bfloat16.
 
@@ -66,12 +66,15 @@ and `annealed` through chunks of forget rows with a part of the retain rows afte
 optimiser and decay with each block. `--adapt lora` trains an adapter, `--adapt weights` the weights themselves, all
 of them or those in `--layers` and `--target-modules`.
 
-`--patience N` ends a run after N scorings (every `--checkpoint-epochs`) without a better one. What must become better
-is `--patience-on`: the run's own `score` unless told otherwise, the harmonic mean over tasks and kinds of 1 - recall
-on forget rows and recall on retain rows, where recall is the share of an answer that greedy decoding gives before it
-departs from it (of a question's answer: all or nothing). With `--validation 0.1` it is measured on a tenth of either
-set that is left out of training. Forget rows that are left out are not unlearned: set it to choose settings, not to
-delete.
+`--patience N` ends a run after N scorings (every `--checkpoint-epochs`, or `--checkpoint-steps`) without a better one.
+What must become better is `--patience-on`: the run's own `score` unless told otherwise, the harmonic mean over tasks
+and kinds of 1 - recall on forget rows and recall on retain rows, where recall is the share of an answer that greedy
+decoding gives before it departs from it (of a question's answer: all or nothing); or `retain_kl`, the mean KL(p_ref ||
+p) over the retain rows. With `--validation 0.1` both are measured on a tenth of either set that is left out of
+training. Forget rows that are left out are not unlearned: set it to choose settings, not to delete.
+
+`--positions all` takes the KL as NEKO's code does: retain rows are padded with the pad token to `--max-length`, the
+padding is masked in attention, and the mean is over all places, padding and the last one included.
 
 ## How to add one
 
@@ -130,6 +133,7 @@ def _method_page(method: Method) -> RenderableType:
     recipes = Table.grid(padding=(0, 2))
     for name in _recipes_of(method):
         recipes.add_row(name, Text(_differences(name) or "as the method"))
+        recipes.add_row("", Text(f"source: {recipe_text(name).source}", style="dim"))
     page.add_row("recipes", recipes)
     return Group(Text(method.name, style="bold"), Padding(page, (0, 0, 0, 2)))
 
@@ -142,11 +146,12 @@ def _settings_table(method: Method) -> Table:
 
 
 def _recipe_page(name: str) -> RenderableType:
-    note, values = recipe_text(name)
+    text = recipe_text(name)
     return Group(
         Text(name, style="bold"),
-        Padding(Text(note), (0, 0, 1, 2)),
-        Padding(Text(values), (0, 0, 1, 2)),
+        Padding(Text(text.note), (0, 0, 1, 2)),
+        Padding(Text(f"Source: {text.source}"), (0, 0, 1, 2)),
+        Padding(Text(text.settings), (0, 0, 1, 2)),
         Text(f"letheon unlearn --recipe {name} --model CHECKPOINT --forget FILE --retain FILE --out DIR"),
     )
 
@@ -176,8 +181,9 @@ def _coefficient_table(method: Method) -> str:
 
 
 def _recipe_section(name: str) -> str:
-    note, values = recipe_text(name)
-    return f"{_wrapped(f'Recipe `{name}`. {note}')}\n\n```yaml\n{values}\n```"
+    text = recipe_text(name)
+    said = "\n\n".join(map(_wrapped, (f"Recipe `{name}`. {text.note}", f"Source: {text.source}.")))
+    return f"{said}\n\n```yaml\n{text.settings}\n```"
 
 
 def _defaults(method: Method) -> str:

@@ -12,6 +12,7 @@ from letheon.data.sequences import Sequence
 
 PASS_TOKENS = 4096
 """Most tokens at once in a forward without gradients: the reference pass, scoring, choosing."""
+_ON_HOST = ("boundaries", "padding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class PackedBatch:
     there. What is neither this nor to forget is to keep."""
     row_index: Tensor
     """(S,), which row of the run's data each sequence is."""
+    padding: tuple[int, ...]
+    """(S,) on the host: how many tokens at the end of each sequence are padding, which no token sees."""
 
     @property
     def is_retain(self) -> Tensor:
@@ -58,7 +61,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """Return the batch with its tensors on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "boundaries"}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ON_HOST}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
@@ -82,11 +85,12 @@ def pack(
         position_ids=_int64([t for s in sequences for t in range(len(s.input_ids))]),
         boundaries=tuple(starts),
         answer_positions=_int64(positions),
-        labels=_int64([token for s in sequences for token in s.input_ids[s.answer_start :]]),
+        labels=_int64([token for s in sequences for token in s.labels]),
         owner=_int64([i for i, s in enumerate(sequences) for _ in range(s.num_answer_tokens)]),
         is_forget=torch.tensor(list(is_forget), dtype=torch.bool),
         is_alternative=torch.tensor(list(is_alternative or [False] * len(sequences)), dtype=torch.bool),
         row_index=_int64(list(row_index)),
+        padding=tuple(s.padding or 0 for s in sequences),
     )
 
 
@@ -115,6 +119,7 @@ def join(batches: Collection[PackedBatch]) -> PackedBatch:
         is_forget=joined("is_forget", none),
         is_alternative=joined("is_alternative", none),
         row_index=joined("row_index", none),
+        padding=tuple(count for batch in batches for count in batch.padding),
     )
 
 
@@ -133,7 +138,8 @@ def token_groups(lengths: Collection[int], max_tokens: int) -> Iterator[list[int
 
 
 def _predicting(sequence: Sequence) -> range:
-    return range(sequence.answer_start - 1, len(sequence.input_ids) - 1)
+    first = sequence.answer_start - 1
+    return range(first, first + sequence.num_answer_tokens)
 
 
 def _int64(values: list[int]) -> Tensor:

@@ -174,19 +174,28 @@ def chunked(
 def annealed(
     num_forget: int, num_retain: int, *, chunk_size: int, retain_share: float, batch_size: int, epochs: int, seed: int
 ) -> BlockSchedule:
-    """Return AGAD's schedule: `epochs` over a chunk of forget rows, then `epochs` over a random part of retain rows.
+    """Return AGAD's schedule: phases of `epochs` over a chunk of forget rows and over a random part of retain rows.
 
-    Each phase is a block; the part is `retain_share` of the retain rows, drawn anew for each chunk; the last block is
-    one pass over all of them (AILS-NTUA at SemEval-2025 Task 4).
+    Chunks are cut from the forget rows in their order. Each full one is followed by a part of the retain rows, the
+    integer part of `retain_share` of their number and at least one, drawn anew; a last, smaller chunk is not. The last
+    phase is over all retain rows. Each phase is a block and goes through its rows in another order each epoch
+    (AILS-NTUA at SemEval-2025 Task 4; methods/alternating.py of the authors' code).
     """
-    blocks: list[tuple[tuple[int, ...], ...]] = []
-    num_kept = max(1, round(retain_share * num_retain))
-    for number, chunk in enumerate(batches(shuffled(num_forget, seed, 0), chunk_size)):
-        part = [num_forget + row for row in shuffled(num_retain, seed + 1, number)[:num_kept]]
-        for rows in (chunk, part):
-            blocks.append(tuple(tuple(step) for step in batches(rows, batch_size)) * epochs)
-    everything = [num_forget + row for row in shuffled(num_retain, seed + 2, 0)]
-    blocks.append(tuple(tuple(step) for step in batches(everything, batch_size)))
+    phases: list[list[int]] = []
+    num_kept = max(1, int(retain_share * num_retain))
+    for number, chunk in enumerate(batches(range(num_forget), chunk_size)):
+        phases.append(chunk)
+        if len(chunk) == chunk_size:
+            phases.append([num_forget + row for row in shuffled(num_retain, seed + 1, number)[:num_kept]])
+    phases.append([num_forget + row for row in range(num_retain)])
+    blocks = [
+        tuple(
+            tuple(rows[at] for at in step)
+            for epoch in range(epochs)
+            for step in batches(shuffled(len(rows), seed + 2, number * epochs + epoch), batch_size)
+        )
+        for number, rows in enumerate(phases)
+    ]
     return BlockSchedule(tuple(blocks), epochs)
 
 

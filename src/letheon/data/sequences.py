@@ -31,11 +31,20 @@ class Sequence:
     answer_start: int
     end: tuple[int, ...] = ()
     """The tokens that would end the answer in its form; not part of `input_ids`."""
+    padding: int | None = None
+    """How many of the tokens, at the end, are padding, which no token sees, itself included. Such a row is scored after
+    its last token too, where none follows; its label there, the last token again, means nothing. None: not padded."""
 
     @property
     def num_answer_tokens(self) -> int:
-        """How many tokens are scored."""
-        return len(self.input_ids) - self.answer_start
+        """How many places are scored."""
+        return len(self.input_ids) - self.answer_start + (self.padding is not None)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """(A,) the tokens at the scored places."""
+        end = () if self.padding is None else self.input_ids[-1:]
+        return (*self.input_ids[self.answer_start :], *end)
 
     def ended(self, max_length: int) -> "Sequence":
         """Return the sequence with its end as the last of its answer tokens, cut to `max_length` tokens."""

@@ -254,7 +254,8 @@ def _facts(subject: FactSubject) -> Iterator[Row]:
 
 
 def _header(subject: FactSubject) -> str:
-    return f"The following are multiple choice questions (with answers) about {subject.name.replace('_', ' ')}."
+    # Two spaces before the subject, as the official evaluation asks.
+    return f"The following are multiple choice questions (with answers) about  {subject.name.replace('_', ' ')}."
 
 
 def _asked(question: ChoiceQuestion) -> str:

@@ -90,7 +90,9 @@ def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Sub
 
 def prompt_text(subject: Subject, question: Question, *, num_shots: int = NUM_SHOTS) -> str:
     r"""Return the header, the first `num_shots` worked questions and the question, ending in "\nAnswer:"."""
-    header = f"The following are multiple choice questions (with answers) about {subject.name.replace('_', ' ')}.\n\n"
+    # The official script puts a space before each word of the subject, and one before them all: two in a row.
+    name = subject.name.replace("_", " ")
+    header = f"The following are multiple choice questions (with answers) about  {name}.\n\n"
     shots = "".join(f"{_question_text(shot)} {shot.answer}\n\n" for shot in subject.shots[:num_shots])
     return header + shots + _question_text(question)
 
@@ -108,9 +110,9 @@ def score_mmlu(
     """Return the accuracy by subject and over all questions; `limit_per_subject` is what `subjects` was read with.
 
     The choice is the letter whose token (" A" to " D") the model finds likeliest next; of equal ones the first. Worked
-    questions are dropped from the end until a prompt fits min(2048, the model's context) tokens; a question longer than
-    that alone is still asked, beyond the positions that the model was trained on. `exact` reads one whole prompt at a
-    time.
+    questions are dropped from the end until a prompt fits min(2048, the model's context) tokens, a BOS not counted; a
+    question longer than that alone is still asked, beyond the positions that the model was trained on. `exact` reads
+    one whole prompt at a time.
 
     Raises:
         EvaluationError: the letters are not four different tokens, a question does not fit the model's position table,
@@ -123,7 +125,7 @@ def score_mmlu(
     num_right: dict[str, int] = {}
     done = 0
     for subject in subjects:
-        prompts = subject_prompts(tokenizer, subject, max_tokens=max_tokens)
+        prompts = subject_prompts(tokenizer, subject, max_tokens=max_tokens, limit=limit)
         _check_lengths(subject, prompts, limit)
         found = letter_probabilities(model, prompts, letters, batch_size=batch_size, exact=exact)
         if not torch.isfinite(found).all():
@@ -161,14 +163,19 @@ def letter_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokens
 
 
-def subject_prompts(tokenizer: PreTrainedTokenizerBase, subject: Subject, *, max_tokens: int) -> list[Prompt]:
+def subject_prompts(
+    tokenizer: PreTrainedTokenizerBase, subject: Subject, *, max_tokens: int, limit: int | None = None
+) -> list[Prompt]:
     """Return each question's prompt with as many worked questions as `max_tokens` tokens allow.
 
-    No special tokens are added, as in the official evaluation. A question too long even alone is asked alone.
+    As in the official evaluation the special tokens that the tokenizer adds (a BOS) are read, but not counted; only
+    `limit`, the positions that the model has, counts them too. A question too long even alone is asked alone.
     """
     prompts = _tokenise(tokenizer, subject, range(len(subject.questions)), len(subject.shots))
+    longest = max_tokens + _num_special_tokens(tokenizer)
+    longest = longest if limit is None else min(longest, limit)
     for num_shots in reversed(range(len(subject.shots))):
-        too_long = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) > max_tokens]
+        too_long = [i for i, prompt in enumerate(prompts) if len(prompt.tokens) > longest]
         for i, prompt in zip(too_long, _tokenise(tokenizer, subject, too_long, num_shots), strict=True):
             prompts[i] = prompt
     return prompts
@@ -265,7 +272,12 @@ def _tokenise(
     tokenizer: PreTrainedTokenizerBase, subject: Subject, which: Sequence[int], num_shots: int
 ) -> list[Prompt]:
     texts = [prompt_text(subject, subject.questions[i], num_shots=num_shots) for i in which]
-    return [Prompt(tuple(row), num_shots) for row in token_ids(tokenizer, texts, special_tokens=False)]
+    return [Prompt(tuple(row), num_shots) for row in token_ids(tokenizer, texts)]
+
+
+def _num_special_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    text = ["Answer:"]
+    return len(token_ids(tokenizer, text)[0]) - len(token_ids(tokenizer, text, special_tokens=False)[0])
 
 
 def _question_text(question: Question) -> str:

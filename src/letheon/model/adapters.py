@@ -6,7 +6,7 @@ from collections.abc import Sequence as Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -34,6 +34,9 @@ FUSED_TARGETS: dict[str, tuple[str, ...]] = {
 """What other architectures call the projections, or the fused layer that holds them, in order of preference."""
 
 
+Init = Literal["xavier", "kaiming"]
+
+
 @dataclass(frozen=True, slots=True)
 class LoraSettings:
     """A low-rank adapter: y = W x + (alpha / rank) B A x."""
@@ -49,6 +52,9 @@ class LoraSettings:
     """Train magnitude and direction apart (DoRA, Liu et al. 2024, arXiv 2402.09353)."""
     dropout: float = 0.0
     """Share of the adapter's inputs that are dropped while its dropout modules are in training mode."""
+    init: Init = "xavier"
+    """How A is drawn: "xavier", standard deviation sqrt(2 / (D + rank)), or "kaiming", uniform of standard deviation
+    sqrt(1 / (3 D)), PEFT's default."""
 
     @property
     def factor(self) -> float:
@@ -186,7 +192,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
                 f"target_modules: {', '.join(targets)} of {type(model).__name__} cannot carry an adapter ({error})"
             ) from error
     named = dict(peft.named_parameters())
-    for name, value in first_values(peft, rank=settings.rank, seed=seed).items():
+    for name, value in first_values(peft, rank=settings.rank, seed=seed, init=settings.init).items():
         named[name].data = value
     for layer in (module for module in peft.modules() if isinstance(module, LoraLinear)):
         layer.lora_dropout.eval()  # on in steps alone
@@ -260,8 +266,8 @@ def _targets_are_transposed(model: PreTrainedModel, targets: Collection[str]) ->
 
 
 @torch.no_grad()
-def first_values(adapter: LoraAdapter | PeftModel, *, rank: int, seed: int) -> dict[str, Tensor]:
-    """Return what an adapter in the same layers begins with, by name: A (rank, D) Xavier-normal, B (O, rank) zero.
+def first_values(adapter: LoraAdapter | PeftModel, *, rank: int, seed: int, init: Init = "xavier") -> dict[str, Tensor]:
+    """Return what an adapter in the same layers begins with, by name: A (rank, D) drawn by `init`, B (O, rank) zero.
 
     float32, where the parameters of `adapter` lie, which may be of another rank.
     """
@@ -271,7 +277,11 @@ def first_values(adapter: LoraAdapter | PeftModel, *, rank: int, seed: int) -> d
     for name, parameter in sorted(peft.named_parameters()):
         if ".lora_A." in name:
             values = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
-            found[name] = nn.init.xavier_normal_(values, generator=generator).to(parameter.device)
+            if init == "xavier":
+                nn.init.xavier_normal_(values, generator=generator)
+            else:
+                nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+            found[name] = values.to(parameter.device)
         elif ".lora_B." in name:
             found[name] = torch.zeros((parameter.shape[0], rank), dtype=torch.float32, device=parameter.device)
     return found

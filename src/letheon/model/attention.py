@@ -6,10 +6,14 @@ that no mask is built and no token is padded:
     sequences   a scaled-dot-product call for each sequence, whose result does not depend on what else is in the pack
     varlen      one call of PyTorch's variable-length attention for all of them, on a GPU in half precision
 
+Tokens at the end of a sequence that are padding see the sequence's other tokens and are seen by none, themselves
+included, as with a model's own attention and a mask.
+
 What the functions cannot do (a bias on the scores, attention in both directions) and models that do not call them are
 refused, never computed otherwise.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -36,8 +40,15 @@ def kernels_for(model: PreTrainedModel) -> tuple[Kernel, ...]:
     return ("varlen", "sequences") if has_varlen else ("sequences",)
 
 
-def bounds_of(trunk: PreTrainedModel, boundaries: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Return what the attention of `trunk` must be told of a pack, as keyword arguments of its forward."""
+def bounds_of(
+    trunk: PreTrainedModel, boundaries: tuple[int, ...], padding: tuple[int, ...], device: torch.device
+) -> dict[str, Any]:
+    """Return what the attention of `trunk` must be told of a pack, as keyword arguments of its forward.
+
+    A pack with padding attends sequence by sequence whatever the kernel.
+    """
+    if any(padding):
+        return {"boundaries": boundaries, "padding": padding}
     if trunk.config._attn_implementation != NAMES["varlen"]:
         return {"boundaries": boundaries}
     offsets = torch.tensor(boundaries, dtype=torch.int32).to(device, non_blocking=True)
@@ -54,6 +65,7 @@ def _packed(
     kernel: Kernel,
     boundaries: tuple[int, ...] | None = None,
     offsets: Tensor | None = None,
+    padding: tuple[int, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -70,23 +82,28 @@ def _packed(
         raise ValueError(f"{name} wants {', '.join(unknown) or 'attention in both directions'}")
     dropout = dropout if module.training else 0.0
     is_fused = softcap is None and s_aux is None
-    if kernel == "varlen":
+    if kernel == "varlen" and padding is None:
         if not is_fused or dropout:
             raise ValueError(f"{name} wants a cap, sinks or dropout, which variable lengths cannot have")
         assert offsets is not None, "bounds_of gives both"
         longest = max(end - start for start, end in pairwise(boundaries))
         return _at_once(query, key, value, offsets, longest=longest, scaling=scaling, window=sliding_window), None
-    attend = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
+    chosen = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
+    attend = partial(chosen, scaling=scaling, dropout=dropout, window=sliding_window)
     pieces = [
-        attend(
-            *(part[:, :, start:end] for part in (query, key, value)),
-            scaling=scaling,
-            dropout=dropout,
-            window=sliding_window,
-        )
-        for start, end in pairwise(boundaries)
+        attend(query[:, :, first:last], key[:, :, start:end], value[:, :, start:end], before=first - start)
+        for start, first, last, end in _spans(boundaries, padding)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _spans(boundaries: tuple[int, ...], padding: tuple[int, ...] | None) -> Iterator[tuple[int, int, int, int]]:
+    """Yield in order (start, first, last, end): the tokens from first to last attend to those from start to end."""
+    for (start, end), num_padding in zip(pairwise(boundaries), padding or (0,) * (len(boundaries) - 1), strict=True):
+        real = end - num_padding
+        yield start, start, real, real
+        if num_padding:
+            yield start, real, end, real
 
 
 def _at_once(
@@ -119,12 +136,13 @@ def _at_once(
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, *, before: int, scaling: float | None, dropout: float, window: int | None
 ) -> Tensor:
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    """Attention of queries (1, H, Q, d), the first of which has `before` tokens before it, to keys (1, K, T, d)."""
+    groups = query.shape[1] // key.shape[1]
     mask = None
-    if window is not None and window < length:
-        mask = _window_mask(length, window, query.device)
+    if window is not None and window < before + query.shape[2]:
+        mask = _visible(query, key, before=before, window=window)
         # No fused kernel takes a mask and grouped heads at once.
         key, value, groups = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), 1
     return scaled_dot_product_attention(
@@ -133,7 +151,7 @@ def _attention(
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=mask is None and before == 0,  # padding comes after all that it sees
         scale=scaling,
         enable_gqa=groups > 1,
     )
@@ -144,6 +162,7 @@ def _plain_attention(
     key: Tensor,
     value: Tensor,
     *,
+    before: int,
     scaling: float | None,
     dropout: float,
     window: int | None,
@@ -155,22 +174,25 @@ def _plain_attention(
     Scores pass through softcap * tanh(score / softcap) (Gemma 2); the softmax runs over the scores and one more number
     a head that takes weight from all tokens, `sinks` (H,) (GPT-OSS).
     """
-    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    length, groups = key.shape[2], query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    visible = _window_mask(length, length if window is None else window, query.device)
-    scores = scores.masked_fill(~visible, -torch.inf)
+    visible = _visible(query, key, before=before, window=window)
+    # Not infinity: of padding that is further than a window from all tokens it would make NaN.
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)[..., :length]
     return nn.functional.dropout(weights, dropout) @ value
 
 
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None]
-    return (distance >= 0) & (distance < window)
+def _visible(query: Tensor, key: Tensor, *, before: int, window: int | None) -> Tensor:
+    """Return which of T keys each of Q queries sees, (Q, T) bool."""
+    ids = torch.arange(before, before + query.shape[2], device=query.device)
+    distance = ids[:, None] - torch.arange(key.shape[2], device=query.device)[None]
+    return (distance >= 0) & (distance < (before + query.shape[2] if window is None else window))
 
 
 for _kernel, _name in NAMES.items():

@@ -109,7 +109,7 @@ class Engine:
                 stack.enter_context(self.selection.at(batch.answer_positions))
             if lower is not None:
                 stack.enter_context(begun_at(self.model, self.begins_at, lower))
-            states = packed_states(self.model, batch.input_ids, batch.position_ids, batch.boundaries)
+            states = packed_states(self.model, batch.input_ids, batch.position_ids, batch.boundaries, batch.padding)
         return states[batch.answer_positions]
 
     def states_and_activations(

@@ -153,7 +153,7 @@ def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: 
         raise ModelError(f"{odd[0]}: is not a plain linear layer with an adapter, so several cannot go through it")
     made = []
     for one, seed in zip(settings, seeds, strict=True):
-        first = first_values(shared, rank=one.rank, seed=seed)
+        first = first_values(shared, rank=one.rank, seed=seed, init=one.init)
         names = [name for name, _ in shared.peft.named_parameters() if name in first]
         made.append(Member(shared, one, {name: nn.Parameter(first[name]) for name in names}))
     return Population(tuple(made))

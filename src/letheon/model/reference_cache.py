@@ -27,7 +27,7 @@ from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.objective.methods import Needs
 
-FORMAT = "letheon.reference/3"
+FORMAT = "letheon.reference/4"
 _ELSEWHERE = "free space or choose another --cache-dir"
 
 _logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _key(
     described += [str(engine.model.dtype), engine.model.device.type, torch.__version__]
     digest.update(json.dumps(described).encode())
     for sequence in sequences:
-        digest.update(repr((sequence.answer_start, sequence.input_ids)).encode())
+        digest.update(repr((sequence.answer_start, sequence.padding, sequence.input_ids)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -42,12 +42,17 @@ def packed_attention(model: PreTrainedModel, kernel: Kernel = "sequences") -> It
 
 
 def packed_states(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, boundaries: tuple[int, ...]
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    boundaries: tuple[int, ...],
+    padding: tuple[int, ...] = (),
 ) -> Tensor:
     """Return the final hidden states (N, D) of sequences laid back to back, in the trunk's dtype.
 
-    `input_ids` and `position_ids` are (N,) int64, `boundaries` the S + 1 offsets of the sequences. The caller holds
-    `packed_attention(model)` open (for backward too, where activations are recomputed).
+    `input_ids` and `position_ids` are (N,) int64, `boundaries` the S + 1 offsets of the sequences, `padding` how many
+    tokens at the end of each are padding, () for none. The caller holds `packed_attention(model)` open (for backward
+    too, where activations are recomputed).
 
     Raises:
         ModelError: the model's rotation of positions depends on the longest sequence beside (see `check_lengths`).
@@ -61,7 +66,7 @@ def packed_states(
         position_ids=position_ids[None],
         attention_mask=None,
         use_cache=False,
-        **bounds_of(trunk, boundaries, input_ids.device),
+        **bounds_of(trunk, boundaries, padding, input_ids.device),
     )
     states: Tensor = output.last_hidden_state[0]
     return states
@@ -69,17 +74,17 @@ def packed_states(
 
 def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the states (N, D) that `packed_states` gives, from a right-padded batch and the model's own attention."""
-    input_ids, mask = _right_padded(model, batch)
+    input_ids, mask, is_token = _right_padded(model, batch)
     output = trunk_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False)
-    states: Tensor = output.last_hidden_state[mask.bool()]
+    states: Tensor = output.last_hidden_state[is_token]
     return states
 
 
 def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the model's own logits (A, V), float32, at the positions that predict the answer tokens."""
-    input_ids, mask = _right_padded(model, batch)
+    input_ids, mask, is_token = _right_padded(model, batch)
     logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    return logits[mask.bool()][batch.answer_positions].float()
+    return logits[is_token][batch.answer_positions].float()
 
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -170,9 +175,13 @@ def check_lengths(config: PreTrainedConfig, boundaries: tuple[int, ...]) -> None
             )
 
 
-def _right_padded(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+def _right_padded(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return input_ids (S, T), the attention mask (S, T) and which places (S, T) hold tokens of the batch, bool."""
     check_lengths(model.config, batch.boundaries)
     rows = [batch.input_ids[start:end] for start, end in pairwise(batch.boundaries)]
     input_ids = pad_sequence(rows, batch_first=True)
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return input_ids, mask
+    is_token = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    mask = is_token.clone()
+    for row, tokens, num_padding in zip(mask, rows, batch.padding, strict=True):
+        row[len(tokens) - num_padding :] = 0
+    return input_ids, mask, is_token.bool()

@@ -230,7 +230,9 @@ _ALL = (
             warm_up_epochs=int(c.number("warm_up_epochs")),
         ),
         terms=lambda c: (*flattening_terms(c), *nll_terms(1.0)),
-        notes="Taken at answer tokens; the authors' mean takes in prompt and padding.",
+        notes="Taken at answer tokens. open-unlearning masks PDU by labels that are not shifted "
+        "(src/trainer/unlearn/pdu.py, commit fdeb28f): it leaves out the place that predicts an answer's first token "
+        "and takes in the one after its last. In commit 17e8e73 the mean takes in prompt and padding.",
     ),
     Method(
         name="sugd",
@@ -252,7 +254,8 @@ _ALL = (
         coefficients={"gamma": GAMMA},
         settings={"schedule": "annealed", "chunk_size": 64},
         terms=lambda c: (*ga_terms(), *nll_terms(c.number("gamma"))),
-        notes="The last phase is one pass over all retain rows; the authors' code has as many as elsewhere.",
+        notes="Chunks follow the order of the forget rows. A last chunk that is not full has no phase on a part of the "
+        "retain rows after it, only that on all of them.",
     ),
     Method(
         name="npo-ties",

@@ -133,6 +133,8 @@ def margin_flattening(logits: Tensor, tokens: Tokens) -> Tensor:
     logits rather than nats: hundreds at a confident model, so it wants a retain weight of 50 to 100. The label plays no
     part.
 
-    Differs from the authors' code, whose mean takes prompt and padding positions in.
+    Differs from open-unlearning's, which masks by labels that are not shifted: of each answer the place that predicts
+    the first token is left out and the one after the last is taken in (commit fdeb28f). In another version (commit
+    17e8e73) the mean takes in prompt and padding.
     """
     return tokens.mean((logits.amax(-1) - logits.mean(-1)).square())

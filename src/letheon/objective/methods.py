@@ -142,12 +142,25 @@ def tokens_of(roles: Roles, role: Role) -> Tokens:
 
 
 def needs_of(terms: tuple[Term, ...]) -> Needs:
-    """Return what `terms` need together."""
+    """Return what `terms` need together.
+
+    Raises:
+        ValueError: they need KLs of two directions or the states of two layers, of which a batch gives one.
+    """
+    directions = {t.needs.kl for t in terms if t.needs.kl}
+    layers = {t.needs.activations for t in terms if t.needs.activations is not None}
+    for what, found in (("one direction of the KL", directions), ("the states of one layer", layers)):
+        if len(found) > 1:
+            names = ", ".join(t.name for t in terms if {t.needs.kl, t.needs.activations} & found)
+            raise ValueError(
+                f"expected terms that need at most {what}, got {', '.join(map(str, sorted(found)))} ({names}); "
+                "declare them as methods of their own"
+            )
     return Needs(
-        kl=next((t.needs.kl for t in terms if t.needs.kl), None),
+        kl=next(iter(directions), None),
         forget_logits=any(t.needs.forget_logits for t in terms),
         reference_logits=any(t.needs.reference_logits for t in terms),
-        activations=next((t.needs.activations for t in terms if t.needs.activations is not None), None),
+        activations=next(iter(layers), None),
     )
 
 

@@ -1,11 +1,18 @@
-"""Published configurations as short YAML files: differences from the defaults only."""
+"""Published configurations as short YAML files: differences from the defaults only.
 
+The comment that begins a file says what was published and what differs; its last sentence, from "source:" on, names
+where the values were read: repository, file and commit, or what could not be read.
+"""
+
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from letheon.errors import SettingsError, nearest
 from letheon.settings import read_config
+
+_SOURCE = " source: "
 
 
 def recipe_names() -> list[str]:
@@ -24,15 +31,29 @@ def read_recipe(name: str) -> dict[str, Any]:
     return read_config(_path(name))
 
 
-def recipe_text(name: str) -> tuple[str, str]:
-    """Return what a recipe's file says of its source as one paragraph, and its settings as YAML.
+@dataclass(frozen=True, slots=True)
+class RecipeText:
+    """What the file of a recipe says."""
+
+    note: str
+    """What was published and what differs here, one paragraph."""
+    source: str
+    """Where the values were read."""
+    settings: str
+    """The settings as YAML."""
+
+
+def recipe_text(name: str) -> RecipeText:
+    """Return what a recipe's file says.
 
     Raises:
         SettingsError: there is none of that name.
     """
     lines = _path(name).read_text(encoding="utf-8").splitlines()
-    note = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-    return note, "\n".join(line for line in lines if not line.startswith("#"))
+    comment = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    note, _, source = comment.partition(_SOURCE)
+    settings = "\n".join(line for line in lines if not line.startswith("#"))
+    return RecipeText(note.strip(), source.strip(), settings)
 
 
 def _path(name: str) -> Path:

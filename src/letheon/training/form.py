@@ -23,6 +23,8 @@ from letheon.training.interim import answer_values
 
 NUM_END_ROWS = 16
 """How many retain rows are asked whether the model ends them."""
+PROMPT_SHARE = 0.8
+"""How much of a row's tokens its prompt may take where prompts are cut (ZJUKLAB's code)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ def _alternatives(
     chosen, seed = method.alternatives, settings.seed
     if chosen is None:
         return []
-    of_forget, is_cut = sequences[: len(inputs.forget)], settings.overlong == "truncate"
+    of_forget, is_cut = sequences[: len(inputs.forget)], settings.overlong != "refuse"
     if inputs.alternatives is not None:
         left_out = {row.id for row in inputs.left_out[0]}
         rows = given_alternatives(inputs.forget, inputs.alternatives, per_row=chosen.per_row, left_out=left_out)
@@ -197,21 +199,29 @@ def _alternatives(
 
 
 def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
-    """Return what is trained on of the rows: all of a document; retain rows padded where the KL is taken everywhere."""
+    """Return what is trained on of the rows: of documents all, of other rows the answers."""
     whole = [
         replace(s, answer_start=1) if row.is_document else s for s, row in zip(sequences, inputs.rows, strict=True)
     ]
-    marked = _marked(whole, settings, inputs)
+    num_forget = len(inputs.forget)
+    retained = retain_sequences(whole[num_forget:], settings, inputs)
+    return [*_marked(whole[:num_forget], settings, inputs), *retained]
+
+
+def retain_sequences(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
+    """Return retain rows as they are trained on: padded where the KL is taken everywhere."""
+    marked = _marked(sequences, settings, inputs)
     if settings.positions == "answer":
         return marked
-    num_forget, length = len(inputs.forget), _length(settings, inputs)
-    return [*marked[:num_forget], *(_padded(s, length, inputs) for s in marked[num_forget:])]
+    return [_padded(sequence, _length(settings, inputs), inputs) for sequence in marked]
 
 
 def _marked(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
     """Mark what is trained on, answers or whole texts, and cut off what is too long."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
-    return [_cut(sequence, _length(settings, inputs)) for sequence in marked]
+    length = _length(settings, inputs)
+    longest_prompt = int(length * PROMPT_SHARE) if settings.overlong == "truncate-prompt" else None
+    return [_cut(sequence, length, longest_prompt=longest_prompt) for sequence in marked]
 
 
 def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
@@ -219,15 +229,22 @@ def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
     return min(settings.max_length, inputs.max_length)
 
 
-def _cut(sequence: Sequence, length: int) -> Sequence:
-    """What is left of a sequence in `length` tokens; no answer token may be."""
-    ids = sequence.input_ids[:length]
-    return replace(sequence, input_ids=ids, answer_start=min(sequence.answer_start, len(ids)))
+def _cut(sequence: Sequence, length: int, *, longest_prompt: int | None = None) -> Sequence:
+    """What is left of a sequence in `length` tokens, after the prompt's last `longest_prompt` where that is given.
+
+    No answer token may be left.
+    """
+    prompt = sequence.answer_start
+    first = 0 if longest_prompt is None else max(0, prompt - longest_prompt)
+    ids = sequence.input_ids[first : first + length]
+    return replace(sequence, input_ids=ids, answer_start=min(prompt - first, len(ids)))
 
 
 def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
-    missing = length - len(sequence.input_ids)
-    return Sequence(sequence.input_ids + (_end_of_sequence(inputs),) * missing, answer_start=1)
+    """As NEKO's code has its retain rows: padded with the pad token, which is masked, and scored at every place."""
+    missing, pad = length - len(sequence.input_ids), inputs.tokenizer.pad_token_id
+    token = _end_of_sequence(inputs) if pad is None else int(cast("int", pad))
+    return Sequence(sequence.input_ids + (token,) * missing, answer_start=1, padding=missing)
 
 
 def _with_ends(inputs: Inputs, sequences: Collection[Sequence]) -> list[Sequence]:

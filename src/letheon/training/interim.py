@@ -21,11 +21,13 @@ from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, Sequence
 from letheon.model.engine import Engine
+from letheon.model.reference import ReferenceStore, token_terms
+from letheon.objective.methods import Needs
 
 
 @dataclass(frozen=True, slots=True)
 class InterimScore:
-    """How a state of the run does on the rows; all but step and epoch are 0 to 1."""
+    """How a state of the run does on the rows; what has no unit is 0 to 1."""
 
     step: int
     epoch: float
@@ -40,6 +42,16 @@ class InterimScore:
     """1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by their loss; None without the latter."""
     text_loss: float | None = None
     """Mean over the holdout documents of their cross-entropy, nats a token; None without them."""
+    retain_kl: float | None = None
+    """Mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Retain rows in the form in which the KL is taken on them, and the reference's values there."""
+
+    sequences: Collection[Sequence]
+    reference: ReferenceStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,8 @@ class Probes:
     """How rows are asked with the bare generation prompt, by their number, where that is another way."""
     holdout_task: str | None = None
     """The task whose forget rows these resemble; None for all."""
+    kept: KeptRows | None = None
+    """The retain rows, where the KL on them is asked for."""
 
     @property
     def forget_texts(self) -> list[Sequence]:
@@ -88,6 +102,7 @@ def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) ->
         retain_loss=sum(found.losses[retained:]) / sum(found.num_tokens[retained:]),
         membership=membership,
         text_loss=fmean(of_holdout) if of_holdout else None,
+        retain_kl=None if probes.kept is None else mean_divergence(engine, probes.kept),
     )
 
 
@@ -129,6 +144,17 @@ def text_losses(engine: Engine, sequences: Collection[Sequence], *, max_tokens: 
         lengths = [sequences[i].num_answer_tokens for i in group]
         found += [-total / length for total, length in zip(sums.tolist(), lengths, strict=True)]
     return found
+
+
+@torch.no_grad()
+def mean_divergence(engine: Engine, kept: KeptRows, *, max_tokens: int = PASS_TOKENS) -> float:
+    """Return the mean of KL(reference || policy), nats, over all scored places of the rows."""
+    total, count = 0.0, 0
+    for batch, _ in _batches(engine, kept.sequences, max_tokens):
+        kl = token_terms(engine, kept.reference, batch, needs=Needs(kl="forward")).kl
+        assert kl is not None
+        total, count = total + float(kl.double().sum()), count + len(kl)
+    return total / max(count, 1)
 
 
 @torch.no_grad()

@@ -50,8 +50,9 @@ def train(
 ) -> Outcome:
     """Train until the steps are done, the time is up, the scores say so or the process is asked to end.
 
-    The model is scored and saved every `checkpoint_epochs` epochs, or at the epochs of `score_at`, and at the end, and
-    saved alone every `checkpoint_minutes`; afterwards it holds the best scored state, or the last with keep="last".
+    The model is scored and saved every `checkpoint_epochs` epochs or `checkpoint_steps` steps, or at the epochs of
+    `score_at`, and at the end, and saved alone every `checkpoint_minutes`; afterwards it holds the best scored state,
+    or the last with keep="last".
 
     Raises:
         DivergenceError: a loss or gradient is not finite; the checkpoints so far stay in place.
@@ -207,6 +208,7 @@ def _set_learning_rate(run: Run) -> float:
         total_steps=min(end, run.total_steps) - first,
         peak=settings.learning_rate,
         schedule=settings.learning_rate_schedule,
+        warm_up_steps=round(settings.warm_up * run.schedule.steps_per_epoch),
     )
     set_learning_rate(run.optimiser, learning_rate)
     return learning_rate
@@ -337,9 +339,10 @@ def _score(run: Run) -> InterimScore:
     run.history.append(score)
     hooks.log.write("interim", **asdict(score))
     membership = "" if score.membership is None else f"membership {score.membership:.3f}, "
+    divergence = "" if score.retain_kl is None else f"retain KL {score.retain_kl:.3g} nats, "
     hooks.observer.note(
         f"epoch {score.epoch:g}: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}, "
-        f"{membership}score {score.score:.3f}"
+        f"{membership}{divergence}score {score.score:.3f}"
     )
     return score
 

@@ -21,9 +21,19 @@ def build_optimiser(
     return kind(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
-def learning_rate_at(step: int, *, total_steps: int, peak: float, schedule: LearningRateSchedule) -> float:
-    """Return the learning rate of `step`, counted from 0: constant, or linear from `peak` to 0 after the last step."""
-    return peak if schedule == "constant" else peak * max(0.0, 1 - step / total_steps)
+def learning_rate_at(
+    step: int, *, total_steps: int, peak: float, schedule: LearningRateSchedule, warm_up_steps: int = 0
+) -> float:
+    """Return the learning rate of `step`, counted from 0.
+
+    It rises from 0, at step 0, to `peak` in `warm_up_steps` and is constant from there, or linear to 0 after the last
+    step, as transformers' schedules of these names are.
+    """
+    if step < warm_up_steps:
+        return peak * step / warm_up_steps
+    if schedule == "constant":
+        return peak
+    return peak * max(0.0, (total_steps - step) / max(total_steps - warm_up_steps, 1))
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +16,14 @@ from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import Engine, build_engine
 from letheon.model.loading import LoadedModel, fingerprint
-from letheon.model.reference import ReferenceStore, token_terms
+from letheon.model.reference import ReferenceStore, build_reference, token_terms
 from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.objective.methods import Method, Needs, Term, needs_of
 from letheon.settings import UnlearnSettings
-from letheon.training.form import FormedRows, form_rows
+from letheon.training.form import FormedRows, form_rows, retain_sequences
 from letheon.training.inputs import Inputs
-from letheon.training.interim import Probes, interim_score
+from letheon.training.interim import KeptRows, Probes, interim_score
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
 from letheon.training.state import Problem
 from letheon.training.stopping import Start
@@ -108,7 +108,8 @@ def lay_ground(
         stores_lower=settings[0].store_lower,
         compiles=settings[0].compile,
     )
-    _check_possible(engine, adapted, needs, methods[0])
+    waits_on_kl = any(one.patience is not None and one.patience_on == "retain_kl" for one in settings)
+    _check_possible(engine, adapted, replace(needs, kl="forward") if waits_on_kl else needs, methods[0])
     form = form_rows(loaded, engine, inputs, settings[0], methods[0])
     fingerprinted = fingerprint(adapted.model)
     reference = load_or_build_reference(
@@ -121,6 +122,8 @@ def lay_ground(
         cache_dir=cache_dir,
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
+    if waits_on_kl:
+        probes = replace(probes, kept=_kept_rows(engine, probes, inputs, settings[0]))
     start = _start(engine, probes)
     notes = (*engine.notes, *form.notes, *notes_of_start(start, form))
     return Ground(engine, form, fingerprinted, reference, probes, start, notes)
@@ -178,6 +181,7 @@ def lora_settings(settings: UnlearnSettings) -> LoraSettings:
         rank_stabilised=settings.rslora,
         decomposed=settings.dora,
         dropout=settings.lora_dropout,
+        init=settings.lora_init,
     )
 
 
@@ -224,6 +228,12 @@ def probes_of(
         asked={index - first: one for index, one in (asked or {}).items() if first <= index < last},
         holdout_task=settings.holdout_task,
     )
+
+
+def _kept_rows(engine: Engine, probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> KeptRows:
+    """Return the retain rows of the probes with the reference's values, which are held in memory."""
+    sequences = retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
+    return KeptRows(sequences, build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward")))
 
 
 def _start(engine: Engine, probes: Probes) -> Start:

@@ -26,6 +26,7 @@ _TAKEN: Mapping[str, tuple[Callable[[UnlearnSettings], bool], str]] = {
     "alpha": (lambda s: s.adapt == "lora", "--adapt lora"),
     "rslora": (lambda s: s.adapt == "lora", "--adapt lora"),
     "dora": (lambda s: s.adapt == "lora", "--adapt lora"),
+    "lora_init": (lambda s: s.adapt == "lora", "--adapt lora"),
     "lora_dropout": (lambda s: s.adapt == "lora", "--adapt lora"),
     "holdout_task": (lambda s: s.holdout is not None, "--holdout"),
     "text_budget": (lambda s: s.holdout is not None, "--holdout"),
@@ -162,7 +163,7 @@ def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:
         return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
-    every = settings.checkpoint_epochs * schedule.steps_per_epoch
+    every = settings.checkpoint_steps or settings.checkpoint_epochs * schedule.steps_per_epoch
     return set(range(every, total_steps(settings, schedule) + 1, every))
 
 
@@ -207,6 +208,11 @@ def _check_method(settings: UnlearnSettings, method: Method) -> None:
         raise SettingsError(
             f"schedule: 'forget' leaves out the retain rows, but method '{method.name}' has a term on them; "
             "use --schedule mixed"
+        )
+    if settings.overlong == "truncate-prompt" and settings.span == "text":
+        raise SettingsError(
+            "overlong: 'truncate-prompt' cuts what is not trained on, but --span text trains on prompts too; "
+            "use --overlong truncate"
         )
     retained = [term for term in terms if term.role == "retain"]
     if settings.positions == "all" and not (retained and all(term.needs.kl for term in retained)):

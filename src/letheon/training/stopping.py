@@ -13,6 +13,8 @@ from letheon.data.probing import unknown_sides
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import InterimScore
 
+_LOWER_IS_BETTER = ("forget_recall", "retain_loss", "retain_kl")
+
 
 @dataclass(slots=True)
 class Clock:
@@ -137,4 +139,4 @@ def sound(history: Sequence[InterimScore], start: Start | None, settings: Unlear
 
 def _merit(score: InterimScore, metric: str) -> float:
     value = getattr(score, metric)
-    return -math.inf if value is None else (-value if metric in ("forget_recall", "retain_loss") else value)
+    return -math.inf if value is None else (-value if metric in _LOWER_IS_BETTER else value)

@@ -17,8 +17,9 @@ _ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
 _WITHOUT_WEIGHT = frozenset(
     {
         *("out", "resume", "trackers", "seed", "beta", "gamma", "delta", "rank", "alpha", "rslora"),
-        *("learning_rate", "learning_rate_schedule", "optimiser", "weight_decay", "max_gradient_norm"),
-        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
+        *("max_gradient_norm", "lora_init"),
+        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
         *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
     }
 )

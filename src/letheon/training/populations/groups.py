@@ -14,9 +14,10 @@ OWN = frozenset(
         *("method", "beta", "gamma", "delta", "npo", "kl", "coefficients"),
         *("schedule", "batch_size", "retain_batch_size", "chunk_size", "retain_ratio", "retain_share"),
         *("epochs", "max_steps", "max_batch_tokens"),
-        *("learning_rate", "learning_rate_schedule", "optimiser", "weight_decay", "max_gradient_norm"),
+        *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
+        *("max_gradient_norm", "lora_init"),
         *("rank", "alpha", "rslora"),
-        *("checkpoint_epochs", "checkpoint_minutes", "keep_checkpoints", "score_at"),
+        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
         *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
     }
 )
