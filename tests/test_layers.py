@@ -79,6 +79,16 @@ def test_light_modules_do_without_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_run_imports_neither_figures_nor_statistics() -> None:
+    heavy = {"matplotlib", "sklearn", "pandas", "pyarrow", "scipy.stats", "optuna", "datasets", "tensorboard"}
+    code = (
+        "import gc, sys, letheon.cli; letheon.cli.load_libraries(); assert gc.isenabled() and gc.get_freeze_count()\n"
+    )
+    code += f"sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_public_names() -> None:
     import letheon
 

@@ -1,5 +1,6 @@
 """The command line: thin, every flag made from the typed settings."""
 
+import gc
 import logging
 import os
 import signal
@@ -93,7 +94,7 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
         _print_plan(UnlearnSettings.of({"out": "run", **values}))
         return
     settings = UnlearnSettings.of(values)
-    quiet_libraries()
+    load_libraries()
     from letheon.api import unlearn as run
     from letheon.training.tracking import Bar
 
@@ -123,7 +124,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
         write_evaluation(evaluation, rescoring.out)
     else:
         settings = EvaluateSettings.of(values)
-        quiet_libraries()
+        load_libraries()
         from letheon.api import evaluate as run
 
         with Status("loading the model", console=Console(stderr=True)) as status:
@@ -137,7 +138,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
 def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Train a model until it has memorised --rows: this is how targets for unlearning come to be."""
     settings = MemorizeSettings.of(given_values(context, config))
-    quiet_libraries()
+    load_libraries()
     from letheon.api import memorize as run
 
     console = Console(stderr=True)
@@ -185,7 +186,7 @@ def data_synthetic(folder: Path, size: str, seed: int) -> None:
 def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Watch a small model forget made-up people: about a minute on two cores, no network."""
     settings = DemoSettings.of(given_values(context, config))
-    quiet_libraries()
+    load_libraries()
     from letheon.demo import run_demo
 
     run_demo(settings, console=Console())
@@ -261,7 +262,7 @@ def study(
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"
-    quiet_libraries()
+    load_libraries()
     from letheon.api import study as run
     from letheon.sweep.live import open_view
     from letheon.sweep.report import print_study
@@ -275,8 +276,24 @@ def study(
     context.exit(report.exit_code)
 
 
-def quiet_libraries() -> None:
-    """Silence the progress bars of libraries; ours say what matters."""
+def load_libraries() -> None:
+    """Import what the jobs need, and silence the progress bars of libraries; ours say what matters.
+
+    What imports make is there to stay. The collector looks at it again and again while there is more of it, a quarter
+    of the time that imports take, and with each full collection of a run later, unless it is told to leave it alone.
+    """
+    is_first = "letheon.api" not in sys.modules
+    if is_first:
+        gc.disable()
+    _quiet_libraries()
+    import letheon.api  # noqa: F401 - for what it imports
+
+    if is_first:
+        gc.freeze()
+        gc.enable()
+
+
+def _quiet_libraries() -> None:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
@@ -288,7 +305,7 @@ def quiet_libraries() -> None:
 
 
 def _print_plan(settings: UnlearnSettings) -> None:
-    quiet_libraries()
+    load_libraries()
     from letheon.training.plan import render
     from letheon.training.run import plan
 

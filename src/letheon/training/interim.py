@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean, harmonic_mean
 
 import torch
-from sklearn.metrics import roc_auc_score
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.rows import Row
@@ -89,6 +88,8 @@ def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) ->
 
 def membership_score(member_losses: Collection[float], other_losses: Collection[float]) -> float:
     """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
+    from sklearn.metrics import roc_auc_score  # not with the module: it takes longer to import than a small run's steps
+
     if not all(math.isfinite(loss) for loss in (*member_losses, *other_losses)):
         return 0.0  # a broken model is not one that hides its members
     is_member = [1] * len(member_losses) + [0] * len(other_losses)
