@@ -9,13 +9,14 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "settings", "files", "provenance", "visible", "yaml_text", "cache", "locks"}
+BASE = {"errors", "settings", "files", "progress", "provenance", "visible", "yaml_text", "cache", "locks"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "cache": set(),
     "locks": {"errors", "files"},
     "visible": set(),
+    "progress": {"visible"},
     "yaml_text": set(),
     "provenance": {"errors"},
     "validation": {"errors"},

@@ -208,6 +208,10 @@ class Watcher:
         """Move the bar."""
         self.view.progress(self.name, done, total)
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show it beside the run."""
+        self.view.progress(self.name, done, total, stage=name)
+
     def note(self, message: str) -> None:
         """Show it beside the run."""
         self.view.show(self.name, "running", message)
@@ -229,6 +233,10 @@ class Crowd:
         """Move all of the bars."""
         for name in self.names:
             self.view.progress(name, done, total)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show it beside the first of them, which stands for all."""
+        self.view.progress(self.names[0], done, total, stage=name)
 
     def note(self, message: str) -> None:
         """Show it beside each run."""

@@ -19,6 +19,7 @@ from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence
 from letheon.model.engine import Engine
+from letheon.progress import Progressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +63,12 @@ class Probes:
         return [replace(answer, answer_start=1) for answer in chosen]
 
 
-def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) -> InterimScore:
-    """Score the engine's present state; no random number is drawn."""
+def interim_score(
+    engine: Engine, probes: Probes, *, step: int, epoch: float, progress: Progressed | None = None
+) -> InterimScore:
+    """Score the engine's present state; no random number is drawn. `progress` hears of the rows that are done."""
     cells: dict[tuple[bool, str, str], list[float]] = defaultdict(list)
-    found = answer_values(engine, probes.answers)
+    found = answer_values(engine, probes.answers, progress=progress)
     for index, (row, recall) in enumerate(zip(probes.rows, found.recalls, strict=True)):
         known = float(recall == 1) if row.kind == "question" else recall
         cells[index < probes.num_forget_rows, row.task, row.kind].append(known)
@@ -122,7 +125,13 @@ class AnswerValues:
 
 
 @torch.no_grad()
-def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> AnswerValues:
+def answer_values(
+    engine: Engine,
+    sequences: Collection[Sequence],
+    *,
+    max_tokens: int = PASS_TOKENS,
+    progress: Progressed | None = None,
+) -> AnswerValues:
     """Return what the engine's present state makes of each sequence's answer."""
     recalls: list[float] = []
     losses: list[float] = []
@@ -132,6 +141,8 @@ def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens
         answers = (likeliest == batch.labels).cpu().split(lengths)
         recalls += [float(answer.long().cumprod(0).double().mean()) for answer in answers]
         losses += [-float(answer.double().sum()) for answer in log_probs.cpu().split(lengths)]
+        if progress is not None:
+            progress("scoring", len(losses), len(sequences))
     return AnswerValues(tuple(recalls), tuple(losses), tuple(s.num_answer_tokens for s in sequences))
 
 

@@ -18,6 +18,7 @@ from letheon.model.reference import ReferenceStore, token_terms
 from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.objective.methods import Method, Needs, Term, needs_of
+from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.form import Form, choose_form
 from letheon.training.inputs import Inputs
@@ -62,7 +63,9 @@ def prepare(
             cannot be had of this architecture.
     """
     adapted = adapt(loaded.model, settings)
-    ground = lay_ground(loaded, inputs, (settings,), adapted, methods=(method,), cache_dir=cache_dir)
+    ground = lay_ground(
+        loaded, inputs, (settings,), adapted, methods=(method,), cache_dir=cache_dir, progress=observer.stage
+    )
     for note in ground.notes:
         observer.note(note)
     return put_on(ground, inputs, settings, adapted, method=method)
@@ -89,6 +92,7 @@ def lay_ground(
     *,
     methods: Collection[Method],
     cache_dir: Path | None,
+    progress: Progressed | None = None,
 ) -> Ground:
     """Choose template and engine, and compute what the reference says of the rows, for all of several runs.
 
@@ -119,9 +123,10 @@ def lay_ground(
         needs=needs,
         model_fingerprint=fingerprinted,
         cache_dir=cache_dir,
+        progress=progress,
     )
     probes = probes_of(inputs, form.sequences, settings[0])
-    start = _start(engine, probes, settings)
+    start = _start(engine, probes, settings, progress=progress)
     return Ground(engine, form, fingerprinted, reference, probes, start, (*engine.notes, *form.notes))
 
 
@@ -212,11 +217,13 @@ def probes_of(inputs: Inputs, sequences: Collection[Sequence], settings: Unlearn
     return Probes(rows, answers, num_forget, inputs.holdout, settings.holdout_task)
 
 
-def _start(engine: Engine, probes: Probes, settings: Collection[UnlearnSettings]) -> Start | None:
+def _start(
+    engine: Engine, probes: Probes, settings: Collection[UnlearnSettings], *, progress: Progressed | None
+) -> Start | None:
     if all(one.retain_budget is None and one.text_budget is None for one in settings):
         return None
     with engine.running(), engine.adapter_off():
-        score = interim_score(engine, probes, step=0, epoch=0.0)
+        score = interim_score(engine, probes, step=0, epoch=0.0, progress=progress)
     return Start(retain_loss=score.retain_loss, text_loss=score.text_loss)
 
 
