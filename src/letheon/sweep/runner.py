@@ -144,7 +144,9 @@ class Runner:
         self.scorer.score(member, note=lambda text: self.view.show(member.name, "scoring", text))
         result = self.record(member).result
         found = result.scores if result else {}
-        shown = [f"{name} {found[name]:.3f}" for name in ("final", "task_aggregate", "interim.score") if name in found]
+        variants = ("unicode_final", "unicode_task_aggregate") if result and result.script_notes else ()
+        names = (*variants, "final", "task_aggregate", "interim.score")
+        shown = [f"{name} {found[name]:.3f}" for name in names if name in found]
         self.view.show(member.name, "finished", shown[0] if shown else "")
         self.on_change()
 
