@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: small models and tokenizers made in memory, rows, and the folder of real data."""
 
+import math
 import os
 from pathlib import Path
 
@@ -22,7 +23,8 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One thread, no network beyond this machine, caches in the test's own folder."""
+    """One thread, no network beyond this machine, caches in the test's own folder, no line for slow imports."""
+    monkeypatch.setattr("letheon.progress.FIRST_S", math.inf)
     torch.set_num_threads(1)
     monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))
     block_network(monkeypatch)

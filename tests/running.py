@@ -41,7 +41,8 @@ def short_run(
     }
 
 
-_KNOWN: dict[str, Tensor] = {}
+_KNOWN: dict[str, dict[str, Tensor]] = {}
+"""Weights that know the rows, by architecture."""
 
 
 def knowing_model(
@@ -52,8 +53,8 @@ def knowing_model(
     if architecture not in _KNOWN:
         options = MemorizeOptions(learning_rate=5e-3, warmup_steps=5, cooldown_steps=10, check_every=10, max_steps=400)
         memorize(model, tokenizer, rows=rows, options=options)
-        _KNOWN.update({name: value.clone() for name, value in model.state_dict().items()})
-    model.load_state_dict(_KNOWN)
+        _KNOWN[architecture] = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(_KNOWN[architecture])
     model.eval()
     return model
 

@@ -115,17 +115,15 @@ def test_silence_of_another_machine_is_waited_for(tmp_path: Path) -> None:
     assert "taking it over" in notes[1]
 
 
-def test_a_sign_of_another_machine_refuses(tmp_path: Path) -> None:
+def test_a_sign_of_another_machine_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other_machine(tmp_path)
-    # What stands in for the heartbeat of the other machine: it comes while this one waits.
-    thread = threading.Timer(0.05, lambda: os.utime(tmp_path / OWNER, ns=(1, 1)))
-    thread.start()
+    # The heartbeat of the other machine comes while this one sleeps between two looks.
+    monkeypatch.setattr(locks, "sleep", lambda _: os.utime(tmp_path / OWNER, ns=(1, 1)))
     with (
         pytest.raises(OutputError, match="in use by process 1 of mira on elsewhere"),
         folder_lock(tmp_path, note=lambda _: None, silence_s=10),
     ):
         pass
-    thread.join()
     assert (tmp_path / OWNER).exists()
 
 

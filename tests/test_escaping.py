@@ -18,9 +18,9 @@ from letheon.data.rows import Row
 from letheon.evaluation.official import complete_results, predict
 from letheon.evaluation.rescoring import Evaluation, write_evaluation
 from letheon.evaluation.results import Prediction, Results
+from letheon.progress import Bars, Lines
 from letheon.report.card import model_card
 from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
-from letheon.training.tracking import Bar
 from letheon.visible import visible_line
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
@@ -129,8 +129,10 @@ def test_no_csv_cell_starts_a_formula(payload: str) -> None:
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_notes_and_warnings_are_plain_lines(payload: str, capsys: pytest.CaptureFixture[str]) -> None:
     screen = io.StringIO()
-    with Bar(Console(file=screen, width=200), "run") as bar:
-        bar.note(f"row {payload}")
+    for display in (Bars(Console(file=screen, width=200), "run"), Lines(Console(file=screen, width=200), "run")):
+        with display:
+            display.note(f"row {payload}")
+            display.show(payload, 1, 2)
     from letheon.cli import _PlainFormatter
 
     record = logging.LogRecord("letheon", logging.WARNING, "", 1, "%s", (payload,), None)

@@ -9,13 +9,14 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "settings", "files", "provenance", "visible", "yaml_text", "cache", "locks"}
+BASE = {"errors", "settings", "files", "progress", "provenance", "visible", "yaml_text", "cache", "locks"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "cache": set(),
     "locks": {"errors", "files"},
     "visible": set(),
+    "progress": {"visible"},
     "yaml_text": set(),
     "provenance": {"errors"},
     "validation": {"errors"},
@@ -77,6 +78,16 @@ def test_layers_import_only_from_their_left(layer: str) -> None:
 def test_light_modules_do_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_run_imports_neither_figures_nor_statistics() -> None:
+    heavy = {"matplotlib", "sklearn", "pandas", "pyarrow", "scipy.stats", "optuna", "datasets", "tensorboard"}
+    code = (
+        "import gc, sys, letheon.cli; letheon.cli.load_libraries(); assert gc.isenabled() and gc.get_freeze_count()\n"
+    )
+    code += f"sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_public_names() -> None:

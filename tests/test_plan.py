@@ -405,6 +405,18 @@ def test_swap_lets_a_run_begin_with_a_note(monkeypatch: pytest.MonkeyPatch, too_
     assert notes[0].startswith("this run may not fit")
 
 
+def test_few_tokens_at_once_beside_much_memory_need_no_plan(too_large: dict[str, Any]) -> None:
+    settings = UnlearnSettings.of(too_large)
+    stored = sum(path.stat().st_size for path in Path(settings.model).glob("*.safetensors"))
+    # 4,096 of the usual 16,384 tokens: a quarter of the memory that 1,000 times the weights would be.
+    enough, short = Machine("cpu", 250 * stored + 1), Machine("cpu", 250 * stored)
+    assert check.is_small(settings, enough, num_tokens=4096)
+    assert not check.is_small(settings, short, num_tokens=4096)
+    assert not check.is_small(settings, enough)
+    assert not check.is_small(changed(settings, {"rank": 4096}), enough, num_tokens=4096)
+    assert check.is_small(settings, Machine("cpu", 1000 * stored + 1), num_tokens=10**6)
+
+
 def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     monkeypatch.setattr(check, "machine_of", lambda _: Machine(device="cpu", memory=None))
     settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from killing import WRITES, count_calls, difference, flip_a_bit, model_in, run_and_kill, set_aside
 from letheon.data.rows import Row
-from letheon.errors import OutputError
+from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.run import unlearn
@@ -142,8 +142,30 @@ def test_settings_that_an_earlier_version_did_not_know_are_taken_as_their_defaul
 
 def test_what_does_not_change_the_result_may_differ(given: Made) -> None:
     run(given, epochs=1)
-    report = run(given, epochs=1, resume=True, keep_checkpoints=1, checkpoint_minutes=None, time_limit_s=1e6)
+    others = {"keep_checkpoints": 1, "checkpoint_minutes": None, "time_limit_s": 1e6, "trackers": "tensorboard"}
+    report = run(given, epochs=1, resume=True, cache_dir=given["out"].parent / "other", **others)
     assert report.num_steps == 3
+
+
+def test_a_run_goes_on_with_other_trackers_and_less_memory_to_the_same_weights(given: Made) -> None:
+    given |= {"lora_dropout": 0.2}
+    whole = model_of(run(given))
+    set_aside(given)
+    unlearn(UnlearnSettings.of(given), observer=After(5, signalled(signal.SIGTERM)))
+    report = run(given, resume=True, trackers="tensorboard", gradient_checkpointing=True)
+    assert same(model_of(report), whole)
+    assert list(given["out"].glob("**/events.out.tfevents*"))
+    assert yaml.safe_load((given["out"] / "run.yaml").read_text())["trackers"] == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "bfloat16"), ("max_batch_tokens", 64), ("store_lower", True), ("compile", True), ("keep", "best")],
+)
+def test_what_changes_the_result_may_not_differ(name: str, value: object, given: Made) -> None:
+    run(given, epochs=1)
+    with pytest.raises(SettingsError, match=f"resume: {name} differ from the run in"):
+        run(given, **{"epochs": 1, "resume": True, name: value})
 
 
 # Signals

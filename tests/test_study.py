@@ -17,6 +17,7 @@ from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import DataError, EvaluationError, OutputError, SettingsError
 from letheon.evaluation.results import read_results
+from letheon.progress import Lines
 from letheon.sweep.figures import save_study_figures
 from letheon.sweep.grid import configurations, label_of
 from letheon.sweep.live import LiveView, PlainView, Quiet
@@ -404,12 +405,33 @@ def test_the_live_view_keeps_to_the_screen_and_shows_who_is_at_work() -> None:
 
 def test_plain_lines_are_said_once() -> None:
     console = Console(width=80, record=True)
-    view = PlainView(console)
+    view = PlainView(Lines(console, "a study", says_first=False, clock=lambda: 0.0))
     for _ in range(2):
         view.show("a run", "waiting")
         view.show("a run", "finished", "final 0.5")
         view.progress("a run", 1, 2)
     assert console.export_text() == "a run: finished: final 0.5\n"
+
+
+def test_a_study_in_a_log_is_never_silent_for_longer_than_half_a_minute() -> None:
+    console, now = Console(width=80, record=True), [0.0]
+    view = PlainView(Lines(console, "a study", says_first=False, clock=lambda: now[0]))
+    view.show("a run", "running")
+    for step in range(1, 5):
+        now[0] = 10.0 * step
+        view.progress("a run", step, 8)
+    now[0] = 45.0
+    view.show("a run", "scoring")
+    for seconds in range(46, 110):
+        now[0] = float(seconds)
+        view.lines.beat()
+    assert console.export_text().splitlines() == [
+        "a run: running",
+        "a run: step 3/8, 50 s left",
+        "a run: scoring",
+        "a run: scoring, for 30 s",
+        "a run: scoring, for 60 s",
+    ]
 
 
 def test_empty_states() -> None:

@@ -1,9 +1,13 @@
-"""The three jobs as functions of their settings: memorize, unlearn, evaluate. The command line calls these too."""
+"""The three jobs as functions of their settings: memorize, unlearn, evaluate. The command line calls these too.
+
+What draws figures and sums up studies is imported where it is used: a run needs neither, and they take long to import.
+"""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
@@ -22,17 +26,16 @@ from letheon.model.memorize import memorize as train_target
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_run, read_settings
-from letheon.report.page import write_report as write_page
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
-from letheon.sweep.live import Quiet, View
-from letheon.sweep.report import write_study_report
-from letheon.sweep.runner import Jobs
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.study import StudyReport, run_study
 from letheon.training import run as training
 from letheon.training.populations import DivergedRun, groups_of, run_population
 from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
+
+if TYPE_CHECKING:
+    from letheon.sweep.live import View
+    from letheon.sweep.spec import StudySettings
+    from letheon.sweep.study import StudyReport
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -71,13 +74,13 @@ def unlearn_population(
 
 
 def study(
-    settings: StudySettings,
+    settings: "StudySettings",
     out: Path,
     *,
-    view: View | None = None,
+    view: "View | None" = None,
     storage: str | None = None,
     retry: bool = False,
-) -> StudyReport:
+) -> "StudyReport":
     """Run what a study has not done yet, then write its tables and figures; leaves `out` (see sweep/study.py).
 
     A search keeps its trials in a journal in `out`, or in the database at the URL `storage`, from which any number of
@@ -86,6 +89,11 @@ def study(
     Raises:
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
+    from letheon.sweep.live import Quiet
+    from letheon.sweep.report import write_study_report
+    from letheon.sweep.runner import Jobs
+    from letheon.sweep.study import run_study
+
     jobs = Jobs(
         unlearn=lambda run, observer: unlearn(run, observer=observer),
         unlearn_together=lambda runs, observer, observers: unlearn_population(
@@ -263,6 +271,8 @@ def write_report(folder: Path) -> Path:
         EvaluationError: the folder holds nothing to report, or a file in it is broken.
         OutputError: a file cannot be written.
     """
+    from letheon.report.page import write_report as write_page
+
     defaults = {name: field.default for name, field in UnlearnSettings.model_fields.items() if not field.is_required()}
     page = write_page(folder, defaults=defaults)
     run = read_run(folder)

@@ -1,5 +1,6 @@
 """The command line: thin, every flag made from the typed settings."""
 
+import gc
 import logging
 import os
 import signal
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.status import Status
 
 from letheon.errors import LetheonError, without_secrets
 from letheon.flags import SettingsCommand, given_values, settings_options
+from letheon.progress import open_display
 from letheon.settings import (
     LARGEST_SEED,
     DemoSettings,
@@ -25,7 +26,6 @@ from letheon.visible import visible_line
 
 if TYPE_CHECKING:
     from letheon.evaluation.results import Results
-    from letheon.model.memorize import MemorizeProgress
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -93,13 +93,13 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
         _print_plan(UnlearnSettings.of({"out": "run", **values}))
         return
     settings = UnlearnSettings.of(values)
-    quiet_libraries()
-    from letheon.api import unlearn as run
-    from letheon.training.tracking import Bar
-
     console = Console(stderr=True)
-    with Bar(console, settings.method) as bar:
-        report = run(settings, observer=bar)
+    with open_display(console, f"unlearning with {settings.method}") as display:
+        load_libraries()
+        from letheon.api import unlearn as run
+        from letheon.training.tracking import Shown
+
+        report = run(settings, observer=Shown(display))
     console.print(
         f"kept epoch {report.kept.epoch:g} ({report.reason}); {report.num_tokens} tokens in {report.duration_s:.0f} s, "
         f"peak memory {report.peak_memory_bytes / 2**30:.2f} GiB",
@@ -123,11 +123,11 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
         write_evaluation(evaluation, rescoring.out)
     else:
         settings = EvaluateSettings.of(values)
-        quiet_libraries()
-        from letheon.api import evaluate as run
+        with open_display(Console(stderr=True), f"evaluating {settings.model}") as display:
+            load_libraries()
+            from letheon.api import evaluate as run
 
-        with Status("loading the model", console=Console(stderr=True)) as status:
-            evaluation = run(settings, progress=lambda stage, done, total: status.update(f"{stage} {done}/{total}"))
+            evaluation = run(settings, progress=display.show)
     _print_results(evaluation.results)
 
 
@@ -137,12 +137,12 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
 def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Train a model until it has memorised --rows: this is how targets for unlearning come to be."""
     settings = MemorizeSettings.of(given_values(context, config))
-    quiet_libraries()
-    from letheon.api import memorize as run
+    with open_display(Console(stderr=True), "memorising") as display:
+        load_libraries()
+        from letheon.api import memorize as run
+        from letheon.model.memorize import shown_on
 
-    console = Console(stderr=True)
-    with Status("memorising", console=console) as status:
-        report = run(settings, progress=lambda now: status.update(_memorize_line(now)))
+        report = run(settings, progress=shown_on(display))
     state = "memorised" if report.reached else "not fully memorised"
     click.echo(
         f"{state}: accuracy {report.accuracy:.4f} after {report.steps} steps, {report.duration_s:.0f} s", err=True
@@ -185,7 +185,7 @@ def data_synthetic(folder: Path, size: str, seed: int) -> None:
 def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Watch a small model forget made-up people: about a minute on two cores, no network."""
     settings = DemoSettings.of(given_values(context, config))
-    quiet_libraries()
+    load_libraries()
     from letheon.demo import run_demo
 
     run_demo(settings, console=Console())
@@ -261,12 +261,13 @@ def study(
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"
-    quiet_libraries()
-    from letheon.api import study as run
     from letheon.sweep.live import open_view
     from letheon.sweep.report import print_study
 
     with open_view(settings.name, Console(stderr=True)) as view:
+        load_libraries()
+        from letheon.api import study as run
+
         report = run(settings, out, view=view, storage=storage, retry=retry_failed)
     print_study(report.record, console)
     if report.num_elsewhere:
@@ -275,8 +276,24 @@ def study(
     context.exit(report.exit_code)
 
 
-def quiet_libraries() -> None:
-    """Silence the progress bars of libraries; ours say what matters."""
+def load_libraries() -> None:
+    """Import what the jobs need, and silence the progress bars of libraries; ours say what matters.
+
+    What imports make is there to stay. The collector looks at it again and again while there is more of it, a quarter
+    of the time that imports take, and with each full collection of a run later, unless it is told to leave it alone.
+    """
+    is_first = "letheon.api" not in sys.modules
+    if is_first:
+        gc.disable()
+    _quiet_libraries()
+    import letheon.api  # noqa: F401 - for what it imports
+
+    if is_first:
+        gc.freeze()
+        gc.enable()
+
+
+def _quiet_libraries() -> None:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
@@ -288,7 +305,7 @@ def quiet_libraries() -> None:
 
 
 def _print_plan(settings: UnlearnSettings) -> None:
-    quiet_libraries()
+    load_libraries()
     from letheon.training.plan import render
     from letheon.training.run import plan
 
@@ -306,7 +323,3 @@ def _print_results(results: "Results") -> None:
     from letheon.report.tables import before_after, to_rich
 
     Console().print(to_rich(before_after(None, results)))
-
-
-def _memorize_line(now: "MemorizeProgress") -> str:
-    return f"step {now.step}  loss {now.row_loss:.3f}  text {now.text_loss:.3f}  recalled {now.accuracy:.3f}"

@@ -1,22 +1,24 @@
 """The main job in one go: make rows, a model that knows them by heart, make it forget some, show what happened."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
 
 from letheon.api import evaluate, memorize, unlearn, write_report
 from letheon.data.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
 from letheon.evaluation.suites import Evaluation
+from letheon.model.memorize import shown_on
+from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.training.run import RunReport
+from letheon.training.tracking import Shown
 
 NUM_SAMPLES = 3
 
@@ -76,19 +78,16 @@ def run_demo(settings: DemoSettings, *, console: Console) -> DemoReport:
         raise OutputError(f"{out}: already holds files; choose another --out or remove it")
     with stage(console, "making the benchmark"):
         files = write(generate(settings.seed, size=settings.size), out / "data")
-    with stage(console, f"memorising it with a new {settings.architecture} model") as say:
-        made = memorize(
-            _target_settings(settings, plan, files),
-            progress=lambda now: say(f"step {now.step}, loss {now.row_loss:.3f}, recalled {now.accuracy:.3f}"),
-        )
+    with stage(console, f"memorising it with a new {settings.architecture} model") as display:
+        made = memorize(_target_settings(settings, plan, files), progress=shown_on(display))
     if not made.reached:
         console.print(f"  the target recalls {made.accuracy:.1%} of the answer tokens")
-    with stage(console, "evaluating the target") as say:
-        before = evaluate(_evaluate_settings(settings, plan, files, out / "target", "before"), progress=_counting(say))
-    with stage(console, "unlearning") as say:
-        run = unlearn(_unlearn_settings(settings, plan, files), observer=_StatusObserver(say, console))
-    with stage(console, "evaluating the unlearned model") as say:
-        after = evaluate(_evaluate_settings(settings, plan, files, run.model, "after"), progress=_counting(say))
+    with stage(console, "evaluating the target") as display:
+        before = evaluate(_evaluate_settings(settings, plan, files, out / "target", "before"), progress=display.show)
+    with stage(console, "unlearning") as display:
+        run = unlearn(_unlearn_settings(settings, plan, files), observer=_Progress(display))
+    with stage(console, "evaluating the unlearned model") as display:
+        after = evaluate(_evaluate_settings(settings, plan, files, run.model, "after"), progress=display.show)
     page = write_report(run.folder)
     report = DemoReport(before, after, run, page, time.monotonic() - started)
     show(report, console)
@@ -110,32 +109,20 @@ def show(report: DemoReport, console: Console) -> None:
 
 
 @contextmanager
-def stage(console: Console, title: str) -> Iterator[Callable[[str], None]]:
-    """Show what is going on, with a line that the block can change, and how long it took."""
+def stage(console: Console, title: str) -> Iterator[Display]:
+    """Show what is going on and how long it took."""
     started = time.monotonic()
-    with Status(title, console=console) as status:
-        yield lambda detail: status.update(f"{title}: {detail}")
+    with open_display(console, title) as display:
+        yield display
     console.print(f"{title}: {time.monotonic() - started:.0f} s", highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class _StatusObserver:
-    say: Callable[[str], None]
-    console: Console
-
-    def step(self, done: int, total: int, values: Any) -> None:
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in values.items() if value is not None)
-        self.say(f"step {done}/{total}, {shown}")
+class _Progress(Shown):
+    """Shows steps and passes; what is found on the way stands in the tables at the end."""
 
     def note(self, message: str) -> None:
-        self.say(message)
-
-    def scored(self, score: object) -> None:
-        """Do nothing: the note says it."""
-
-
-def _counting(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    return lambda name, done, total: say(f"{name} {done}/{total}")
+        """Do nothing."""
 
 
 def _target_settings(settings: DemoSettings, plan: Plan, files: BenchmarkFiles) -> MemorizeSettings:

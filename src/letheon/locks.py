@@ -10,12 +10,12 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
 
 from filelock import FileLock, Timeout
 
@@ -156,14 +156,14 @@ def _check_gone(owner: Owner, folder: Path, *, note: Note, silence_s: float) -> 
     """
     if owner.host != socket.gethostname():
         note(f"{folder}: waiting up to {silence_s:g} s for a sign of {owner}")
-        last_word, until = _touched_ns(folder), time.monotonic() + silence_s
-        while time.monotonic() < until:
+        last_word, until = _touched_ns(folder), monotonic() + silence_s
+        while monotonic() < until:
             word = _touched_ns(folder)
             if word is None:
                 return
             if word != last_word:
                 raise _held(folder, owner)
-            time.sleep(min(HEARTBEAT_S, silence_s) / 10)
+            sleep(min(HEARTBEAT_S, silence_s) / 10)
     note(f"{folder}: {owner} is gone without having let go of it; taking it over")
 
 

@@ -8,7 +8,6 @@ from statistics import fmean
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,6 +88,8 @@ def membership_scores(member_losses: Sequence[float], nonmember_losses: Sequence
     Raises:
         EvaluationError: a set has fewer than two documents, or a loss is not a finite number.
     """
+    from sklearn.metrics import roc_auc_score  # not with the module: most evaluations do without its long import
+
     _check_losses(member_losses, "member")
     _check_losses(nonmember_losses, "non-member")
     labels = [1] * len(member_losses) + [0] * len(nonmember_losses)

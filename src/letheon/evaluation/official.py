@@ -80,10 +80,10 @@ def score_predictions(predictions: Iterable[Prediction]) -> TaskAggregate:
     """
     all_predictions = list(predictions)
     forget, retain = (_split_scores([p for p in all_predictions if p.split == split]) for split in SPLITS)
-    terms = {**_terms("forget", forget), **_terms("retain", retain)}
+    terms = {**task_terms("forget", forget), **task_terms("retain", retain)}
     variants = [
-        *_terms("forget", forget, prefix="unicode_").values(),
-        *_terms("retain", retain, prefix="unicode_").values(),
+        *task_terms("forget", forget, prefix="unicode_").values(),
+        *task_terms("retain", retain, prefix="unicode_").values(),
     ]
     return TaskAggregate(forget, retain, terms, _harmonic_mean(terms.values()), _harmonic_mean(variants))
 
@@ -235,7 +235,8 @@ def _harmonic_mean(values: Iterable[float]) -> float | None:
     return float(harmonic_mean(known)) if known else None
 
 
-def _terms(split: SplitName, scores: SplitScores | None, *, prefix: str = "") -> dict[str, float]:
+def task_terms(split: SplitName, scores: SplitScores | None, *, prefix: str = "") -> dict[str, float]:
+    """Return the terms of the task aggregate that one split has; with prefix "unicode_" those of the variants."""
     tasks = {} if scores is None else scores.tasks
     means: dict[str, float] = {
         f"{split}.{name}.{score}": mean
@@ -265,11 +266,11 @@ def _warnings(tasks: TaskAggregate, mmlu: MmluScores | None) -> list[str]:
         )
     for split, scores in (("forget", tasks.forget), ("retain", tasks.retain)):
         if scores is not None:
-            found += _script_warnings(split, scores)
+            found += script_warnings(split, scores)
     return found
 
 
-def _script_warnings(split: str, scores: SplitScores) -> list[str]:
+def script_warnings(split: str, scores: SplitScores) -> list[str]:
     """Say what the official scores of `split` miss of its script; nothing for English."""
     found = []
     if scores.rouge_drops is not None and scores.rouge_drops.matters:

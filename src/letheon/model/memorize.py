@@ -24,6 +24,7 @@ from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
 from letheon.model.head import head_of, label_terms, likeliest, project
 from letheon.model.loading import context_length
 from letheon.model.trunk import packed_attention, packed_states
+from letheon.progress import STEP, Display
 from letheon.settings import DEFAULT_DATE
 
 _CHECK_TOKENS = 4096
@@ -95,6 +96,8 @@ class MemorizeProgress:
     learning_rate: float
     cooling: bool
     elapsed_s: float
+    tokens_per_s: float
+    """Of the last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,16 @@ class MemorizeReport:
     """Whether `accuracy` is at least the target; with a target of 1, whether every row is recalled."""
 
 
+def shown_on(display: Display) -> Callable[[MemorizeProgress], None]:
+    """Return a `progress` that shows each step on a display."""
+
+    def show(now: MemorizeProgress) -> None:
+        values = {"loss": now.row_loss, "text": now.text_loss, "recalled": now.accuracy, "tok/s": now.tokens_per_s}
+        display.show(STEP, now.step, now.max_steps, values, at_most=True)
+
+    return show
+
+
 @dataclass(slots=True)
 class _State:
     step: int = 0
@@ -122,6 +135,7 @@ class _State:
     text_loss: float = math.nan
     accuracy: float = math.nan
     learning_rate: float = 0.0
+    tokens_per_s: float = math.nan
     cooling_from: int | None = None
     done: bool = False
 
@@ -200,10 +214,14 @@ def _train(
     text_batches = _batches(text, options=options, generator=generator)
     while not _is_over(state, options, elapsed_s=time.monotonic() - started):
         state.learning_rate = options.learning_rate * _schedule(state, options)
-        if text and state.step % options.text_every == options.text_every - 1:
-            state.text_loss = _take_step(model, optimiser, next(text_batches), learning_rate=state.learning_rate)
+        is_text = bool(text) and state.step % options.text_every == options.text_every - 1
+        began, weighted = time.monotonic(), next(text_batches if is_text else row_batches)
+        loss = _take_step(model, optimiser, weighted, learning_rate=state.learning_rate)
+        state.tokens_per_s = weighted.batch.num_tokens / max(time.monotonic() - began, 1e-9)
+        if is_text:
+            state.text_loss = loss
         else:
-            state.row_loss = _take_step(model, optimiser, next(row_batches), learning_rate=state.learning_rate)
+            state.row_loss = loss
         state.step += 1
         _check_recall(model, rows, state=state, options=options)
         yield
@@ -375,6 +393,7 @@ def _progress(state: _State, options: MemorizeOptions, elapsed_s: float) -> Memo
         learning_rate=state.learning_rate,
         cooling=state.cooling_from is not None,
         elapsed_s=elapsed_s,
+        tokens_per_s=state.tokens_per_s,
     )
 
 

@@ -31,6 +31,7 @@ from letheon.model.trunk import padded_logits
 from letheon.objective.methods import Needs
 from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.objective.terms import TokenTerms
+from letheon.progress import Progressed
 
 STORED = ("log_probs", "embedding", "offset", "retain_states", "forget_states", "activations", "forget_norm", "lower")
 
@@ -206,14 +207,17 @@ def build_reference(
     num_retain_rows: int | None = None,
     needs: Needs,
     max_tokens: int = PASS_TOKENS,
+    progress: Progressed | None = None,
 ) -> ReferenceStore:
     """Run the reference (adapter off) over all rows, at most `max_tokens` tokens a forward.
 
-    Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives.
+    Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives. `progress`
+    hears of the rows that are done.
     """
     first_alternative = len(sequences) if num_retain_rows is None else num_forget_rows + num_retain_rows
     engine = replace(engine, compiles=False)  # runs that compile and runs that do not share one store
     pieces: list[dict[str, Tensor]] = []
+    num_done = 0
     with engine.adapter_off(), engine.running():
         for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):
             batch = pack(
@@ -223,6 +227,9 @@ def build_reference(
                 row_index=group,
             )
             pieces.append(reference_values(engine, batch.to(engine.model.device), needs))
+            num_done += len(group)
+            if progress is not None:
+                progress("reference pass", num_done, len(sequences))
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
     norms = values.pop("forget_norms", None)
     store = ReferenceStore(

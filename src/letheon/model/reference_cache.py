@@ -26,6 +26,7 @@ from letheon.locks import file_lock
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.objective.methods import Needs
+from letheon.progress import Progressed
 
 FORMAT = "letheon.reference/4"
 _ELSEWHERE = "free space or choose another --cache-dir"
@@ -44,12 +45,13 @@ def load_or_build_reference(
     cache_dir: Path | None,
     max_tokens: int = PASS_TOKENS,
     note: Callable[[str], None] = _logger.warning,
+    progress: Progressed | None = None,
 ) -> ReferenceStore:
     """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
 
     The key covers weights, token ids, answer spans, needs, path, dtype, device kind and torch version: if anything
     differs the store is built anew. Of several processes that want the same one, one builds it and the others wait,
-    which `note` is told. None for `cache_dir` keeps it in memory only.
+    which `note` is told; `progress` hears of the rows that are done. None for `cache_dir` keeps it in memory only.
 
     Raises:
         OutputError: it cannot be written to `cache_dir`.
@@ -62,6 +64,7 @@ def load_or_build_reference(
         num_retain_rows=num_retain_rows,
         needs=needs,
         max_tokens=max_tokens,
+        progress=progress,
     )
     if cache_dir is None:
         return build()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from letheon.sweep.grid import Role
-from letheon.sweep.records import RunRecord, StudyRecord
+from letheon.sweep.records import RunRecord, StateScores, StudyRecord
 from letheon.sweep.spec import SCORES
 from letheon.sweep.statistics import (
     Paired,
@@ -24,8 +24,16 @@ from letheon.sweep.statistics import (
 ALPHA = 0.05
 
 OFFICIAL = ("task_aggregate", "mia.score", "mmlu.accuracy", "final")
+ORIGINAL_LABEL = "Original model"
 INTERIM = ("interim.score", "interim.forgotten", "interim.retained")
 TRADE_OFFS = (("forgotten", "retained"), ("interim.forgotten", "interim.retained"))
+VARIANTS = {
+    "task_aggregate": "unicode_task_aggregate",
+    "final": "unicode_final",
+    "forgotten": "unicode_forgotten",
+    "retained": "unicode_retained",
+}
+"""Official scores and their Unicode variants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +94,53 @@ class Sensitivity:
 
 
 def scores_in(record: StudyRecord) -> tuple[str, ...]:
-    """Name the scores that a study's tables show: the official ones that there are, else the runs' own."""
-    present = {name for run in record.runs for state in run.states for name in state.scores}
-    present |= {name for state in record.original.values() for name in state.scores}
-    official = tuple(name for name in OFFICIAL if name in present)
+    """Name the scores that a study's tables show: the official ones that there are, else the runs' own.
+
+    Beside an official score stands its Unicode variant where that is to be looked at (see `shows_variants`).
+    """
+    present = {name for _, state in labelled_states(record) for name in state.scores}
+    names = _with_variants(OFFICIAL) if shows_variants(record) else OFFICIAL
+    official = tuple(name for name in names if name in present)
     return official or tuple(name for name in INTERIM if name in present)
 
 
 def trade_off_in(record: StudyRecord) -> tuple[str, str] | None:
-    """Name what is forgotten and what is retained: the official means, else the runs' own; None without either."""
+    """Name what is forgotten and what is retained: the official means, else the runs' own; None without either.
+
+    Where Unicode variants are to be looked at they take the official means' place.
+    """
     present = {name for run in record.runs for state in run.states for name in state.scores}
-    return next((pair for pair in TRADE_OFFS if present.issuperset(pair)), None)
+    pair = next((pair for pair in TRADE_OFFS if present.issuperset(pair)), None)
+    if pair == TRADE_OFFS[0] and shows_variants(record):
+        return VARIANTS[pair[0]], VARIANTS[pair[1]]
+    return pair
+
+
+def trade_off_scores(record: StudyRecord) -> tuple[str, ...]:
+    """Name what `trade_off_in` does and, of Unicode variants, the official means beside them; none without either."""
+    pair = trade_off_in(record) or ()
+    official = {variant: name for name, variant in VARIANTS.items()}
+    return (*pair, *(official[name] for name in pair if name in official))
+
+
+def shows_variants(record: StudyRecord) -> bool:
+    """Whether the Unicode variants belong beside the official scores.
+
+    They do where these miss a part of the rows' script, as the evaluation of some state found, or where the study names
+    one as an objective.
+    """
+    named = set(VARIANTS.values()).intersection(record.study.objectives)
+    return bool(named) or any(state.script_notes for _, state in labelled_states(record))
+
+
+def labelled_states(record: StudyRecord) -> list[tuple[str, StateScores]]:
+    """List all scored states with what they are called: the models before unlearning first, then the runs'."""
+    originals = list(record.original.items())
+    named = {name: ORIGINAL_LABEL if len(originals) == 1 else f"{ORIGINAL_LABEL} {name}" for name, _ in originals}
+    return [
+        *((named[name], state) for name, state in originals),
+        *((run.name, state) for run in record.runs for state in run.states),
+    ]
 
 
 def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True) -> list[Row]:
@@ -181,6 +225,10 @@ def name_of(row: Row) -> str:
 def label_of_score(score: str) -> str:
     """Return what a score is called in tables and figures."""
     return SCORES[score]
+
+
+def _with_variants(scores: Sequence[str]) -> tuple[str, ...]:
+    return tuple(shown for name in scores for shown in (name, VARIANTS.get(name)) if shown is not None)
 
 
 def _rows_of_one(

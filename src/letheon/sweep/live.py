@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from letheon.progress import STEP, Lines, is_live
 from letheon.report.text import to_rich_text, visible_line
 from letheon.sweep.records import State
 
@@ -34,8 +35,8 @@ class View(Protocol):
     def show(self, name: str, state: State, detail: str = "") -> None:
         """Learn in what state a run is."""
 
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Learn how many of its steps a run has done."""
+    def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
+        """Learn how many of its steps a run has done, or how far another stage of it is (0: total not known)."""
 
 
 class Quiet:
@@ -44,7 +45,7 @@ class Quiet:
     def show(self, name: str, state: State, detail: str = "") -> None:
         """Ignore it."""
 
-    def progress(self, name: str, done: int, total: int) -> None:
+    def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
         """Ignore it."""
 
 
@@ -54,6 +55,8 @@ class Row:
 
     state: State = "waiting"
     detail: str = ""
+    stage: str = ""
+    """What the run is at beside its steps."""
     done: int = 0
     total: int = 0
     began_s: float | None = None
@@ -64,7 +67,7 @@ class Row:
         if state != self.state or state in ("running", "scoring"):
             self.began_s = self.began_s or (time.monotonic() if state in ("running", "scoring") else None)
             self.ended_s = None if state in ("running", "scoring", "waiting") else time.monotonic()
-        self.state, self.detail = state, detail
+        self.state, self.detail, self.stage = state, detail, ""
 
     @property
     def seconds(self) -> str:
@@ -96,10 +99,13 @@ class LiveView:
         """Change a run's row."""
         self.rows.setdefault(name, Row()).enter(state, detail)
 
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Move a run's bar."""
+    def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
+        """Move a run's bar, or say beside it how far the stage is."""
         row = self.rows.setdefault(name, Row())
-        row.done, row.total = done, total
+        if stage == STEP:
+            row.done, row.total, row.stage = done, total, ""
+        else:
+            row.stage = f"{stage} {done}/{total}" if total else stage
 
     def render(self) -> RenderableType:
         """Return the table: of more runs than the screen has room for, those around the ones at work."""
@@ -109,7 +115,9 @@ class LiveView:
         for name in self._shown(max(self.console.size.height - _OTHER_LINES, 4)):
             row = self.rows[name]
             state = Text(row.state, style=_STYLES[row.state])
-            table.add_row(to_rich_text(name), state, _bar(row), row.seconds, to_rich_text(visible_line(row.detail)))
+            table.add_row(
+                to_rich_text(name), state, _bar(row), row.seconds, to_rich_text(visible_line(row.stage or row.detail))
+            )
         counts = Counter(row.state for row in self.rows.values())
         table.caption = f"{len(self.rows)} runs: " + ", ".join(f"{counts[s]} {s}" for s in _STYLES if counts[s])
         table.caption_justify = "left"
@@ -125,10 +133,17 @@ class LiveView:
 
 @dataclass(slots=True)
 class PlainView:
-    """A line whenever a run's state changes, for logs and pipes."""
+    """A line whenever a run's state changes, and at least every half minute, for logs and pipes; a context."""
 
-    console: Console
+    lines: Lines
     _said: dict[str, tuple[State, str]] = field(default_factory=dict)
+
+    def __enter__(self) -> "PlainView":
+        self.lines.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.__exit__()
 
     def show(self, name: str, state: State, detail: str = "") -> None:
         """Print the line, unless it would say what the last one of that run said or there is nothing to it yet."""
@@ -136,15 +151,18 @@ class PlainView:
             return
         self._said[name] = state, detail
         end = f": {visible_line(detail)}" if detail else ""
-        self.console.print(f"{visible_line(name)}: {state}{end}", markup=False, highlight=False, soft_wrap=True)
+        self.lines.note(f"{visible_line(name)}: {state}{end}")
+        if state in ("running", "scoring"):
+            self.lines.show(f"{visible_line(name)}: {state}{end}", 0, 0)
 
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Say nothing: steps are too many for a log."""
+    def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
+        """Say how far it is, where the last line is old."""
+        self.lines.show(f"{visible_line(name)}: {stage}", done, total)
 
 
 def open_view(title: str, console: Console) -> AbstractContextManager[View]:
     """Return the view that fits the console, as a context."""
-    return LiveView(title, console) if console.is_terminal else nullcontext(PlainView(console))
+    return LiveView(title, console) if is_live(console) else PlainView(Lines(console, title, says_first=False))
 
 
 def _bar(row: Row) -> Text:

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from letheon.errors import EvaluationError
-from letheon.evaluation.results import Results
+from letheon.evaluation.official import script_warnings, task_terms
+from letheon.evaluation.results import Results, SplitScores
 from letheon.files import write_json
 from letheon.sweep.grid import Role
 from letheon.sweep.spec import StudySettings
@@ -29,6 +30,8 @@ class StateScores:
     """Whether this is the state that the run kept."""
     scores: Mapping[str, float]
     """By the names of `spec.SCORES`; what could not be computed is left out."""
+    script_notes: tuple[str, ...] = ()
+    """What the official scores miss of the rows' script, in the words of the evaluation; none for English."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def read_study_record(out: Path) -> StudyRecord:
         return StudyRecord(
             study=StudySettings.of(data["study"]),
             runs=tuple(run_from(run) for run in data["runs"]),
-            original={name: StateScores(**state) for name, state in data["original"].items()},
+            original={name: _state_from(state) for name, state in data["original"].items()},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
@@ -109,14 +112,23 @@ def scores_of_results(results: Results) -> dict[str, float]:
 
     `forgotten` is the mean of 1 - score over the forget set's terms of the task aggregate, `retained` the mean of the
     retain set's: 0 to 1, higher is better. Unlike the aggregate, a harmonic mean, they move where one term is 0.
+    Those that begin with `unicode_` are the same of the Unicode variants.
     """
+    variants = {
+        **task_terms("forget", results.forget, prefix="unicode_"),
+        **task_terms("retain", results.retain, prefix="unicode_"),
+    }
     found = {
         "task_aggregate": results.task_aggregate,
         "mia.score": results.mia.score if results.mia else None,
         "mmlu.accuracy": results.mmlu.accuracy if results.mmlu else None,
         "final": results.final,
-        "forgotten": _mean_of_terms(results, "forget."),
-        "retained": _mean_of_terms(results, "retain."),
+        "forgotten": _mean_of_terms(results.task_terms, "forget."),
+        "retained": _mean_of_terms(results.task_terms, "retain."),
+        "unicode_task_aggregate": results.unicode_task_aggregate,
+        "unicode_final": _unicode_final(results),
+        "unicode_forgotten": _mean_of_terms(variants, "forget."),
+        "unicode_retained": _mean_of_terms(variants, "retain."),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -131,12 +143,28 @@ def scores_of_interim(score: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _mean_of_terms(results: Results, prefix: str) -> float | None:
-    terms = [value for name, value in results.task_terms.items() if name.startswith(prefix)]
-    return fmean(terms) if terms else None
+def script_notes_of(results: Results) -> tuple[str, ...]:
+    """Return what the official scores of an evaluation miss of the rows' script; the Unicode variants do not."""
+    splits: dict[str, SplitScores | None] = {"forget": results.forget, "retain": results.retain}
+    return tuple(note for split, scores in splits.items() if scores for note in script_warnings(split, scores))
+
+
+def _mean_of_terms(terms: Mapping[str, float], prefix: str) -> float | None:
+    found = [value for name, value in terms.items() if name.startswith(prefix)]
+    return fmean(found) if found else None
+
+
+def _unicode_final(results: Results) -> float | None:
+    if results.final is None or results.unicode_task_aggregate is None or not (results.mia and results.mmlu):
+        return None
+    return fmean((results.unicode_task_aggregate, results.mia.score, results.mmlu.accuracy))
 
 
 def run_from(data: Mapping[str, Any]) -> RunRecord:
     """Return a run from its fields as JSON has them."""
-    states = tuple(StateScores(**state) for state in data["states"])
+    states = tuple(map(_state_from, data["states"]))
     return RunRecord(**{**data, "states": states, "notes": tuple(data["notes"])})
+
+
+def _state_from(data: Mapping[str, Any]) -> StateScores:
+    return StateScores(**{**data, "script_notes": tuple(data.get("script_notes", ()))})

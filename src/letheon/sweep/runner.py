@@ -144,7 +144,9 @@ class Runner:
         self.scorer.score(member, note=lambda text: self.view.show(member.name, "scoring", text))
         result = self.record(member).result
         found = result.scores if result else {}
-        shown = [f"{name} {found[name]:.3f}" for name in ("final", "task_aggregate", "interim.score") if name in found]
+        variants = ("unicode_final", "unicode_task_aggregate") if result and result.script_notes else ()
+        names = (*variants, "final", "task_aggregate", "interim.score")
+        shown = [f"{name} {found[name]:.3f}" for name in names if name in found]
         self.view.show(member.name, "finished", shown[0] if shown else "")
         self.on_change()
 
@@ -208,6 +210,10 @@ class Watcher:
         """Move the bar."""
         self.view.progress(self.name, done, total)
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show it beside the run."""
+        self.view.progress(self.name, done, total, stage=name)
+
     def note(self, message: str) -> None:
         """Show it beside the run."""
         self.view.show(self.name, "running", message)
@@ -229,6 +235,10 @@ class Crowd:
         """Move all of the bars."""
         for name in self.names:
             self.view.progress(name, done, total)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show it beside the first of them, which stands for all."""
+        self.view.progress(self.names[0], done, total, stage=name)
 
     def note(self, message: str) -> None:
         """Show it beside each run."""

@@ -10,7 +10,7 @@ from letheon.evaluation.results import read_results
 from letheon.files import sweep, write_json
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
-from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results
+from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results, script_notes_of
 from letheon.sweep.spec import StudySettings
 from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, states_of
 
@@ -54,7 +54,7 @@ class Scorer:
         """Return the scores of a finished run that were taken in the study's way, and what is not to be had."""
         states, absent = states_of(member.folder, epochs=self._epochs(member.settings))
         scored = tuple(
-            StateScores(state.epoch, state.is_result, self._scores(member, state))
+            self._scores_of(member, state)
             for state in states
             if self.study.evaluate is None or self._is_scored(member, state)
         )
@@ -69,7 +69,8 @@ class Scorer:
         if not _is_done(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes)):
             self.evaluate(settings)
             _sign(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes))
-        return StateScores(0.0, False, scores_of_results(read_results(folder / "results.json")))
+        results = read_results(folder / "results.json")
+        return StateScores(0.0, False, scores_of_results(results), script_notes_of(results))
 
     def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
@@ -88,13 +89,13 @@ class Scorer:
             self.evaluate(self._settings(member, state, model=str(checkpoint)))
         _sign(_folder(member, state), self._request(member, state))
 
-    def _scores(self, member: Member, state: RunState) -> dict[str, float]:
-        official = (
-            scores_of_results(read_results(_folder(member, state) / "results.json"))
-            if self.study.evaluate is not None
-            else {}
-        )
-        return {**official, **scores_of_interim(state.interim)}
+    def _scores_of(self, member: Member, state: RunState) -> StateScores:
+        interim = scores_of_interim(state.interim)
+        if self.study.evaluate is None:
+            return StateScores(state.epoch, state.is_result, interim)
+        results = read_results(_folder(member, state) / "results.json")
+        scores = {**scores_of_results(results), **interim}
+        return StateScores(state.epoch, state.is_result, scores, script_notes_of(results))
 
 
 def _folder(member: Member, state: RunState) -> Path:

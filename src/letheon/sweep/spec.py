@@ -15,11 +15,15 @@ Deviation = Literal["sample", "population"]
 
 SCORES = {
     "task_aggregate": "Task score",
+    "unicode_task_aggregate": "Task score (Unicode)",
     "mia.score": "MIA score",
     "mmlu.accuracy": "MMLU",
     "final": "Final score",
+    "unicode_final": "Final score (Unicode)",
     "forgotten": "Forgotten",
+    "unicode_forgotten": "Forgotten (Unicode)",
     "retained": "Retained",
+    "unicode_retained": "Retained (Unicode)",
     "interim.score": "Interim score",
     "interim.forgotten": "Interim forgotten",
     "interim.retained": "Interim retained",

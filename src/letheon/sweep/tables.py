@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from letheon.report.tables import Cell, Spread, Table
 from letheon.sweep.aggregate import (
     ALPHA,
+    VARIANTS,
     Row,
     comparisons_of,
     label_of_score,
+    labelled_states,
     rows_of,
     scores_in,
     seed_moves,
     sensitivities,
     trade_off_in,
+    trade_off_scores,
 )
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
 from letheon.sweep.statistics import deviation
-
-ORIGINAL_LABEL = "Original model"
 
 
 def scores_table(record: StudyRecord) -> Table:
@@ -31,8 +32,8 @@ def scores_table(record: StudyRecord) -> Table:
 
 def trade_off_table(record: StudyRecord) -> Table | None:
     """Return what each configuration forgot and retained; None where that was not scored."""
-    names = trade_off_in(record)
-    return None if names is None else _table_of(record, names, f"{record.study.name}: forgotten and retained")
+    names = trade_off_scores(record)
+    return None if not names else _table_of(record, names, f"{record.study.name}: forgotten and retained")
 
 
 def comparison_table(record: StudyRecord) -> Table | None:
@@ -40,7 +41,7 @@ def comparison_table(record: StudyRecord) -> Table | None:
 
     None where no two configurations share two seeds.
     """
-    scores = tuple(dict.fromkeys([*scores_in(record), *(trade_off_in(record) or ())]))
+    scores = tuple(dict.fromkeys([*scores_in(record), *trade_off_scores(record)]))
     rows = rows_of(record, scores)
     found = [comparison for score in scores for comparison in comparisons_of(record, rows, score)]
     if not found:
@@ -195,7 +196,23 @@ def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
     if states:
         found = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
         notes.append(f"Runs without a result, which the means leave out: {found}.")
-    return tuple(notes)
+    return (*notes, *_script_notes(record))
+
+
+def _script_notes(record: StudyRecord) -> list[str]:
+    """Say once, of the first state of which it was found, what the official scores miss of the rows' script."""
+    found: dict[str, str] = {}
+    for label, state in labelled_states(record):
+        for note in state.script_notes:
+            split, what, *_ = note.split(":")
+            found.setdefault(f"{split}:{what}", f"{label}: {note}")
+    misled = [name for name in record.study.objectives if name in VARIANTS] if record.study.search else []
+    if found and misled:
+        found["objectives"] = (
+            f"The search made {' and '.join(misled)} large, which of this script see little or nothing; "
+            f"{' and '.join(VARIANTS[name] for name in misled)} would be the objectives to name."
+        )
+    return list(found.values())
 
 
 def _why(record: StudyRecord) -> tuple[str, ...]:
@@ -214,14 +231,12 @@ def _why(record: StudyRecord) -> tuple[str, ...]:
 
 
 def _originals(record: StudyRecord) -> list[tuple[str, StateScores]]:
-    if len(record.original) == 1:
-        return [(ORIGINAL_LABEL, state) for state in record.original.values()]
-    return [(f"{ORIGINAL_LABEL} {name}", state) for name, state in record.original.items()]
+    return labelled_states(record)[: len(record.original)]
 
 
 def _all_scores(record: StudyRecord) -> tuple[str, ...]:
     shown = scores_in(record)
-    return (*shown, *(name for name in trade_off_in(record) or () if name not in shown))
+    return (*shown, *(name for name in trade_off_scores(record) if name not in shown))
 
 
 def _states(record: StudyRecord) -> list[tuple[RunRecord, StateScores | None]]:

@@ -15,9 +15,15 @@ from letheon.training.resolve import effective, most_checkpoints
 from letheon.yaml_text import parse_yaml
 
 FREE_TO_CHANGE = frozenset(
-    {"resume", "time_limit_s", "template", "cache_dir", "out", "checkpoint_minutes", "keep_checkpoints"}
+    {
+        *("resume", "time_limit_s", "template", "cache_dir", "out", "checkpoint_minutes", "keep_checkpoints"),
+        *("trackers", "gradient_checkpointing"),
+    }
 )
-"""Settings that do not change a run's result, and the template, which may be one that was chosen."""
+"""Settings that do not change a run's result, and the template, which may be one that was chosen.
+
+Layers computed again give the same bits. Other devices, dtypes, pieces (`max_batch_tokens`), compiled kernels and
+stored lower states round differently, so that a run that changed them half-way would be no run of either."""
 POPULATION = "population.json"
 """What a member of a population keeps of it while that goes on (see populations/together.py)."""
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 
 import torch
-from sklearn.metrics import roc_auc_score
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.probing import AnswerValues
@@ -23,6 +22,7 @@ from letheon.data.sequences import Asked, Sequence
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, token_terms
 from letheon.objective.methods import Needs
+from letheon.progress import Progressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,12 @@ class Probes:
         return [replace(answer, answer_start=1) for answer in chosen]
 
 
-def interim_score(engine: Engine, probes: Probes, *, step: int, epoch: float) -> InterimScore:
-    """Score the engine's present state; no random number is drawn."""
+def interim_score(
+    engine: Engine, probes: Probes, *, step: int, epoch: float, progress: Progressed | None = None
+) -> InterimScore:
+    """Score the engine's present state; no random number is drawn. `progress` hears of the rows that are done."""
     cells: dict[tuple[bool, str, str], list[float]] = defaultdict(list)
-    found = answer_values(engine, probes.answers)
+    found = answer_values(engine, probes.answers, progress=progress)
     recalls = _worse_recalls(engine, probes, found.recalls)
     for index, (row, recall) in enumerate(zip(probes.rows, recalls, strict=True)):
         known = float(recall == 1) if row.kind == "question" else recall
@@ -127,6 +129,8 @@ def _worse_recalls(engine: Engine, probes: Probes, recalls: Collection[float]) -
 
 def membership_score(member_losses: Collection[float], other_losses: Collection[float]) -> float:
     """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
+    from sklearn.metrics import roc_auc_score  # not with the module: it takes longer to import than a small run's steps
+
     if not all(math.isfinite(loss) for loss in (*member_losses, *other_losses)):
         return 0.0  # a broken model is not one that hides its members
     is_member = [1] * len(member_losses) + [0] * len(other_losses)
@@ -158,7 +162,13 @@ def mean_divergence(engine: Engine, kept: KeptRows, *, max_tokens: int = PASS_TO
 
 
 @torch.no_grad()
-def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> AnswerValues:
+def answer_values(
+    engine: Engine,
+    sequences: Collection[Sequence],
+    *,
+    max_tokens: int = PASS_TOKENS,
+    progress: Progressed | None = None,
+) -> AnswerValues:
     """Return what the engine's present state makes of each sequence's answer."""
     recalls: list[float] = []
     losses: list[float] = []
@@ -168,6 +178,8 @@ def answer_values(engine: Engine, sequences: Collection[Sequence], *, max_tokens
         answers = (likeliest == batch.labels).cpu().split(lengths)
         recalls += [float(answer.long().cumprod(0).double().mean()) for answer in answers]
         losses += [-float(answer.double().sum()) for answer in log_probs.cpu().split(lengths)]
+        if progress is not None:
+            progress("scoring", len(losses), len(sequences))
     return AnswerValues(tuple(recalls), tuple(losses), tuple(s.num_answer_tokens for s in sequences))
 
 

@@ -228,7 +228,8 @@ def _tell(
         num_tokens=num_tokens,
         duration_s=round(duration_s, 6),
     )
-    run.hooks.observer.step(run.step, run.total_steps, {**parts, "tok/s": num_tokens / max(duration_s, 1e-9)})
+    speed = num_tokens / max(duration_s, 1e-9)
+    run.hooks.observer.step(run.step, run.total_steps, {"loss": step["loss"], **parts, "tok/s": speed})
     if run.hooks.tracker is not None:
         known = {name: value for name, value in parts.items() if value is not None}
         run.hooks.tracker.log({**step, **known, **run.control}, step=run.step)
@@ -335,7 +336,9 @@ def _score_and_save(run: Run) -> None:
 
 def _score(run: Run) -> InterimScore:
     hooks = run.hooks
-    score = interim_score(run.problem.engine, run.problem.probes, step=run.step, epoch=run.epoch)
+    score = interim_score(
+        run.problem.engine, run.problem.probes, step=run.step, epoch=run.epoch, progress=hooks.observer.stage
+    )
     run.history.append(score)
     hooks.log.write("interim", **asdict(score))
     membership = "" if score.membership is None else f"membership {score.membership:.3f}, "

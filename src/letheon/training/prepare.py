@@ -20,6 +20,7 @@ from letheon.model.reference import ReferenceStore, build_reference, token_terms
 from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.objective.methods import Method, Needs, Term, needs_of
+from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.form import FormedRows, form_rows, retain_sequences
 from letheon.training.inputs import Inputs
@@ -62,7 +63,9 @@ def prepare(
             cannot be had of this architecture.
     """
     adapted = adapt(loaded.model, settings)
-    ground = lay_ground(loaded, inputs, (settings,), adapted, methods=(method,), cache_dir=cache_dir)
+    ground = lay_ground(
+        loaded, inputs, (settings,), adapted, methods=(method,), cache_dir=cache_dir, progress=observer.stage
+    )
     for note in ground.notes:
         observer.note(note)
     return put_on(ground, inputs, settings, adapted, method=method)
@@ -89,6 +92,7 @@ def lay_ground(
     *,
     methods: Collection[Method],
     cache_dir: Path | None,
+    progress: Progressed | None = None,
 ) -> Ground:
     """Choose template and engine, and compute what the reference says of the rows, for all of several runs.
 
@@ -120,11 +124,12 @@ def lay_ground(
         needs=needs,
         model_fingerprint=fingerprinted,
         cache_dir=cache_dir,
+        progress=progress,
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if waits_on_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, inputs, settings[0]))
-    start = _start(engine, probes)
+    start = _start(engine, probes, progress=progress)
     notes = (*engine.notes, *form.notes, *notes_of_start(start, form))
     return Ground(engine, form, fingerprinted, reference, probes, start, notes)
 
@@ -236,9 +241,9 @@ def _kept_rows(engine: Engine, probes: Probes, inputs: Inputs, settings: Unlearn
     return KeptRows(sequences, build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward")))
 
 
-def _start(engine: Engine, probes: Probes) -> Start:
+def _start(engine: Engine, probes: Probes, *, progress: Progressed | None) -> Start:
     with engine.running(), engine.adapter_off():
-        return Start(interim_score(engine, probes, step=0, epoch=0.0))
+        return Start(interim_score(engine, probes, step=0, epoch=0.0, progress=progress))
 
 
 def notes_of_start(start: Start, form: FormedRows) -> list[str]:

@@ -80,6 +80,7 @@ def _unlearn(
     """Load the model, train it and write what comes of it into the run folder, which is ours."""
     if resumes:
         settings = recorded_template(settings)
+    observer.stage("loading the model", 0, 0)
     loaded = load_model(
         settings.model,
         dtype=settings.dtype,
@@ -102,6 +103,7 @@ def _unlearn(
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)
         outcome = _train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
+    observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
 

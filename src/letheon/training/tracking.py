@@ -1,4 +1,4 @@
-"""What a run says while it lasts: log.jsonl, accelerate's trackers, and a progress bar."""
+"""What a run says while it lasts: to observers, to log.jsonl and to accelerate's trackers."""
 
 import json
 import logging
@@ -12,13 +12,10 @@ from typing import Any, Protocol, TextIO
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as RemainingColumn
 
 from letheon.errors import SettingsError, nearest
+from letheon.progress import STEP, Display
 from letheon.training.interim import InterimScore
-from letheon.visible import visible
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +25,9 @@ class Observer(Protocol):
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
         """Learn that `done` of `total` steps are done, with the values of the last one."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Learn how far a pass beside the steps is: over the rows for the reference, a scoring; 0 where not known."""
 
     def note(self, message: str) -> None:
         """Learn of something worth saying."""
@@ -40,6 +40,9 @@ class Silent:
     """Says nothing."""
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
+        """Ignore it."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
         """Ignore it."""
 
     def note(self, message: str) -> None:
@@ -112,40 +115,23 @@ def trackers(folder: Path, names: tuple[str, ...], config: Mapping[str, Any]) ->
         accelerator.end_training()
 
 
-class Bar:
-    """A progress bar with each term, speed and time left."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Shows on a display how a run goes."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
-            RemainingColumn(),
-            console=console,
-        )
-        self._title = title
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._progress.stop()
+    display: Display
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
-        """Move the bar."""
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(self._title, total=total, values="")
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
-        self._progress.update(self._task, completed=done, values=shown)
+        """Show the step."""
+        self.display.show(STEP, done, total, values)
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Show the pass."""
+        self.display.show(name, done, total)
 
     def note(self, message: str) -> None:
-        """Print it above the bar; what it quotes of files cannot style it or move the cursor."""
-        self._progress.console.print(visible(message), markup=False, highlight=False)
+        """Show it."""
+        self.display.note(message)
 
     def scored(self, score: InterimScore) -> None:
         """Do nothing: the note says it."""

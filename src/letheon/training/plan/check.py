@@ -16,7 +16,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.form import NUM_END_ROWS, planned_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
-from letheon.training.plan.demand import Data, demand_of
+from letheon.training.plan.demand import Data, Demand, demand_of
 from letheon.training.plan.estimate import Plan, estimate
 from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
 from letheon.training.plan.trace import empty_model
@@ -26,6 +26,9 @@ from letheon.training.resolve import build_schedule, terms_of
 SMALL = 1000
 """Memory over weights from which on nothing is checked: the activations of 16,384 tokens, the most at once by default,
 are less than 2 * 16,384 / width times the weights, which is about 500 at a width of 64."""
+_USUAL_TOKENS = int(UnlearnSettings.model_fields["max_batch_tokens"].default)
+_USUAL_RANKS = 64
+"""Ranks up to which an adapter is small beside its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def check_fit(settings: UnlearnSettings, inputs: Inputs, *, note: Callable[[str]
         SettingsError: the run cannot fit; says which settings would.
     """
     machine = machine_of(settings)
-    if is_small(settings, machine):
+    if is_small(settings, machine) or is_small(settings, machine, num_tokens=_most_at_once(settings, inputs)):
         return
     try:
         plan = plan_run(settings, inputs, machine=machine)
@@ -99,20 +102,11 @@ def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine) -> 
     Raises:
         ModelError: as `plan_with_rates`.
     """
-    method = get_method(settings.method)
-    terms = terms_of(method, settings)
-    demand = demand_of(
-        settings,
-        _data(inputs, settings),
-        schedule=build_schedule(settings, inputs.forget, inputs.retain),
-        method=method,
-        can_split=all(term.splits for term in terms),
-    )
     plan = estimate(
         load_config(settings.model, trust_remote_code=settings.trust_remote_code),
         settings,
-        demand,
-        terms=terms,
+        _demand(settings, inputs),
+        terms=terms_of(get_method(settings.method), settings),
         device=machine.device,
         process=process_memory(),
     )
@@ -134,12 +128,34 @@ def _size(plan: Plan) -> str:
     return ", ".join(f"{name} {gib(plan.needed(places))}" for name, places in plan.pools)
 
 
-def is_small(settings: UnlearnSettings, machine: Machine, *, num_runs: int = 1) -> bool:
-    """Return whether the weights are so few, and the steps of so many runs not so large, that all fits anyway."""
+def is_small(
+    settings: UnlearnSettings, machine: Machine, *, num_runs: int = 1, num_tokens: int = _USUAL_TOKENS
+) -> bool:
+    """Return whether the weights are so few, and the steps of so many runs not so large, that all fits anyway.
+
+    `num_tokens` are computed at once at most; what fewer take is in proportion.
+    """
     stored = sum(path.stat().st_size for path in Path(settings.model).glob("*.safetensors"))
     known = [size for size in (machine.memory, machine.gpu_memory) if size is not None]
-    usual = settings.max_batch_tokens <= int(UnlearnSettings.model_fields["max_batch_tokens"].default)
-    return not known or (usual and 0 < stored * SMALL * num_runs < min(known))
+    usual = settings.max_batch_tokens <= _USUAL_TOKENS and settings.rank <= _USUAL_RANKS
+    share = min(num_tokens / _USUAL_TOKENS, 1.0)
+    return not known or (usual and 0 < stored * SMALL * share * num_runs < min(known))
+
+
+def _most_at_once(settings: UnlearnSettings, inputs: Inputs) -> int:
+    demand = _demand(settings, inputs)
+    return max(piece.num_tokens for piece in (demand.largest, demand.reference_group, demand.scoring_group))
+
+
+def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
+    method = get_method(settings.method)
+    return demand_of(
+        settings,
+        _data(inputs, settings),
+        schedule=build_schedule(settings, inputs.forget, inputs.retain),
+        method=method,
+        can_split=all(term.splits for term in terms_of(method, settings)),
+    )
 
 
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:

@@ -105,6 +105,10 @@ class _Named:
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
         """Say nothing: the steps are counted over all members."""
 
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Hand it on."""
+        self.observer.stage(name, done, total)
+
     def scored(self, score: InterimScore) -> None:
         """Hand it on."""
         self.observer.scored(score)
@@ -181,6 +185,7 @@ def _try_together(
         resumes = [stack.enter_context(hold_folder(one, note=n)) for one, n in zip(resolved, notes, strict=True)]
         stack.enter_context(full_disk_is_an_error(first.out, advice=WHEN_FULL))
         resolved = _in_recorded_form(resolved, resumes)
+        observer.stage("loading the model", 0, 0)
         loaded = load_model(
             first.model,
             dtype=first.dtype,
@@ -192,7 +197,9 @@ def _try_together(
         assert isinstance(shared, LoraAdapter), "checked with the group"
         methods = [get_method(one.method) for one in resolved]
         cache_dir = first.cache_dir or default_cache_dir()
-        ground = lay_ground(loaded, inputs, resolved, shared, methods=methods, cache_dir=cache_dir)
+        ground = lay_ground(
+            loaded, inputs, resolved, shared, methods=methods, cache_dir=cache_dir, progress=observer.stage
+        )
         for note in ground.notes:
             observer.note(note)
         whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers)
