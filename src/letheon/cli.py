@@ -127,7 +127,9 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
         from letheon.api import evaluate as run
 
         with Status("loading the model", console=Console(stderr=True)) as status:
-            evaluation = run(settings, progress=lambda stage, done, total: status.update(f"{stage} {done}/{total}"))
+            evaluation = run(
+                settings, progress=lambda stage, done, total: status.update(f"{stage} {done}/{total}"), note=_say
+            )
     _print_results(evaluation.results)
 
 
@@ -142,7 +144,7 @@ def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
 
     console = Console(stderr=True)
     with Status("memorising", console=console) as status:
-        report = run(settings, progress=lambda now: status.update(_memorize_line(now)))
+        report = run(settings, progress=lambda now: status.update(_memorize_line(now)), note=_say)
     state = "memorised" if report.reached else "not fully memorised"
     click.echo(
         f"{state}: accuracy {report.accuracy:.4f} after {report.steps} steps, {report.duration_s:.0f} s", err=True

@@ -145,7 +145,7 @@ class Bar:
 
     def note(self, message: str) -> None:
         """Print it above the bar; what it quotes of files cannot style it or move the cursor."""
-        self._progress.console.print(visible(message), markup=False, highlight=False)
+        self._progress.console.print(visible(message), markup=False, highlight=False, soft_wrap=True)
 
     def scored(self, score: InterimScore) -> None:
         """Do nothing: the note says it."""
