@@ -173,6 +173,11 @@ FILES = [
         "{at}/bad.csv, line 2: expected comma-separated values (unexpected end of data)",
     ),
     Bad(
+        "packed in name only",
+        rows_of(GOOD, suffix="jsonl.gz"),
+        "{at}/bad.jsonl.gz: expected a file packed by gzip (Not a gzipped file (b'{\"')); pack it anew",
+    ),
+    Bad(
         "Parquet in name only",
         rows_of("input", suffix="parquet"),
         (
@@ -210,6 +215,62 @@ ROWS = [
         (
             f"{{at}}/bad.jsonl, line 1: expected columns {ACCEPTED}; found promt (did you mean 'prompt'?), anwser (did "
             "you mean 'answer'?); rename the columns or name them with `fields`, e.g. prompt=COLUMN,answer=COLUMN"
+        ),
+    ),
+    Bad(
+        "an answer of another name",
+        rows_of(row_line(input="a", answers="b")),
+        (
+            f"{{at}}/bad.jsonl, line 1: expected columns {ACCEPTED}; found input, answers (did you mean 'answer'?), "
+            "but no answer to 'input'; rename the columns or name them with `fields`, e.g. prompt=COLUMN,answer=COLUMN"
+        ),
+    ),
+    Bad(
+        "a context beside the question",
+        rows_of(row_line(question="a", answer="b", context="c")),
+        (
+            "{at}/bad.jsonl, line 1: the column 'context' seems to belong to the prompt, but only 'question' would be "
+            "read; write both into one column, or say with `fields` prompt=COLUMN which of them is the prompt"
+        ),
+    ),
+    Bad(
+        "two layouts in one file",
+        rows_of(GOOD + row_line(id="b", text="a")),
+        (
+            "{at}/bad.jsonl, line 2: expected input/output as in the first row, found text; put rows of different "
+            "columns into files of their own"
+        ),
+    ),
+    Bad(
+        "a message of a tool",
+        rows_of(row_line(messages=[{"role": "user", "content": "a"}, {"role": "\x1btool", "content": "b"}])),
+        (
+            "{at}/bad.jsonl, line 1, message 2 of 'messages': expected system, user, human, assistant, gpt, model as "
+            "'role', got '\\x1btool'; messages of tools and of other roles are not read, so take the row out"
+        ),
+    ),
+    Bad(
+        "a conversation without an answer",
+        rows_of(row_line(messages=[{"role": "user", "content": "a"}])),
+        (
+            "{at}/bad.jsonl, line 1: expected a turn of the assistant in column 'messages', found only user; take the "
+            "row out"
+        ),
+    ),
+    Bad(
+        "an answer that is nothing but an end",
+        rows_of(row_line(input="a", output="<|endoftext|>")),
+        (
+            "{at}/bad.jsonl, line 1 (id row1): the answer '<|endoftext|>' is nothing but an end of sequence; give it "
+            "some text or take the row out"
+        ),
+    ),
+    Bad(
+        "a row in both sets but for its end",
+        rows_of(row_line(id="x", input="Who wrote letters?", output="The keeper<|endoftext|>")),
+        (
+            "{at}/bad.jsonl, line 1 (id x): a row is to be either forgotten or kept, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two"
         ),
     ),
     Bad(

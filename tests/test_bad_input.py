@@ -29,7 +29,7 @@ from letheon.training.run import unlearn
 from running import After, run, short_run
 from small import tiny_model
 
-READING = re.compile(r": \d+ (row|document)s?: \w+")
+READING = re.compile(r": (of )?\d+ (row|document)s?\b")
 """What is said of rows that were read before the mistake was found."""
 
 BAD_INPUTS = [*FILES, *ROWS, *SETTINGS, *CHECKPOINTS, *OUTPUTS, *RESULTS]

@@ -203,13 +203,14 @@ def _check_left_out(record: Record, layout: Layout, where: str) -> None:
     """Refuse what would be left out of a prompt in silence, so that different prompts become the same."""
     if layout.is_named:
         return
-    of_prompt = ("history",) if layout.shape == "instruction" else ("instruction", *_ADDED, "history")
+    others = ("question", "query") if layout.shape == "instruction" else ("instruction", *_ADDED)
+    of_prompt = (*others, "history")
     for name in of_prompt:
         value = record.get(name)
         if name not in (layout.prompt, layout.answer) and not is_absent(value) and not isinstance(value, list):
             raise DataError(
                 f"{where}: the column '{name}' seems to belong to the prompt, but only '{layout.prompt}' would be "
-                f"read; write both into one column, or leave it out with `fields` prompt={layout.prompt}"
+                "read; write both into one column, or say with `fields` prompt=COLUMN which of them is the prompt"
             )
 
 
