@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args, overload
+from typing import overload
 
 from letheon.data.conversations import Answers, Exchange, Role, Turn
+from letheon.data.kinds import Kind, check_kind, kind_of
 from letheon.data.layouts import (
     ACCEPTED,
     DOCUMENT_COLUMNS,
@@ -21,7 +22,7 @@ from letheon.data.layouts import (
     read_exchanges,
 )
 from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
-from letheon.errors import DataError, nearest
+from letheon.errors import DataError
 from letheon.files import write_text
 
 __all__ = [
@@ -41,11 +42,11 @@ __all__ = [
     "write_rows",
 ]
 
-Kind = Literal["completion", "question"]
-
 NOTED_ROWS = 100_000
 """After each so many rows it is said how far the reading is."""
 
+_LARGEST_EXACT = 2.0**53
+"""Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""
 _NUM_NAMED = 5
 """How many of the columns that are not read are named."""
 
@@ -226,7 +227,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
         OutputError: the file cannot be written.
     """
     rows = list(rows)
-    with_kind = any(_kind_of(row.id, row.prompt, "input") != row.kind for row in rows)
+    with_kind = any(kind_of(row.id, row.prompt, "input") != row.kind for row in rows)
     texts = _pair_texts
     if any(row.turns or row.is_document for row in rows):
         texts = _document_text if all(row.is_document for row in rows) else _messages
@@ -310,6 +311,8 @@ def _id_of(record: Record, column: str, where: str, *, given: bool, number: int)
         return f"row{number}"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+        return str(int(value))
     return check_text(value, "id", where)
 
 
@@ -323,28 +326,9 @@ def _rows_from(
             prompt=exchange.prompt,
             answer=exchange.answer,
             task="default" if is_absent(task) else sys.intern(check_text(task, labels.task, where)),
-            kind=_kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else _check_kind(kind, where),
+            kind=kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else check_kind(kind, where),
             turns=exchange.turns,
         )
-
-
-def _check_kind(value: object, where: str) -> Kind:
-    for kind in get_args(Kind):
-        if value == kind:
-            return kind  # type: ignore[no-any-return]
-    kinds = get_args(Kind)
-    raise DataError(
-        f"{where}: expected {' or '.join(kinds)} in column 'kind', got '{value}'{nearest(str(value), kinds)}"
-    )
-
-
-def _kind_of(row_id: str, prompt: str, prompt_column: str) -> Kind:
-    stem = row_id[:-1]
-    if stem.endswith("sc"):
-        return "completion"
-    if stem.endswith("qa") or prompt_column == "question" or prompt.rstrip().endswith("?"):
-        return "question"
-    return "completion"
 
 
 def _understood(
