@@ -294,7 +294,7 @@ def _print_plan(settings: UnlearnSettings) -> None:
     from letheon.training.plan import render
     from letheon.training.run import plan
 
-    planned = plan(settings)
+    planned = plan(settings, note=_say)
     Console(highlight=False).print(render(planned.plan, planned.machine))
     if planned.refusal is not None:
         raise planned.refusal

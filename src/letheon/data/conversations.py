@@ -45,11 +45,14 @@ class Exchange:
 def read_turns(value: object, column: str, where: str) -> tuple[Turn, ...]:
     """Return the messages of a conversation, each {"role", "content"} or ShareGPT's {"from", "value"}.
 
-    A content is a text, or a list of parts {"type": "text", "text": ...}, which are joined. A message may be empty.
+    Saved data sets may hold an object of lists in place of a list of objects. A content is a text, or a list of parts
+    {"type": "text", "text": ...}, which are joined. A message may be empty.
 
     Raises:
         DataError: `value` is no list of messages, or one of them is of another role or holds more than text.
     """
+    if isinstance(value, dict) and _are_lists(list(value.values())):
+        value = [dict(zip(value, message, strict=True)) for message in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else describe_type(value)
         raise DataError(f"{where}: expected a list of messages in column '{column}', got {got}")
@@ -104,6 +107,10 @@ def _text_at(turns: Collection[Turn], place: int, column: str, where: str) -> st
     if not text.strip():
         raise DataError(f"{where}: message {place + 1} of '{column}' is empty; give it some text or take the row out")
     return text
+
+
+def _are_lists(columns: Collection[object]) -> bool:
+    return all(isinstance(column, list) for column in columns) and len({len(c) for c in columns}) == 1  # type: ignore[arg-type]
 
 
 def _turn(message: object, where: str) -> Turn:
