@@ -356,7 +356,7 @@ def _understood(
         parts.append(f"{_count(num_dropped, 'turn')} dropped")
     unread = [name for name in layout.unread(columns) if name not in (labels.id, labels.task, labels.kind)]
     more = [f"{len(unread) - _NUM_NAMED} more"] if len(unread) > _NUM_NAMED else []
-    named = ", ".join((*(name[:40] for name in unread[:_NUM_NAMED]), *more))
+    named = ", ".join((*(" ".join(name[:40].split()) for name in unread[:_NUM_NAMED]), *more))
     return ", ".join(parts) + (f"; not read: {named}" if named else "")
 
 
