@@ -33,6 +33,8 @@ _SYSTEM = ("system", "system_prompt")
 _BESIDE = frozenset((*_SYSTEM, "history", "tools"))
 """Columns that say what comes before a prompt."""
 _LABELS = ("id", "task", "kind")
+_NUM_NAMED = 5
+"""How many of the columns that are not read are named."""
 
 ACCEPTED = (
     f"{', '.join('/'.join(pair) for pair in _PAIRS)}, instruction/output, "
@@ -147,6 +149,41 @@ def read_exchanges(record: Record, layout: Layout, where: str, *, answers: Answe
         names = [name for name in ("instruction", *_ADDED) if not is_absent(record.get(name))] or names
     prompt = "\n\n".join(check_text(record[name], name, where) for name in names)
     return [Exchange(before, prompt, check_text(answered, layout.answer, where))], 0
+
+
+def describe_reading(
+    layout: Layout,
+    columns: Collection[str],
+    *,
+    answers: Answers,
+    num_rows: int,
+    num_documents: int,
+    num_system: int,
+    num_dropped: int,
+) -> str:
+    """Return what was read as what in a line, e.g. "254 rows: messages, last turn of each, 2 turns dropped".
+
+    `columns` are those of all records, `num_system` counts rows with a system message.
+    """
+    parts = [f"{_count(num_rows, 'document' if layout.shape == 'document' else 'row')}: {layout.describe(columns)}"]
+    if layout.answer == "chosen":
+        parts.append("the answers that were preferred")
+    if layout.shape == "conversation":
+        parts.append("last turn of each" if answers == "last" else "every turn of the assistant")
+    if layout.shape != "document" and num_documents:
+        parts.append(f"{_count(num_documents, 'document')} without a prompt")
+    if num_system:
+        parts.append(f"{num_system:,} with a system message")
+    if num_dropped:
+        parts.append(f"{_count(num_dropped, 'turn')} dropped")
+    unread = layout.unread(columns)
+    more = [f"{len(unread) - _NUM_NAMED} more"] if len(unread) > _NUM_NAMED else []
+    named = ", ".join((*(" ".join(name[:40].split()) for name in unread[:_NUM_NAMED]), *more))
+    return ", ".join(parts) + (f"; not read: {named}" if named else "")
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _layout_of(record: Record, fields: Mapping[str, str]) -> Layout | None:

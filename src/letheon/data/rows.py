@@ -18,6 +18,7 @@ from letheon.data.layouts import (
     Layout,
     check_fields,
     check_layout,
+    describe_reading,
     find_layout,
     read_exchanges,
 )
@@ -47,8 +48,6 @@ NOTED_ROWS = 100_000
 
 _LARGEST_EXACT = 2.0**53
 """Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""
-_NUM_NAMED = 5
-"""How many of the columns that are not read are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,15 @@ def read_rows(
                 note(f"{records.source}: {len(rows):,} rows read")
     if layout is None:
         raise DataError(f"{records.source}: expected rows with columns {ACCEPTED}; found none: the file is empty")
-    understood = _understood(rows, columns, layout, labels, turns=turns, num_dropped=num_dropped)
+    understood = describe_reading(
+        layout,
+        [name for name in columns if name not in (labels.id, labels.task, labels.kind)],
+        answers=turns,
+        num_rows=len(rows),
+        num_documents=sum(row.is_document for row in rows),
+        num_system=sum(any(turn.role == "system" for turn in row.turns) for row in rows),
+        num_dropped=num_dropped,
+    )
     found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
     if note is not None:
         note(found_rows.summary())
@@ -329,39 +336,6 @@ def _rows_from(
             kind=kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else check_kind(kind, where),
             turns=exchange.turns,
         )
-
-
-def _understood(
-    rows: Collection[Row],
-    columns: Collection[str],
-    layout: Layout,
-    labels: _Labels,
-    *,
-    turns: Answers,
-    num_dropped: int,
-) -> str:
-    """Return what was read as what, in a line."""
-    unit = "document" if layout.shape == "document" else "row"
-    parts = [f"{_count(len(rows), unit)}: {layout.describe(columns)}"]
-    if layout.answer == "chosen":
-        parts.append("the answers that were preferred")
-    if layout.shape == "conversation":
-        parts.append("last turn of each" if turns == "last" else "every turn of the assistant")
-    num_documents = sum(row.is_document for row in rows)
-    if layout.shape != "document" and num_documents:
-        parts.append(f"{_count(num_documents, 'document')} without a prompt")
-    if num_system := sum(any(turn.role == "system" for turn in row.turns) for row in rows):
-        parts.append(f"{num_system:,} with a system message")
-    if num_dropped:
-        parts.append(f"{_count(num_dropped, 'turn')} dropped")
-    unread = [name for name in layout.unread(columns) if name not in (labels.id, labels.task, labels.kind)]
-    more = [f"{len(unread) - _NUM_NAMED} more"] if len(unread) > _NUM_NAMED else []
-    named = ", ".join((*(" ".join(name[:40].split()) for name in unread[:_NUM_NAMED]), *more))
-    return ", ".join(parts) + (f"; not read: {named}" if named else "")
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
 def _text_key(row: Row) -> Hashable:
