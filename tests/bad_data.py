@@ -20,6 +20,11 @@ def _parquet(at: Path, **columns: Any) -> Path:
     return at
 
 
+ACCEPTED = (
+    "input/output, prompt/answer, question/answer, prompt/completion, prompt/chosen, prompt/response, "
+    "question/response, query/response, query/answer, instruction/output, messages, conversations, conversation, "
+    "document or text"
+)
 GOOD = row_line(id="a", input="Who?", output="Mira")
 
 FILES = [
@@ -32,38 +37,32 @@ FILES = [
         "a folder",
         lambda p: p.unlearn(forget=p.at),
         (
-            "{at}: is a folder; expected a file (.jsonl, .json, .parquet, .csv) or a folder made by the data set "
-            "library's save_to_disk; name the file inside it"
+            "{at}: is a folder; expected a file (.jsonl, .json, .parquet, .csv, .tsv) or a folder made by the data "
+            "set library's save_to_disk; name the file inside it"
         ),
     ),
     Bad(
         "unknown kind of file",
         lambda p: p.unlearn(forget=p.file("rows.jsonk", GOOD)),
         (
-            "{at}/rows.jsonk: expected a file that ends in .jsonl, .json, .parquet, .csv, got '.jsonk' (did you "
-            "mean '.json'?)"
+            "{at}/rows.jsonk: expected a file that ends in .jsonl, .json, .parquet, .csv, .tsv, got '.jsonk' (did "
+            "you mean '.json'?)"
         ),
     ),
     Bad(
         "device file",
         lambda p: p.unlearn(forget="/dev/null"),
-        "/dev/null: expected a file that ends in .jsonl, .json, .parquet, .csv, got ''",
+        "/dev/null: expected a file that ends in .jsonl, .json, .parquet, .csv, .tsv, got ''",
     ),
     Bad(
         "empty",
         rows_of(""),
-        (
-            "{at}/bad.jsonl: expected rows with columns input and output (or prompt and answer, or question and "
-            "answer), found none; the file is empty"
-        ),
+        f"{{at}}/bad.jsonl: expected rows with columns {ACCEPTED}; found none: the file is empty",
     ),
     Bad(
         "blank lines only",
         rows_of("\n\n  \n"),
-        (
-            "{at}/bad.jsonl: expected rows with columns input and output (or prompt and answer, or question and "
-            "answer), found none; the file is empty"
-        ),
+        f"{{at}}/bad.jsonl: expected rows with columns {ACCEPTED}; found none: the file is empty",
     ),
     Bad(
         "name too long for the system",
@@ -89,7 +88,7 @@ FILES = [
     Bad(
         "a list in a line",
         rows_of('["Who?", "Mira"]\n'),
-        "{at}/bad.jsonl, line 1: expected a JSON object with named fields, got a list",
+        "{at}/bad.jsonl, item 1: expected a JSON object with named fields, got text",
     ),
     Bad(
         "a number in a line",
@@ -100,8 +99,8 @@ FILES = [
         "nested deeper than Python goes",
         rows_of("[" * 100_000),
         (
-            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (it is nested too "
-            "deep); correct it or take it out"
+            "{at}/bad.jsonl: expected JSON, one object a line or a list of objects (it is nested too deep); correct "
+            "it or take it out"
         ),
     ),
     Bad(
@@ -153,10 +152,7 @@ FILES = [
     Bad(
         "CSV without rows",
         rows_of("input,output\n", suffix="csv"),
-        (
-            "{at}/bad.csv: expected rows with columns input and output (or prompt and answer, or question and "
-            "answer), found none; the file is empty"
-        ),
+        f"{{at}}/bad.csv: expected rows with columns {ACCEPTED}; found none: the file is empty",
     ),
     Bad(
         "CSV with a column twice",
@@ -175,6 +171,11 @@ FILES = [
         "CSV with an open quotation",
         rows_of('input,output\n"a,b\n', suffix="csv"),
         "{at}/bad.csv, line 2: expected comma-separated values (unexpected end of data)",
+    ),
+    Bad(
+        "packed in name only",
+        rows_of(GOOD, suffix="jsonl.gz"),
+        "{at}/bad.jsonl.gz: expected a file packed by gzip (Not a gzipped file (b'{\"')); pack it anew",
     ),
     Bad(
         "Parquet in name only",
@@ -212,9 +213,64 @@ ROWS = [
         "columns of other names",
         rows_of(row_line(promt="a", anwser="b")),
         (
-            "{at}/bad.jsonl, line 1: expected columns input and output (or prompt and answer, or question and "
-            "answer), found promt (did you mean 'prompt'?), anwser (did you mean 'answer'?); rename the columns "
-            "or say with `fields` which hold prompt and answer"
+            f"{{at}}/bad.jsonl, line 1: expected columns {ACCEPTED}; found promt (did you mean 'prompt'?), anwser (did "
+            "you mean 'answer'?); rename the columns or name them with `fields`, e.g. prompt=COLUMN,answer=COLUMN"
+        ),
+    ),
+    Bad(
+        "an answer of another name",
+        rows_of(row_line(input="a", answers="b")),
+        (
+            f"{{at}}/bad.jsonl, line 1: expected columns {ACCEPTED}; found input, answers (did you mean 'answer'?), "
+            "but no answer to 'input'; rename the columns or name them with `fields`, e.g. prompt=COLUMN,answer=COLUMN"
+        ),
+    ),
+    Bad(
+        "a context beside the question",
+        rows_of(row_line(question="a", answer="b", context="c")),
+        (
+            "{at}/bad.jsonl, line 1: the column 'context' seems to belong to the prompt, but only 'question' would be "
+            "read; write both into one column, or say with `fields` prompt=COLUMN which of them is the prompt"
+        ),
+    ),
+    Bad(
+        "two layouts in one file",
+        rows_of(GOOD + row_line(id="b", text="a")),
+        (
+            "{at}/bad.jsonl, line 2: expected input/output as in the first row, found text; put rows of different "
+            "columns into files of their own"
+        ),
+    ),
+    Bad(
+        "a message of a tool",
+        rows_of(row_line(messages=[{"role": "user", "content": "a"}, {"role": "\x1btool", "content": "b"}])),
+        (
+            "{at}/bad.jsonl, line 1, message 2 of 'messages': expected system, user, human, assistant, gpt, model as "
+            "'role', got '\\x1btool'; messages of tools and of other roles are not read, so take the row out"
+        ),
+    ),
+    Bad(
+        "a conversation without an answer",
+        rows_of(row_line(messages=[{"role": "user", "content": "a"}])),
+        (
+            "{at}/bad.jsonl, line 1: expected a turn of the assistant in column 'messages', found only user; take the "
+            "row out"
+        ),
+    ),
+    Bad(
+        "an answer that is nothing but an end",
+        rows_of(row_line(input="a", output="<|endoftext|>")),
+        (
+            "{at}/bad.jsonl, line 1 (id row1): the answer '<|endoftext|>' is nothing but an end of sequence; give it "
+            "some text or take the row out"
+        ),
+    ),
+    Bad(
+        "a row in both sets but for its end",
+        rows_of(row_line(id="x", input="Who wrote letters?", output="The keeper<|endoftext|>")),
+        (
+            "{at}/bad.jsonl, line 1 (id x): a row is to be either forgotten or kept, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two"
         ),
     ),
     Bad(

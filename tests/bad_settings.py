@@ -183,7 +183,10 @@ SETTINGS = [
     Bad(
         "an unknown field",
         setting("--fields", "promt=input"),
-        ("fields: expected one of id, prompt, answer, task, kind on the left, got 'promt' (did you mean 'prompt'?)"),
+        (
+            "fields: expected one of id, prompt, answer, task, kind, messages, text on the left, got 'promt' (did you "
+            "mean 'prompt'?)"
+        ),
     ),
     Bad(
         "no settings file",

@@ -72,6 +72,23 @@ def test_unlearn_evaluate_and_report_leave_their_files(files: Path) -> None:
     assert "<html" in (run / "report.html").read_text()
 
 
+def test_each_command_says_what_it_read(files: Path) -> None:
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    chat = files / "chat.jsonl"
+    chat.write_text(json.dumps({"messages": turns}))
+    given = ["--model", files / "target", "--forget", chat, "--retain", files / "retain.jsonl"]
+    asked = ["--turns", "every", "--out", files / "out"]
+    understood = f"{chat}: 2 rows: messages, every turn of the assistant\n"
+    printed = call("evaluate", *given, *asked, "--max-new-tokens", 4)
+    assert understood + f"{files / 'retain.jsonl'}: 3 rows: input/output\n" in printed
+    predictions = (files / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in predictions][:2] == ["row1#1", "row1#2"]
+    assert understood in call("unlearn", *given, *asked[:2], "--plan")
+    small = ["--out", files / "new", "--vocab-size", 300, "--width", 8, "--num-layers", 1, "--num-heads", 1]
+    printed = call("memorize", "--rows", chat, *small, "--max-steps", 1)
+    assert f"{chat}: 1 row: messages, last turn of each\n" in printed
+
+
 def test_scores_can_be_recomputed_without_a_model(files: Path) -> None:
     call("evaluate", "--model", files / "target", *sets(files), "--out", files / "e", "--max-new-tokens", 8)
     call("evaluate", "--predictions", files / "e" / "predictions.jsonl", "--out", files / "again")

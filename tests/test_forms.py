@@ -272,11 +272,18 @@ def test_rows_below_the_threshold_are_unknown() -> None:
     assert unknown_sides(KNOWN_RECALL - 1e-9, 0.0) == ["forget", "retain"]
 
 
-def test_the_hash_of_sequences_sees_tokens_spans_and_ends() -> None:
+def test_the_hash_of_sequences_sees_tokens_spans_ends_and_padding() -> None:
     first = Sequence((1, 2, 3), 1, (9,))
     hashes = {
         hash_sequences(found)
-        for found in ([first], [replace(first, answer_start=2)], [replace(first, end=())], [first, first], [])
+        for found in (
+            [first],
+            [replace(first, answer_start=2)],
+            [replace(first, end=())],
+            [replace(first, padding=1)],
+            [first] * 2,
+            [],
+        )
     }
-    assert len(hashes) == 5
+    assert len(hashes) == 6
     assert hash_sequences([first]) == hash_sequences([Sequence((1, 2, 3), 1, (9,))])

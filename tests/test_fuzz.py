@@ -51,6 +51,18 @@ values = st.recursive(
 )
 columns = st.sampled_from(["id", "input", "output", "prompt", "answer", "question", "task", "kind", "document", "text"])
 records = st.dictionaries(columns, values, max_size=6)
+roles = st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool"])
+messages = st.fixed_dictionaries({"role": roles, "content": texts | values}) | st.dictionaries(
+    texts, values, max_size=2
+)
+layouts = st.dictionaries(
+    st.sampled_from(
+        [*("instruction", "input", "output", "prompt", "completion", "chosen", "messages", "conversations")]
+    )
+    | st.sampled_from(["question", "answer", "text", "system", "history", "tools", "id", "context"]),
+    st.lists(messages, max_size=4) | texts | values,
+    max_size=5,
+)
 blobs = st.binary(max_size=80) | texts.map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 ALL_SETTINGS: tuple[type[Settings], ...] = (
@@ -79,7 +91,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @few
-@given(content=blobs, suffix=st.sampled_from([".jsonl", ".json", ".csv", ".parquet", ".txt", ""]))
+@given(content=blobs, suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".txt", ""]))
 @example(content=b"\xef\xbb\xbf[", suffix=".json")
 @example(content=b'"' * 3, suffix=".csv")
 @example(content=b"PAR1" * 3, suffix=".parquet")
@@ -101,6 +113,20 @@ def test_records_as_rows(at: Path, given_records: list[dict[str, Any]], as_list:
     survives(read_rows, path)
     survives(read_rows, path, fields={"prompt": "text", "answer": "document"})
     survives(read_documents, path)
+
+
+@few
+@given(
+    given_records=st.lists(layouts, max_size=3),
+    every=st.booleans(),
+)
+@example(given_records=[{"messages": [{"role": "user", "content": "\ud800"}]}], every=True)
+@example(given_records=[{"messages": [{"role": ["a"], "content": "b"}]}], every=False)
+@example(given_records=[{"prompt": [{}], "completion": [{}]}], every=False)
+def test_records_in_any_layout(at: Path, given_records: list[dict[str, Any]], every: bool) -> None:
+    path = at / "layouts.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in given_records))
+    survives(read_rows, path, turns="every" if every else "last")
 
 
 @few

@@ -1,6 +1,7 @@
 """Reading, checking and writing rows, documents and general text."""
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def test_rows_keep_their_text_and_their_line(write: Callable[..., Path]) -> None
         ({"prompt": "Who?", "answer": "Me"}, Row("row1", "Who?", "Me", "default", "question")),
         ({"prompt": "I am", "answer": "me"}, Row("row1", "I am", "me", "default", "completion")),
         ({"question": "Name it", "answer": "x", "id": "q"}, Row("q", "Name it", "x", "default", "question")),
+        ({"question": "a", "answer": "b", "id": 12.0}, Row("12", "a", "b", "default", "question")),
         ({"input": "a?", "output": "b", "id": "zsc1"}, Row("zsc1", "a?", "b", "default", "completion")),
         ({"input": "a", "output": "b", "id": "zqa4"}, Row("zqa4", "a", "b", "default", "question")),
         ({"input": "a", "output": "b", "id": "zqa14"}, Row("zqa14", "a", "b", "default", "completion")),
@@ -112,6 +114,47 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert (rows.unit, rows.lines) == places[suffix]
 
 
+QUESTIONS = {"question": ["Who, then?", "Where?"], "answer": ["Mira; Oren", "At\tVell"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.tsv", 'question\tanswer\r\nWho, then?\tMira; Oren\r\nWhere?\t"At\tVell"\r\n'),
+        ("rows.csv", 'question\tanswer\nWho, then?\tMira; Oren\nWhere?\t"At\tVell"\n'),
+        ("rows.csv", '\ufeffquestion;answer\r\nWho, then?;"Mira; Oren"\r\nWhere?;At\tVell\r\n'),
+        ("rows.csv", 'question,answer\n"Who, then?",Mira; Oren\nWhere?,At\tVell\n'),
+        (
+            "rows.jsonl",
+            json.dumps([{name: column[row] for name, column in QUESTIONS.items()} for row in (0, 1)], indent=1),
+        ),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_separators_lists_and_packed_files(tmp_path: Path, name: str, content: str, packed: bool) -> None:
+    path = tmp_path / (f"{name}.GZ" if packed else name)
+    path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    rows = read_rows(path)
+    assert [row.prompt for row in rows] == QUESTIONS["question"]
+    assert [row.answer for row in rows] == QUESTIONS["answer"]
+    assert rows.describe(1) == f"{path}, {'item 2' if name.endswith('l') else 'line 3'} (id row2)"
+
+
+def test_packed_files_that_are_none(tmp_path: Path, write: Callable[..., Path]) -> None:
+    packed = gzip.compress(lines(GOOD).encode())
+    for content, message in (
+        (lines(GOOD).encode(), r"rows.jsonl.gz: expected a file packed by gzip \(Not a gzipped file"),
+        (packed[:-9], "expected a file packed by gzip .*ended before the end-of-stream marker"),
+        (packed[:20] + b"\0\0" + packed[22:], "expected a file packed by gzip"),
+        (b"", "the file is empty"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_rows(write(content, "rows.jsonl.gz"))
+    # A table is packed inside, and an archive is no table.
+    with pytest.raises(DataError, match=r"expected a file that ends in .*got '.gz'"):
+        read_rows(tmp_path / "rows.parquet.gz")
+
+
 def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..., Path]) -> None:
     limit = csv.field_size_limit()
     assert len(read_rows(write("input,output\n" + "x" * 200_000 + ",y\n", "rows.csv"))[0].prompt) == 200_000
@@ -122,12 +165,17 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
     ("content", "message"),
     [
         (lines(GOOD) + "{oops\n", r"rows.jsonl, line 2: expected JSON.*Expecting property name"),
-        ("[" * 100_000, r"rows.jsonl, line 1: expected JSON.*nested too deep"),
-        ("[1]\n", r"line 1: expected a JSON object with named fields, got a list"),
+        ("[" * 100_000, r"rows.jsonl: expected JSON.*nested too deep"),
+        ("[1]\n", r"item 1: expected a JSON object with named fields, got a number"),
+        ("{}\n[1]\n", r"line 1: expected columns"),
+        (lines(GOOD) + "[1]\n", r"line 2: expected a JSON object with named fields, got a list"),
         ("null\n", r"line 1: expected a JSON object with named fields, got null"),
-        (lines({"inputs": "a", "output": "b"}), r"line 1: expected columns input and output.*did you mean 'input'"),
-        (lines({"x": "a"}), r"line 1: expected columns input and output .*found x; rename"),
-        ("{}\n", r"line 1: expected columns input and output .*found none; rename"),
+        (
+            lines({"inputs": "a", "output": "b"}),
+            r"line 1: expected columns input/output.*found inputs .did you mean 'input'.., output, but",
+        ),
+        (lines({"x": "a"}), r"line 1: expected columns input/output.*found x; rename"),
+        ("{}\n", r"line 1: expected columns input/output.*found none; rename"),
         (lines(GOOD, {"id": "b", "input": "a"}), r"line 2: expected a column 'output', found id, input"),
         (lines(GOOD | {"output": ""}), r"line 1: column 'output' is empty"),
         (lines(GOOD | {"output": " \n\t"}), r"line 1: column 'output' is empty"),
@@ -141,6 +189,7 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
         (lines(GOOD | {"input": {"a": 1}}), r"line 1: expected text in column 'input', got an object"),
         (lines(GOOD | {"id": True}), r"line 1: expected text in column 'id', got true"),
         (lines(GOOD | {"id": 1.5}), r"line 1: expected text in column 'id', got a number"),
+        (lines(GOOD | {"id": 2.0**53}), r"line 1: expected text in column 'id', got a number"),
         (lines(GOOD | {"task": 3}), r"line 1: expected text in column 'task', got a number"),
         (lines(GOOD | {"kind": "questoin"}), r"line 1: expected completion or question.*'questoin'.*mean 'question'"),
         (lines(GOOD, GOOD), r"line 2: the id 'a' is also that of line 1"),
@@ -152,7 +201,7 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
         (lines(GOOD).encode() + b'{"id": "\0"}', r"line 2: expected text, found a NUL byte"),
         (lines(GOOD).encode() + b'{"id": "\xff"}', r"line 2: expected UTF-8, found byte 0xff at column 9"),
         (lines(GOOD).encode("utf-16"), r"line 1: expected text, found a NUL byte; is it binary, or UTF-16"),
-        ("", r"rows.jsonl: expected rows with columns input and output.*the file is empty"),
+        ("", r"rows.jsonl: expected rows with columns input/output.*the file is empty"),
         ("\n \n", r"the file is empty"),
     ],
 )
@@ -166,6 +215,9 @@ def test_errors_name_the_line(write: Callable[..., Path], content: str | bytes, 
     [
         ("input,output\na,b\nc\n", r"rows.csv, line 3: expected 2 values as in the header \(input, output\), got 1"),
         ("input,output\na,b,c\n", r"line 2: expected 2 values.*got 3; put quotation marks"),
+        ("input;output\na;b;c\n", r"line 2: expected 2 values.*got 3; .* around values that hold semicolons"),
+        ('input\toutput\na\t"b\n', r"line 2: expected tab-separated values"),
+        ("text\na,b\n", r"line 2: expected 1 values as in the header \(text\), got 2"),
         ('input,output\na,"b\n', r"line 2: expected comma-separated values \(unexpected end of data\)"),
         ("input,output,input\na,b,c\n", r"line 1: expected each column name once, found 'input'"),
         ('input,output\n"x\ny",b\nc,\n', r"line 4: column 'output' is empty"),

@@ -18,6 +18,7 @@ from letheon.data.rows import Row
 from letheon.errors import DataError, EvaluationError, OutputError, SettingsError
 from letheon.evaluation.results import read_results
 from letheon.progress import Lines
+from letheon.settings import UnlearnSettings
 from letheon.sweep.figures import save_study_figures
 from letheon.sweep.grid import configurations, label_of
 from letheon.sweep.live import LiveView, PlainView, Quiet
@@ -215,6 +216,13 @@ def test_baselines_have_their_own_recipe_and_the_studys_rows(base: dict[str, Any
     assert (last.label, last.role, last.settings["method"], last.settings["epochs"]) == ("GA", "baseline", "ga", 3)
     assert last.settings["learning_rate"] == 1e-5
     assert last.settings["forget"] == base["forget"]
+
+
+def test_rows_are_scored_as_the_run_read_them(base: dict[str, Any], tmp_path: Path) -> None:
+    read = {"fields": {"messages": "dialog"}, "turns": "every"}
+    run = UnlearnSettings.of({**base, **read, "out": tmp_path / "run"})
+    scored = study_of(base).evaluation(run, model="m", out=tmp_path / "scores")
+    assert (scored.fields, scored.turns) == ({"messages": "dialog"}, "every")
 
 
 def test_a_grid_is_every_combination_and_a_list_is_itself(base: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
-from letheon.data.rows import Row, check_disjoint, read_documents, read_rows, read_text
+from letheon.data.rows import check_disjoint, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
@@ -111,8 +112,12 @@ def study(
     return report
 
 
-def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    settings: EvaluateSettings, *, progress: Progress | None = None, note: Callable[[str], None] | None = None
+) -> Evaluation:
     """Score a model as the task does; leaves results.json, predictions.jsonl and evaluation_results.jsonl in `out`.
+
+    `note` hears what was understood of the files of rows.
 
     Raises:
         DataError: rows or documents are not usable.
@@ -120,7 +125,8 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
         ModelError: the checkpoint cannot be used.
         OutputError: the results cannot be written.
     """
-    forget, retain = (read_rows(source, fields=settings.fields) for source in (settings.forget, settings.retain))
+    sources = (settings.forget, settings.retain)
+    forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
     check_disjoint(forget, retain)
     members, nonmembers = _documents(settings)
     if settings.mmlu_harness:
@@ -129,9 +135,11 @@ def evaluate(settings: EvaluateSettings, *, progress: Progress | None = None) ->
         read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit)  # a wrong folder is said before the model loads
     check_device(settings.device)
     check_checkpoint(settings.model)
+    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
+    forget, retain = (bare_rows(rows, tokenizer, note=note) for rows in (forget, retain))
+    check_disjoint(forget, retain)
     form = form_of(settings)
     check_form(form.template)
-    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
     if form.template != AUTO:
         for row in (*forget, *retain)[:1]:
             render(
@@ -198,9 +206,14 @@ def form_of(settings: EvaluateSettings) -> AskedForm:
 
 
 def memorize(
-    settings: MemorizeSettings, *, progress: Callable[[MemorizeProgress], None] | None = None
+    settings: MemorizeSettings,
+    *,
+    progress: Callable[[MemorizeProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> MemorizeReport:
     """Make a target: train a checkpoint, or a new model, until it has memorised rows; leaves `settings.out`.
+
+    `note` hears what was understood of the files of rows.
 
     Raises:
         DataError: rows or text are not usable.
@@ -208,7 +221,7 @@ def memorize(
         OutputError: the checkpoint cannot be written.
     """
     check_form(settings.template)
-    rows = _all_rows(settings)
+    sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
     text = read_text(settings.text) if settings.text else []
     check_device(settings.device)
     if settings.model is not None:
@@ -222,7 +235,8 @@ def memorize(
         loaded = load_model(settings.model, tokenizer=settings.tokenizer, device=settings.device)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
-        texts = [*(f"{row.prompt} {row.answer}" for row in rows), *text]
+        said = (" ".join([*(turn.text for turn in row.turns), row.prompt, row.answer]) for rows in sets for row in rows)
+        texts = [*said, *text]
         tokenizer = (
             load_tokenizer(settings.tokenizer)
             if settings.tokenizer
@@ -249,7 +263,7 @@ def memorize(
     report = train_target(
         model,
         tokenizer,
-        rows=rows,
+        rows=[row for rows in sets for row in bare_rows(rows, tokenizer, note=note)],
         text=text,
         template=settings.template,
         date=settings.date,
@@ -285,10 +299,6 @@ def _write_card(run: RunFiles) -> None:
     results = run.after.results if run.after is not None else None
     card = model_card(settings=run.settings, provenance=run.provenance, results=results)
     write_text(run.folder / "model" / "README.md", card)
-
-
-def _all_rows(settings: MemorizeSettings) -> list[Row]:
-    return [row for source in settings.rows for row in read_rows(source, fields=settings.fields)]
 
 
 def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:

@@ -127,7 +127,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
             load_libraries()
             from letheon.api import evaluate as run
 
-            evaluation = run(settings, progress=display.show)
+            evaluation = run(settings, progress=display.show, note=display.note)
     _print_results(evaluation.results)
 
 
@@ -142,7 +142,7 @@ def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
         from letheon.api import memorize as run
         from letheon.model.memorize import shown_on
 
-        report = run(settings, progress=shown_on(display))
+        report = run(settings, progress=shown_on(display), note=display.note)
     state = "memorised" if report.reached else "not fully memorised"
     click.echo(
         f"{state}: accuracy {report.accuracy:.4f} after {report.steps} steps, {report.duration_s:.0f} s", err=True
@@ -309,7 +309,7 @@ def _print_plan(settings: UnlearnSettings) -> None:
     from letheon.training.plan import render
     from letheon.training.run import plan
 
-    planned = plan(settings)
+    planned = plan(settings, note=_say)
     Console(highlight=False).print(render(planned.plan, planned.machine))
     if planned.refusal is not None:
         raise planned.refusal

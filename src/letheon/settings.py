@@ -107,10 +107,13 @@ class RowSettings(Settings):
 
     model: str = Field(description="Checkpoint: a local folder or a hub id.")
     tokenizer: str | None = Field(None, description="Tokenizer folder or hub id, where the checkpoint has none.")
-    forget: str = Field(description="Rows to forget: .jsonl, .parquet, .csv, or hub:owner/name@split.")
+    forget: str = Field(description="Rows to forget: .jsonl, .parquet, .csv, .tsv, or hub:owner/name@split.")
     retain: str = Field(description="Rows to keep, likewise.")
     fields: dict[str, str] | None = Field(
-        None, description="Column names of your data, e.g. prompt=question,answer=response."
+        None, description="Column names of your data, e.g. prompt=A,answer=B, or messages=C, or text=D."
+    )
+    turns: Literal["last", "every"] = Field(
+        "last", description="Which turns of the assistant in a conversation are rows: its last, or every one."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen weights.")
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
@@ -332,6 +335,7 @@ class MemorizeSettings(Settings):
     architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2, for a new model.")
     tokenizer: str | None = Field(None, description="Tokenizer folder; by default one is trained on the rows.")
     fields: dict[str, str] | None = Field(None, description="Column names of your data.")
+    turns: Literal["last", "every"] = Field("last", description="Which turns of the assistant are rows, as in unlearn.")
     vocab_size: int = Field(8192, ge=300, description="Size of a trained tokenizer.")
     width: int = Field(256, ge=8, description="Width of a new model.")
     num_layers: int = Field(4, ge=1, description="Layers of a new model.")

@@ -1,9 +1,11 @@
-"""Records with their place from JSONL, JSON, CSV, Parquet, and data sets of the Hugging Face library."""
+"""Records with their place from JSONL, JSON, CSV, TSV, Parquet, and data sets of the Hugging Face library."""
 
 import codecs
 import csv
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,11 @@ from letheon.errors import DataError, nearest
 
 Record = dict[str, object]
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+PACKED = ".gz"
+"""What the name of a packed text file ends in, after its own ending."""
 
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _FIELD_SIZE_LIMIT = 2**31 - 1
 _HUB = re.compile(r"hub:(?P<name>[^:@\s]+)(?::(?P<config>[^@\s]+))?@(?P<split>\S+)")
 _NAME_ENDS = re.compile(r'"\s*:')
@@ -38,9 +43,11 @@ class Records:
 
 
 def open_records(source: str | Path) -> Records:
-    """Open a local .jsonl, .json, .parquet or .csv, a folder of `save_to_disk`, or `hub:OWNER/NAME[:CONFIG]@SPLIT`.
+    """Open a .jsonl, .json, .parquet, .csv or .tsv, a folder of `save_to_disk`, or `hub:OWNER/NAME[:CONFIG]@SPLIT`.
 
-    A .json holds either a list of objects or one object a line. A byte order mark is skipped, and so are blank lines.
+    A .jsonl or .json holds either a list of objects or one object a line. The columns of a .csv may be separated by
+    semicolons or tabs too. All but .parquet may be packed, with .gz at the end of the name. A byte order mark is
+    skipped, and so are blank lines.
 
     Raises:
         DataError: here if there is no such source or its kind is not known; while reading if a record is not readable.
@@ -50,34 +57,39 @@ def open_records(source: str | Path) -> Records:
     path = Path(source)
     if path.is_dir():
         return _folder_records(path)
-    if path.suffix.lower() not in SUFFIXES:
-        hint = nearest(path.suffix.lower(), SUFFIXES)
-        raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got '{path.suffix}'{hint}")
+    suffix = _suffix(path)
+    if suffix not in SUFFIXES:
+        hint = nearest(suffix, SUFFIXES)
+        raise DataError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, got '{suffix}'{hint}")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; check the path{_neighbour(path)}")
-    match path.suffix.lower():
-        case ".parquet":
-            return Records(str(path), "row", _parquet(path))
-        case ".csv":
-            return Records(str(path), "line", _csv(path))
-        case ".json" if _first_character(path) == b"[":
-            return Records(str(path), "item", _json_list(path))
+    if suffix == ".parquet":
+        return Records(str(path), "row", _parquet(path))
+    if suffix in (".csv", ".tsv"):
+        return Records(str(path), "line", _csv(path))
+    if _first_character(path) == "[":
+        return Records(str(path), "item", _json_list(path))
     return Records(str(path), "line", _json_lines(path))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, line with its end) of a UTF-8 text file.
+    """Yield (number from 1, line with its end) of a UTF-8 text file, which may be packed (.gz).
 
     Raises:
         DataError: the file cannot be read, or a line is not UTF-8 or holds a NUL byte.
     """
-    with _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            yield number, _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, f"{path}, line {number}")
+    for number, raw in enumerate(_raw_lines(path), 1):
+        yield number, _decode(raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw, f"{path}, line {number}")
 
 
 def _neighbour(path: Path) -> str:
     return nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+
+
+def _suffix(path: Path) -> str:
+    """Return the ending that tells what a file holds: ".jsonl" for rows.jsonl and for rows.jsonl.gz."""
+    last, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if last == PACKED and inner in SUFFIXES and inner != ".parquet" else last
 
 
 def _open(path: Path) -> BinaryIO:
@@ -85,6 +97,18 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    with _open(path) as file:
+        if path.suffix.lower() != PACKED:
+            yield from file
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield from unpacked
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path}: expected a file packed by gzip ({_first_line(error)}); pack it anew") from error
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -97,12 +121,11 @@ def _decode(raw: bytes, where: str) -> str:
         raise DataError(f"{where}: expected UTF-8, found {byte}; save the file as UTF-8") from error
 
 
-def _first_character(path: Path) -> bytes:
-    with _open(path) as file:
-        for line in file:
-            if text := line.removeprefix(codecs.BOM_UTF8).strip():
-                return text[:1]
-    return b""
+def _first_character(path: Path) -> str:
+    for raw in _raw_lines(path):
+        if text := raw.removeprefix(codecs.BOM_UTF8).strip():
+            return text[:1].decode("latin-1")
+    return ""
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Record]]:
@@ -156,6 +179,52 @@ def _object(value: object, where: str) -> Record:
     return value
 
 
+def is_absent(value: object) -> bool:
+    """Whether a value is null or blank: an empty cell is all that CSV has for a missing value."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def require_column(record: Record, column: str, where: str) -> object:
+    """Return what stands in a column.
+
+    Raises:
+        DataError: the record has no such column.
+    """
+    if column not in record:
+        found, hint = (", ".join(str(name) for name in record) or "none")[:200], nearest(column, record)
+        raise DataError(f"{where}: expected a column '{column}', found {found}{hint}; correct the name or the row")
+    return record[column]
+
+
+def text_from(record: Record, column: str, where: str) -> str:
+    """Return the text in a column.
+
+    Raises:
+        DataError: there is no such column or no text in it.
+    """
+    return check_text(require_column(record, column, where), column, where)
+
+
+def check_text(value: object, column: str, where: str, *, may_be_empty: bool = False) -> str:
+    """Return `value` if it is a text that a tokenizer can take.
+
+    Raises:
+        DataError: it is none, or it is blank though it may not be.
+    """
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is non-text; "
+            "put it in quotation marks or take the row out"
+        )
+    if not may_be_empty and not value.strip():
+        raise DataError(f"{where}: column '{column}' is empty; give it some text or take the row out")
+    if "\0" in value:
+        raise DataError(f"{where}: column '{column}' holds a NUL character; take it out")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError(f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; fix it")
+    return value
+
+
 def describe_type(value: object) -> str:
     """Name the type of a value as someone would who writes JSON, e.g. "a number (3)"."""
     if value is None:
@@ -171,19 +240,30 @@ def describe_type(value: object) -> str:
 def _csv(path: Path) -> Iterator[tuple[int, Record]]:
     # The limit is the csv module's own global, 128 KiB by default, which a long document exceeds.
     previous_limit = csv.field_size_limit(_FIELD_SIZE_LIMIT)
-    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    delimiter = _delimiter(path)
+    reader = csv.reader((line for _, line in read_lines(path)), strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
         _check_header(header, path)
         start = reader.line_num + 1
         for cells in reader:
             if cells:
-                yield start, _csv_record(header, cells, f"{path}, line {start}")
+                yield start, _csv_record(header, cells, f"{path}, line {start}", delimiter)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: expected comma-separated values ({error})") from error
+        name = _DELIMITERS[delimiter]
+        raise DataError(f"{path}, line {reader.line_num}: expected {name}-separated values ({error})") from error
     finally:
         csv.field_size_limit(previous_limit)
+
+
+def _delimiter(path: Path) -> str:
+    """Return what separates the columns: a comma unless the header has none and has a semicolon or tab instead."""
+    if _suffix(path) == ".tsv":
+        return "\t"
+    header = next((line for _, line in read_lines(path)), "")
+    others = [mark for mark in ("\t", ";") if mark in header]
+    return others[0] if others and "," not in header else ","
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -192,11 +272,11 @@ def _check_header(header: list[str], path: Path) -> None:
         raise DataError(f"{path}, line 1: expected each column name once, found '{repeated[0]}' several times")
 
 
-def _csv_record(header: list[str], cells: list[str], where: str) -> Record:
+def _csv_record(header: list[str], cells: list[str], where: str, delimiter: str) -> Record:
     if len(cells) != len(header):
         raise DataError(
             f"{where}: expected {len(header)} values as in the header ({', '.join(header)[:200]}), got {len(cells)}; "
-            "put quotation marks around values that hold commas"
+            f"put quotation marks around values that hold {_DELIMITERS[delimiter]}s"
         )
     return dict(zip(header, cells, strict=True))
 

@@ -3,34 +3,51 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args, overload
+from typing import overload
 
-from letheon.data.records import Record, describe_type, open_records, read_lines
-from letheon.errors import DataError, SettingsError, nearest
+from letheon.data.conversations import Answers, Exchange, Role, Turn
+from letheon.data.kinds import Kind, check_kind, kind_of
+from letheon.data.layouts import (
+    ACCEPTED,
+    DOCUMENT_COLUMNS,
+    FIELDS,
+    Layout,
+    check_fields,
+    check_layout,
+    describe_reading,
+    find_layout,
+    read_exchanges,
+)
+from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
+from letheon.errors import DataError
 from letheon.files import write_text
 
-Kind = Literal["completion", "question"]
-Role = Literal["system", "user", "assistant"]
+__all__ = [
+    "FIELDS",
+    "NOTED_ROWS",
+    "Answers",
+    "Kind",
+    "Role",
+    "Row",
+    "Rows",
+    "Turn",
+    "check_disjoint",
+    "hash_rows",
+    "read_documents",
+    "read_rows",
+    "read_text",
+    "write_rows",
+]
 
-FIELDS = ("id", "prompt", "answer", "task", "kind")
 NOTED_ROWS = 100_000
 """After each so many rows it is said how far the reading is."""
 
-_PAIRS = (("input", "output"), ("prompt", "answer"), ("question", "answer"))
-_EXPECTED_COLUMNS = "columns input and output (or prompt and answer, or question and answer)"
-_DOCUMENT_COLUMNS = ("document", "text")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    text: str
+_LARGEST_EXACT = 2.0**53
+"""Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,8 @@ class Rows(Collection[Row]):
     """What `lines` counts: "line" of a text file, "item" of a JSON list, "row" of a table."""
     ids_given: bool = True
     """False if the source has no ids, so that they are "row1", "row2", ... and mean nothing across files."""
+    understood: str = ""
+    """How many rows the source holds and what was read as what, e.g. "254 rows: question/answer"."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,6 +99,10 @@ class Rows(Collection[Row]):
     def __getitem__(self, index: int | slice) -> Row | tuple[Row, ...]:
         return self.rows[index]
 
+    def summary(self) -> str:
+        """Return what was read from where, e.g. "forget.jsonl: 254 rows: question/answer"."""
+        return f"{self.source}: {self.understood}"
+
     def describe(self, index: int) -> str:
         """Return where row `index` (from 0) comes from, e.g. "rows.jsonl, line 12 (id x)"."""
         return f"{self.source}, {self.unit} {self.lines[index]} (id {self.rows[index].id})"
@@ -87,66 +110,112 @@ class Rows(Collection[Row]):
     def select(self, indices: Iterable[int]) -> "Rows":
         """Return the rows at `indices`, in that order, each with its place."""
         chosen = tuple(indices)
-        rows, lines = tuple(self.rows[i] for i in chosen), tuple(self.lines[i] for i in chosen)
-        return Rows(self.source, rows, lines, self.unit, self.ids_given)
+        return replace(self, rows=tuple(self.rows[i] for i in chosen), lines=tuple(self.lines[i] for i in chosen))
 
 
 def read_rows(
-    source: str | Path, *, fields: Mapping[str, str] | None = None, note: Callable[[str], None] | None = None
+    source: str | Path,
+    *,
+    fields: Mapping[str, str] | None = None,
+    turns: Answers = "last",
+    note: Callable[[str], None] | None = None,
 ) -> Rows:
-    """Read and check rows from a .jsonl, .json, .csv or .parquet file, a folder made by `save_to_disk`, or the hub.
+    """Read and check rows from a .jsonl, .json, .csv, .tsv or .parquet file, a `save_to_disk` folder, or the hub.
 
-    A hub data set is named `hub:OWNER/NAME@SPLIT` or `hub:OWNER/NAME:CONFIG@SPLIT`. Prompt and answer are read from the
-    first pair of columns that is there: input and output, prompt and answer, question and answer; `fields` names the
-    columns otherwise, e.g. {"prompt": "Frage"}. The columns id, task and kind are optional: without ids rows are named
-    "row1", "row2", ...; without a task it is "default". The kind is what the column `kind` says; else "completion" or
-    "question" if the id without its last character ends in "sc" or "qa" (the official rule); else "question" if the
-    column is named question or the prompt ends in a question mark; else "completion". Texts are kept as they are.
+    A hub data set is named `hub:OWNER/NAME@SPLIT` or `hub:OWNER/NAME:CONFIG@SPLIT`. The first record's columns decide
+    how all are read, the first of these that is there:
 
-    Records are read one at a time, so that memory holds the rows and nothing else; `note` hears of every 100,000.
+    * Prompt and answer, in this order: instruction/output (Alpaca; `input` or `context` goes under the instruction),
+      input/output, prompt/answer, question/answer, prompt/completion, prompt/chosen (the answer that was preferred),
+      prompt/response, question/response, query/response, query/answer. Either may be a list of messages.
+    * messages or conversations: a list of {"role", "content"} or {"from", "value"}. `turns` says which turns of the
+      assistant are answers, the last or every one; the user's turn before it is the prompt, and what stands before
+      that the row's `turns`. Turns after the last answer are dropped and counted.
+    * document or text: all of it is the row.
+
+    A column `system`, and Alpaca's `history`, come before the prompt. `fields` names the columns otherwise, e.g.
+    {"prompt": "Frage"}, {"messages": "dialog"} or {"text": "body"}; where it names several of these, each file is read
+    by the first that it has. The columns id, task and kind are optional: without ids rows are named "row1", "row2",
+    ...; several rows of one conversation are ID#1, ID#2, ...; without a task it is "default". The kind is what the
+    column `kind` says; else "completion" or "question" if the id without its last character ends in "sc" or "qa" (the
+    official rule); else "question" if the column is named question or the prompt ends in a question mark; else
+    "completion". Texts are kept as they are.
+
+    Records are read one at a time, so that memory holds the rows and nothing else; `note` hears of every 100,000, and
+    at the end what was understood.
 
     Raises:
         DataError: the source or a row in it is not usable; the message names file and line.
         SettingsError: `fields` maps something that is not in `FIELDS`.
     """
-    _check_fields(fields or {})
+    fields = fields or {}
+    check_fields(fields)
     records = open_records(source)
     rows: list[Row] = []
     lines: list[int] = []
     seen: dict[str, int] = {}
-    columns, ids_given = _Columns("", "", "id", "task", "kind"), True
-    for number, record in records.entries:
-        if not rows:
-            columns = _resolve_columns(record, fields or {}, records.where(number))
-            ids_given = not _is_absent(record.get(columns.id))
-        row = _row_from(record, columns, records.where(number), None if ids_given else f"row{len(rows) + 1}")
-        if row.id in seen:
-            where = records.where(number)
-            raise DataError(
-                f"{where}: the id '{row.id}' is also that of {records.unit} {seen[row.id]}; ids must differ"
-            )
-        seen[row.id] = number
-        rows.append(row)
-        lines.append(number)
-        if note is not None and len(rows) % NOTED_ROWS == 0:
-            note(f"{records.source}: {len(rows):,} rows read")
-    if not rows:
-        raise DataError(f"{records.source}: expected rows with {_EXPECTED_COLUMNS}, found none; the file is empty")
-    return Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given)
+    first: Record = {}
+    columns: list[str] = []
+    layout, ids_given, num_dropped = None, True, 0
+    labels = _Labels(*(fields.get(name, name) for name in ("id", "task", "kind")))
+    for count, (number, record) in enumerate(records.entries, 1):
+        where = records.where(number)
+        if layout is None:
+            first, layout = record, find_layout(record, fields, where)
+            ids_given, columns = not is_absent(first.get(labels.id)), list(first)
+        elif record.keys() != first.keys():
+            check_layout(layout, record, fields, where)
+            columns += [name for name in record if name not in columns]
+        row_id = _id_of(record, labels.id, where, given=ids_given, number=count)
+        found, dropped = read_exchanges(record, layout, where, answers=turns)
+        num_dropped += dropped
+        for row in _rows_from(found, record, layout, labels, row_id=row_id, where=where):
+            if row.id in seen:
+                raise DataError(
+                    f"{where}: the id '{row.id}' is also that of {records.unit} {seen[row.id]}; ids must differ"
+                )
+            seen[row.id] = number
+            rows.append(row)
+            lines.append(number)
+            if note is not None and len(rows) % NOTED_ROWS == 0:
+                note(f"{records.source}: {len(rows):,} rows read")
+    if layout is None:
+        raise DataError(f"{records.source}: expected rows with columns {ACCEPTED}; found none: the file is empty")
+    understood = describe_reading(
+        layout,
+        [name for name in columns if name not in (labels.id, labels.task, labels.kind)],
+        answers=turns,
+        num_rows=len(rows),
+        num_documents=sum(row.is_document for row in rows),
+        num_system=sum(any(turn.role == "system" for turn in row.turns) for row in rows),
+        num_dropped=num_dropped,
+    )
+    found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
+    if note is not None:
+        note(found_rows.summary())
+    return found_rows
 
 
 def check_disjoint(forget: Rows, retain: Rows) -> None:
     """Check that no row is both to be forgotten and to be kept: neither the same text nor, where given, the same id.
 
-    Space around prompt and answer does not count.
+    Two rows are the same text if their conversations, prompts and answers are, but for space around them; a document
+    is the same as a row if it is prompt and answer, one after the other, but for white space.
 
     Raises:
         DataError: naming the first such row's place in both sources.
     """
     texts = {_text_key(row): i for i, row in enumerate(retain)}
+    wholes = _whole_texts(forget, retain)
     ids = {row.id: i for i, row in enumerate(retain)} if forget.ids_given and retain.ids_given else {}
     for i, row in enumerate(forget):
-        for what, match in (("prompt and answer", texts.get(_text_key(row))), ("id", ids.get(row.id))):
+        same_text = texts.get(_text_key(row))
+        same_whole = wholes.get((_whole(row), not row.is_document)) if wholes else None
+        for what, match in (
+            ("prompt and answer" if row.prompt else "text", same_text),
+            ("text", same_whole),
+            ("id", ids.get(row.id)),
+        ):
             if match is not None:
                 raise DataError(
                     f"{forget.describe(i)}: a row is to be either forgotten or kept, but {retain.describe(match)} "
@@ -155,16 +224,24 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Write `rows` as JSONL in LUME's columns (id, input, output, task); reading it back gives the same rows.
+    """Write `rows` as JSONL; reading it back gives the same rows.
 
-    The column kind is added where the reader would otherwise take another kind for some row.
+    The columns are LUME's (id, input, output, task). Where all rows are documents they are id, text, task; where some
+    are, or some have earlier turns, they are id, messages, task, and a document is one turn of the assistant. The
+    column kind is added where the reader would otherwise take another kind for some row.
 
     Raises:
         OutputError: the file cannot be written.
     """
     rows = list(rows)
-    with_kind = any(_kind_of(row.id, row.prompt, "input") != row.kind for row in rows)
-    write_text(path, "".join(_json_line(row, with_kind=with_kind) for row in rows))
+    with_kind = any(kind_of(row.id, row.prompt, "input") != row.kind for row in rows)
+    texts = _pair_texts
+    if any(row.turns or row.is_document for row in rows):
+        texts = _document_text if all(row.is_document for row in rows) else _messages
+    lines = (
+        {"id": row.id, **texts(row), "task": row.task, **({"kind": row.kind} if with_kind else {})} for row in rows
+    )
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def hash_rows(rows: Iterable[Row]) -> str:
@@ -183,10 +260,17 @@ def read_documents(path: str | Path) -> list[str]:
         DataError: the file or a document in it is not usable, or there is none; the message names file and line.
     """
     records = open_records(path)
-    documents = [_document_from(record, records.where(number)) for number, record in records.entries]
+    documents = [
+        text_from(
+            record,
+            next((name for name in DOCUMENT_COLUMNS if name in record), DOCUMENT_COLUMNS[0]),
+            records.where(number),
+        )
+        for number, record in records.entries
+    ]
     if not documents:
         raise DataError(
-            f"{path}: expected documents in a column '{_DOCUMENT_COLUMNS[0]}', found none; the file is empty"
+            f"{path}: expected documents in a column '{DOCUMENT_COLUMNS[0]}', found none; the file is empty"
         )
     return documents
 
@@ -217,127 +301,68 @@ def read_text(path: str | Path) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Columns:
-    prompt: str
-    answer: str
+class _Labels:
+    """The columns of what a row has beside its texts."""
+
     id: str
     task: str
     kind: str
 
 
-def _check_fields(fields: Mapping[str, str]) -> None:
-    for name in fields:
-        if name not in FIELDS:
-            hint = nearest(name, FIELDS)
-            raise SettingsError(f"fields: expected one of {', '.join(FIELDS)} on the left, got '{name}'{hint}")
-
-
-def _resolve_columns(record: Record, fields: Mapping[str, str], where: str) -> _Columns:
-    for column in fields.values():
-        _require_column(record, column, where)
-    pair = next((p for p in _PAIRS if all(_chosen(fields, p, i) in record for i in (0, 1))), None)
-    if pair is None:
-        known = [name for names in _PAIRS for name in names]
-        found = ", ".join(f"{name}{nearest(str(name), known)}" for name in list(record)[:10]) or "none"
-        raise DataError(
-            f"{where}: expected {_EXPECTED_COLUMNS}, found {found[:400]}; rename the columns or say with `fields` "
-            "which hold prompt and answer"
-        )
-    optional = {name: fields.get(name, name) for name in ("id", "task", "kind")}
-    return _Columns(_chosen(fields, pair, 0), _chosen(fields, pair, 1), **optional)
-
-
-def _chosen(fields: Mapping[str, str], pair: tuple[str, str], index: int) -> str:
-    return fields.get(("prompt", "answer")[index], pair[index])
-
-
-def _require_column(record: Record, column: str, where: str) -> object:
-    if column not in record:
-        hint = nearest(column, record)
-        raise DataError(
-            f"{where}: expected a column '{column}', found {_names(record)}{hint}; correct the name or the row"
-        )
-    return record[column]
-
-
-def _names(record: Record) -> str:
-    return (", ".join(str(name) for name in record) or "none")[:200]
-
-
-def _row_from(record: Record, columns: _Columns, where: str, made_up_id: str | None) -> Row:
-    given = record.get(columns.id)
-    if _is_absent(given) != (made_up_id is not None):
+def _id_of(record: Record, column: str, where: str, *, given: bool, number: int) -> str:
+    """Return a record's id, "row<number>" where the source has none."""
+    value = record.get(column)
+    if is_absent(value) == given:
         raise DataError(f"{where}: expected an id in every row or in none, and this row differs from the first")
-    row_id = made_up_id or _id_from(given, where)
-    prompt = _text_from(record, columns.prompt, where)
-    task, kind = record.get(columns.task), record.get(columns.kind)
-    return Row(
-        id=row_id,
-        prompt=prompt,
-        answer=_text_from(record, columns.answer, where),
-        task="default" if _is_absent(task) else sys.intern(_text_from(record, columns.task, where)),
-        kind=_kind_of(row_id, prompt, columns.prompt) if _is_absent(kind) else _check_kind(kind, where),
-    )
-
-
-def _is_absent(value: object) -> bool:
-    # An empty cell is all that CSV has for a missing value.
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _id_from(value: object, where: str) -> str:
+    if not given:
+        return f"row{number}"
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _check_text(value, "id", where)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
+        return str(int(value))
+    return check_text(value, "id", where)
 
 
-def _text_from(record: Record, column: str, where: str) -> str:
-    return _check_text(_require_column(record, column, where), column, where)
-
-
-def _check_text(value: object, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is non-text; "
-            "put it in quotation marks or take the row out"
+def _rows_from(
+    found: Collection[Exchange], record: Record, layout: Layout, labels: _Labels, *, row_id: str, where: str
+) -> Iterable[Row]:
+    task, kind = record.get(labels.task), record.get(labels.kind)
+    for number, exchange in enumerate(found, 1):
+        yield Row(
+            id=row_id if len(found) == 1 else f"{row_id}#{number}",
+            prompt=exchange.prompt,
+            answer=exchange.answer,
+            task="default" if is_absent(task) else sys.intern(check_text(task, labels.task, where)),
+            kind=kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else check_kind(kind, where),
+            turns=exchange.turns,
         )
-    if not value.strip():
-        raise DataError(f"{where}: column '{column}' is empty; give it some text or take the row out")
-    if "\0" in value:
-        raise DataError(f"{where}: column '{column}' holds a NUL character; take it out")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; fix it")
-    return value
 
 
-def _check_kind(value: object, where: str) -> Kind:
-    for kind in get_args(Kind):
-        if value == kind:
-            return kind  # type: ignore[no-any-return]
-    kinds = get_args(Kind)
-    raise DataError(
-        f"{where}: expected {' or '.join(kinds)} in column 'kind', got '{value}'{nearest(str(value), kinds)}"
-    )
+def _text_key(row: Row) -> Hashable:
+    # Of most rows the first is empty, and the tuple of it costs no memory.
+    return tuple((turn.role, turn.text.strip()) for turn in row.turns), row.prompt.strip(), row.answer.strip()
 
 
-def _kind_of(row_id: str, prompt: str, prompt_column: str) -> Kind:
-    stem = row_id[:-1]
-    if stem.endswith("sc"):
-        return "completion"
-    if stem.endswith("qa") or prompt_column == "question" or prompt.rstrip().endswith("?"):
-        return "question"
-    return "completion"
+def _whole_texts(forget: Rows, retain: Rows) -> dict[Hashable, int]:
+    """Return where each whole text of `retain` stands, and whether it is a document; {} where neither has documents."""
+    if not any(row.is_document for rows in (forget, retain) for row in rows):
+        return {}
+    return {(_whole(row), row.is_document): i for i, row in enumerate(retain) if not row.turns}
 
 
-def _text_key(row: Row) -> tuple[str, str]:
-    return row.prompt.strip(), row.answer.strip()
+def _whole(row: Row) -> str:
+    return "" if row.turns else " ".join(f"{row.prompt} {row.answer}".split())
 
 
-def _json_line(row: Row, *, with_kind: bool) -> str:
-    record = {"id": row.id, "input": row.prompt, "output": row.answer, "task": row.task}
-    return json.dumps(record | ({"kind": row.kind} if with_kind else {}), ensure_ascii=False) + "\n"
+def _pair_texts(row: Row) -> dict[str, object]:
+    return {"input": row.prompt, "output": row.answer}
 
 
-def _document_from(record: Record, where: str) -> str:
-    column = next((name for name in _DOCUMENT_COLUMNS if name in record), _DOCUMENT_COLUMNS[0])
-    return _text_from(record, column, where)
+def _document_text(row: Row) -> dict[str, object]:
+    return {"text": row.answer}
+
+
+def _messages(row: Row) -> dict[str, object]:
+    asked = () if row.is_document else (Turn("user", row.prompt),)
+    turns = (*row.turns, *asked, Turn("assistant", row.answer))
+    return {"messages": [{"role": turn.role, "content": turn.text} for turn in turns]}

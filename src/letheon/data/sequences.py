@@ -167,10 +167,10 @@ def text_sequence(text: str, tokenizer: "PreTrainedTokenizerBase", *, max_length
 
 
 def hash_sequences(sequences: Iterable[Sequence]) -> str:
-    """Return the sha256 of token sequences with their answers and ends, in order."""
+    """Return the sha256 of token sequences with their answers, ends and padding, in order."""
     digest = hashlib.sha256()
     for sequence in sequences:
-        digest.update(repr((sequence.answer_start, sequence.input_ids, sequence.end)).encode())
+        digest.update(repr((sequence.answer_start, sequence.input_ids, sequence.end, sequence.padding)).encode())
     return digest.hexdigest()
 
 

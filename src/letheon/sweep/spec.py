@@ -127,9 +127,8 @@ class StudySettings(Settings):
         Raises:
             SettingsError: a setting of the evaluation is unknown or out of range.
         """
-        shared = {
-            name: getattr(run, name) for name in ("forget", "retain", "fields", "dtype", "device", "trust_remote_code")
-        }
+        names = ("forget", "retain", "fields", "turns", "dtype", "device", "trust_remote_code")
+        shared = {name: getattr(run, name) for name in names}
         own = {name: value for name, value in (self.evaluate or {}).items() if name not in _OWN_EVALUATION}
         return EvaluateSettings.of({**shared, **own, "model": model, "out": out})
 

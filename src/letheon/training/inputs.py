@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from letheon.data.alternatives import given_alternatives
+from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
@@ -49,25 +51,31 @@ class Inputs:
         """Forget and retain rows, then forget and retain rows that are left out of training."""
         return (self.forget, self.retain, *self.left_out)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was understood of the files of rows, in words."""
+        read = (self.forget, self.retain, *([self.alternatives] if self.alternatives else []))
+        return tuple(rows.summary() for rows in read if rows.understood)
+
 
 def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Inputs:
-    """Read, check and tokenise the rows; `note` hears how far that is where there are many.
+    """Read, check and tokenise the rows; `note` hears what was understood, and how far that is where there are many.
 
     Raises:
         DataError: a file or row is not usable, a row is in both sets, or does not fit the model's context.
         ModelError: tokenizer or configuration of the checkpoint cannot be read.
         SettingsError: template "chat" with a tokenizer that has none; a validation split of too few rows.
     """
-    forget = read_rows(settings.forget, fields=settings.fields, note=note)
-    retain = read_rows(settings.retain, fields=settings.fields, note=note)
+    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
+    forget = _read(settings.forget, settings, tokenizer, note)
+    retain = _read(settings.retain, settings, tokenizer, note)
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
-    alternatives = read_rows(settings.alternatives, fields=settings.fields) if settings.alternatives else None
+    alternatives = _read(settings.alternatives, settings, tokenizer, note) if settings.alternatives else None
     if alternatives is not None:
         # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.
         given_alternatives(forget, alternatives, per_row=1, left_out={row.id for row in left_out_forget})
-    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
     context = context_length(load_config(settings.model, trust_remote_code=settings.trust_remote_code))
     longest = settings.max_length if settings.overlong == "refuse" else context or 10**9
     max_length = min(longest, context or longest)
@@ -92,6 +100,16 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         holdout=[text_sequence(document, tokenizer, max_length=max_length) for document in documents],
         alternatives=alternatives,
     )
+
+
+def _read(
+    source: str | Path,
+    settings: UnlearnSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    note: Callable[[str], None] | None,
+) -> Rows:
+    rows = read_rows(source, fields=settings.fields, turns=settings.turns, note=note)
+    return bare_rows(rows, tokenizer, note=note)
 
 
 def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows]:

@@ -155,7 +155,7 @@ def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: A
         control=method.control(coefficients_of(method, settings)) if method.control else None,
     )
     check_reference(problem)
-    return Prepared(problem, ground.form, ground.fingerprint, ground.notes)
+    return Prepared(problem, ground.form, ground.fingerprint, (*inputs.notes, *ground.notes))
 
 
 def _all(settings: UnlearnSettings, method: Method) -> list[Term]:

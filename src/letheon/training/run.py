@@ -108,13 +108,13 @@ def _unlearn(
     return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
 
 
-def plan(settings: UnlearnSettings) -> Planned:
-    """Return what a run would need, without loading weights or writing anything.
+def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:
+    """Return what a run would need, without loading weights or writing anything; `note` hears of the rows.
 
     Raises:
         LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
     """
-    settings, inputs = read(settings, get_method(settings.method))
+    settings, inputs = read(settings, get_method(settings.method), note=note)
     return plan_with_rates(settings, inputs)
 
 

@@ -174,7 +174,7 @@ def _try_together(
 ) -> list[RunReport | DivergedRun] | None:
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
-    first, inputs = read(members[0], get_method(members[0].method))
+    first, inputs = read(members[0], get_method(members[0].method), note=observer.note)
     resolved = [first, *map(resolve_settings, members[1:])]
     for one in resolved:
         check_trackers(one.trackers)
