@@ -123,7 +123,7 @@ def lay_ground(
     )
     probes = probes_of(inputs, form.sequences, settings[0])
     if waits_on_kl:
-        probes = replace(probes, kept=_kept_rows(engine, probes, inputs, settings[0]))
+        probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     start = _start(engine, probes, settings)
     return Ground(engine, form, fingerprinted, reference, probes, start, (*engine.notes, *form.notes))
 
@@ -216,10 +216,14 @@ def probes_of(inputs: Inputs, sequences: Collection[Sequence], settings: Unlearn
     return Probes(rows, answers, num_forget, inputs.holdout, settings.holdout_task)
 
 
-def _kept_rows(engine: Engine, probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> KeptRows:
+def _kept_rows(
+    engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: UnlearnSettings
+) -> KeptRows:
     """Return the retain rows of the probes with the reference's values, which are held in memory."""
     sequences = retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
-    return KeptRows(sequences, build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward")))
+    store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
+    # One copy of a trained head is enough for both stores.
+    return KeptRows(sequences, replace(store, head=reference.head or store.head))
 
 
 def _start(engine: Engine, probes: Probes, settings: Collection[UnlearnSettings]) -> Start | None:
