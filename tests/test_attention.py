@@ -1,6 +1,7 @@
 """Attention over variable lengths against each sequence by itself, with a stand-in for the GPU's kernel on a CPU."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -97,6 +98,20 @@ def test_padding_sees_the_tokens_and_is_seen_by_none(
         # Its own attention mixes all keys, masked ones too, where a place is further than a window from every token.
         compared = torch.tensor([t - len(ids) < WINDOW - 1 for ids in whole for t in range(length)])
     torch.testing.assert_close(found[compared], expected[compared], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_padded_sequences_attend_by_themselves_whatever_the_kernel(
+    tokenizer: PreTrainedTokenizerBase, batches: list[PackedBatch]
+) -> None:
+    at_once = build_engine(random_model(CASES["olmo"].config(len(tokenizer))), batches[0], adapter_off=nullcontext)
+    assert at_once.attention == "varlen"
+    padded = pack(
+        [Sequence((5, 6, 7, 1, 1), 1, padding=2), Sequence((8, 9), 1)], is_forget=[False] * 2, row_index=(0, 1)
+    )
+    by_itself = replace(at_once, attention="sequences")
+    for found, expected in zip(values(at_once, padded), values(by_itself, padded), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.usefixtures("_stand_in")

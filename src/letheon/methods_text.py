@@ -57,7 +57,9 @@ then over rows. sg(x) is x without gradient, z are logits, y is the answer token
 
 Defaults are the published values where no note says otherwise. What a recipe sets beyond them, and what of it could
 not be verified, stands with it. Coefficients without a flag of their own go through `--coefficients NAME=VALUE,..`.
-Learning rates in recipes are for models of the size that they name; small models want larger ones.
+Learning rates in recipes are for models of the size that they name; small models want larger ones. Weight decay is on
+all that is trained, as in PyTorch's AdamW; transformers' trainer, by which most of the published runs were made, leaves
+out norms and biases.
 
 Structure is what a method is not itself without; any of it can be set otherwise where that makes sense. Schedules:
 `mixed` draws steps from the shuffled union of both sets, `forget` from the forget rows alone, `paired` takes a batch

@@ -128,7 +128,7 @@ def lay_ground(
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if waits_on_kl:
-        probes = replace(probes, kept=_kept_rows(engine, probes, inputs, settings[0]))
+        probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     start = _start(engine, probes, progress=progress)
     notes = (*engine.notes, *form.notes, *notes_of_start(start, form))
     return Ground(engine, form, fingerprinted, reference, probes, start, notes)
@@ -235,10 +235,14 @@ def probes_of(
     )
 
 
-def _kept_rows(engine: Engine, probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> KeptRows:
+def _kept_rows(
+    engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: UnlearnSettings
+) -> KeptRows:
     """Return the retain rows of the probes with the reference's values, which are held in memory."""
     sequences = retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
-    return KeptRows(sequences, build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward")))
+    store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
+    # One copy of a trained head is enough for both stores.
+    return KeptRows(sequences, replace(store, head=reference.head or store.head))
 
 
 def _start(engine: Engine, probes: Probes, *, progress: Progressed | None) -> Start:
