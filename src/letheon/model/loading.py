@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +23,14 @@ from transformers import (
 from letheon.errors import ModelError, OutputError, SettingsError
 from letheon.files import replace_folder
 from letheon.model.checkpoint_files import WHOLE_NOT_ADAPTER, check_checkpoint, check_source
+from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions
+from letheon.model.unexpected import check_unexpected
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DtypeName = Literal["float32", "bfloat16"]
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +49,17 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    note: Callable[[str], None] = _logger.warning,
 ) -> LoadedModel:
     """Load a causal language model in evaluation mode and its tokenizer.
 
     `source` is a local folder or a hub id, `tokenizer` another one where the checkpoint carries none, or a tokenizer
-    itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read.
+    itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read. `note` is told which parts
+    of the checkpoint are left out.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
-            not all there or not all finite.
+            not all there or not all finite, or more than the configuration has a place for.
         SettingsError: there is no such device.
     """
     check_device(device)
@@ -80,7 +87,11 @@ def load_model(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
     _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
+    left_out = check_unexpected(model, loading["unexpected_keys"], source=source)
+    if left_out is not None:
+        note(left_out)
     _check_finite(model, source=source)
+    fetch_companions(source)
     model.eval()
     move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
@@ -211,7 +222,8 @@ def save_model(
 ) -> None:
     """Write model and tokenizer in the Hugging Face layout to `folder`, replacing what lies there only when complete.
 
-    `state` gives the weights to write, by the plain model's names, instead of the model's own.
+    `state` gives the weights to write, by the plain model's names, instead of the model's own. The small files beside
+    the weights that model and tokenizer came from go with them (companions.py).
 
     Raises:
         OutputError: the folder cannot be written; what lay there before is as it was.
@@ -220,6 +232,8 @@ def save_model(
         with replace_folder(folder) as temporary:
             model.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
+            copy_companions(model.name_or_path, temporary, OF_MODEL)
+            copy_companions(tokenizer.name_or_path or "", temporary, OF_TOKENIZER)
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
 

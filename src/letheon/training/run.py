@@ -83,6 +83,7 @@ def _unlearn(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)

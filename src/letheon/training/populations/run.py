@@ -185,6 +185,7 @@ def _try_together(
             tokenizer=inputs.tokenizer,
             device=first.device,
             trust_remote_code=first.trust_remote_code,
+            note=observer.note,
         )
         shared = adapt(loaded.model, first)
         assert isinstance(shared, LoraAdapter), "checked with the group"
