@@ -232,7 +232,7 @@ def save_model(
         with replace_folder(folder) as temporary:
             model.save_pretrained(temporary, state_dict=state)
             tokenizer.save_pretrained(temporary)
-            copy_companions(model.name_or_path, temporary, OF_MODEL)
+            copy_companions(model.name_or_path or "", temporary, OF_MODEL)
             copy_companions(tokenizer.name_or_path or "", temporary, OF_TOKENIZER)
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
