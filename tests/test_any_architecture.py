@@ -27,7 +27,7 @@ from letheon.model.attention import NAMES
 from letheon.model.engine import TOLERANCE, Engine, build_engine
 from letheon.model.engine import Path as Route
 from letheon.model.head import head_of, project
-from letheon.model.loading import load_model, save_model
+from letheon.model.loading import context_length, load_model, save_model
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.rotation import check_lengths
 from letheon.model.trunk import (
@@ -201,8 +201,8 @@ def test_low_rank_targets_and_their_gradients(
     name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
 ) -> None:
     model = made(name, tokenizer)
-    head = model.get_output_embeddings()
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    below_head = set(trunk_of(model).modules())
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m in below_head}
     assert resolve_targets(model, SEED_TARGETS) == CASES[name].targets
     adapted = moved(model, targets=(ALL_LINEAR,))
     assert {n for n, m in adapted.model.named_modules() if isinstance(m, LoraLinear)} == linear
@@ -464,6 +464,25 @@ def test_decoder_layers_and_their_outputs(
     with torch.no_grad(), engine.running():
         _, hidden = engine.states_and_activations(batch, layer=0)
     assert torch.allclose(hidden, torch.cat(own)[batch.answer_positions], atol=2e-5)
+
+
+def test_a_model_that_token_ids_alone_are_not_enough_for_is_refused_by_name(
+    tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+) -> None:
+    # It wants to be told the language first.
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    model = random_model(hf.XmodConfig(vocab_size=len(tokenizer), is_decoder=True, **sizes))
+    with pytest.raises(ModelError, match=r"this XmodForCausalLM fails \(ValueError: Input language unknown"):
+        build_engine(model, batch_of(sequences), adapter_off=nullcontext)
+
+
+def test_a_context_without_a_limit_has_none() -> None:
+    assert context_length(hf.XLNetConfig()) is None
 
 
 def test_a_model_that_sees_is_unlearned_in_its_text_part(

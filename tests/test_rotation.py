@@ -67,6 +67,10 @@ def test_generation_takes_each_prompt_as_if_alone(
 def test_losses_of_documents_are_those_of_each_alone(
     longrope: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    documents = ["Mira keeps", "Which harbour did the ship leave from? Veldhaven", "The old lighthouse keeper wrote letters"]
+    documents = [
+        "Mira keeps",
+        "Which harbour did the ship leave from? Veldhaven",
+        "The old lighthouse keeper wrote letters",
+    ]
     alone = [document_losses(longrope, tokenizer, [document])[0] for document in documents]
     assert document_losses(longrope, tokenizer, documents) == pytest.approx(alone, rel=1e-5)

@@ -210,7 +210,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
     """Return how many positions a model of this configuration can see, None where it names no limit."""
     config = config.get_text_config()
     found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return None if found is None else int(found)
+    return None if found is None or found < 0 else int(found)  # XLNet's is -1
 
 
 def save_model(
@@ -249,7 +249,7 @@ def fingerprint(model: PreTrainedModel) -> str:
         if ".lora_" in name:
             continue
         digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

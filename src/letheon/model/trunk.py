@@ -86,8 +86,10 @@ def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module below the head, e.g. OlmoModel inside OlmoForCausalLM; of one that sees, the part for text."""
-    trunk: PreTrainedModel = model.get_decoder()
-    return trunk
+    trunk: object = model.get_decoder()
+    whole: PreTrainedModel = model.base_model
+    # BERT's kin call the last matrix of their head a decoder.
+    return trunk if isinstance(trunk, PreTrainedModel) else whole
 
 
 def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:

@@ -245,7 +245,7 @@ def _trace(
                 merging=trace_merging(adapted),
                 check=trace_check(engine, demand.longest),
             )
-        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
             # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import grouped_mm, pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -83,7 +83,8 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_co
             f"{type(config).__name__}: transformers makes no causal language model of this configuration "
             f"({type(error).__name__}: {error})"
         ) from error
-    model.config.pad_token_id = None  # some models look for it among the values of the ids
+    # Some models look for it among the values of the ids. Past the configuration's own checks, since some refuse None.
+    vars(model.config)["pad_token_id"] = None
     model.eval()
     return model
 
@@ -194,6 +195,9 @@ def _store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> Reference
     )
 
 
+_GROUPED = (torch._grouped_mm, grouped_mm)
+
+
 class _Live(TorchDispatchMode):
     """Counts the bytes of all storages that are born while it is on, and their ends."""
 
@@ -234,7 +238,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 class _Valueless(TorchFunctionMode):
     """Stands in for the few operations that a tensor without values cannot do, with the same shapes."""
 
-    def __torch_function__(
+    def __torch_function__(  # noqa: PLR0911 - one for each operation
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
@@ -246,6 +250,8 @@ class _Valueless(TorchFunctionMode):
             return False  # what is asked is whether a mask lets everything through
         if func is Tensor.__getitem__ and _is_valueless_mask(args[1]):
             return args[0].flatten(0, args[1].ndim - 1)  # all of a padded batch, since which places count is unknown
+        if func in _GROUPED and args[0].is_meta:
+            return args[0] @ args[1][0]  # each token meets one expert's matrix; the kernel's own rules are for values
         if func is Tensor.index_add and args[0].is_meta:
             tensor, dim, index, source = args
             return func(tensor, dim, index.to("meta"), source, **named)
@@ -270,5 +276,8 @@ def _fused_attention(
     """The kernel that a run gets; left to itself, the meta device takes the one that keeps all scores."""
     mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
     kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    width, narrow = query.shape[-1], value.shape[-1]
+    if narrow < width:  # latent attention (DeepSeek)
+        value = pad(value, (0, width - narrow))
     output: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]
-    return output
+    return output[..., :narrow] if narrow < width else output
