@@ -128,6 +128,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
 
         with Status("loading the model", console=Console(stderr=True)) as status:
             evaluation = run(settings, progress=lambda stage, done, total: status.update(f"{stage} {done}/{total}"))
+        click.echo(evaluation.results.provenance["model"]["precision"], err=True)
     _print_results(evaluation.results)
 
 

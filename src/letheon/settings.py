@@ -95,7 +95,10 @@ class RowSettings(Settings):
     fields: dict[str, str] | None = Field(
         None, description="Column names of your data, e.g. prompt=question,answer=response."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "widened"] = Field(
+        "auto",
+        description="Precision of the frozen weights; widened: 16 bits in memory, multiplied in float32.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
 

@@ -19,6 +19,7 @@ from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.official import check_rows, complete_results, predict
 from letheon.evaluation.rescoring import Evaluation, read_predictions, rescore, write_evaluation
 from letheon.evaluation.results import MembershipScores, MmluScores, Prediction, Results, SplitName
+from letheon.model.widening import product_dtype
 
 __all__ = ["Evaluation", "Progress", "evaluate_model", "read_predictions", "rescore", "write_evaluation"]
 
@@ -74,6 +75,7 @@ def evaluate_model(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "products": str(product_dtype(model)).removeprefix("torch."),
         "device": str(model.device),
     }
     results = complete_results(

@@ -56,7 +56,7 @@ def copy_companions(source: str, folder: Path, names: tuple[str, ...]) -> None:
     """
     if not source:
         return  # made in memory
-    origin = Path(source) if Path(source).is_dir() else _folder_of(source, names, local_files_only=True)
+    origin = local_folder(source, names)
     if origin is None:
         return
     for path in (path for name in names for path in sorted(origin.glob(name))):
@@ -64,6 +64,11 @@ def copy_companions(source: str, folder: Path, names: tuple[str, ...]) -> None:
         if not copy.exists() and path.is_file() and _is_inside(path, origin):
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
+
+
+def local_folder(source: str, names: tuple[str, ...] = ("*.safetensors", "*.safetensors.index.json")) -> Path | None:
+    """Return where files of a checkpoint lie on this machine, of a hub id in its cache; None where they do not."""
+    return Path(source) if Path(source).is_dir() else _folder_of(source, names, local_files_only=True)
 
 
 def _folder_of(source: str, names: tuple[str, ...], *, local_files_only: bool) -> Path | None:

@@ -37,6 +37,7 @@ from letheon.model.trunk import (
     padded_states,
     reads_ahead,
 )
+from letheon.model.widening import product_dtype
 
 Path = Literal["packed", "padded", "logits"]
 
@@ -285,7 +286,7 @@ def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | No
         reason, _, _ = str(error).partition("\n")
         return f"fails ({type(error).__name__}: {reason})"
     difference = float((found - expected).abs().max().nan_to_num(nan=float("inf")))
-    tolerance = TOLERANCE.get(engine.model.dtype, TOLERANCE[torch.bfloat16])
+    tolerance = TOLERANCE.get(product_dtype(engine.model), TOLERANCE[torch.bfloat16])
     if difference <= tolerance:
         return None
     return f"differs from the model's own logits by {difference:.3g} nats (at most {tolerance:g} expected)"

@@ -25,9 +25,10 @@ from letheon.files import check_room, replace_file
 from letheon.locks import file_lock
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
+from letheon.model.widening import product_dtype
 from letheon.objective.methods import Needs
 
-FORMAT = "letheon.reference/3"
+FORMAT = "letheon.reference/4"
 _ELSEWHERE = "free space or choose another --cache-dir"
 
 _logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def _key(
     digest = hashlib.sha256()
     described: list[object] = [FORMAT, model_fingerprint, num_rows, asdict(needs), engine.path, engine.trains_head]
     described += [engine.begins_at]
-    described += [str(engine.model.dtype), engine.model.device.type, torch.__version__]
+    dtypes = [str(engine.model.dtype), str(product_dtype(engine.model))]
+    described += [*dtypes, engine.model.device.type, torch.__version__]
     digest.update(json.dumps(described).encode())
     for sequence in sequences:
         digest.update(repr((sequence.answer_start, sequence.input_ids)).encode())

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module below the head, e.g. OlmoModel inside OlmoForCausalLM; of one that sees, the part for text."""
     trunk: object = model.get_decoder()
-    whole: PreTrainedModel = model.base_model
+    whole = cast("PreTrainedModel", model.base_model)
     # BERT's kin call the last matrix of their head a decoder.
     return trunk if isinstance(trunk, PreTrainedModel) else whole
 

@@ -30,9 +30,11 @@ from letheon.model.engine import Engine, Path
 from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of, logit_terms
 from letheon.model.lower import first_layer_run
+from letheon.model.precision import Precision
 from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
 from letheon.model.trimming import Selection
 from letheon.model.trunk import trunk_of
+from letheon.model.widening import widen
 from letheon.objective.methods import Needs, Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
@@ -66,8 +68,8 @@ class PassBytes:
     """What it gives to keep, without values: by name, the first dimension counts answer tokens."""
 
 
-def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the model of a configuration, its weights without values, on the "meta" device.
+def empty_model(config: PreTrainedConfig, precision: Precision, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the model of a configuration in a precision, its weights without values, on the "meta" device.
 
     Raises:
         ModelError: transformers knows no causal language model of this configuration.
@@ -76,7 +78,9 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_co
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=trust_remote_code
+                config,
+                dtype=torch.float32 if precision == "float32" else torch.bfloat16,
+                trust_remote_code=trust_remote_code,
             )
     except Exception as error:
         raise ModelError(
@@ -86,6 +90,8 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_co
     # Some models look for it among the values of the ids. Past the configuration's own checks, since some refuse None.
     vars(model.config)["pad_token_id"] = None
     model.eval()
+    if precision == "widened":
+        widen(model, torch.bfloat16)  # float16 takes as much
     return model
 
 
