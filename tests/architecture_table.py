@@ -85,6 +85,14 @@ CASES = {
         hf.GraniteConfig,
         {"logits_scaling": 0.5, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
     ),
+    # Its configuration refuses None for the ids of special tokens.
+    "modernbert": Case(
+        hf.ModernBertDecoderConfig,
+        {"num_key_value_heads": ..., "bos_token_id": 0, "local_attention": 2 * WINDOW, "tie_word_embeddings": False},
+        path="logits",
+        reason="differs from the model's own logits",  # a layer stands between the trunk and the last matrix
+    ),
+    "apertus": Case(hf.ApertusConfig, {}),  # its activations have parameters of no dimension
     "gpt-oss": Case(hf.GptOssConfig, {"head_dim": 8, "num_local_experts": 4, "sliding_window": WINDOW}),
     "stablelm": Case(hf.StableLmConfig, {}, path="padded", reason="not told where sequences end"),
     "gpt-neo": Case(

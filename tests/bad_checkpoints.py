@@ -188,6 +188,15 @@ CHECKPOINTS = [
         loads_weights=True,
     ),
     Bad(
+        "fewer layers in config.json than in the weights",
+        lambda p: p.config(num_hidden_layers=1).unlearn(),
+        (
+            "{at}/target: the weights hold 2 layers in gpt_neox.layers, the configuration says 1; config.json and "
+            "weights are of different models, download the checkpoint again"
+        ),
+        loads_weights=True,
+    ),
+    Bad(
         "a model that fills in masked words",
         lambda p: p.masked().unlearn(),
         (

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence as Collection
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from letheon.model.adapted import decoder_layers
 from letheon.model.adapters import ALL_LINEAR, SEED_TARGETS, LoraAdapter, LoraSettings, attach_lora, resolve_targets
 from letheon.model.attention import NAMES
 from letheon.model.engine import TOLERANCE, Engine, build_engine
+from letheon.model.engine import Path as Route
 from letheon.model.head import head_of, project
-from letheon.model.loading import load_model, save_model
+from letheon.model.loading import context_length, load_model, save_model
 from letheon.model.reference import build_reference, token_terms
+from letheon.model.rotation import check_lengths
 from letheon.model.trunk import (
-    check_lengths,
     leak_between_sequences,
     packed_attention,
     packed_states,
@@ -199,8 +201,8 @@ def test_low_rank_targets_and_their_gradients(
     name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
 ) -> None:
     model = made(name, tokenizer)
-    head = model.get_output_embeddings()
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    below_head = set(trunk_of(model).modules())
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m in below_head}
     assert resolve_targets(model, SEED_TARGETS) == CASES[name].targets
     adapted = moved(model, targets=(ALL_LINEAR,))
     assert {n for n, m in adapted.model.named_modules() if isinstance(m, LoraLinear)} == linear
@@ -402,20 +404,40 @@ def rope(kind: str) -> PreTrainedConfig:
         ("longrope", [], False),
     ],
 )
+@pytest.mark.parametrize("can_be_mixed", [False, True])
 def test_lengths_that_change_the_rotation_of_others_are_refused(
-    kind: str, lengths: list[int], is_refused: bool
+    kind: str, lengths: list[int], is_refused: bool, can_be_mixed: bool
 ) -> None:
-    config, boundaries = rope(kind), (0, *(sum(lengths[: i + 1]) for i in range(len(lengths))))
-    if not is_refused:
-        check_lengths(config, boundaries)
+    config = rope(kind)
+    if not is_refused or (can_be_mixed and kind == "longrope"):
+        check_lengths(config, lengths, can_be_mixed=can_be_mixed)
         return
     with pytest.raises(ModelError, match=f"more than 12 tokens .*'{kind}'.*{lengths[-1]} tokens .*--max-length 12"):
-        check_lengths(config, boundaries)
+        check_lengths(config, lengths, can_be_mixed=can_be_mixed)
 
 
-@pytest.mark.parametrize("chosen", [[2, 4], [0, 1, 3, 5]])
-def test_lengths_on_one_side_of_the_limit_are_packed(
-    chosen: list[int], tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+@pytest.mark.parametrize("path", ["packed", "padded", "logits"])
+def test_short_and_long_sequences_of_a_pack_are_each_rotated_as_if_alone(
+    path: Route, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+) -> None:
+    batch, adapted = batch_of(sequences), moved(random_model(rope("longrope")))
+    engine = replace(engine_of(adapted, batch), path=path, selection=None)
+    expected = of_labels(differentiable_logits(adapted.model, batch), batch)
+    with engine.running():
+        found = engine.label_terms(batch).log_probs
+    assert torch.allclose(found, expected, atol=2e-5)
+    ours = torch.autograd.grad(found.sum(), adapted.parameters())
+    for gradient, own in zip(ours, torch.autograd.grad(expected.sum(), adapted.parameters()), strict=True):
+        assert torch.allclose(gradient, own, rtol=1e-4, atol=1e-5 * own.abs().max().item())
+    # Rotated all as the longest, they would differ.
+    model = adapted.model
+    together = model(input_ids=torch.stack([batch.input_ids[:13], batch.input_ids[-13:]])).logits
+    assert not torch.allclose(together[0, :4], model(input_ids=batch.input_ids[None, :4]).logits[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [[2, 4], [0, 1, 3, 5], range(6)])
+def test_packs_of_any_lengths_take_the_packed_path(
+    chosen: Collection[int], tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
 ) -> None:
     batch, model = batch_of(sequences, chosen), random_model(rope("longrope"))
     engine = build_engine(model, batch, adapter_off=nullcontext)
@@ -442,6 +464,25 @@ def test_decoder_layers_and_their_outputs(
     with torch.no_grad(), engine.running():
         _, hidden = engine.states_and_activations(batch, layer=0)
     assert torch.allclose(hidden, torch.cat(own)[batch.answer_positions], atol=2e-5)
+
+
+def test_a_model_that_token_ids_alone_are_not_enough_for_is_refused_by_name(
+    tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+) -> None:
+    # It wants to be told the language first.
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    model = random_model(hf.XmodConfig(vocab_size=len(tokenizer), is_decoder=True, **sizes))
+    with pytest.raises(ModelError, match=r"this XmodForCausalLM fails \(ValueError: Input language unknown"):
+        build_engine(model, batch_of(sequences), adapter_off=nullcontext)
+
+
+def test_a_context_without_a_limit_has_none() -> None:
+    assert context_length(hf.XLNetConfig()) is None
 
 
 def test_a_model_that_sees_is_unlearned_in_its_text_part(

@@ -30,6 +30,7 @@ from letheon.model.loading import save_model
 from letheon.model.lower import first_layer_run
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.trimming import Selection
+from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
@@ -150,6 +151,8 @@ def test_activations_are_what_autograd_keeps(
         ("low-rank-npo", "llama", {"layers": "1:", "store_lower": True}),
         ("neko", "llama", {}),
         ("neko", "olmo", {"dtype": "bfloat16"}),
+        ("neko", "olmo", {"dtype": "widened"}),
+        ("low-rank-npo", "gemma2", {"dtype": "widened", "target_modules": "all-linear"}),
         ("npo", "gpt2", {}),
         ("low-rank-npo", "llama", {"lora_dropout": 0.1, "target_modules": "all-linear"}),
         ("undial", "olmo", {}),
@@ -160,7 +163,7 @@ def test_peak_of_a_step_is_that_of_its_tensors(
     method: str, architecture: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     settings = settings_of(method=method, **given)
-    model = tiny_model(architecture, tokenizer).to(getattr(torch, settings.dtype))
+    model = in_precision(tiny_model(architecture, tokenizer), settings)
     found = plan_of(model, settings)
     planned = sum(part.bytes for part in found.parts if part.when == "step")
 
@@ -168,6 +171,14 @@ def test_peak_of_a_step_is_that_of_its_tensors(
         loss().backward()
 
     assert planned == pytest.approx(live.peak, rel=0.01)
+
+
+def in_precision(model: PreTrainedModel, settings: UnlearnSettings) -> PreTrainedModel:
+    if settings.dtype in ("bfloat16", "widened"):
+        torch.nn.Module.to(model, torch.bfloat16)
+    if settings.dtype == "widened":
+        widen(model, torch.bfloat16)
+    return model
 
 
 def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -193,7 +204,7 @@ def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenize
 def test_planning_holds_no_values_and_leaves_the_random_state(tokenizer: PreTrainedTokenizerBase) -> None:
     config = tiny_model("olmo", tokenizer).config
     before = torch.random.get_rng_state()
-    model = empty_model(config, torch.bfloat16)
+    model = empty_model(config, "bfloat16")
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
     plan_of(tiny_model("olmo", tokenizer), settings_of())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -213,10 +224,12 @@ def test_weights_are_counted_once_where_the_head_is_tied(architecture: str, toke
     assert bytes_of(found, "weights in float32") == 4 * found.num_parameters + buffers
 
 
-@pytest.mark.parametrize("given", [{"rank": 3}, {"adapt": "weights"}, {"adapt": "weights", "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "given", [{"rank": 3}, {"adapt": "weights"}, {"adapt": "weights", "dtype": "bfloat16"}, {"dtype": "widened"}]
+)
 def test_trained_parameters_and_moments(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     settings = settings_of(**given)
-    model = tiny_model("olmo", tokenizer).to(getattr(torch, settings.dtype))
+    model = in_precision(tiny_model("olmo", tokenizer), settings)
     found = plan_of(model, settings)
     adapted = adapt(model, settings)
     optimiser = build_optimiser(adapted.parameters(), name="adamw", learning_rate=0.1, weight_decay=0.0)
@@ -489,5 +502,5 @@ def test_free_memory_heeds_the_kernel_and_control_groups(monkeypatch: pytest.Mon
 
 
 def test_rate_is_measured() -> None:
-    rates = machine.measure_rates(torch.float32, "cpu", width=64)
+    rates = machine.measure_rates("float32", "cpu", width=64)
     assert rates.trunk == rates.head > 1e6

@@ -21,9 +21,19 @@ from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluati
 from letheon.files import write_json, write_text
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import check_device, fingerprint, load_model, load_tokenizer, move_model, save_model
+from letheon.model.loading import (
+    check_device,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    move_model,
+    save_model,
+    stored_dtype,
+)
 from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeReport
 from letheon.model.memorize import memorize as train_target
+from letheon.model.precision import choose_precision
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_run, read_settings
@@ -146,9 +156,11 @@ def evaluate(
                 row, form.template, tokenizer, date=form.date
             )  # a missing chat template is said before the model loads
     _open_folder(settings.out, model=settings.model, private=True)
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
     loaded = load_model(
         settings.model,
-        dtype=settings.dtype,
+        dtype=chosen.precision,
         tokenizer=tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
@@ -159,6 +171,7 @@ def evaluate(
             "source": settings.model,
             "sha256": fingerprint(loaded.model),
             "trust_remote_code": settings.trust_remote_code,
+            "precision": chosen.line,
         },
         "forget": describe_source(settings.forget),
         "retain": describe_source(settings.retain),

@@ -128,6 +128,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
             from letheon.api import evaluate as run
 
             evaluation = run(settings, progress=display.show, note=display.note)
+            display.note(evaluation.results.provenance["model"]["precision"])
     _print_results(evaluation.results)
 
 

@@ -115,7 +115,10 @@ class RowSettings(Settings):
     turns: Literal["last", "every"] = Field(
         "last", description="Which turns of the assistant in a conversation are rows: its last, or every one."
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the frozen weights.")
+    dtype: Literal["auto", "float32", "bfloat16", "widened"] = Field(
+        "auto",
+        description="Precision of the frozen weights; widened: 16 bits in memory, multiplied in float32.",
+    )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
     date: IsoDate = Field(
         DEFAULT_DATE, description="What a chat template that writes the date takes for today.", json_schema_extra=RARE

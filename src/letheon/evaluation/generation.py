@@ -14,6 +14,7 @@ from letheon.evaluation.batches import StepProgress, position_limit, reading, to
 from letheon.evaluation.decoding import Answer, can_be_batched, decode
 from letheon.evaluation.matching import can_still_match, decodes_in_order
 from letheon.model.loading import context_length
+from letheon.model.rotation import changes_rotation
 
 FIRST_CUT = 80
 """New tokens after which rows are regrouped, lest one hold up many, in a model that `decode` does not know."""
@@ -136,7 +137,8 @@ def generate_from(
         ]
         ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
         run = _Run(plain_model, tokenizer, ends, len(answers), progress)
-        if exact or not can_be_batched(plain_model):
+        lengths = [len(row) + room for row, room in zip(rows, rooms, strict=True)]
+        if exact or not can_be_batched(plain_model) or changes_rotation(plain_model.config, lengths):
             run.through_transformers(answers, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
         else:
             decode(

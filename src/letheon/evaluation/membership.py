@@ -16,6 +16,7 @@ from letheon.data.rows import Row
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, length_batches, padded, position_limit, reading, token_ids
 from letheon.evaluation.results import MembershipScores
+from letheon.model.rotation import changes_rotation
 
 MAX_LOGITS = 2**27
 """Logits that one batch may hold, B x T x V: 0.5 GiB in float32."""
@@ -71,6 +72,7 @@ def document_losses(
         _check_lengths(rows, position_limit(plain_model))
         max_tokens = max(1, MAX_LOGITS // plain_model.config.get_text_config().vocab_size)
         lengths = [len(row) for row in rows]
+        exact = exact or changes_rotation(plain_model.config, lengths)
         done = 0
         for batch in length_batches(lengths, max_rows=1 if exact else batch_size, max_tokens=max_tokens):
             found = _batch_losses(plain_model, [rows[i] for i in batch])

@@ -29,6 +29,7 @@ from letheon.evaluation.batches import (
 from letheon.evaluation.readback import as_read_back
 from letheon.evaluation.results import MmluScores
 from letheon.model.loading import context_length
+from letheon.model.rotation import changes_rotation
 
 LETTERS = "ABCD"
 NUM_SHOTS = 5
@@ -196,6 +197,7 @@ def letter_probabilities(
     """
     found = torch.zeros(len(prompts), len(letters))
     with reading(model) as plain_model:
+        exact = exact or changes_rotation(plain_model.config, [len(prompt.tokens) for prompt in prompts])
         for group in _groups(prompts, exact=exact):
             rows = [prompts[i].tokens for i in group]
             cache = None if exact else _cache_of(plain_model, _common_start(rows))

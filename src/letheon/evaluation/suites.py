@@ -21,6 +21,7 @@ from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.official import check_rows, complete_results, predict, score_in_form
 from letheon.evaluation.rescoring import Evaluation, read_predictions, rescore, write_evaluation
 from letheon.evaluation.results import FormScores, MembershipScores, MmluScores, Prediction, Results, SplitName
+from letheon.model.widening import product_dtype
 
 __all__ = ["Evaluation", "Progress", "evaluate_model", "read_predictions", "rescore", "write_evaluation"]
 
@@ -83,6 +84,7 @@ def evaluate_model(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "products": str(product_dtype(model)).removeprefix("torch."),
         "device": str(model.device),
     }
     results = complete_results(

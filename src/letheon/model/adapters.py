@@ -196,7 +196,17 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
         named[name].data = value
     for layer in (module for module in peft.modules() if isinstance(module, LoraLinear)):
         layer.lora_dropout.eval()  # on in steps alone
+        if settings.decomposed:
+            _set_magnitude(layer)
     return LoraAdapter(peft=peft, model=cast("PreTrainedModel", peft.get_base_model()), targets=targets)
+
+
+@torch.no_grad()
+def _set_magnitude(layer: LoraLinear) -> None:
+    """Begin with the lengths of the weights' rows in float32: PEFT rounds them to the weights' own dtype."""
+    base: Any = layer.get_base_layer()
+    vector: Any = layer.lora_magnitude_vector
+    vector[ADAPTER].weight.copy_(torch.linalg.norm(base.weight.float(), dim=0 if isinstance(base, Conv1D) else 1))
 
 
 def resolve_targets(model: PreTrainedModel, wanted: Collection[str]) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from letheon.model.widening import product_dtype
+
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # older versions of torch
@@ -35,7 +37,7 @@ NAMES: dict[Kernel, str] = {"sequences": "letheon_packed", "varlen": "letheon_va
 
 def kernels_for(model: PreTrainedModel) -> tuple[Kernel, ...]:
     """Return the kernels that the model's device and dtype allow, the fastest first."""
-    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    is_half = product_dtype(model) in (torch.bfloat16, torch.float16)
     has_varlen = varlen_attn is not None and model.device.type == "cuda" and is_half
     return ("varlen", "sequences") if has_varlen else ("sequences",)
 

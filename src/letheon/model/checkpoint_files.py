@@ -1,9 +1,16 @@
 """The files of a checkpoint folder, checked without loading weights: safetensors, whole, and inside the folder."""
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from letheon.errors import ModelError, nearest, shown
 
@@ -15,6 +22,7 @@ WHOLE_NOT_ADAPTER = (
     "merge_and_unload(), save the result, and give that folder"
 )
 
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
     "convert it with transformers on a machine you trust: "
@@ -40,8 +48,36 @@ def check_checkpoint(source: str) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source}: expected a checkpoint folder, but it has no config.json")
     _parse(folder / "config.json")
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         _check_whole(path)
+
+
+def stored_dtype_of(folder: Path) -> torch.dtype:
+    """Return the dtype of most of the numbers in a checkpoint's weights, as their files say it.
+
+    Raises:
+        ModelError: there are no weights, or they cannot be read.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(name)
+                counts[_DTYPES.get(tensor.get_dtype(), torch.float32)] += math.prod(tensor.get_shape())
+    return counts.most_common(1)[0][0]
+
+
+def float32_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors of a checkpoint that are stored in float32.
+
+    Raises:
+        ModelError: its weights cannot be read.
+    """
+    for path in weight_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                if file.get_slice(name).get_dtype() == "F32":
+                    yield name, file.get_tensor(name)
 
 
 def check_source(source: str) -> None:
@@ -61,7 +97,12 @@ def _neighbour(folder: Path) -> str:
     return nearest(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint folder.
+
+    Raises:
+        ModelError: there are none.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -100,14 +141,20 @@ def _parse(path: Path) -> dict[str, object]:
     return value
 
 
-def _check_whole(path: Path) -> None:
-    """Read the header alone, which says how long the file must be."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            yield file
     except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{path}: expected a whole safetensors file, but it is damaged or cut off ({error}); download it again"
         ) from error
+
+
+def _check_whole(path: Path) -> None:
+    """Read the header alone, which says how long the file must be."""
+    with _opened(path) as file:
+        names = list(file.keys())
     if not names:
         raise ModelError(f"{path}: expected weights, but the file holds no tensor; download it again")

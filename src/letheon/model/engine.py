@@ -37,6 +37,7 @@ from letheon.model.trunk import (
     padded_states,
     reads_ahead,
 )
+from letheon.model.widening import product_dtype
 
 Path = Literal["packed", "padded", "logits"]
 
@@ -159,14 +160,14 @@ def build_engine(
     The packed path must keep sequences apart besides, which shows in gradients, not in values alone.
 
     Raises:
-        ModelError: the model's logits are not finite on the probe (broken weights), a later token changes those before
-            it, or the model is in training mode.
+        ModelError: the model's own forward fails on the probe, its logits there are not finite (broken weights), a
+            later token changes those before it, or the model is in training mode.
     """
     if model.training:
         raise ModelError(
             f"{type(model).__name__}: the model is in training mode, where dropout makes its terms random; call eval()"
         )
-    expected = _own_log_probs(model, probe)
+    expected = _checked_log_probs(model, probe)
     if not torch.isfinite(expected).all():
         raise ModelError(
             f"{model.name_or_path or type(model).__name__}: the model's logits are not finite on a probe of the rows; "
@@ -241,6 +242,25 @@ def _without_lower(engine: Engine, is_wanted: bool) -> Engine:
     return replace(engine, notes=(*engine.notes, note)) if is_wanted else engine
 
 
+def _checked_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """`_own_log_probs`, of a model that can be called with token ids and nothing else.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        return _own_log_probs(model, batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever an architecture trips over, of which only its own code knows
+        reason, _, _ = str(error).partition("\n")
+        raise ModelError(
+            f"{model.name_or_path or type(model).__name__}: expected a causal language model that token ids alone are "
+            f"enough for, but the forward of this {type(model).__name__} fails ({type(error).__name__}: {reason}); if "
+            "it runs without an adapter, name the layers to adapt by --target-modules"
+        ) from error
+
+
 @torch.no_grad()
 def _own_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Log-probabilities (A,) of the answers from the model's own logits, one sequence at a time."""
@@ -266,7 +286,7 @@ def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | No
         reason, _, _ = str(error).partition("\n")
         return f"fails ({type(error).__name__}: {reason})"
     difference = float((found - expected).abs().max().nan_to_num(nan=float("inf")))
-    tolerance = TOLERANCE.get(engine.model.dtype, TOLERANCE[torch.bfloat16])
+    tolerance = TOLERANCE.get(product_dtype(engine.model), TOLERANCE[torch.bfloat16])
     if difference <= tolerance:
         return None
     return f"differs from the model's own logits by {difference:.3g} nats (at most {tolerance:g} expected)"

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +22,21 @@ from transformers import (
 
 from letheon.errors import ModelError, OutputError, SettingsError
 from letheon.files import replace_folder
-from letheon.model.checkpoint_files import WHOLE_NOT_ADAPTER, check_checkpoint, check_source
+from letheon.model.checkpoint_files import (
+    WHOLE_NOT_ADAPTER,
+    check_checkpoint,
+    check_source,
+    float32_weights,
+    stored_dtype_of,
+)
+from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
+from letheon.model.precision import Asked, choose_precision
+from letheon.model.unexpected import check_unexpected
+from letheon.model.widening import as_stored, widen, widening_of
 
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DtypeName = Literal["float32", "bfloat16"]
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +51,21 @@ class LoadedModel:
 def load_model(
     source: str,
     *,
-    dtype: DtypeName = "float32",
+    dtype: Asked = "float32",
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    note: Callable[[str], None] = _logger.warning,
 ) -> LoadedModel:
     """Load a causal language model in evaluation mode and its tokenizer.
 
     `source` is a local folder or a hub id, `tokenizer` another one where the checkpoint carries none, or a tokenizer
-    itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read.
+    itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read. `note` is told which parts
+    of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is asked.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
-            not all there or not all finite.
+            not all there or not all finite, or more than the configuration has a place for.
         SettingsError: there is no such device.
     """
     check_device(device)
@@ -64,10 +77,13 @@ def load_model(
     )
     config = load_config(source, trust_remote_code=trust_remote_code)
     check_vocabulary(config, loaded_tokenizer, source=source)
+    stored = stored_dtype(source, config)
+    precision = choose_precision(stored, asked=dtype, device=device).precision
+    loaded_in = {"float32": torch.float32, "bfloat16": torch.bfloat16, "widened": stored}[precision]
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=DTYPES[dtype],
+            dtype=loaded_in,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # reported below, by name
@@ -80,10 +96,34 @@ def load_model(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
     _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
+    left_out = check_unexpected(model, loading["unexpected_keys"], source=source)
+    if left_out is not None:
+        note(left_out)
     _check_finite(model, source=source)
+    fetch_companions(source)
     model.eval()
+    if precision == "widened":
+        widen(model, stored, exact=_exact_weights(source))
     move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
+
+
+def stored_dtype(source: str, config: PreTrainedConfig) -> torch.dtype:
+    """Return the dtype of most of a checkpoint's weights; of a hub id, what its configuration says.
+
+    Raises:
+        ModelError: its weights cannot be read.
+    """
+    if Path(source).is_dir():
+        return stored_dtype_of(Path(source))
+    found = config.get_text_config().dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _exact_weights(source: str) -> Iterator[tuple[str, Tensor]]:
+    """Weights that a checkpoint has in float32 beside its 16-bit ones."""
+    folder = local_folder(source)
+    return iter(()) if folder is None else float32_weights(folder)
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -199,7 +239,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
     """Return how many positions a model of this configuration can see, None where it names no limit."""
     config = config.get_text_config()
     found = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return None if found is None else int(found)
+    return None if found is None or found < 0 else int(found)  # XLNet's is -1
 
 
 def save_model(
@@ -211,17 +251,36 @@ def save_model(
 ) -> None:
     """Write model and tokenizer in the Hugging Face layout to `folder`, replacing what lies there only when complete.
 
-    `state` gives the weights to write, by the plain model's names, instead of the model's own.
+    `state` gives the weights to write, by the plain model's names, instead of the model's own. The small files beside
+    the weights that model and tokenizer came from go with them (companions.py).
 
     Raises:
         OutputError: the folder cannot be written; what lay there before is as it was.
     """
     try:
         with replace_folder(folder) as temporary:
-            model.save_pretrained(temporary, state_dict=state)
+            model.save_pretrained(temporary, state_dict=_to_write(model, state))
+            _name_dtype(model, temporary / "config.json")
             tokenizer.save_pretrained(temporary)
+            copy_companions(model.name_or_path or "", temporary, OF_MODEL)
+            copy_companions(tokenizer.name_or_path or "", temporary, OF_TOKENIZER)
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
+
+
+def _to_write(model: PreTrainedModel, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The weights to write, as the checkpoint stores them; None for the model's own as they are."""
+    if widening_of(model) is None:
+        return state
+    return as_stored(model, state or dict(model.state_dict()))
+
+
+def _name_dtype(model: PreTrainedModel, path: Path) -> None:
+    """Say in a saved configuration which dtype the weights have, where the model in memory has several."""
+    widened = widening_of(model)
+    if widened is not None:
+        config = {**json.loads(path.read_text(encoding="utf-8")), "dtype": str(widened.stored).removeprefix("torch.")}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -231,11 +290,13 @@ def fingerprint(model: PreTrainedModel) -> str:
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    if widening_of(model) is not None:
+        digest.update(b"widened")  # a model without norms and biases lies in memory as one in bfloat16 does
     for name, tensor in sorted(model.state_dict().items()):
         if ".lora_" in name:
             continue
         digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

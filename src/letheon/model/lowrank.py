@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from letheon.model.forwards import is_replaced
+from letheon.model.widening import in_dtype_of, widened_linear
 
 ADAPTER = "default"
 
@@ -42,7 +43,7 @@ class _Fused(LoraLinear):
         """Return the layer's output for states (.., D)."""
         weight, bias = frozen_part(self)
         if self.disable_adapters:
-            return linear(states, weight, bias)
+            return widened_linear(states, weight, bias)
         down: Any = self.lora_A[ADAPTER]
         up: Any = self.lora_B[ADAPTER]
         return low_rank_linear(
@@ -98,7 +99,7 @@ class _LowRankLinear(torch.autograd.Function):
         inner = rows.to(down.dtype) @ down.T
         # (r, O), contiguous: in this layout both products with it run several times faster than with B itself.
         up_rows = (up.T * scaling).contiguous()
-        output = linear(rows, weight, bias)
+        output = linear(rows, in_dtype_of(rows, weight), bias)
         if output.dtype == up.dtype:
             output.addmm_(inner, up_rows)
         else:
@@ -121,7 +122,7 @@ class _LowRankLinear(torch.autograd.Function):
         of_down = of_inner.T @ rows.to(down.dtype)
         of_states = None
         if ctx.needs_input_grad[0]:
-            of_states = of_rows_out @ weight
+            of_states = of_rows_out @ in_dtype_of(of_rows_out, weight)
             if of_states.dtype == down.dtype:
                 of_states.addmm_(of_inner, down)
             else:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
@@ -24,6 +23,7 @@ from letheon.model.adapters import LoraAdapter, LoraSettings, first_values
 from letheon.model.forwards import replaced_forwards
 from letheon.model.lowrank import ADAPTER, frozen_part, is_plain, low_rank_linear
 from letheon.model.segments import Segments, segmented_linear, segments_of
+from letheon.model.widening import widened_linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class _Together:
             ModelError: the rows are neither all positions nor the answer positions, so whose they are is not known.
         """
         if self._layer.disable_adapters:
-            return linear(states, self._weight, self._bias)
+            return widened_linear(states, self._weight, self._bias)
         chosen = self._present.members
         downs, ups = [self._downs[m] for m in chosen], [self._ups[m] for m in chosen]
         scalings = [self._scalings[m] for m in chosen]

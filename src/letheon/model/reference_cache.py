@@ -25,6 +25,7 @@ from letheon.files import check_room, replace_file
 from letheon.locks import file_lock
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
+from letheon.model.widening import product_dtype
 from letheon.objective.methods import Needs
 from letheon.progress import Progressed
 
@@ -94,7 +95,8 @@ def _key(
     digest = hashlib.sha256()
     described: list[object] = [FORMAT, model_fingerprint, num_rows, asdict(needs), engine.path, engine.trains_head]
     described += [engine.begins_at]
-    described += [str(engine.model.dtype), engine.model.device.type, torch.__version__]
+    dtypes = [str(engine.model.dtype), str(product_dtype(engine.model))]
+    described += [*dtypes, engine.model.device.type, torch.__version__]
     digest.update(json.dumps(described).encode())
     for sequence in sequences:
         digest.update(repr((sequence.answer_start, sequence.padding, sequence.input_ids)).encode())

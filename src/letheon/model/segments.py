@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
+from letheon.model.widening import in_dtype_of
+
 
 @dataclass(frozen=True, slots=True)
 class Segments:
@@ -106,7 +108,7 @@ class _Sliced(torch.autograd.Function):
         """Return y (.., O) of states (.., D)."""
         rows = states.reshape(-1, states.shape[-1])
         downs, ups = factors[: len(scalings)], factors[len(scalings) :]
-        output = linear(rows, weight, bias)
+        output = linear(rows, in_dtype_of(rows, weight), bias)
         inners, all_up_rows = list[Tensor](), list[Tensor]()
         for span, down, up, scaling in zip(segments.spans, downs, ups, scalings, strict=True):
             inners.append(rows[span].to(down.dtype) @ down.T)
@@ -123,7 +125,7 @@ class _Sliced(torch.autograd.Function):
         num, segments = len(ctx.scalings), ctx.segments
         downs, all_up_rows, inners = others[:num], others[num : 2 * num], others[2 * num :]
         of_output = gradients[0].reshape(-1, gradients[0].shape[-1])
-        of_states = of_output @ weight if ctx.needs_input_grad[0] else None
+        of_states = of_output @ in_dtype_of(of_output, weight) if ctx.needs_input_grad[0] else None
         of_downs, of_ups = list[Tensor](), list[Tensor]()
         for m, (span, scaling) in enumerate(zip(segments.spans, ctx.scalings, strict=True)):
             exact = of_output[span].to(downs[m].dtype)
@@ -152,7 +154,7 @@ class _Padded(torch.autograd.Function):
         """Return y (.., O) of states (.., D)."""
         rows = states.reshape(-1, states.shape[-1])
         downs, ups = factors[: len(scalings)], factors[len(scalings) :]
-        output = linear(rows, weight, bias)
+        output = linear(rows, in_dtype_of(rows, weight), bias)
         down_rows = pad_sequence(list(downs), batch_first=True)  # (P, r, D)
         up_rows = pad_sequence([up.T for up in ups], batch_first=True)  # (P, r, O)
         up_rows = up_rows * up_rows.new_tensor(scalings)[:, None, None]
@@ -174,7 +176,7 @@ class _Padded(torch.autograd.Function):
         of_down_rows = of_inner.mT @ segments.pad(rows.to(down_rows.dtype))
         shaped = None
         if ctx.needs_input_grad[0]:
-            of_states = of_output @ weight
+            of_states = of_output @ in_dtype_of(of_output, weight)
             of_states += segments.unpad(of_inner @ down_rows)
             shaped = of_states.view(*gradients[0].shape[:-1], -1)
         of_downs = [part[:rank] for part, rank in zip(of_down_rows, ctx.ranks, strict=True)]

@@ -8,16 +8,16 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
-from letheon.errors import ModelError
 from letheon.model.attention import NAMES, Kernel, bounds_of
+from letheon.model.rotation import lengths_of, rotated_alone
 
 _MOST_PROBED = 16
 
@@ -55,42 +55,47 @@ def packed_states(
     too, where activations are recomputed).
 
     Raises:
-        ModelError: the model's rotation of positions depends on the longest sequence beside (see `check_lengths`).
+        ModelError: the model's rotation of positions depends on the longest sequence beside (rotation.py).
         ValueError: its attention does what packed attention cannot.
     """
-    check_lengths(model.config, boundaries)
-    # use_cache=False and no mask: transformers' defaults would let packed sequences see each other.
     trunk = trunk_of(model)
-    output = trunk(
-        input_ids=input_ids[None],
-        position_ids=position_ids[None],
-        attention_mask=None,
-        use_cache=False,
-        **bounds_of(trunk, boundaries, padding, input_ids.device),
-    )
+    with rotated_alone(trunk, lengths_of(boundaries), is_packed=True):
+        # use_cache=False and no mask: transformers' defaults would let packed sequences see each other.
+        output = trunk(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            **bounds_of(trunk, boundaries, padding, input_ids.device),
+        )
     states: Tensor = output.last_hidden_state[0]
     return states
 
 
 def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the states (N, D) that `packed_states` gives, from a right-padded batch and the model's own attention."""
-    input_ids, mask, is_token = _right_padded(model, batch)
-    output = trunk_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False)
+    input_ids, mask, is_token = _right_padded(batch)
+    trunk = trunk_of(model)
+    with rotated_alone(trunk, lengths_of(batch.boundaries), is_packed=False):
+        output = trunk(input_ids=input_ids, attention_mask=mask, use_cache=False)
     states: Tensor = output.last_hidden_state[is_token]
     return states
 
 
 def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the model's own logits (A, V), float32, at the positions that predict the answer tokens."""
-    input_ids, mask, is_token = _right_padded(model, batch)
-    logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    input_ids, mask, is_token = _right_padded(batch)
+    with rotated_alone(trunk_of(model), lengths_of(batch.boundaries), is_packed=False):
+        logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
     return logits[is_token][batch.answer_positions].float()
 
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module below the head, e.g. OlmoModel inside OlmoForCausalLM; of one that sees, the part for text."""
-    trunk: PreTrainedModel = model.get_decoder()
-    return trunk
+    trunk: object = model.get_decoder()
+    whole = cast("PreTrainedModel", model.base_model)
+    # BERT's kin call the last matrix of their head a decoder.
+    return trunk if isinstance(trunk, PreTrainedModel) else whole
 
 
 def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:
@@ -148,36 +153,8 @@ def _embedded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def check_lengths(config: PreTrainedConfig, boundaries: tuple[int, ...]) -> None:
-    """Refuse sequences whose positions a model would rotate otherwise together than alone.
-
-    "longrope" takes other frequencies for a whole batch once one sequence in it is longer than a limit; "dynamic"
-    does so for every length above its limit, and keeps them for the batches that follow.
-
-    Raises:
-        ModelError: such lengths are in one batch.
-    """
-    config = config.get_text_config()
-    ropes: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    lengths = [end - start for start, end in pairwise(boundaries)]
-    for rope in [ropes] if "rope_type" in ropes else ropes.values():
-        kind = rope.get("rope_type")
-        if kind not in ("longrope", "dynamic") or not lengths:
-            continue
-        limit = config.max_position_embeddings
-        if kind == "longrope":
-            limit = rope.get("original_max_position_embeddings", limit)
-        if max(lengths) > limit and (kind == "dynamic" or min(lengths) <= limit):
-            raise ModelError(
-                f"the model rotates positions otherwise in sequences of more than {limit} tokens (rope type '{kind}'), "
-                f"for all that share a batch with one; sequences of {min(lengths)} to {max(lengths)} tokens are "
-                f"there; give --max-length {limit}"
-            )
-
-
-def _right_padded(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _right_padded(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return input_ids (S, T), the attention mask (S, T) and which places (S, T) hold tokens of the batch, bool."""
-    check_lengths(model.config, batch.boundaries)
     rows = [batch.input_ids[start:end] for start, end in pairwise(batch.boundaries)]
     input_ids = pad_sequence(rows, batch_first=True)
     is_token = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from letheon.errors import ModelError, nearest
 from letheon.model.adapted import names_in_layers
+from letheon.model.widening import widening_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def train_weights(model: PreTrainedModel, *, modules: Collection[str], layers: s
         is_wanted = not modules or any(part in modules for alias in aliases[id(parameter)] for part in alias.split("."))
         parameter.requires_grad_(is_wanted and name.startswith(inside))
         if parameter.requires_grad:
+            if widening_of(model) is not None:
+                parameter.data = parameter.data.float()
             exact[name] = _exact(parameter)
     if not exact:
         raise ModelError(

@@ -10,6 +10,7 @@ from letheon.errors import OutputError, SettingsError
 from letheon.files import check_room, is_leftover, sweep
 from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
+from letheon.model.precision import Precision
 from letheon.settings import UnlearnSettings
 from letheon.training.resolve import effective, most_checkpoints
 from letheon.yaml_text import parse_yaml
@@ -51,6 +52,16 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
         if settings.resume:
             sweep(folder)
         yield resumes
+
+
+def recorded_dtype(folder: Path) -> Precision | None:
+    """Return the precision of the run in a folder, None where none is recorded."""
+    try:
+        before = parse_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    found = before.get("dtype") if isinstance(before, dict) else None
+    return found if found in ("float32", "bfloat16", "widened") else None
 
 
 def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int, num_held: int = 0) -> None:

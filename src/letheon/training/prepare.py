@@ -19,6 +19,7 @@ from letheon.model.loading import LoadedModel, fingerprint
 from letheon.model.reference import ReferenceStore, build_reference, token_terms
 from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
+from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Needs, Term, needs_of
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
@@ -283,7 +284,7 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> None:
     ratio = _largest(values.log_probs - values.reference_log_probs)
     divergence = 0.0 if values.kl is None else _largest(values.kl)
     # Other batch shapes may round differently where a matrix product is not in float32.
-    allowed = tolerance if engine.model.dtype == torch.float32 else 0.25
+    allowed = tolerance if product_dtype(engine.model) == torch.float32 else 0.25
     if not (ratio <= allowed and divergence <= allowed):
         raise ModelError(
             f"the stored reference does not agree with the model (log-ratio {ratio:.3g}, KL {divergence:.3g} nats, "

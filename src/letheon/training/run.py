@@ -16,12 +16,13 @@ from letheon.files import full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import LoadedModel, check_device, load_config, load_model
+from letheon.model.loading import LoadedModel, check_device, load_config, load_model, stored_dtype
+from letheon.model.precision import choose_precision
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
-from letheon.training.folder import check_disk, hold_folder
+from letheon.training.folder import check_disk, hold_folder, recorded_dtype
 from letheon.training.form_record import recorded_template
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
@@ -87,6 +88,7 @@ def _unlearn(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
@@ -132,9 +134,20 @@ def read(
     check_device(settings.device)
     _check_cache(settings.cache_dir)
     check_checkpoint(settings.model)
+    settings = _choose_dtype(settings, note=note)
     settings = _choose_layer(settings, method)
     check_targets(settings)
     return settings, read_inputs(settings, note=note)
+
+
+def _choose_dtype(settings: UnlearnSettings, *, note: Callable[[str], None] | None) -> UnlearnSettings:
+    """Settle the precision, by what the checkpoint holds and this machine multiplies; a run goes on in its own."""
+    stored = stored_dtype(settings.model, load_config(settings.model, trust_remote_code=settings.trust_remote_code))
+    was = recorded_dtype(settings.out) if settings.resume else None
+    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    if note is not None:
+        note(chosen.line)
+    return settings.model_copy(update={"dtype": chosen.precision})
 
 
 def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:

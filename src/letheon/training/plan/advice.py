@@ -3,9 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from types import MappingProxyType
 
+from letheon.errors import ModelError
 from letheon.model.adapters import SEED_TARGETS
+from letheon.model.checkpoint_files import stored_dtype_of
+from letheon.model.widening import NARROW
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.estimate import Place, Plan
 from letheon.training.plan.machine import Machine
@@ -77,7 +81,7 @@ def advise(
 ) -> list[Advice]:
     """Return the settings that would fit, each with the fewest changes; empty if none of those tried would.
 
-    Tried are fewer tokens a forward (the same step in smaller pieces), gradient checkpointing, bfloat16 weights, an
+    Tried are fewer tokens a forward (the same step in smaller pieces), gradient checkpointing, 16-bit weights, an
     adapter in place of the weights themselves, fewer rows a step where it cannot be split, and what of these together.
     """
     moves = list(_moves(settings, plan))
@@ -99,12 +103,20 @@ def _moves(settings: UnlearnSettings, plan: Plan) -> Iterator[dict[str, object]]
     if not settings.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
     if settings.dtype == "float32":
-        yield {"dtype": "bfloat16"}
+        yield {"dtype": "widened" if _has_16_bits(settings.model) else "bfloat16"}
     if settings.adapt == "weights":
         modules = {"target_modules": SEED_TARGETS} if settings.target_modules else {}
         yield {"adapt": "lora", **modules}
     if not plan.demand.can_split and settings.batch_size > 1:
         yield {"batch_size": 1}
+
+
+def _has_16_bits(source: str) -> bool:
+    """Whether a checkpoint here holds weights of 16 bits, so that none is rounded to take half the memory."""
+    try:
+        return Path(source).is_dir() and stored_dtype_of(Path(source)) in NARROW
+    except ModelError:
+        return False
 
 
 def _tried(

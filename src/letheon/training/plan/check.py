@@ -9,7 +9,8 @@ from letheon.data.forms import AUTO, forms_to_try
 from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapters import resolve_targets
-from letheon.model.loading import DTYPES, load_config
+from letheon.model.loading import load_config
+from letheon.model.precision import settled
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
@@ -49,7 +50,7 @@ def plan_with_rates(settings: UnlearnSettings, inputs: Inputs) -> Planned:
     machine = machine_of(settings)
     plan = plan_run(settings, inputs, machine=machine)
     width = int(load_config(settings.model, trust_remote_code=settings.trust_remote_code).get_text_config().hidden_size)
-    rates = measure_rates(DTYPES[settings.dtype], machine.device, width=width)
+    rates = measure_rates(settled(settings.dtype), machine.device, width=width)
     found = refusal(settings, inputs, plan, machine) if is_impossible(plan, machine) else None
     return Planned(replace(plan, rates=rates), machine, found)
 
@@ -85,7 +86,7 @@ def check_targets(settings: UnlearnSettings) -> None:
     """
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
-        model = empty_model(config, DTYPES[settings.dtype], trust_remote_code=settings.trust_remote_code)
+        model = empty_model(config, settled(settings.dtype), trust_remote_code=settings.trust_remote_code)
     except ModelError:
         return  # loading says why, if it fails too
     if settings.adapt == "lora" and not settings.target_modules:

@@ -16,7 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from letheon.model.adapted import Adapted
 from letheon.model.head import Head, head_of
-from letheon.model.loading import DTYPES, move_model
+from letheon.model.loading import move_model
+from letheon.model.precision import settled
+from letheon.model.widening import product_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Demand, Piece
@@ -136,7 +138,7 @@ def estimate(
     Raises:
         ModelError: transformers makes no model of this configuration, or its modules do not fit the settings.
     """
-    model = empty_model(config, DTYPES[settings.dtype], trust_remote_code=settings.trust_remote_code)
+    model = empty_model(config, settled(settings.dtype), trust_remote_code=settings.trust_remote_code)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
@@ -168,6 +170,7 @@ def estimate(
     )
 
 
+_WEIGHTS = {"widened": "16 bits", "auto": "float32"}
 _on_device = partial(Part, place="device")
 
 
@@ -175,10 +178,10 @@ def _constant_parts(
     model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_bytes: int, num_trained: int
 ) -> list[Part]:
     head, stored = head_of(model), traced.reference.stored
-    is_lora, is_rounded = settings.adapt == "lora", settings.dtype != "float32"
+    is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and ("retain_states" in stored or "forget_states" in stored)
     return [
-        _on_device(f"weights in {settings.dtype}", num_bytes),
+        _on_device(f"weights in {_WEIGHTS.get(settings.dtype, settings.dtype)}", num_bytes),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
         _on_device("float32 copies of trained weights", 4 * num_trained if is_rounded and not is_lora else 0),
         _on_device("moments of the optimiser", 8 * num_trained),
@@ -245,7 +248,7 @@ def _trace(
                 merging=trace_merging(adapted),
                 check=trace_check(engine, demand.longest),
             )
-        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
             # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (
@@ -260,7 +263,7 @@ def _rough_activations(model: PreTrainedModel, piece: Piece) -> int:
     config = model.config.get_text_config()
     longest = max((len(sequence.input_ids) for sequence in piece.sequences), default=0)
     padded = longest * len(piece.sequences)
-    return int(padded * config.num_hidden_layers * 20 * config.hidden_size * model.dtype.itemsize)
+    return int(padded * config.num_hidden_layers * 20 * config.hidden_size * product_dtype(model).itemsize)
 
 
 def _store_bytes(stored: dict[str, Tensor], demand: Demand) -> int:

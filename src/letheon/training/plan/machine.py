@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.functional import linear
 
+from letheon.model.precision import Precision
+from letheon.model.widening import widened_linear
 from letheon.settings import UnlearnSettings
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -20,7 +21,7 @@ class Rates:
     """Floating-point operations a second in large matrix products."""
 
     trunk: float
-    """In the dtype of the weights."""
+    """In the dtype of the weights, or in float32 with 16-bit weights widened for each product."""
     head: float
     """In float32, which the head runs in."""
 
@@ -72,22 +73,24 @@ def process_memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure_rates(dtype: torch.dtype, device: str, *, width: int) -> Rates:
+def measure_rates(precision: Precision, device: str, *, width: int) -> Rates:
     """Measure both rates, each for a quarter of a second, with products of about the model's `width`."""
-    trunk = _rate(dtype, device, width=width)
-    return Rates(trunk=trunk, head=trunk if dtype == torch.float32 else _rate(torch.float32, device, width=width))
+    trunk = _rate(precision, device, width=width)
+    return Rates(trunk=trunk, head=trunk if precision == "float32" else _rate("float32", device, width=width))
 
 
-def _rate(dtype: torch.dtype, device: str, *, width: int) -> float:
+def _rate(precision: Precision, device: str, *, width: int) -> float:
     # On a CPU larger products than these take longer than the whole measurement may.
     rows, inner = (4096, min(width, 8192)) if device == "cuda" else (256, min(width, 2048))
-    states = torch.randn(rows, inner, device=device).to(dtype)
-    weight = torch.randn(2 * inner, inner, device=device).to(dtype)
-    linear(states, weight)
+    states = torch.randn(rows, inner, device=device).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    weight = torch.randn(2 * inner, inner, device=device).to(
+        torch.float32 if precision == "float32" else torch.bfloat16
+    )
+    widened_linear(states, weight, None)
     _finish(device)
     began, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - began) < RATE_SECONDS or not count:
-        linear(states, weight)
+        widened_linear(states, weight, None)
         _finish(device)
         count += 1
     return 2 * rows * inner * 2 * inner * count / taken

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import grouped_mm, pad, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,9 +30,11 @@ from letheon.model.engine import Engine, Path
 from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of, logit_terms
 from letheon.model.lower import first_layer_run
+from letheon.model.precision import Precision
 from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
 from letheon.model.trimming import Selection
 from letheon.model.trunk import trunk_of
+from letheon.model.widening import widen
 from letheon.objective.methods import Needs, Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
@@ -66,8 +68,8 @@ class PassBytes:
     """What it gives to keep, without values: by name, the first dimension counts answer tokens."""
 
 
-def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the model of a configuration, its weights without values, on the "meta" device.
+def empty_model(config: PreTrainedConfig, precision: Precision, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the model of a configuration in a precision, its weights without values, on the "meta" device.
 
     Raises:
         ModelError: transformers knows no causal language model of this configuration.
@@ -76,15 +78,20 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_co
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=trust_remote_code
+                config,
+                dtype=torch.float32 if precision == "float32" else torch.bfloat16,
+                trust_remote_code=trust_remote_code,
             )
     except Exception as error:
         raise ModelError(
             f"{type(config).__name__}: transformers makes no causal language model of this configuration "
             f"({type(error).__name__}: {error})"
         ) from error
-    model.config.pad_token_id = None  # some models look for it among the values of the ids
+    # Some models look for it among the values of the ids. Past the configuration's own checks, since some refuse None.
+    vars(model.config)["pad_token_id"] = None
     model.eval()
+    if precision == "widened":
+        widen(model, torch.bfloat16)  # float16 takes as much
     return model
 
 
@@ -194,6 +201,9 @@ def _store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> Reference
     )
 
 
+_GROUPED = (torch._grouped_mm, grouped_mm)
+
+
 class _Live(TorchDispatchMode):
     """Counts the bytes of all storages that are born while it is on, and their ends."""
 
@@ -234,7 +244,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 class _Valueless(TorchFunctionMode):
     """Stands in for the few operations that a tensor without values cannot do, with the same shapes."""
 
-    def __torch_function__(
+    def __torch_function__(  # noqa: PLR0911 - one for each operation
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
@@ -246,6 +256,8 @@ class _Valueless(TorchFunctionMode):
             return False  # what is asked is whether a mask lets everything through
         if func is Tensor.__getitem__ and _is_valueless_mask(args[1]):
             return args[0].flatten(0, args[1].ndim - 1)  # all of a padded batch, since which places count is unknown
+        if func in _GROUPED and args[0].is_meta:
+            return args[0] @ args[1][0]  # each token meets one expert's matrix; the kernel's own rules are for values
         if func is Tensor.index_add and args[0].is_meta:
             tensor, dim, index, source = args
             return func(tensor, dim, index.to("meta"), source, **named)
@@ -270,5 +282,8 @@ def _fused_attention(
     """The kernel that a run gets; left to itself, the meta device takes the one that keeps all scores."""
     mask = None if attn_mask is None else torch.zeros_like(attn_mask, dtype=query.dtype)
     kernel: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    width, narrow = query.shape[-1], value.shape[-1]
+    if narrow < width:  # latent attention (DeepSeek)
+        value = pad(value, (0, width - narrow))
     output: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]
-    return output
+    return output[..., :narrow] if narrow < width else output

@@ -175,7 +175,8 @@ def _try_together(
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
     first, inputs = read(members[0], get_method(members[0].method), note=observer.note)
-    resolved = [first, *map(resolve_settings, members[1:])]
+    others = [resolve_settings(one).model_copy(update={"dtype": first.dtype}) for one in members[1:]]
+    resolved = [first, *others]
     for one in resolved:
         check_trackers(one.trackers)
     check_fit(first, inputs, note=observer.note)
@@ -192,6 +193,7 @@ def _try_together(
             tokenizer=inputs.tokenizer,
             device=first.device,
             trust_remote_code=first.trust_remote_code,
+            note=observer.note,
         )
         shared = adapt(loaded.model, first)
         assert isinstance(shared, LoraAdapter), "checked with the group"

@@ -1,0 +1,254 @@
+"""Weights that lie in memory in 16 bits and are multiplied in float32, for machines that multiply 16 bits slowly.
+
+Matrices stay as the checkpoint stores them; each is widened to float32 for its product, in the forward pass and again
+in the backward pass, and the copy is let go. All else (norms, biases, what embeddings give) is float32. Widening is
+exact, so the model computes what the same checkpoint loaded in float32 computes, bit for bit, in half of its memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+NARROW = (torch.bfloat16, torch.float16)
+"""The dtypes that are widened."""
+_MARK = "_letheon_widened"
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """What was done to a model."""
+
+    stored: torch.dtype
+    """In which dtype the checkpoint has its weights."""
+    exact: frozenset[str]
+    """Names in the state of the model that the checkpoint has in float32."""
+
+
+def widening_of(model: nn.Module) -> Widened | None:
+    """Return what `widen` did to a model, None if it computes with its weights as they are."""
+    return cast("Widened | None", getattr(model, _MARK, None))
+
+
+def product_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype in which the trunk of a model multiplies, and of its states."""
+    return model.dtype if widening_of(model) is None else torch.float32
+
+
+def widen(model: PreTrainedModel, stored: torch.dtype, *, exact: Iterable[tuple[str, Tensor]] = ()) -> None:
+    """Let a model that was loaded in 16 bits compute in float32.
+
+    Linear layers, embeddings and stacks of experts keep their matrices narrow, everything else becomes float32. `exact`
+    are the weights that the checkpoint has in float32, by their names there.
+    """
+    kept = _keep_exact(model, exact)
+    keeps_narrow: set[int] = set()
+    lookup = model.get_input_embeddings()
+    for module in model.modules():
+        kind = _KINDS.get(type(module))
+        if kind is not None:
+            module.__class__ = kind
+        elif module is lookup and isinstance(module, nn.Embedding):
+            module.__class__ = type(type(module).__name__, (_FewRows, type(module)), {})
+        elif _is_stack(module):
+            module.__class__ = type(type(module).__name__, (_WideForward, type(module)), {})
+        else:
+            continue
+        keeps_narrow.update(id(p) for p in module.parameters(recurse=False) if p.ndim > 1)
+    for module in model.modules():
+        for _, parameter in module.named_parameters(recurse=False):
+            if parameter.dtype in NARROW and id(parameter) not in keeps_narrow:
+                parameter.data = parameter.data.float()
+    _widen_buffers(model)
+    setattr(model, _MARK, Widened(stored, kept))
+
+
+def as_stored(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model by their plain names, in the dtypes of the checkpoint that it came from."""
+    widened = widening_of(model)
+    if widened is None:
+        return state
+    narrowed: dict[tuple[int, torch.Size], Tensor] = {}  # a tied weight stays one tensor
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not value.is_floating_point() or name in widened.exact:
+            found[name] = value
+        else:
+            found[name] = narrowed.setdefault((value.data_ptr(), value.shape), value.to(widened.stored))
+    return found
+
+
+def widened_linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return W x + b (.., O) of states (.., D), W (O, D) widened for the product where it is narrower than they are.
+
+    A narrow W is frozen; the gradient is that of the states and of b.
+    """
+    if weight.dtype == states.dtype:
+        return linear(states, weight, bias)
+    if weight.requires_grad:
+        return linear(states, weight.to(states.dtype), bias)
+    product: Tensor = _WidenedLinear.apply(states, weight, bias)  # type: ignore[no-untyped-call]
+    return product
+
+
+def in_dtype_of(states: Tensor, weight: Tensor) -> Tensor:
+    """Return a frozen matrix as it is multiplied with `states`: itself, or a wider copy for this product alone."""
+    return weight.to(states.dtype) if weight.dtype in NARROW and states.dtype == torch.float32 else weight
+
+
+class _WidenedLinear(torch.autograd.Function):
+    """y = W x + b that keeps the narrow W alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return y (.., O) of states (.., D)."""
+        ctx.save_for_backward(weight)
+        return linear(states, weight.to(states.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        """Return the gradients of states and b."""
+        (of_output,) = gradients
+        (weight,) = ctx.saved_tensors
+        of_states = of_output @ weight.to(of_output.dtype) if ctx.needs_input_grad[0] else None
+        of_bias = of_output.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return of_states, None, of_bias
+
+
+class WidenedLinear(nn.Linear):
+    """A linear layer with a narrow matrix."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return W x + b (.., O), float32."""
+        return widened_linear(input.float(), self.weight, self.bias)
+
+
+class WidenedConv1D(Conv1D):
+    """GPT-2's linear layer, whose matrix lies (in, out), with a narrow one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W + b (.., O), float32."""
+        return widened_linear(x.float(), self.weight.T, self.bias)
+
+
+class WidenedEmbedding(nn.Embedding):
+    """An embedding with a narrow matrix."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rows (.., D) of ids (..), float32."""
+        return embedding(input, self.weight).float()
+
+
+class _FewRows(nn.Embedding):
+    """An embedding that does more than look up (Gemma's are scaled), given the rows it looks up alone, in float32."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what the class itself does of ids (..)."""
+        weight = self.weight
+        if weight.dtype not in NARROW:
+            return super().forward(input, *args, **kwargs)
+        if input.is_meta:
+            ids, places = input.flatten()[: len(weight)], torch.zeros_like(input)
+        else:
+            ids, places = input.unique(return_inverse=True)
+        padding, self.padding_idx = self.padding_idx, None
+        own: Any = self._parameters
+        own["weight"] = cast("Any", weight[ids].float())
+        try:
+            return super().forward(places, *args, **kwargs)
+        finally:
+            own["weight"], self.padding_idx = weight, padding
+
+
+class _WideForward(nn.Module):
+    """A module that multiplies its weights in its own way (experts), given float32 copies while it runs.
+
+    It runs again in the backward pass, so that no copy lives between.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the class itself does."""
+        own: dict[str, Any] = dict(self._parameters)
+        narrow = {name: p for name, p in own.items() if p is not None and p.dtype in NARROW}
+        if not narrow:  # trained, or adapted by PEFT, which puts in sums of its own
+            return super().forward(*args, **kwargs)
+
+        def widened(*args: Any, **kwargs: Any) -> Any:
+            parameters: dict[str, Any] = self._parameters
+            parameters.update({name: p.float() for name, p in narrow.items()})
+            try:
+                return super(_WideForward, self).forward(*args, **kwargs)
+            finally:
+                parameters.update(narrow)
+
+        if not torch.is_grad_enabled():
+            return widened(*args, **kwargs)
+        return checkpoint(widened, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether a module holds matrices of several experts in one tensor."""
+    is_plain = not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding))
+    return is_plain and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
+
+
+_KINDS: dict[type, type] = {nn.Linear: WidenedLinear, Conv1D: WidenedConv1D, nn.Embedding: WidenedEmbedding}
+
+
+def _keep_exact(model: PreTrainedModel, exact: Iterable[tuple[str, Tensor]]) -> frozenset[str]:
+    """Put in the weights that the checkpoint has in float32, and return their names in the model."""
+    state, named = model.state_dict(), dict(model.named_parameters())
+    found, is_renamed = set(), False
+    for name, value in exact:
+        if name in state:
+            found.add(name)
+        else:
+            is_renamed = True
+        if name in named and named[name].dtype in NARROW:
+            named[name].data = value
+    if is_renamed:  # then transformers alone knows which they are
+        found |= {name for name, tensor in state.items() if tensor.dtype not in NARROW}
+    return frozenset(found)
+
+
+def _widen_buffers(model: PreTrainedModel) -> None:
+    """Make buffers as they are in a model that was loaded in float32.
+
+    What is stored is widened; what follows from the configuration is computed again.
+    """
+    narrow = {name for name, buffer in model.named_buffers() if buffer.dtype in NARROW}
+    if not narrow:
+        return
+    narrow &= _wide_buffers(model)
+    for path, module in model.named_modules():
+        own = [name for name, _ in module.named_buffers(recurse=False) if f"{path}.{name}".lstrip(".") in narrow]
+        for name in own:
+            module._buffers[name] = getattr(module, name).float()
+        computed = {name for name in own if name in module._non_persistent_buffers_set}
+        # Code that comes with a checkpoint may begin weights anew as well.
+        if computed and type(model).__module__.startswith("transformers.models.") and model.device.type != "meta":
+            for tensor in _others(module, computed):
+                tensor._is_hf_initialized = True
+            model._init_weights(module)
+
+
+def _wide_buffers(model: PreTrainedModel) -> set[str]:
+    """The buffers that are float32 in a float32 model; some are narrow in all."""
+    with torch.device("meta"):
+        wide = type(model)._from_config(deepcopy(model.config), dtype=torch.float32)
+    return {name for name, buffer in wide.named_buffers() if buffer.dtype not in NARROW}
+
+
+def _others(module: nn.Module, computed: set[str]) -> Iterator[Any]:
+    """The tensors of a module that transformers must not begin anew."""
+    yield from module.parameters(recurse=False)
+    for name, buffer in module.named_buffers(recurse=False):
+        if name not in computed:
+            yield buffer
