@@ -42,6 +42,12 @@ def product_dtype(model: PreTrainedModel) -> torch.dtype:
     return model.dtype if widening_of(model) is None else torch.float32
 
 
+def saved_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype that the weights of a model are written in, merged ones rounded to it."""
+    widened = widening_of(model)
+    return model.dtype if widened is None else widened.stored
+
+
 def widen(model: PreTrainedModel, stored: torch.dtype, *, exact: Iterable[tuple[str, Tensor]] = ()) -> None:
     """Let a model that was loaded in 16 bits compute in float32.
 
