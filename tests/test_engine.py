@@ -354,7 +354,7 @@ def test_interim_score_by_hand(
     found = AnswerValues(
         recalls=(0.2, 0.5, 0.75, 0.6, 1.0, 0.9), losses=(9.0, 9.0, 9.0, 1.0, 2.0, 3.0), num_tokens=(5, 1, 1, 2, 3, 5)
     )
-    monkeypatch.setattr("letheon.training.interim.answer_values", lambda *_: found)
+    monkeypatch.setattr("letheon.training.interim.answer_values", lambda *_, **__: found)
     score = interim_score(engine, Probes(rows, sequences, NUM_FORGET), step=3, epoch=1)
     terms = [0.8, 1.0, 1.0, 0.6, 1.0, 0.9]
     assert score.score == pytest.approx(len(terms) / sum(1 / term for term in terms))

@@ -166,6 +166,27 @@ def test_a_widened_model_is_the_float32_one_bit_for_bit(
     assert config["dtype"] == str(dtype).removeprefix("torch.")
 
 
+@pytest.mark.parametrize("kind", [hf.MambaConfig, hf.Mamba2Config])
+@torch.no_grad()
+def test_models_that_read_their_matrices_themselves_are_float32_in_memory(
+    kind: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    # The first multiplies them outside of their layers, the second rounds its states to their dtype.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1}
+    made = random_model(kind(vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=0, **sizes))
+    source = stored_in(torch.bfloat16, made, tokenizer, tmp_path / "target")
+    notes: list[str] = []
+    widened = load_model(source, dtype="widened", device="cpu", note=notes.append).model
+    exact = load_model(source, dtype="float32", device="cpu").model
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(widened(ids).logits, exact(ids).logits)
+    assert len(notes) == 1
+    assert "all weights are float32 in memory" in notes[0]
+    save_model(widened, tokenizer, tmp_path / "again")
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("target", "again"))
+    assert same(before, after)
+
+
 @pytest.mark.parametrize("architecture", ["olmo", "llama", "gpt2", "gemma", "gpt-neox"])
 def test_a_widened_model_takes_half_the_memory(
     architecture: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -248,8 +269,10 @@ def test_a_run_chooses_it_records_it_and_ends_where_a_float32_run_does(given: di
     report = run(given)
     exact = run(given, out=tmp_path / "exact", dtype="float32")
     assert yaml.safe_load((report.folder / "run.yaml").read_text())["dtype"] == "widened"
-    assert report.provenance["precision"] == {"setting": "widened", "weights": "bfloat16", "products": "float32"}
-    assert exact.provenance["precision"]["weights"] == "float32"
+    assert report.provenance["precision"] == {
+        "setting": "widened", "weights": "bfloat16", "products": "float32", "saved": "bfloat16",
+    }  # fmt: skip
+    assert set(exact.provenance["precision"].values()) == {"float32"}
     assert same(weights(report.folder), weights(exact.folder))
     ours, theirs = (load_file(found.model / "model.safetensors") for found in (report, exact))
     assert {value.dtype for value in ours.values()} == {torch.bfloat16}

@@ -117,7 +117,8 @@ class RowSettings(Settings):
     )
     dtype: Literal["auto", "float32", "bfloat16", "widened"] = Field(
         "auto",
-        description="Precision of the frozen weights; widened: 16 bits in memory, multiplied in float32.",
+        description="Precision of the weights; auto: the checkpoint's own where this machine is fast in it, else "
+        "widened (16 bits in memory, multiplied in float32).",
     )
     device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
     date: IsoDate = Field(

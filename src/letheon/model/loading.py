@@ -32,7 +32,7 @@ from letheon.model.checkpoint_files import (
 from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
 from letheon.model.precision import Asked, choose_precision
 from letheon.model.unexpected import check_unexpected
-from letheon.model.widening import as_stored, widen, widening_of
+from letheon.model.widening import as_stored, computes_wide, widen, widen_wholly, widening_of
 
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
 
@@ -104,6 +104,9 @@ def load_model(
     model.eval()
     if precision == "widened":
         widen(model, stored, exact=_exact_weights(source))
+        if not computes_wide(model):
+            widen_wholly(model)
+            note(f"{type(model).__name__} reads its matrices in its own ways, so all weights are float32 in memory")
     move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
 

@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 NARROW = (torch.bfloat16, torch.float16)
 """The dtypes that are widened."""
 _MARK = "_letheon_widened"
+_NUM_PROBED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,12 @@ def widening_of(model: nn.Module) -> Widened | None:
 def product_dtype(model: PreTrainedModel) -> torch.dtype:
     """Return the dtype in which the trunk of a model multiplies, and of its states."""
     return model.dtype if widening_of(model) is None else torch.float32
+
+
+def saved_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype that the weights of a model are written in, merged ones rounded to it."""
+    widened = widening_of(model)
+    return model.dtype if widened is None else widened.stored
 
 
 def widen(model: PreTrainedModel, stored: torch.dtype, *, exact: Iterable[tuple[str, Tensor]] = ()) -> None:
@@ -68,6 +77,48 @@ def widen(model: PreTrainedModel, stored: torch.dtype, *, exact: Iterable[tuple[
                 parameter.data = parameter.data.float()
     _widen_buffers(model)
     setattr(model, _MARK, Widened(stored, kept))
+
+
+@torch.no_grad()
+def computes_wide(model: PreTrainedModel) -> bool:
+    """Return whether a widened model runs and rounds nothing to 16 bits, as code that reads a layer's matrix may.
+
+    Found by one forward over a few tokens.
+    """
+    ids = torch.arange(_NUM_PROBED, device=model.device)[None]
+    try:
+        with _Rounding() as rounding:
+            model(input_ids=ids, use_cache=False)
+    except Exception:  # whatever an architecture trips over; without narrow matrices it may not
+        return False
+    return not rounding.is_found
+
+
+def widen_wholly(model: PreTrainedModel) -> None:
+    """Make all weights of a widened model float32; it is still written as its checkpoint is."""
+    for parameter in model.parameters():
+        if parameter.dtype in NARROW:
+            parameter.data = parameter.data.float()
+
+
+class _Rounding(TorchDispatchMode):
+    """Sees whether an operation makes 16 bits of float32 values."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if torch.float32 in _dtypes((args, kwargs)) and _dtypes(output) & set(NARROW):
+            self.is_found = True
+        return output
+
+
+def _dtypes(tree: Any) -> set[torch.dtype]:
+    return {leaf.dtype for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
 
 
 def as_stored(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -227,7 +278,7 @@ def _widen_buffers(model: PreTrainedModel) -> None:
     if not narrow:
         return
     narrow &= _wide_buffers(model)
-    for path, module in model.named_modules():
+    for path, module, owner in _with_owners(model):
         own = [name for name, _ in module.named_buffers(recurse=False) if f"{path}.{name}".lstrip(".") in narrow]
         for name in own:
             module._buffers[name] = getattr(module, name).float()
@@ -236,7 +287,16 @@ def _widen_buffers(model: PreTrainedModel) -> None:
         if computed and type(model).__module__.startswith("transformers.models.") and model.device.type != "meta":
             for tensor in _others(module, computed):
                 tensor._is_hf_initialized = True
-            model._init_weights(module)
+            owner._init_weights(module)
+
+
+def _with_owners(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
+    """All modules with their paths and the innermost models around them, which know how they begin."""
+    owners: dict[str, PreTrainedModel] = {}
+    for path, module in model.named_modules():
+        around = owners[path.rpartition(".")[0]] if path else model
+        owners[path] = module if isinstance(module, PreTrainedModel) else around
+        yield path, module, owners[path]
 
 
 def _wide_buffers(model: PreTrainedModel) -> set[str]:

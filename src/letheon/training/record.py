@@ -9,7 +9,7 @@ import yaml
 
 from letheon.files import write_json, write_text
 from letheon.model.loading import LoadedModel, save_model
-from letheon.model.widening import product_dtype
+from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
 from letheon.provenance import describe_environment, describe_source, peak_memory_bytes
 from letheon.settings import UnlearnSettings
@@ -162,6 +162,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
             "setting": settings.dtype,
             "weights": str(problem.adapted.model.dtype).removeprefix("torch."),
             "products": str(product_dtype(problem.adapted.model)).removeprefix("torch."),
+            "saved": str(saved_dtype(problem.adapted.model)).removeprefix("torch."),
         },
         "engine": {"path": problem.engine.path, "adapted": list(problem.adapted.targets)},
         "reference_store": None if problem.reference.path is None else str(problem.reference.path.absolute()),

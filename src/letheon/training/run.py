@@ -17,7 +17,7 @@ from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, check_device, load_config, load_model, stored_dtype
-from letheon.model.precision import choose_precision
+from letheon.model.precision import Choice, choose_precision
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
@@ -59,13 +59,15 @@ def unlearn(
     observer = observer or Silent()
     check_alone()
     method = get_method(settings.method)
+    asked = settings
     settings, inputs = read(settings, method, note=observer.note)
     check_fit(settings, inputs, note=observer.note)
     with (
         hold_folder(settings, note=observer.note) as resumes,
         full_disk_is_an_error(settings.out, advice=WHEN_FULL),
     ):
-        return _unlearn(settings, inputs, method, resumes, clock=clock, observer=observer, on_best=on_best)
+        said = precision_of(resolve_settings(asked)).line
+        return _unlearn(settings, inputs, method, resumes, said, clock=clock, observer=observer, on_best=on_best)
 
 
 def _unlearn(
@@ -73,12 +75,16 @@ def _unlearn(
     inputs: Inputs,
     method: Method,
     resumes: bool,
+    precision: str,
     *,
     clock: Clock,
     observer: Observer,
     on_best: Callable[[LoadedModel, dict[str, Any]], None] | None,
 ) -> RunReport:
-    """Load the model, train it and write what comes of it into the run folder, which is ours."""
+    """Load the model, train it and write what comes of it into the run folder, which is ours.
+
+    `precision` says how its weights lie and are multiplied.
+    """
     if resumes:
         settings = recorded_template(settings)
     observer.stage("loading the model", 0, 0)
@@ -92,6 +98,8 @@ def _unlearn(
     )
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
+    prepared = replace(prepared, notes=(precision, *prepared.notes))
+    observer.note(precision)
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
     write_run(settings, prepared, inputs)
     # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
@@ -134,20 +142,21 @@ def read(
     check_device(settings.device)
     _check_cache(settings.cache_dir)
     check_checkpoint(settings.model)
-    settings = _choose_dtype(settings, note=note)
+    settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     check_targets(settings)
     return settings, read_inputs(settings, note=note)
 
 
-def _choose_dtype(settings: UnlearnSettings, *, note: Callable[[str], None] | None) -> UnlearnSettings:
-    """Settle the precision, by what the checkpoint holds and this machine multiplies; a run goes on in its own."""
+def precision_of(settings: UnlearnSettings) -> Choice:
+    """Return the precision of a run, by what the checkpoint holds and this machine multiplies; one goes on in its own.
+
+    Raises:
+        ModelError: the checkpoint cannot be read.
+    """
     stored = stored_dtype(settings.model, load_config(settings.model, trust_remote_code=settings.trust_remote_code))
     was = recorded_dtype(settings.out) if settings.resume else None
-    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
-    if note is not None:
-        note(chosen.line)
-    return settings.model_copy(update={"dtype": chosen.precision})
+    return choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
 
 
 def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:

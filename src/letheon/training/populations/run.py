@@ -42,7 +42,15 @@ from letheon.training.populations.together import (
 from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, probe_of, put_on
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import resolve_settings
-from letheon.training.run import WHEN_FULL, check_alone, default_cache_dir, find_checkpoints, read, unlearn
+from letheon.training.run import (
+    WHEN_FULL,
+    check_alone,
+    default_cache_dir,
+    find_checkpoints,
+    precision_of,
+    read,
+    unlearn,
+)
 from letheon.training.state import Hooks, Run
 from letheon.training.stopping import Clock, Interruption, heed_signals
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
@@ -202,7 +210,7 @@ def _try_together(
         ground = lay_ground(
             loaded, inputs, resolved, shared, methods=methods, cache_dir=cache_dir, progress=observer.stage
         )
-        for note in ground.notes:
+        for note in (precision_of(resolve_settings(members[0])).line, *ground.notes):
             observer.note(note)
         whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers)
         objection = _objection(whole)
