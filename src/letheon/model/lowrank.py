@@ -70,9 +70,9 @@ def low_rank_linear(
 
 def is_plain(layer: LoraLinear) -> bool:
     """Return whether a layer does no more than W x + b + s B A x, and does so by PEFT's forward."""
-    base = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     return (
-        isinstance(base, (nn.Linear, Conv1D))
+        type(base).forward in (nn.Linear.forward, Conv1D.forward)
         and base.weight.is_floating_point()
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
