@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -165,15 +165,15 @@ def _is_linear(module: nn.Module) -> bool:
 def _is_read_past(model: PreTrainedModel, path: str) -> bool:
     """Whether the code of the module around a layer computes with the layer's weight and not with the layer."""
     parent, _, name = path.rpartition(".")
-    code = _source(type(model.get_submodule(parent)))
+    code = _source(cast("Hashable", type(model.get_submodule(parent))))
     return re.search(rf"\bself\.{re.escape(name)}\.weight\b(?!\[|\.(dtype|device|shape|data))", code) is not None
 
 
 @cache
-def _source(kind: type[nn.Module]) -> str:
+def _source(kind: Hashable) -> str:
     """The code of a class, "" where there is none."""
     try:
-        return inspect.getsource(kind)
+        return inspect.getsource(cast("type[nn.Module]", kind))
     except (OSError, TypeError):
         return ""
 
