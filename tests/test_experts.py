@@ -16,7 +16,7 @@ from expert_families import FAMILIES, FAST, config_of
 from letheon.data.rows import Row
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
-from letheon.model.experts import factors, fused_experts, merged_experts
+from letheon.model.experts import _Stack, factors, fused_experts, merged_experts
 from letheon.model.loading import save_model
 from letheon.model.lowrank import ADAPTER, fused_adapters
 from letheon.model.population import populate
@@ -79,6 +79,19 @@ def test_experts_are_adapted_merged_saved_and_loaded(
     assert torch.allclose(logits(reloaded), expected, atol=2e-4)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert torch.allclose(logits(PeftModel.from_pretrained(again, tmp_path / "adapter").eval()), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 8, 16])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "llama4_text"])
+def test_any_rank_is_multiplied_in_parts(
+    rank: int, family: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(family, tokenizer)
+    moved(model, rank=rank)
+    expected = logits(model)
+    monkeypatch.setattr(_Stack, "whole", lambda _: pytest.fail("the matrices were added up"))
+    with fused_adapters(model), fused_experts(model):
+        assert torch.allclose(logits(model), expected, atol=1e-4)
 
 
 @every

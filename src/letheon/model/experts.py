@@ -121,6 +121,12 @@ class _Stack:
 
     T = mT
 
+    def aligned(self) -> "_Stack":
+        """Return the same with factors as grouped products want them."""
+        missing = -self.left.shape[-1] % _ALIGNED
+        left, right = pad(self.left, (0, missing)), pad(self.right, (0, 0, 0, missing))
+        return _Stack(self.weight, left.contiguous(), right.contiguous(), self.scaling)
+
     def whole(self) -> Tensor:
         """Return the sum."""
         return (self.weight.float() + self.scaling * self.left @ self.right).to(self.weight.dtype)
@@ -155,10 +161,7 @@ def _linear(states: Tensor, stack: _Stack, bias: Tensor | None = None) -> Tensor
 def _grouped(
     states: Tensor, stack: _Stack, *, offs: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    missing = -stack.left.shape[-1] % _ALIGNED
-    left, right = pad(stack.left, (0, missing)), pad(stack.right, (0, 0, 0, missing))
-    filled = _Stack(stack.weight, left, right, stack.scaling)
-    product = filled.times(states, lambda rows, matrices: grouped_mm(rows, matrices, offs=offs))
+    product = stack.aligned().times(states, lambda rows, matrices: grouped_mm(rows, matrices, offs=offs))
     product = product if bias is None else product + bias
     return product if out_dtype is None else product.to(out_dtype)
 
