@@ -1,5 +1,7 @@
 """Mixtures of experts: adapters in routed experts, in every family that transformers has."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from letheon.model.loading import save_model
 from letheon.model.lowrank import ADAPTER, fused_adapters
 from letheon.model.population import populate
 from letheon.model.targets import ALL_LINEAR
+from letheon.model.widening import widen
 from letheon.settings import UnlearnSettings
 from letheon.training.run import unlearn
 from running import After, events, model_of, run, same, short_run
@@ -199,3 +202,34 @@ def test_members_cannot_share_routed_experts(tokenizer: PreTrainedTokenizerBase)
     shared = attach_lora(made("mixtral", tokenizer), settings, seed=0)
     with pytest.raises(ModelError, match="routed experts"):
         populate(shared, [settings, settings], seeds=[0, 1])
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_experts_stored_in_16_bits_are_widened_for_each_product(
+    family: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    narrow = nn.Module.to(made(family, tokenizer), torch.bfloat16)
+    wide = made(family, tokenizer)
+    wide.load_state_dict(narrow.state_dict())
+    widen(narrow, torch.bfloat16)
+    found = [moved(model) for model in (wide, narrow)]
+    gradients = []
+    for adapted in found:
+        adapted.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        gradients.append([p.grad for p in adapted.parameters()])
+    expected = logits(wide)
+    assert torch.allclose(logits(narrow), expected, atol=1e-4)
+    with narrow_running(narrow):
+        assert torch.allclose(logits(narrow), expected, atol=1e-4)
+    for exact, ours in zip(*gradients, strict=True):
+        assert exact is not None
+        assert ours is not None
+        assert torch.allclose(ours, exact, rtol=1e-3, atol=1e-5 * max(float(exact.abs().max()), 1e-2))
+    merged = [adapted.merged_state() for adapted in found]
+    assert all(torch.equal(value.bfloat16(), merged[1][name].bfloat16()) for name, value in merged[0].items())
+
+
+@contextmanager
+def narrow_running(model: nn.Module) -> Iterator[None]:
+    with fused_adapters(model), fused_experts(model):
+        yield

@@ -22,9 +22,10 @@ from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, OutputError
 from letheon.files import replace_folder
-from letheon.model.experts import merged_experts
+from letheon.model.experts import keep_fused, merged_experts
 from letheon.model.lowrank import ADAPTER
 from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
+from letheon.model.widening import widening_of
 
 Init = Literal["xavier", "kaiming"]
 
@@ -199,6 +200,8 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
                 f"({error})"
             ) from error
     _share_adapters(peft)
+    if widening_of(model):
+        keep_fused(peft)
     # What is saved names the layers as PEFT finds them in the plain model.
     saved: Any = peft.peft_config[ADAPTER]
     saved.target_modules, saved.target_parameters = modules, parameters or None

@@ -19,18 +19,34 @@ from torch.nn.functional import grouped_mm, linear, pad
 
 from letheon.model.forwards import is_replaced, replaced_forwards
 from letheon.model.lowrank import ADAPTER
+from letheon.model.widening import WideForward
 
 _ALIGNED = 8
 """Ranks are filled up with zeros to a multiple of this, since grouped products want rows of whole 16 bytes."""
 
 
+_Product = Callable[[Tensor, Tensor], Tensor]
+
+
 @contextmanager
 def fused_experts(model: nn.Module) -> Iterator[None]:
     """Let the adapted experts in `model` multiply by both parts of their matrices while the block lasts."""
-    inner = {id(module.base_layer) for module in model.modules() if isinstance(module, ParamWrapper)}
-    outermost = [m for m in model.modules() if isinstance(m, ParamWrapper) and id(m) not in inner]
-    with replaced_forwards([m for m in outermost if not is_replaced(m) and _is_plain(m)], _Experts):
+    with replaced_forwards([m for m in _outermost(model) if not is_replaced(m) and _is_plain(m)], _Experts):
         yield
+
+
+def keep_fused(model: nn.Module) -> None:
+    """Let the adapted experts in `model` do so for good.
+
+    Where matrices are stored in 16 bits and multiplied in float32, PEFT would round their sum, and the states, to 16.
+    """
+    for module in _outermost(model):
+        module.__dict__["forward"] = _Experts(module)
+
+
+def _outermost(model: nn.Module) -> list[ParamWrapper]:
+    inner = {id(module.base_layer) for module in model.modules() if isinstance(module, ParamWrapper)}
+    return [m for m in model.modules() if isinstance(m, ParamWrapper) and id(m) not in inner]
 
 
 def wrappers_of(module: ParamWrapper) -> list[ParamWrapper]:
@@ -80,16 +96,30 @@ class _Experts:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the module's output."""
+        base: Any = self._base
         if self._wrappers[0].disable_adapters:
-            return self._base(*args, **kwargs)
-        stacks = {w.parameter_name: _Stack(w.get_param(), *factors(w)) for w in self._wrappers}
+            return base(*args, **kwargs)
+        operands: dict[str, Any] = {
+            w.parameter_name: _Stack(w.get_param(), *factors(w), dtype=_product_dtype(base, w.get_param()))
+            for w in self._wrappers
+        }
+        forward = base.forward
+        if isinstance(base, WideForward):
+            # It would widen all at once and run again in the backward pass; here each product widens for itself.
+            forward = super(WideForward, base).forward
+            others = {name: p for name, p in base.named_parameters(recurse=False) if name not in operands}
+            operands |= {name: p.float() for name, p in others.items()}
         # An entry of the instance comes before a parameter of the same name.
-        self._base.__dict__.update(stacks)
+        base.__dict__.update(operands)
         try:
-            return self._base(*args, **kwargs)
+            return forward(*args, **kwargs)
         finally:
-            for name in stacks:
-                del self._base.__dict__[name]
+            for name in operands:
+                del base.__dict__[name]
+
+
+def _product_dtype(module: nn.Module, weight: Tensor) -> torch.dtype:
+    return torch.float32 if isinstance(module, WideForward) else weight.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +130,21 @@ class _Stack:
     left: Tensor
     right: Tensor
     scaling: float
+    dtype: torch.dtype
+    """In which it multiplies: that of W, or float32 where W is widened for each product."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the weight has: shape, dtype, device."""
+        """Return what the weight has: shape, device."""
         return getattr(self.weight, name)
 
     def __getitem__(self, index: Any) -> "_Stack":
         """Return the matrices of some experts."""
-        return _Stack(self.weight[index], self.left[index], self.right[index], self.scaling)
+        return _Stack(self.weight[index], self.left[index], self.right[index], self.scaling, self.dtype)
 
     def transpose(self, first: int, second: int) -> "_Stack":
         """Return the matrices transposed; other dimensions are not swapped."""
         assert {first % self.weight.ndim, second % self.weight.ndim} == {self.weight.ndim - 2, self.weight.ndim - 1}
-        return _Stack(self.weight.mT, self.right.mT, self.left.mT, self.scaling)
+        return _Stack(self.weight.mT, self.right.mT, self.left.mT, self.scaling, self.dtype)
 
     @property
     def mT(self) -> "_Stack":
@@ -125,20 +157,24 @@ class _Stack:
         """Return the same with factors as grouped products want them."""
         missing = -self.left.shape[-1] % _ALIGNED
         left, right = pad(self.left, (0, missing)), pad(self.right, (0, 0, 0, missing))
-        return _Stack(self.weight, left.contiguous(), right.contiguous(), self.scaling)
+        return _Stack(self.weight, left.contiguous(), right.contiguous(), self.scaling, self.dtype)
 
     def whole(self) -> Tensor:
         """Return the sum."""
-        return (self.weight.float() + self.scaling * self.left @ self.right).to(self.weight.dtype)
+        return (self.weight.float() + self.scaling * self.left @ self.right).to(self.dtype)
 
     def __rmatmul__(self, states: Tensor) -> Tensor:
         """Return states times the matrices."""
         return self.times(states, torch.matmul)
 
-    def times(self, states: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def times(self, states: Tensor, product: _Product) -> Tensor:
         """Return the product of states (.., P) with the matrices, by a product that takes states and matrices."""
-        inner = product(states.to(self.left.dtype), self.left)
-        return product(states, self.weight) + (self.scaling * product(inner, self.right)).to(states.dtype)
+        exact = states.to(self.left.dtype)
+        low_rank = self.scaling * product(product(exact, self.left), self.right)
+        if self.weight.dtype == states.dtype:
+            return product(states, self.weight) + low_rank.to(states.dtype)
+        frozen: Tensor = _Widened.apply(states, self.weight, product)  # type: ignore[no-untyped-call]
+        return frozen + low_rank.to(states.dtype)
 
     @classmethod
     def __torch_function__(
@@ -151,6 +187,24 @@ class _Stack:
         plain = [arg.whole() if isinstance(arg, _Stack) else arg for arg in args]
         named = {name: arg.whole() if isinstance(arg, _Stack) else arg for name, arg in (kwargs or {}).items()}
         return func(*plain, **named)
+
+
+class _Widened(torch.autograd.Function):
+    """The product of states with frozen matrices that are widened for it, here and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, product: _Product) -> Tensor:
+        """Return states times W."""
+        ctx.save_for_backward(weight)
+        ctx.product = product
+        return product(states, weight.to(states.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of states."""
+        (of_output,) = gradients
+        (weight,) = ctx.saved_tensors
+        return ctx.product(of_output.contiguous(), weight.to(of_output.dtype).mT), None, None
 
 
 def _linear(states: Tensor, stack: _Stack, bias: Tensor | None = None) -> Tensor:

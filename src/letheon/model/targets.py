@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, nearest
 from letheon.model.adapted import names_in_layers
+from letheon.model.lowrank import LINEAR_FORWARDS
 from letheon.model.trunk import trunk_of
 
 SEED_TARGETS = ("q_proj", "v_proj")
@@ -147,7 +148,7 @@ def _layers_of(model: PreTrainedModel, *, inside: nn.Module) -> dict[str, nn.Mod
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether a linear layer, maybe of a class of the model's own, gives W x + b: some routers are derived from one."""
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+    if type(module).forward in LINEAR_FORWARDS:
         return True
     base: Any = module
     states = torch.linspace(-1, 2, 3 * base.weight.shape[1]).to(base.weight.device, base.weight.dtype)

@@ -252,14 +252,14 @@ class _Valueless(TorchFunctionMode):
         named = kwargs or {}
         if func is Tensor.cpu:
             return args[0]
-        if func in (scaled_dot_product_attention, torch._grouped_mm):
-            return (_fused_attention if func is scaled_dot_product_attention else _by_one_expert)(*args, **named)
+        if func is scaled_dot_product_attention:
+            return _fused_attention(*args, **named)
         if func is Tensor.__bool__ and args[0].is_meta:
             return False  # what is asked is whether a mask lets everything through
         if func is Tensor.__getitem__ and _is_valueless_mask(args[1]):
             return args[0].flatten(0, args[1].ndim - 1)  # all of a padded batch, since which places count is unknown
         if func in _GROUPED and args[0].is_meta:
-            return args[0] @ args[1][0]  # each token meets one expert's matrix; the kernel's own rules are for values
+            return _by_one_expert(*args, **named)  # each token meets one; the kernel's own rules are for values
         if func is Tensor.index_add and args[0].is_meta:
             tensor, dim, index, source = args
             return func(tensor, dim, index.to("meta"), source, **named)
