@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from letheon.model.adapters import SEED_TARGETS
 from letheon.model.engine import Path
+from letheon.model.targets import SEED_TARGETS
 
 WINDOW = 5
 """Tokens, fewer than most of the sequences have (4 to 41)."""

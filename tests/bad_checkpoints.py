@@ -15,6 +15,23 @@ def _with_nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value * float("nan" if ".1.mlp.dense_h_to_4h.weight" in name else 1) for name, value in state.items()}
 
 
+def _conversion(load: str, tokenizer: str = "(d)") -> str:
+    code = (
+        "import transformers as t; d = '{at}/target'; o = '{at}/target-dequantised'; A = t.AutoModelForCausalLM; "
+        f"m = A.from_pretrained{load}; vars(m.config).pop('quantization_config', 0); "
+        "n = A.from_config(m.config, dtype=m.dtype); n.load_state_dict(m.state_dict()); n.save_pretrained(o); "
+        f"t.AutoTokenizer.from_pretrained{tokenizer}.save_pretrained(o)"
+    )
+    return f'run python -c "{code}" and give {{at}}/target-dequantised'
+
+
+def _quantised(kind: str) -> str:
+    return (
+        f"{{at}}/target: expected weights in float32, bfloat16 or float16, got quantised ones ({kind}), into which "
+        "what is trained cannot be merged; "
+    )
+
+
 CHECKPOINTS = [
     Bad(
         "no checkpoint",
@@ -131,6 +148,44 @@ CHECKPOINTS = [
         (
             "{at}/target: holds an adapter (adapter_config.json), not a whole checkpoint; merge it into its base "
             "model with PEFT's merge_and_unload(), save the result, and give that folder"
+        ),
+    ),
+    Bad(
+        "weights in 4 bit",
+        lambda p: p.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}).unlearn(),
+        _quantised("bitsandbytes, 4 bit") + "dequantise it first: " + _conversion("(d).dequantize()"),
+    ),
+    Bad(
+        "weights in 8 bit, to memorise",
+        lambda p: p.config(quantization_config={"load_in_8bit": True}).memorize("--model", p.at / "target"),
+        _quantised("bitsandbytes, 8 bit") + "dequantise it first: " + _conversion("(d).dequantize()"),
+    ),
+    Bad(
+        "weights in FP8",
+        lambda p: p.config(quantization_config={"quant_method": "fp8"}).unlearn(),
+        _quantised("fp8")
+        + "dequantise it first: "
+        + _conversion("(d, quantization_config=t.FineGrainedFP8Config(dequantize=True))"),
+    ),
+    Bad(
+        "weights by GPTQ",
+        lambda p: p.config(quantization_config={"quant_method": "gptq", "bits": 4}).unlearn(),
+        (_quantised("gptq") + "transformers cannot dequantise it, so give the checkpoint that it was quantised from"),
+    ),
+    Bad(
+        "a GGUF file",
+        lambda p: p.unlearn(model=p.file("target/tiny.gguf", "GGUF")),
+        (
+            "{at}/target/tiny.gguf: expected safetensors, got a GGUF file; make a checkpoint of it, for which "
+            "transformers needs gguf: " + _conversion("(d, gguf_file='tiny.gguf')", "(d, gguf_file='tiny.gguf')")
+        ),
+    ),
+    Bad(
+        "a folder of GGUF files",
+        lambda p: p.rename("model.safetensors", "tiny.gguf").evaluate(),
+        (
+            "{at}/target/tiny.gguf: expected safetensors, got a GGUF file; make a checkpoint of it, for which "
+            "transformers needs gguf: " + _conversion("(d, gguf_file='tiny.gguf')", "(d, gguf_file='tiny.gguf')")
         ),
     ),
     Bad(

@@ -22,7 +22,7 @@ from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapted import decoder_layers
-from letheon.model.adapters import ALL_LINEAR, SEED_TARGETS, LoraAdapter, LoraSettings, attach_lora, resolve_targets
+from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.attention import NAMES
 from letheon.model.engine import TOLERANCE, Engine, build_engine
 from letheon.model.engine import Path as Route
@@ -30,6 +30,7 @@ from letheon.model.head import head_of, project
 from letheon.model.loading import context_length, load_model, save_model
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.rotation import check_lengths
+from letheon.model.targets import ALL_LINEAR, SEED_TARGETS, find_targets
 from letheon.model.trunk import (
     leak_between_sequences,
     packed_attention,
@@ -203,7 +204,7 @@ def test_low_rank_targets_and_their_gradients(
     model = made(name, tokenizer)
     below_head = set(trunk_of(model).modules())
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m in below_head}
-    assert resolve_targets(model, SEED_TARGETS) == CASES[name].targets
+    assert find_targets(model, SEED_TARGETS).names == CASES[name].targets
     adapted = moved(model, targets=(ALL_LINEAR,))
     assert {n for n, m in adapted.model.named_modules() if isinstance(m, LoraLinear)} == linear
     assert all(".lora_" in n for n, p in adapted.peft.named_parameters() if p.requires_grad)

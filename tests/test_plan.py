@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from architecture_table import random_model
+from expert_families import config_of
 from letheon.cli import cli
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
@@ -179,6 +181,20 @@ def in_precision(model: PreTrainedModel, settings: UnlearnSettings) -> PreTraine
     if settings.dtype == "widened":
         widen(model, torch.bfloat16)
     return model
+
+
+@pytest.mark.parametrize("targets", ["q_proj", "all-linear"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_peak_of_a_step_with_experts(family: str, targets: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    settings = settings_of(target_modules=targets, rank=8)
+    model = random_model(config_of(family, vocab_size=len(tokenizer)))
+    found = plan_of(model, settings)
+    assert not any("without values" in note for note in found.notes)
+    planned = sum(part.bytes for part in found.parts if part.when == "step")
+    with real_step(model, settings) as (_, loss), _Live() as live:
+        loss().backward()
+    # Which expert gets how many rows is not known beforehand.
+    assert planned == pytest.approx(live.peak, rel=0.05)
 
 
 def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,10 +21,11 @@ from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
 from letheon.errors import SettingsError
 from letheon.model import precision
-from letheon.model.adapters import ALL_LINEAR, LoraSettings, attach_lora
+from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import build_engine
 from letheon.model.loading import fingerprint, load_model, save_model
 from letheon.model.precision import Asked, ProductRates, choose_precision
+from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import product_dtype
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.training.populations import run_population

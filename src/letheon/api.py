@@ -34,6 +34,7 @@ from letheon.model.loading import (
 from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeReport
 from letheon.model.memorize import memorize as train_target
 from letheon.model.precision import choose_precision
+from letheon.model.quantised import check_not_quantised
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_run, read_settings
@@ -239,6 +240,7 @@ def memorize(
     check_device(settings.device)
     if settings.model is not None:
         check_checkpoint(settings.model)
+        check_not_quantised(load_config(settings.model), source=settings.model)
     if settings.out.is_dir() and any(settings.out.iterdir()):
         raise OutputError(
             f"{settings.out}: already holds files, which a checkpoint would replace; choose another --out"

@@ -9,7 +9,8 @@ from letheon.data.lume import read_sets
 from letheon.errors import OutputError
 from letheon.files import replace_folder
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import LoadedModel, load_tokenizer, save_model
+from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model
+from letheon.model.quantised import check_not_quantised
 from letheon.recipes import read_recipe
 from letheon.settings import UnlearnSettings
 from letheon.training.run import unlearn as run
@@ -40,6 +41,7 @@ def unlearn(
     model_path, output_path = Path(model_path), Path(output_path)
     forget, retain = read_sets(forget_dir, "forget"), read_sets(retain_dir, "retain")
     check_checkpoint(str(model_path))
+    check_not_quantised(load_config(str(model_path)), source=str(model_path))
     _copy_model(model_path, output_path)
     with tempfile.TemporaryDirectory(prefix="letheon-") as scratch:
         settings = UnlearnSettings.of(

@@ -1,5 +1,6 @@
 """What is trained: a low-rank adapter over frozen weights (adapters.py), or weights themselves (weights.py)."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,10 @@ class Adapted(Protocol):
     def is_switchable(self) -> bool:
         """Whether `off` gives the reference at any time; else only before the first step."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what is trained and what is not."""
+
     def off(self) -> AbstractContextManager[None]:
         """Return a context in which the model is the reference."""
 
@@ -43,6 +48,9 @@ class Adapted(Protocol):
 
     def merged_state(self) -> dict[str, Tensor]:
         """Return the weights of the ordinary checkpoint that the trained model is."""
+
+    def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
+        """Return whether something was trained of which `merged`, the weights to save, show nothing at all."""
 
     def save(self, folder: Path) -> None:
         """Write what was trained in a layout of its own, where there is one."""

@@ -1,38 +1,31 @@
 """LoRA adapters through PEFT: attach, switch off, merge, save."""
 
 import math
+import re
 import warnings
-from collections.abc import Sequence as Collection
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.utils.merge_utils import ties
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from letheon.errors import ModelError, OutputError, nearest
+from letheon.errors import ModelError, OutputError
 from letheon.files import replace_folder
-from letheon.model.adapted import names_in_layers
+from letheon.model.experts import keep_fused, merged_experts
 from letheon.model.lowrank import ADAPTER
-from letheon.model.trunk import trunk_of
-
-SEED_TARGETS = ("q_proj", "v_proj")
-ALL_LINEAR = "all-linear"
-
-FUSED_TARGETS: dict[str, tuple[str, ...]] = {
-    "q_proj": ("query_key_value", "c_attn", "qkv_proj", "Wqkv", "q", "query", "wq"),
-    "k_proj": ("query_key_value", "c_attn", "qkv_proj", "Wqkv", "k", "key", "wk"),
-    "v_proj": ("query_key_value", "c_attn", "qkv_proj", "Wqkv", "v", "value", "wv"),
-    "o_proj": ("dense", "c_proj", "out_proj", "o", "wo"),
-}
-"""What other architectures call the projections, or the fused layer that holds them, in order of preference."""
-
+from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
+from letheon.model.widening import widening_of
 
 Init = Literal["xavier", "kaiming"]
 
@@ -71,6 +64,10 @@ class LoraAdapter:
     """The causal language model itself, the adapter's layers inside."""
     targets: tuple[str, ...]
     """The names of the adapted layers."""
+    tensors: Mapping[str, torch.Size]
+    """Names and shapes of the plain model's weights and buffers."""
+    notes: tuple[str, ...] = ()
+    """What was left out, in words."""
     is_switchable: bool = True
 
     def off(self) -> AbstractContextManager[None]:
@@ -101,18 +98,30 @@ class LoraAdapter:
         """Return the ordinary model's weights with the adapter folded in, W + (alpha / rank) B A, summed in float32.
 
         The model itself is left as it is: merging in place would move the reference that the run is measured against.
+
+        Raises:
+            ModelError: a layer's adapter cannot be merged, or the weights would not be those of the plain model.
         """
-        merged = {
-            f"{name}.base_layer.weight": _merged_weight(module)
-            for name, module in self.model.named_modules()
-            if isinstance(module, LoraLinear)
-        }
-        state = self.model.state_dict()
-        return {
-            name.replace(".base_layer.", "."): merged.get(name, value)
-            for name, value in state.items()
+        # By the parameter itself, since a layer that the model has in several places has several names.
+        merged = {id(parameter): value for parameter, value in _merged(self.model)}
+        state = {
+            plain_name(name): merged.get(id(value), value.detach())
+            for name, value in self.model.state_dict(keep_vars=True).items()
             if ".lora_" not in name
         }
+        _check_same_tensors(state, self.tensors)
+        return state
+
+    @torch.no_grad()
+    def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
+        """Return whether the adapter is not zero but `merged`, the weights with it folded in, are the model's own."""
+        layers = list(_adapted_weights(self.model))
+        if not any(
+            bool(layer.lora_A[ADAPTER].weight.any() and layer.lora_B[ADAPTER].weight.any()) for layer, _ in layers
+        ):
+            return False
+        names = {id(p): plain_name(name) for name, p in self.model.named_parameters(remove_duplicate=False)}
+        return all(torch.equal(merged[names[id(weight)]], weight) for _, weight in layers)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -127,26 +136,17 @@ class LoraAdapter:
 
         `density` is the share of each state's entries that is kept (Yadav et al. 2023, arXiv 2306.01708).
         """
-        names = [f"member{number}" for number in range(len(states))]
-        for name, state in zip(names, states, strict=True):
-            self.peft.add_adapter(name, self.peft.peft_config[ADAPTER])
-            self._load_as(name, state)
-        tuner: Any = self.peft.base_model
-        tuner.add_weighted_adapter(names, [1.0] * len(names), "merged", combination_type="ties", density=density)
-        for layer in (m for m in self.model.modules() if isinstance(m, LoraLinear)):
-            down: Any = layer.lora_A
-            up: Any = layer.lora_B
-            down[ADAPTER].weight.copy_(down["merged"].weight)
-            # PEFT multiplies the factor in, also where its own bookkeeping says otherwise (rsLoRA).
-            up[ADAPTER].weight.copy_(up["merged"].weight / layer.scaling[ADAPTER])
-        for name in (*names, "merged"):
-            self.peft.delete_adapter(name)
-        self.peft.set_adapter(ADAPTER)
+        factor = math.sqrt(abs(self._scaling))
+        for name, parameter in self.trained().items():
+            values = [state[name].to(parameter.device) for state in states]
+            merged = ties(values, torch.full((len(values),), factor, device=parameter.device), density)
+            # The factor is in both halves now, and the layer multiplies by it again.
+            parameter.copy_(merged / factor)
 
-    def _load_as(self, name: str, state: dict[str, Tensor]) -> None:
-        named = dict(self.peft.named_parameters())
-        for key, value in state.items():
-            named[key.replace(f".{ADAPTER}.", f".{name}.")].copy_(value)
+    @property
+    def _scaling(self) -> float:
+        layer, _ = next(_adapted_weights(self.model))
+        return float(layer.scaling[ADAPTER])
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's layout, whole or not at all.
@@ -169,28 +169,42 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
     Raises:
         ModelError: the model has no layer of the wanted names, or one that cannot carry an adapter.
     """
-    targets = resolve_targets(model, settings.targets)
-    inside = names_in_layers(model, settings.layers) if settings.layers else _text_part(model)
+    targets = find_targets(
+        model,
+        settings.targets,
+        layers=settings.layers,
+        takes_parameters=not settings.decomposed and not settings.dropout,
+    )
+    tensors = {name: value.shape for name, value in model.state_dict().items()}
+    modules, parameters = peft_names(model, targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number serves
-        target_modules=list(targets) if inside is None else _paths(model, targets, inside),
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.experts) or None,
         lora_dropout=settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         use_rslora=settings.rank_stabilised,
         use_dora=settings.decomposed,
-        fan_in_fan_out=_targets_are_transposed(model, targets),
+        fan_in_fan_out=_are_transposed(model, targets),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _names_as_given():
         # PEFT 0.21 asks transformers 5.23 by a name that the latter renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         try:
             peft = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(
-                f"target_modules: {', '.join(targets)} of {type(model).__name__} cannot carry an adapter ({error})"
+                f"target_modules: {', '.join(targets.names)} of {type(model).__name__} cannot carry an adapter "
+                f"({error})"
             ) from error
+    _share_adapters(peft)
+    if widening_of(model):
+        keep_fused(peft)
+    # What is saved names the layers as PEFT finds them in the plain model.
+    saved: Any = peft.peft_config[ADAPTER]
+    saved.target_modules, saved.target_parameters = modules, parameters or None
     named = dict(peft.named_parameters())
     for name, value in first_values(peft, rank=settings.rank, seed=seed, init=settings.init).items():
         named[name].data = value
@@ -198,7 +212,23 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
         layer.lora_dropout.eval()  # on in steps alone
         if settings.decomposed:
             _set_magnitude(layer)
-    return LoraAdapter(peft=peft, model=cast("PreTrainedModel", peft.get_base_model()), targets=targets)
+    return LoraAdapter(
+        peft=peft,
+        model=cast("PreTrainedModel", peft.get_base_model()),
+        targets=targets.names,
+        tensors=tensors,
+        notes=targets.notes,
+    )
+
+
+def _share_adapters(model: nn.Module) -> None:
+    """Give layers of one weight (Zamba's attention block in several places) one adapter: they are merged into one."""
+    first: dict[int, Any] = {}
+    for layer in (module for module in model.modules() if isinstance(module, LoraLinear)):
+        same: Any = first.setdefault(id(layer.get_base_layer().weight), layer)
+        for kind in ("lora_A", "lora_B", "lora_magnitude_vector"):
+            if same is not layer and ADAPTER in getattr(layer, kind):
+                getattr(layer, kind)[ADAPTER] = getattr(same, kind)[ADAPTER]
 
 
 @torch.no_grad()
@@ -209,44 +239,47 @@ def _set_magnitude(layer: LoraLinear) -> None:
     vector[ADAPTER].weight.copy_(torch.linalg.norm(base.weight.float(), dim=0 if isinstance(base, Conv1D) else 1))
 
 
-def resolve_targets(model: PreTrainedModel, wanted: Collection[str]) -> tuple[str, ...]:
-    """Return the names of the layers to adapt, those of other architectures standing in for q_proj and the like.
+def plain_name(name: str) -> str:
+    """Return the name that a weight of an adapted model has in the plain one."""
+    return re.sub(r"(\.base_layer)+\.", ".", name)
 
-    `wanted` holds layer names, or ALL_LINEAR alone: every linear layer but the head.
+
+@contextmanager
+def _names_as_given() -> Iterator[None]:
+    """Keep PEFT from taking layers called gate_proj, up_proj or down_proj for the experts of older checkpoints."""
+    where = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"
+    with patch(where, lambda *_, **__: None):
+        yield
+
+
+def _adapted_weights(model: nn.Module) -> Iterator[tuple[Any, nn.Parameter]]:
+    """Yield each adapted layer with the weight that its adapter adds to.
 
     Raises:
-        ModelError: a name fits no layer.
+        ModelError: a layer is of a kind whose weight is not known, such as a quantised one.
     """
-    available = _linear_names(model)
-    if tuple(wanted) == (ALL_LINEAR,):
-        return tuple(sorted(available))
-    found: list[str] = []
-    for name in wanted:
-        match = next((n for n in (name, *FUSED_TARGETS.get(name, ())) if n in available), None)
-        if match is None:
-            raise ModelError(
-                f"target_modules: {type(model).__name__} has no linear layer '{name}'{nearest(name, available)}; "
-                f"it has {', '.join(sorted(available))} (or say all-linear)"
-            )
-        if match not in found:
-            found.append(match)
-    return tuple(found)
+    for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):
+            yield module, module.get_param()
+        elif isinstance(module, LoraLinear):
+            yield module, cast("nn.Parameter", module.get_base_layer().weight)
+        elif isinstance(module, LoraLayer):
+            raise ModelError(f"{name}: the adapter of a {type(module).__name__} cannot be merged")
 
 
-def _text_part(model: PreTrainedModel) -> tuple[str, ...] | None:
-    """The prefix of all names below the head where other modules stand beside (a vision encoder), else None."""
-    trunk = trunk_of(model)
-    if trunk is model.base_model:
-        return None
-    return tuple(f"{name}." for name, module in model.named_modules() if module is trunk)
+def _merged(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    for layer, weight in _adapted_weights(model):
+        yield weight, merged_experts(layer) if isinstance(layer, ParamWrapper) else _merged_weight(layer)
 
 
-def _paths(model: PreTrainedModel, targets: Collection[str], inside: tuple[str, ...]) -> list[str]:
-    """Whole names of the layers called one of `targets` under one of the prefixes `inside`."""
-    found = [n for n, _ in model.named_modules() if n.rsplit(".", 1)[-1] in targets and n.startswith(inside)]
-    if not found:
-        raise ModelError(f"layers: none of {', '.join(targets)} lies inside the wanted layers")
-    return found
+def _check_same_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    found = {name: value.shape for name, value in state.items()}
+    different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    if different:
+        raise ModelError(
+            f"the merged model would not have the tensors of the one it came from: {', '.join(different[:3])} differ; "
+            "the checkpoints are as they were"
+        )
 
 
 def _merged_weight(layer: LoraLinear) -> Tensor:
@@ -260,38 +293,36 @@ def _merged_weight(layer: LoraLinear) -> Tensor:
     return merged.to(rounded.dtype)
 
 
-def _linear_names(model: PreTrainedModel) -> set[str]:
-    head = model.get_output_embeddings()
-    return {
-        name.rsplit(".", 1)[-1]
-        for name, module in trunk_of(model).named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
-    }
-
-
-def _targets_are_transposed(model: PreTrainedModel, targets: Collection[str]) -> bool:
+def _are_transposed(model: PreTrainedModel, targets: Targets) -> bool:
     """GPT-2's Conv1D keeps its weight as (in, out)."""
-    modules = [m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in targets]
-    return any(isinstance(module, Conv1D) for module in modules)
+    return any(isinstance(model.get_submodule(path), Conv1D) for path in targets.modules)
 
 
 @torch.no_grad()
 def first_values(adapter: LoraAdapter | PeftModel, *, rank: int, seed: int, init: Init = "xavier") -> dict[str, Tensor]:
     """Return what an adapter in the same layers begins with, by name: A (rank, D) drawn by `init`, B (O, rank) zero.
 
-    float32, where the parameters of `adapter` lie, which may be of another rank.
+    For experts A is (E rank, D) and B (O, rank E), each expert's part as a layer's own would be. float32, where the
+    parameters of `adapter` lie, which may be of another rank.
     """
     peft = adapter.peft if isinstance(adapter, LoraAdapter) else adapter
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Tensor] = {}
+    experts = {name: m.num_experts for name, m in peft.named_modules() if isinstance(m, ParamWrapper)}
     for name, parameter in sorted(peft.named_parameters()):
+        num_experts = experts.get(name.rsplit(".lora_", 1)[0], 1)
         if ".lora_A." in name:
-            values = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
-            if init == "xavier":
-                nn.init.xavier_normal_(values, generator=generator)
-            else:
-                nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+            size = (rank, parameter.shape[1])
+            values = torch.cat([_drawn(size, init, generator) for _ in range(num_experts)])
             found[name] = values.to(parameter.device)
         elif ".lora_B." in name:
-            found[name] = torch.zeros((parameter.shape[0], rank), dtype=torch.float32, device=parameter.device)
+            size = (parameter.shape[0], rank * num_experts)
+            found[name] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
     return found
+
+
+def _drawn(size: tuple[int, int], init: Init, generator: torch.Generator) -> Tensor:
+    values = torch.empty(size, dtype=torch.float32)
+    if init == "xavier":
+        return nn.init.xavier_normal_(values, generator=generator)
+    return nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)

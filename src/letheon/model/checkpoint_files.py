@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,16 +36,21 @@ def check_checkpoint(source: str) -> None:
 
     Raises:
         ModelError: the local folder has no config.json or no safetensors weights, only pickled ones, or ones that are
-            cut off or lie outside it; or it holds an adapter.
+            cut off or lie outside it; or it holds an adapter, or GGUF files alone.
     """
     check_source(source)
     folder = Path(source)
     if not folder.exists():
         return
+    if not folder.is_dir() and folder.suffix == ".gguf":
+        raise ModelError(f"{source}: {_gguf_advice(folder)}")
     if not folder.is_dir():
         raise ModelError(f"{source}: expected a checkpoint folder (config.json, model.safetensors), got a file")
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")
+    files = sorted(folder.glob("*.gguf"))
+    if files and not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{files[0]}: {_gguf_advice(files[0])}")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source}: expected a checkpoint folder, but it has no config.json")
     _parse(folder / "config.json")
@@ -78,6 +84,30 @@ def float32_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 if file.get_slice(name).get_dtype() == "F32":
                     yield name, file.get_tensor(name)
+
+
+def conversion(source: str, load: str, *, tokenizer: str = "(d)") -> str:
+    """Return the command that makes an ordinary checkpoint of `source`, and where, for an error to quote.
+
+    `load` and `tokenizer` are what follows `from_pretrained`, the source being d in it.
+    """
+    # Beside a local folder; of a hub id, in the current one.
+    out = (source.rstrip("/") if Path(source).is_dir() else source.rsplit("/", 1)[-1]) + "-dequantised"
+    # By way of a fresh model, since transformers cannot write one that it read from quantised weights.
+    code = (
+        f"import transformers as t; d = {source!r}; o = {out!r}; A = t.AutoModelForCausalLM; "
+        f"m = A.from_pretrained{load}; vars(m.config).pop('quantization_config', 0); "
+        f"n = A.from_config(m.config, dtype=m.dtype); n.load_state_dict(m.state_dict()); "
+        f"n.save_pretrained(o); t.AutoTokenizer.from_pretrained{tokenizer}.save_pretrained(o)"
+    )
+    quoted = shlex.quote(code) if any(mark in code for mark in '"$`\\!') else f'"{code}"'
+    return f"run python -c {quoted} and give {out}"
+
+
+def _gguf_advice(path: Path) -> str:
+    call = f"(d, gguf_file={path.name!r})"
+    made = conversion(str(path.parent), call, tokenizer=call)
+    return f"expected safetensors, got a GGUF file; make a checkpoint of it, for which transformers needs gguf: {made}"
 
 
 def check_source(source: str) -> None:

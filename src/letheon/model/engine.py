@@ -23,6 +23,7 @@ from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
 from letheon.model.attention import Kernel, kernels_for
 from letheon.model.compiled import compiled_layers
+from letheon.model.experts import fused_experts
 from letheon.model.gated import gated_blocks, lean_blocks
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
 from letheon.model.lower import begun_at, first_layer_run
@@ -88,6 +89,7 @@ class Engine:
                 stack.enter_context(packed_attention(self.model, self.attention))
             if self.path != "logits":
                 stack.enter_context(fused_adapters(self.model))
+                stack.enter_context(fused_experts(self.model))
             if self.compiles:
                 stack.enter_context(compiled_layers(self.model))
             elif self.path != "logits":

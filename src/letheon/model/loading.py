@@ -31,6 +31,7 @@ from letheon.model.checkpoint_files import (
 )
 from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
 from letheon.model.precision import Asked, choose_precision
+from letheon.model.saved import check_saved
 from letheon.model.unexpected import check_unexpected
 from letheon.model.widening import as_stored, computes_wide, widen, widen_wholly, widening_of
 
@@ -258,6 +259,7 @@ def save_model(
     the weights that model and tokenizer came from go with them (companions.py).
 
     Raises:
+        ModelError: what would be written does not hold the tensors of the model.
         OutputError: the folder cannot be written; what lay there before is as it was.
     """
     try:
@@ -267,6 +269,7 @@ def save_model(
             tokenizer.save_pretrained(temporary)
             copy_companions(model.name_or_path or "", temporary, OF_MODEL)
             copy_companions(tokenizer.name_or_path or "", temporary, OF_TOKENIZER)
+            check_saved(temporary, model)
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
 

@@ -17,9 +17,11 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from letheon.model.forwards import is_replaced
-from letheon.model.widening import in_dtype_of, widened_linear
+from letheon.model.widening import WidenedConv1D, WidenedLinear, in_dtype_of, widened_linear
 
 ADAPTER = "default"
+LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward, WidenedLinear.forward, WidenedConv1D.forward)
+"""Of layers that give W x + b and nothing else."""
 
 
 @contextmanager
@@ -70,9 +72,9 @@ def low_rank_linear(
 
 def is_plain(layer: LoraLinear) -> bool:
     """Return whether a layer does no more than W x + b + s B A x, and does so by PEFT's forward."""
-    base = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     return (
-        isinstance(base, (nn.Linear, Conv1D))
+        type(base).forward in LINEAR_FORWARDS
         and base.weight.is_floating_point()
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)

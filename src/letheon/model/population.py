@@ -5,7 +5,7 @@ the low-rank part is per member (segments.py). Each member's adapter begins, is 
 run is; the model holds the layers of one adapter, which become those of any member.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Collection
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -71,6 +72,16 @@ class Member:
         """Return the ordinary model's weights with this member's adapter folded in."""
         self._put_in()
         return self.shared.merged_state()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        return self.shared.notes
+
+    def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
+        """Return whether this member's adapter is not zero but `merged`, the weights with it, are the model's own."""
+        self._put_in()
+        return self.shared.is_lost_in(merged)
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's layout."""
@@ -148,6 +159,8 @@ def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: 
     Raises:
         ModelError: a layer of the model does more than a low-rank product (see `is_plain`), so members cannot share it.
     """
+    if any(isinstance(module, ParamWrapper) for module in shared.peft.modules()):
+        raise ModelError("the adapters are in routed experts too, so several cannot go through them")
     odd = [name for name, layer in _layers(shared).items() if not is_plain(layer)]
     if odd:
         raise ModelError(f"{odd[0]}: is not a plain linear layer with an adapter, so several cannot go through it")

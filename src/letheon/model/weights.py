@@ -26,7 +26,10 @@ class TrainedWeights:
     targets: tuple[str, ...]
     exact: Mapping[str, nn.Parameter]
     """The trained parameters by name, in order, float32: the model's own where they are float32, else copies."""
+    first_sums: Mapping[str, float]
+    """A sum over each trained parameter as it was at first."""
     is_switchable: bool = False
+    notes: tuple[str, ...] = ()
 
     def off(self) -> AbstractContextManager[None]:
         """Return a context that changes nothing: before the first step the model is the reference."""
@@ -58,6 +61,11 @@ class TrainedWeights:
     def merged_state(self) -> dict[str, Tensor]:
         """Return all weights of the model."""
         return dict(self.model.state_dict())
+
+    def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
+        """Return whether a trained parameter has moved but none of the model's own, to which they are rounded, has."""
+        moved = any(_sum(value) != self.first_sums[name] for name, value in self.exact.items())
+        return moved and all(_sum(merged[name]) == first for name, first in self.first_sums.items())
 
     def save(self, folder: Path) -> None:
         """Write nothing: the checkpoint itself is the result."""
@@ -99,7 +107,14 @@ def train_weights(model: PreTrainedModel, *, modules: Collection[str], layers: s
         raise ModelError(
             f"target_modules: none of {', '.join(modules)} lies inside the layers '{layers}' of {type(model).__name__}"
         )
-    return TrainedWeights(model=model, targets=tuple(modules) or ("all",), exact=exact)
+    first_sums = {} if model.device.type == "meta" else {name: _sum(value) for name, value in exact.items()}
+    return TrainedWeights(model=model, targets=tuple(modules) or ("all",), exact=exact, first_sums=first_sums)
+
+
+@torch.no_grad()
+def _sum(values: Tensor) -> float:
+    """In float64, so that it shows a change of any one value."""
+    return float(values.sum(dtype=torch.float64))
 
 
 def _exact(parameter: nn.Parameter) -> nn.Parameter:

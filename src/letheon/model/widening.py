@@ -67,7 +67,7 @@ def widen(model: PreTrainedModel, stored: torch.dtype, *, exact: Iterable[tuple[
         elif module is lookup and isinstance(module, nn.Embedding):
             module.__class__ = type(type(module).__name__, (_FewRows, type(module)), {})
         elif _is_stack(module):
-            module.__class__ = type(type(module).__name__, (_WideForward, type(module)), {})
+            module.__class__ = type(type(module).__name__, (WideForward, type(module)), {})
         else:
             continue
         keeps_narrow.update(id(p) for p in module.parameters(recurse=False) if p.ndim > 1)
@@ -218,7 +218,7 @@ class _FewRows(nn.Embedding):
             own["weight"], self.padding_idx = weight, padding
 
 
-class _WideForward(nn.Module):
+class WideForward(nn.Module):
     """A module that multiplies its weights in its own way (experts), given float32 copies while it runs.
 
     It runs again in the backward pass, so that no copy lives between.
@@ -235,7 +235,7 @@ class _WideForward(nn.Module):
             parameters: dict[str, Any] = self._parameters
             parameters.update({name: p.float() for name, p in narrow.items()})
             try:
-                return super(_WideForward, self).forward(*args, **kwargs)
+                return super(WideForward, self).forward(*args, **kwargs)
             finally:
                 parameters.update(narrow)
 

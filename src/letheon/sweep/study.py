@@ -7,6 +7,8 @@ from typing import Any
 
 from letheon.errors import DataError, OutputError, SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.loading import load_config
+from letheon.model.quantised import check_not_quantised
 from letheon.sweep.grid import Configuration, configuration_of, configurations
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
@@ -137,8 +139,9 @@ def _first_of(where: SearchRange) -> Any:
 
 def _check(study: StudySettings, members: Sequence[Member]) -> None:
     """Say what would stop every run or every evaluation before any is begun."""
-    for model in {member.settings.model for member in members}:
+    for model, trust in {(member.settings.model, member.settings.trust_remote_code) for member in members}:
         check_checkpoint(model)
+        check_not_quantised(load_config(model, trust_remote_code=trust), source=model)
     for member in members:
         evaluation = study.evaluation(member.settings, model=member.settings.model, out=member.folder)
         sources = {"forget": member.settings.forget, "retain": member.settings.retain}

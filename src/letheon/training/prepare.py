@@ -131,7 +131,7 @@ def lay_ground(
     if waits_on_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     start = _start(engine, probes, progress=progress)
-    notes = (*engine.notes, *form.notes, *notes_of_start(start, form))
+    notes = (*adapted.notes, *engine.notes, *form.notes, *notes_of_start(start, form))
     return Ground(engine, form, fingerprinted, reference, probes, start, notes)
 
 

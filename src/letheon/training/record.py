@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from letheon.errors import ModelError
 from letheon.files import write_json, write_text
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
@@ -110,11 +111,19 @@ def leave(
     """Write the model, what was trained, and provenance.json, `more` in it, and return the report.
 
     Raises:
+        ModelError: the model would be the one it came from, or not have its tensors.
         OutputError: a file cannot be written.
     """
     adapted = prepared.problem.adapted
-    save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=adapted.merged_state())
-    adapted.save(settings.out / "adapter")
+    adapted.save(settings.out / "adapter")  # first, so that it is there whatever becomes of the model
+    merged = adapted.merged_state()
+    if adapted.is_lost_in(merged):
+        raise ModelError(
+            f"{settings.out}: the model that would be saved equals the one it came from, though training moved what "
+            f"was trained: the changes are lost in rounding to {settings.dtype}; train longer, with a higher "
+            "--learning-rate, or with --dtype float32 (the adapter and the checkpoints are kept)"
+        )
+    save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=merged)
     provenance = {
         **_provenance(settings, prepared, inputs),
         **(more or {}),
@@ -164,7 +173,11 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
             "products": str(product_dtype(problem.adapted.model)).removeprefix("torch."),
             "saved": str(saved_dtype(problem.adapted.model)).removeprefix("torch."),
         },
-        "engine": {"path": problem.engine.path, "adapted": list(problem.adapted.targets)},
+        "engine": {
+            "path": problem.engine.path,
+            "adapted": list(problem.adapted.targets),
+            "notes": list(problem.adapted.notes),
+        },
         "reference_store": None if problem.reference.path is None else str(problem.reference.path.absolute()),
         "reference_store_bytes": problem.reference.num_bytes,
     }

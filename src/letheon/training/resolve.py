@@ -6,7 +6,7 @@ from typing import Any
 from letheon.data.rows import Rows
 from letheon.data.schedules import MixedSchedule, PairedSchedule, Schedule, annealed, chunked
 from letheon.errors import SettingsError
-from letheon.model.adapters import SEED_TARGETS
+from letheon.model.targets import SEED_TARGETS
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
 from letheon.settings import UnlearnSettings

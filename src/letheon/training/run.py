@@ -18,6 +18,7 @@ from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, check_device, load_config, load_model, stored_dtype
 from letheon.model.precision import Choice, choose_precision
+from letheon.model.quantised import check_not_quantised
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
@@ -142,6 +143,8 @@ def read(
     check_device(settings.device)
     _check_cache(settings.cache_dir)
     check_checkpoint(settings.model)
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    check_not_quantised(config, source=settings.model)
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     check_targets(settings)

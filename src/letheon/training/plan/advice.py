@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from letheon.errors import ModelError
-from letheon.model.adapters import SEED_TARGETS
 from letheon.model.checkpoint_files import stored_dtype_of
+from letheon.model.targets import SEED_TARGETS
 from letheon.model.widening import NARROW
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.estimate import Place, Plan

@@ -8,9 +8,9 @@ from pathlib import Path
 from letheon.data.forms import AUTO, forms_to_try
 from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
-from letheon.model.adapters import resolve_targets
 from letheon.model.loading import load_config
 from letheon.model.precision import settled
+from letheon.model.targets import find_targets
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
@@ -92,7 +92,8 @@ def check_targets(settings: UnlearnSettings) -> None:
     if settings.adapt == "lora" and not settings.target_modules:
         raise SettingsError("target_modules: expected at least one name, or all-linear; leave it out for the default")
     if settings.adapt == "lora":
-        resolve_targets(model, settings.target_modules or ())
+        takes_parameters = not settings.dora and not settings.lora_dropout
+        find_targets(model, settings.target_modules or (), layers=settings.layers, takes_parameters=takes_parameters)
     else:
         train_weights(model, modules=settings.target_modules or (), layers=settings.layers)
 

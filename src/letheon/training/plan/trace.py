@@ -27,6 +27,7 @@ from letheon.data.sequences import Sequence
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine, Path
+from letheon.model.experts import fused_experts
 from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of, logit_terms
 from letheon.model.lower import first_layer_run
@@ -154,7 +155,8 @@ def trace_scoring(engine: Engine, piece: Piece) -> int:
 def trace_check(engine: Engine, sequence: Sequence) -> int:
     """Return the bytes of the model's own logits of a row, which the engine is checked against."""
     batch = _batch(Piece((sequence,), num_forget=1))
-    with _Valueless(), _Live() as live:
+    # PEFT's forward of experts asks what "meta" multiplies in. It holds one layer's matrices twice, a step far more.
+    with _Valueless(), fused_experts(engine.model), _Live() as live:
         logits = engine.model(input_ids=batch.input_ids[None], use_cache=False).logits[0].float()
         logit_terms(logits[batch.answer_positions], batch.labels)
     return int(live.peak)
@@ -257,11 +259,23 @@ class _Valueless(TorchFunctionMode):
         if func is Tensor.__getitem__ and _is_valueless_mask(args[1]):
             return args[0].flatten(0, args[1].ndim - 1)  # all of a padded batch, since which places count is unknown
         if func in _GROUPED and args[0].is_meta:
-            return args[0] @ args[1][0]  # each token meets one expert's matrix; the kernel's own rules are for values
+            return _by_one_expert(*args, **named)  # each token meets one; the kernel's own rules are for values
         if func is Tensor.index_add and args[0].is_meta:
             tensor, dim, index, source = args
             return func(tensor, dim, index.to("meta"), source, **named)
         return func(*args, **named)
+
+
+def _by_one_expert(states: Tensor, matrices: Any, **_: Any) -> Tensor:
+    """The product of rows (S, P) with matrices (E, P, Q), or with those of adapted experts, as if one served all."""
+
+    def product(rows: Tensor, stack: Tensor) -> Tensor:
+        return rows @ stack[0]
+
+    if isinstance(matrices, Tensor):
+        return product(states, matrices)
+    found: Tensor = matrices.aligned().times(states, product)
+    return found
 
 
 def _is_valueless_mask(index: object) -> bool:

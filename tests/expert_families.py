@@ -1,0 +1,150 @@
+"""Mixtures of experts in small: one configuration for every family that transformers has a causal model of."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "sliding_window": 64,
+    # experts, by all the names that families have for them
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_local_experts": 4,
+    "moe_num_experts": 4,
+    "zero_expert_num": 2,
+    "num_experts_per_tok": 2,
+    "experts_per_token": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "top_k_experts": 2,
+    "n_shared_experts": 1,
+    "num_shared_experts": 1,
+    "moe_num_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "decoder_sparse_step": 1,
+    "moe_layer_freq": 1,
+    "enable_moe_block": True,
+    "moe_intermediate_size": 24,
+    "moe_intermediate_dim": 24,
+    "intermediate_size_mlp": 48,
+    "ffn_hidden_size": 48,
+    "expert_ffn_hidden_size": 24,
+    "shared_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24,
+    "expert_intermediate_size": 24,
+    # latent attention
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "index_topk": 16,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    # layers that are recurrent
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "mamba_n_groups": 1,
+    "mamba_dt_rank": 4,
+    "n_groups": 1,
+    "ssm_state_size": 8,
+    "chunk_size": 8,
+    "use_mamba_kernels": False,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "global_head_dim": 8,
+    "num_global_key_value_heads": 2,
+    "hidden_size_per_layer_input": 0,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "deepseek_v3": {},
+    "gpt_oss": {},
+    "llama4_text": {},
+    "afmoe": {},
+    "aria_text": {},
+    "axk1": {},
+    "axk2": {},
+    "bailing_hybrid": {},
+    "cohere2_moe": {},
+    "deepseek_v2": {},
+    "deepseek_v32": {},
+    "deepseek_v4": {},
+    "dots1": {},
+    "ernie4_5_moe": {},
+    "exaone_moe": {},
+    "flex_olmo": {},
+    "gemma4_text": {},
+    "glm4_moe": {},
+    "glm4_moe_lite": {},
+    "glm_moe_dsa": {},
+    "granitemoe": {},
+    "granitemoe_swa": {},
+    "granitemoehybrid": {},
+    "granitemoeshared": {},
+    "hunyuan_v1_moe": {},
+    "hy_v3": {},
+    "hy_v4": {},
+    "inkling2": {},
+    "jamba": {},
+    "kimi_linear": {},
+    "kolibri1": {},
+    "laguna": {},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"head_dim": 8},
+    "mellum": {},
+    "mimo_v2_flash": {},
+    "minimax": {},
+    "minimax_m2": {},
+    "minimax_m3_vl": {},
+    "nemotron_h": {},
+    "olmoe": {},
+    "phimoe": {},
+    "qwen2_moe": {},
+    "qwen3_5_moe_text": {},
+    "qwen3_moe": {},
+    "qwen3_next": {},
+    "qwen4_exp": {},
+    "solar_open": {},
+    "zaya": {"num_experts_per_tok": 1},
+}
+FAST = ("mixtral", "deepseek_v3", "gpt_oss", "llama4_text")
+
+
+def config_of(family: str, *, vocab_size: int) -> PreTrainedConfig:
+    """The configuration of a small model of a family."""
+    usual = CONFIG_MAPPING[family]()
+    usual = usual.get_text_config()
+    known = {*usual.to_dict(), *usual.attribute_map}
+    sizes = {name: value for name, value in SIZES.items() if name in known}
+    if "qk_rope_head_dim" in known:  # latent attention has a key of its own in each head
+        sizes.pop("head_dim", None)
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    made: PreTrainedConfig = type(usual)(**{**sizes, **FAMILIES[family], "vocab_size": vocab_size})
+    return made
