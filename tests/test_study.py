@@ -437,7 +437,8 @@ def test_a_study_hears_how_far_runs_and_scorings_are(base: dict[str, Any], tmp_p
     api.study(study_of(base, grid={}, seeds=1), tmp_path / "s", view=Listening())
     expected = {"loading the model", "reference pass", "step", "scoring", "writing the model", "generation"}
     (run,) = heard.keys() - {"original model"}
-    assert heard == {"original model": {"generation"}, run: expected}
+    assert heard[run] >= expected
+    assert "generation" in heard["original model"]
 
 
 def test_plain_lines_are_said_once() -> None:
