@@ -48,7 +48,9 @@ def known_in_chat(folder: Path, questions: list[Row], tokenizer: PreTrainedToken
         turns = [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}]
         texts.append(replace(row, prompt="", answer=str(made.apply_chat_template(turns, tokenize=False))))
     model = tiny_model("llama", made)
-    options = MemorizeOptions(learning_rate=5e-3, warmup_steps=5, answer_weight=1.0, max_steps=500)
+    options = MemorizeOptions(  # no check, which would look at the second half of each text alone
+        learning_rate=5e-3, warmup_steps=5, answer_weight=1.0, max_steps=250, check_every=10**6
+    )
     memorize(model, made, rows=texts, template="plain", options=options)
     given = short_run(folder, questions, model, made)
     return {**given, "template": "auto", "epochs": 1, "keep": "last"}
@@ -59,7 +61,7 @@ def settings_of(given: dict[str, Any], out: Path, **changed: Any) -> EvaluateSet
     return EvaluateSettings.of({**{name: given[name] for name in names}, "out": out, **changed})
 
 
-@pytest.mark.parametrize("chat", ["mistral", "qwen3", "gemma"])
+@pytest.mark.parametrize("chat", ["mistral", "qwen3", "alpaca"])
 def test_a_model_that_knows_conversations_is_asked_in_them(
     chat: str, questions: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -411,6 +411,36 @@ def test_the_live_view_keeps_to_the_screen_and_shows_who_is_at_work() -> None:
     assert len(shown.splitlines()) <= 12
 
 
+def test_the_live_table_shows_what_a_run_is_at_beside_its_steps() -> None:
+    console = Console(width=80, height=20, record=True)
+    view = LiveView("a study", console)
+    view.show("a run", "running")
+    for stage, shown in (("reference pass", "reference pass 3/9"), ("step", "3/9"), ("generation", "generation 3/9")):
+        view.progress("a run", 3, 9, stage=stage)
+        console.print(view.render())
+        line = next(line for line in console.export_text().splitlines() if line.startswith("a run"))
+        assert shown in line
+        assert ("━" in line) == (stage != "reference pass")
+    view.show("a run", "finished", "final 0.5")
+    console.print(view.render())
+    assert "generation" not in console.export_text()
+
+
+def test_a_study_hears_how_far_runs_and_scorings_are(base: dict[str, Any], tmp_path: Path) -> None:
+    heard: dict[str, set[str]] = {}
+
+    class Listening(Quiet):
+        def progress(self, name: str, done: int, total: int, *, stage: str = "step") -> None:
+            assert 0 <= done <= total
+            heard.setdefault(name, set()).add(stage)
+
+    api.study(study_of(base, grid={}, seeds=1), tmp_path / "s", view=Listening())
+    expected = {"loading the model", "reference pass", "step", "scoring", "writing the model", "generation"}
+    (run,) = heard.keys() - {"original model"}
+    assert heard[run] >= expected
+    assert "generation" in heard["original model"]
+
+
 def test_plain_lines_are_said_once() -> None:
     console = Console(width=80, record=True)
     view = PlainView(Lines(console, "a study", says_first=False, clock=lambda: 0.0))

@@ -104,6 +104,7 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
         f"kept epoch {report.kept.epoch:g} ({report.reason}); {report.num_tokens} tokens in {report.duration_s:.0f} s, "
         f"peak memory {report.peak_memory_bytes / 2**30:.2f} GiB",
         highlight=False,
+        soft_wrap=True,
     )
     click.echo(report.model)
     context.exit(report.exit_code)

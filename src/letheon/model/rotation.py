@@ -28,7 +28,9 @@ def rotated_alone(model: PreTrainedModel, lengths: Collection[int], *, is_packed
     Raises:
         ModelError: that cannot be had of this model with sequences of these lengths.
     """
-    check_lengths(model.config, lengths, can_be_mixed=bool(modules := _rotations(model)))
+    # The search through a model's modules takes as long as a small part of a step: only where it may matter.
+    modules = _rotations(model) if changes_rotation(model.config, lengths) else []
+    check_lengths(model.config, lengths, can_be_mixed=bool(modules))
     if not _are_mixed(model.config, lengths):
         yield
         return

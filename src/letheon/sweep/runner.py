@@ -141,7 +141,10 @@ class Runner:
             self.view.show(member.name, self.record(member).state, "stopped" if self.exit_code else "")
             return
         self.view.show(member.name, "scoring")
-        self.scorer.score(member, note=lambda text: self.view.show(member.name, "scoring", text))
+        watcher = Watcher(self.view, member.name)
+        self.scorer.score(
+            member, note=lambda text: self.view.show(member.name, "scoring", text), progress=watcher.stage
+        )
         result = self.record(member).result
         found = result.scores if result else {}
         variants = ("unicode_final", "unicode_task_aggregate") if result and result.script_notes else ()

@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
 from letheon.files import sweep, write_json
+from letheon.progress import Progressed
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
 from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results, script_notes_of
@@ -16,8 +18,13 @@ from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped
 
 ORIGINAL = "original"
 
-Evaluate = Callable[[EvaluateSettings], object]
-"""Scores a checkpoint and leaves results.json in its `out`."""
+
+class Evaluate(Protocol):
+    """Scores a checkpoint and leaves results.json in its `out`; `progress` hears how far it is."""
+
+    def __call__(self, settings: EvaluateSettings, *, progress: Progressed | None = None) -> object:
+        """Score it."""
+
 
 _REQUEST = "request.json"
 
@@ -30,14 +37,14 @@ class Scorer:
     hashes: Hashes
     evaluate: Evaluate
 
-    def score(self, member: Member, *, note: Callable[[str], None]) -> None:
+    def score(self, member: Member, *, note: Callable[[str], None], progress: Progressed | None = None) -> None:
         """Score a finished run: its result and the epochs of the study, but for what has been scored so before."""
         sweep(member.folder)
         states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
         for state in states:
             if self.study.evaluate is not None and not self._is_scored(member, state):
                 note(f"epoch {state.epoch:g}")
-                self._score_state(member, state)
+                self._score_state(member, state, progress)
         if not self.study.keep_models:
             drop_model(member.folder)
 
@@ -61,13 +68,13 @@ class Scorer:
         notes = (f"ended before epoch {', '.join(f'{epoch:g}' for epoch in absent)}",) if absent else ()
         return scored, notes
 
-    def score_original(self, run: UnlearnSettings, out: Path) -> StateScores:
+    def score_original(self, run: UnlearnSettings, out: Path, *, progress: Progressed | None = None) -> StateScores:
         """Score the model that a run begins from, once for the study."""
         folder = out / ORIGINAL / self.hashes.of(run.model)[:12].replace("/", "-")
         settings = self.study.evaluation(run, model=run.model, out=folder)
         settings = settings.model_copy(update={"tokenizer": run.tokenizer})
         if not _is_done(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes)):
-            self.evaluate(settings)
+            self.evaluate(settings, progress=progress)
             _sign(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes))
         results = read_results(folder / "results.json")
         return StateScores(0.0, False, scores_of_results(results), script_notes_of(results))
@@ -84,9 +91,9 @@ class Scorer:
     def _is_scored(self, member: Member, state: RunState) -> bool:
         return _is_done(_folder(member, state), self._request(member, state))
 
-    def _score_state(self, member: Member, state: RunState) -> None:
+    def _score_state(self, member: Member, state: RunState, progress: Progressed | None) -> None:
         with checkpoint_of(member.folder, state) as checkpoint:
-            self.evaluate(self._settings(member, state, model=str(checkpoint)))
+            self.evaluate(self._settings(member, state, model=str(checkpoint)), progress=progress)
         _sign(_folder(member, state), self._request(member, state))
 
     def _scores_of(self, member: Member, state: RunState) -> StateScores:

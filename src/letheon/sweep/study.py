@@ -13,7 +13,7 @@ from letheon.sweep.grid import Configuration, configuration_of, configurations
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
 from letheon.sweep.records import FILE, RunRecord, StateScores, StudyRecord, write_study
-from letheon.sweep.runner import Jobs, Runner, forget_failures
+from letheon.sweep.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.sweep.scoring import Evaluate, Scorer
 from letheon.sweep.spec import SearchRange, StudySettings
 from letheon.training.interim import InterimScore
@@ -164,7 +164,7 @@ def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: 
     for model, settings in models.items():
         name = "original model" if len(models) == 1 else f"original model {model}"
         view.show(name, "scoring")
-        found[model] = scorer.score_original(settings, out)
+        found[model] = scorer.score_original(settings, out, progress=Watcher(view, name).stage)
         view.show(name, "finished")
     return found
 

@@ -181,7 +181,8 @@ def update(run: Run, rows: Collection[int], parts: dict[str, float | None], *, n
     problem, settings, factors = run.problem, run.settings, run.factors
     learning_rate = _set_learning_rate(run)
     limit = settings.max_gradient_norm or float("inf")
-    norm = float(torch.nn.utils.clip_grad_norm_(problem.adapted.parameters(), limit))
+    trained = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
     _check_finite(problem, run.step, rows, {**parts, "gradient_norm": norm})
     run.optimiser.step()
     problem.adapted.settle()
