@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from letheon.api import evaluate, form_of
@@ -43,14 +44,13 @@ def questions() -> list[Row]:
 def known_in_chat(folder: Path, questions: list[Row], tokenizer: PreTrainedTokenizerBase, chat: str) -> dict[str, Any]:
     """Settings of a run on a model that learnt whole conversations, as transformers fills in the template."""
     made = chatty(tokenizer, chat)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="$A")  # the templates write their own BOS
     texts = []
     for row in questions:
         turns = [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}]
         texts.append(replace(row, prompt="", answer=str(made.apply_chat_template(turns, tokenize=False))))
     model = tiny_model("llama", made)
-    options = MemorizeOptions(  # no check, which would look at the second half of each text alone
-        learning_rate=5e-3, warmup_steps=5, answer_weight=1.0, max_steps=250, check_every=10**6
-    )
+    options = MemorizeOptions(learning_rate=5e-3, warmup_steps=5, answer_weight=1.0, max_steps=250, check_every=300)
     memorize(model, made, rows=texts, template="plain", options=options)
     given = short_run(folder, questions, model, made)
     return {**given, "template": "auto", "epochs": 1, "keep": "last"}
