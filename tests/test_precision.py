@@ -270,10 +270,10 @@ def test_a_run_chooses_it_records_it_and_ends_where_a_float32_run_does(given: di
     report = run(given)
     exact = run(given, out=tmp_path / "exact", dtype="float32")
     assert yaml.safe_load((report.folder / "run.yaml").read_text())["dtype"] == "widened"
-    assert report.provenance["precision"] == {
-        "setting": "widened", "weights": "bfloat16", "products": "float32", "saved": "bfloat16",
-    }  # fmt: skip
-    assert set(exact.provenance["precision"].values()) == {"float32"}
+    found = report.provenance["precision"]
+    assert found.pop("chosen").startswith("precision: weights bfloat16 as stored, each matrix widened")
+    assert found == {"setting": "widened", "weights": "bfloat16", "products": "float32", "saved": "bfloat16"}
+    assert exact.provenance["precision"]["saved"] == "float32"
     assert same(weights(report.folder), weights(exact.folder))
     ours, theirs = (load_file(found.model / "model.safetensors") for found in (report, exact))
     assert {value.dtype for value in ours.values()} == {torch.bfloat16}
