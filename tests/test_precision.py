@@ -301,6 +301,19 @@ def test_runs_of_other_kinds_end_where_float32_runs_do(
     assert same(found, {name: value.bfloat16() for name, value in expected.items()})
 
 
+@pytest.mark.parametrize("name", EXPERTS)
+def test_adapted_experts_end_where_float32_ones_do(
+    name: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    source = stored_in(
+        torch.bfloat16, random_model(Case(*EXPERTS[name]).config(len(tokenizer))), tokenizer, tmp_path / "experts"
+    )
+    changed = {"model": source, "target_modules": ("all-linear",), "epochs": 1, "rank": 4}
+    ours, exact = run(given, **changed), run(given, **changed, out=tmp_path / "exact", dtype="float32")
+    found, expected = (load_file(report.model / "model.safetensors") for report in (ours, exact))
+    assert same(found, {name: value.bfloat16() for name, value in expected.items()})
+
+
 def test_the_reference_of_one_precision_is_not_taken_for_that_of_another(given: dict[str, Any], tmp_path: Path) -> None:
     # OLMo has neither norms' weights nor biases: in memory both modes hold the same bytes.
     widened, rounded = (load_model(given["model"], dtype=d, device="cpu").model for d in ("widened", "bfloat16"))
