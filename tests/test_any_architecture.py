@@ -204,6 +204,7 @@ def test_low_rank_targets_and_their_gradients(
     model = made(name, tokenizer)
     below_head = set(trunk_of(model).modules())
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m in below_head}
+    linear = {n for n in linear if not n.endswith(".router")}  # Llama 4's chooses experts, and gives no product
     assert find_targets(model, SEED_TARGETS).names == CASES[name].targets
     adapted = moved(model, targets=(ALL_LINEAR,))
     assert {n for n, m in adapted.model.named_modules() if isinstance(m, LoraLinear)} == linear

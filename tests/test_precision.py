@@ -270,10 +270,10 @@ def test_a_run_chooses_it_records_it_and_ends_where_a_float32_run_does(given: di
     report = run(given)
     exact = run(given, out=tmp_path / "exact", dtype="float32")
     assert yaml.safe_load((report.folder / "run.yaml").read_text())["dtype"] == "widened"
-    assert report.provenance["precision"] == {
-        "setting": "widened", "weights": "bfloat16", "products": "float32", "saved": "bfloat16",
-    }  # fmt: skip
-    assert set(exact.provenance["precision"].values()) == {"float32"}
+    found = report.provenance["precision"]
+    assert found.pop("chosen").startswith("precision: weights bfloat16 as stored, each matrix widened")
+    assert found == {"setting": "widened", "weights": "bfloat16", "products": "float32", "saved": "bfloat16"}
+    assert exact.provenance["precision"]["saved"] == "float32"
     assert same(weights(report.folder), weights(exact.folder))
     ours, theirs = (load_file(found.model / "model.safetensors") for found in (report, exact))
     assert {value.dtype for value in ours.values()} == {torch.bfloat16}
@@ -297,6 +297,19 @@ def test_runs_of_other_kinds_end_where_float32_runs_do(
 ) -> None:
     ours = run(given, **changed)
     exact = run(given, **changed, out=tmp_path / "exact", dtype="float32")
+    found, expected = (load_file(report.model / "model.safetensors") for report in (ours, exact))
+    assert same(found, {name: value.bfloat16() for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_adapted_experts_end_where_float32_ones_do(
+    name: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    source = stored_in(
+        torch.bfloat16, random_model(Case(*EXPERTS[name]).config(len(tokenizer))), tokenizer, tmp_path / "experts"
+    )
+    changed = {"model": source, "target_modules": ("all-linear",), "epochs": 1, "rank": 4}
+    ours, exact = run(given, **changed), run(given, **changed, out=tmp_path / "exact", dtype="float32")
     found, expected = (load_file(report.model / "model.safetensors") for report in (ours, exact))
     assert same(found, {name: value.bfloat16() for name, value in expected.items()})
 

@@ -92,10 +92,10 @@ def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the module below the head, e.g. OlmoModel inside OlmoForCausalLM; of one that sees, the part for text."""
-    trunk: object = model.get_decoder()
-    whole = cast("PreTrainedModel", model.base_model)
-    # BERT's kin call the last matrix of their head a decoder.
-    return trunk if isinstance(trunk, PreTrainedModel) else whole
+    # BERT's kin call the last matrix of their head a decoder; Llama 4 finds itself.
+    candidates: tuple[object, ...] = (model.get_decoder(), model.base_model, getattr(model, "model", None))
+    inner = (found for found in candidates if isinstance(found, PreTrainedModel) and found is not model)
+    return next(inner, cast("PreTrainedModel", model.base_model))
 
 
 def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:

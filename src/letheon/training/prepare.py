@@ -43,6 +43,8 @@ class Prepared:
     fingerprint: str
     notes: tuple[str, ...]
     """What was found and chosen, in words."""
+    precision: str | None = None
+    """How the weights lie and are multiplied, and the rates that were measured, in words."""
 
 
 def prepare(

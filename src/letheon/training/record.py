@@ -169,6 +169,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         "before": asdict(prepared.problem.start.score) if prepared.problem.start else None,
         "precision": {
             "setting": settings.dtype,
+            "chosen": prepared.precision,
             "weights": str(problem.adapted.model.dtype).removeprefix("torch."),
             "products": str(product_dtype(problem.adapted.model)).removeprefix("torch."),
             "saved": str(saved_dtype(problem.adapted.model)).removeprefix("torch."),

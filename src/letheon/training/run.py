@@ -99,8 +99,8 @@ def _unlearn(
     )
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
-    prepared = replace(prepared, notes=(precision, *prepared.notes))
-    observer.note(precision)
+    prepared = replace(prepared, precision=precision)
+    observer.note(precision)  # not into the log, which is the same in every run: rates are not
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
     write_run(settings, prepared, inputs)
     # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
