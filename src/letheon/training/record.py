@@ -118,10 +118,11 @@ def leave(
     adapted.save(settings.out / "adapter")  # first, so that it is there whatever becomes of the model
     merged = adapted.merged_state()
     if adapted.is_lost_in(merged):
+        dtype = str(adapted.model.dtype).removeprefix("torch.")
         raise ModelError(
             f"{settings.out}: the model that would be saved equals the one it came from, though training moved what "
-            f"was trained: the changes are lost in rounding to {settings.dtype}; train longer, with a higher "
-            "--learning-rate, or with --dtype float32 (the adapter and the checkpoints are kept)"
+            f"was trained: the changes are lost in rounding to {dtype}; train longer, with a higher --learning-rate, "
+            "or with --dtype float32 (the adapter and the checkpoints are kept)"
         )
     save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=merged)
     provenance = {
