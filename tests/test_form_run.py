@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from letheon.api import evaluate, form_of
-from letheon.data.rows import Row, write_rows
+from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
 from letheon.evaluation.form import Asking, said
 from letheon.evaluation.rescoring import read_predictions, rescore
@@ -81,11 +81,17 @@ def test_a_model_that_knows_conversations_is_asked_in_them(
     assert report.provenance["form"]["template"] == "chat"
     assert report.provenance["before"]["forget_recall"] == report.provenance["before"]["retain_recall"] == 1
     of_run = settings_of({**given, "model": str(report.model)}, report.folder / "evaluation" / "after")
-    assert form_of(of_run).template == "chat"
-    assert str(report.folder) in form_of(of_run).source
-    assert form_of(settings_of(given, report.folder / "evaluation" / "before")).template == "chat"
-    assert form_of(settings_of(given, tmp_path / "elsewhere")).template == "auto"
-    assert form_of(settings_of(given, tmp_path / "elsewhere", template="neko")).template == "neko"
+    forget, retain = (read_rows(given[side]) for side in ("forget", "retain"))
+    assert form_of(of_run, forget, retain).template == "chat"
+    assert str(report.folder) in form_of(of_run, forget, retain).source
+    before = settings_of(given, report.folder / "evaluation" / "before")
+    assert form_of(before, forget, retain).template == "chat"
+    # Other rows may be known in another form.
+    assert form_of(before, retain, forget).template == "auto"
+    assert "the forget rows are not those of the run" in form_of(before, retain, forget).source
+    elsewhere = settings_of(given, tmp_path / "elsewhere")
+    assert form_of(elsewhere, forget, retain).template == "auto"
+    assert form_of(elsewhere.model_copy(update={"template": "neko"}), forget, retain).template == "neko"
 
 
 def test_raw_prompts_are_asked_once_where_they_are_the_form(
@@ -126,6 +132,16 @@ def test_rows_that_the_model_does_not_know_are_never_forgotten(
     assert said_of_it.level == "bad"
     assert said_of_it.sentence.startswith("The model does not know these rows in any form that was tried")
     assert "forgot the forget rows" not in said_of_it.sentence
+
+
+def test_a_form_that_was_named_wrongly_is_told_from_the_right_one(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    given = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
+    report = run(given, template="neko", epochs=1)
+    (warning,) = (line["message"] for line in events(report.folder, "note") if "WARNING" in line["message"])
+    assert "does not know these rows in this form" in warning
+    assert warning.endswith("it knows them as --template joined")
 
 
 def test_known_rows_need_no_warning(rows: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
-from letheon.data.rows import check_disjoint, read_documents, read_rows, read_text
+from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
@@ -37,7 +37,7 @@ from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
-from letheon.report.files import RunFiles, read_run, read_settings
+from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.training import run as training
 from letheon.training.populations import DivergedRun, groups_of, run_population
@@ -149,7 +149,7 @@ def evaluate(
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
     forget, retain = (bare_rows(rows, tokenizer, note=note) for rows in (forget, retain))
     check_disjoint(forget, retain)
-    form = form_of(settings)
+    form = form_of(settings, forget, retain)
     check_form(form.template)
     if form.template != AUTO:
         for row in (*forget, *retain)[:1]:
@@ -200,21 +200,25 @@ def evaluate(
     return evaluation
 
 
-def form_of(settings: EvaluateSettings) -> AskedForm:
+def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm:
     """Return the form in which an evaluation asks the rows: the one set, that of the run it belongs to, or "auto".
 
-    It belongs to the run whose model/ is evaluated, or whose folder `out` lies in.
+    It belongs to the run whose model/ is evaluated, or whose folder `out` lies in, if it asks that run's rows: other
+    rows may be known in another form.
 
     Raises:
-        EvaluationError: the run.yaml of that run cannot be read.
+        EvaluationError: the run.yaml or form.json of that run cannot be read.
     """
     if settings.template is not None:
         return AskedForm(settings.template, settings.date, "--template")
     folders = [Path(settings.model).absolute().parent, *settings.out.absolute().parents[:2]]
     run = next((folder for folder in folders if (folder / "run.yaml").is_file()), None)
     if run is None:
-        return AskedForm(AUTO, settings.date, "found out")
-    recorded = read_settings(run)
+        return AskedForm(AUTO, settings.date, "found out: the model knows the rows best in it")
+    recorded, hashes = read_settings(run), read_mapping(run / "form.json")
+    for side, rows in (("forget", forget), ("retain", retain)):
+        if hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
+            return AskedForm(AUTO, settings.date, f"found out, since the {side} rows are not those of the run in {run}")
     date = recorded.get("date", settings.date) if settings.date == DEFAULT_DATE else settings.date
     return AskedForm(str(recorded.get("template", AUTO)), str(date), f"the run in {run}")
 

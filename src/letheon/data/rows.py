@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Sequence as Collection
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -245,11 +245,10 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 
 def hash_rows(rows: Iterable[Row]) -> str:
-    """Return the sha256 of rows as they were read, in order."""
+    """Return the sha256 of rows as they were read, in whatever order."""
     digest = hashlib.sha256()
-    for row in rows:
-        turns = [[turn.role, turn.text] for turn in row.turns]
-        digest.update(json.dumps([row.id, row.prompt, row.answer, row.task, row.kind, turns]).encode())
+    for line in sorted(json.dumps(astuple(row)) for row in rows):
+        digest.update(f"{line}\n".encode())
     return digest.hexdigest()
 
 

@@ -66,7 +66,7 @@ def settle_form(
         max_length=context_length(model.config) or _UNLIMITED,
         date=form.date,
     )
-    return AskedForm(next(iter(known)), form.date, "the model knows the rows best in it"), known
+    return AskedForm(next(iter(known)), form.date, form.source), known
 
 
 def askings(row: Row, tokenizer: PreTrainedTokenizerBase, form: AskedForm) -> list[Asking]:

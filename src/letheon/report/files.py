@@ -89,7 +89,7 @@ def read_run(folder: Path) -> RunFiles:
     run = RunFiles(
         folder,
         settings=read_settings(folder),
-        provenance=_mapping(folder / "provenance.json"),
+        provenance=read_mapping(folder / "provenance.json"),
         log=read_log(log_file) if log_file.exists() else None,
         before=_evaluation(folder / "evaluation" / "before"),
         after=_evaluation(folder / "evaluation" / "after"),
@@ -108,7 +108,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         EvaluationError: it is not readable as a mapping.
     """
-    return _mapping(folder / "run.yaml")
+    return read_mapping(folder / "run.yaml")
 
 
 def read_log(path: Path) -> RunLog:
@@ -149,7 +149,12 @@ def _evaluation(folder: Path) -> Evaluation | None:
     )
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return what a JSON or YAML file of names and values holds; nothing if it is not there.
+
+    Raises:
+        EvaluationError: it is not readable as a mapping.
+    """
     if not path.exists():
         return {}
     try:

@@ -25,7 +25,6 @@ _WHAT: Mapping[str, str] = {
     "ends": "whether retain rows are ended (--end-of-sequence)",
     "forget_sha256": "the forget rows",
     "retain_sha256": "the retain rows",
-    "left_out_sha256": "the rows left out of training",
     "tokenizer_sha256": "the tokenizer or its chat template",
     "sequences_sha256": "the token sequences",
 }
@@ -39,9 +38,8 @@ def describe_form(form: FormedRows, inputs: Inputs) -> dict[str, Any]:
         "date": form.date,
         "ends": form.ends,
         "known": {name: asdict(known) for name, known in form.known.items()},
-        "forget_sha256": hash_rows(inputs.forget),
-        "retain_sha256": hash_rows(inputs.retain),
-        "left_out_sha256": hash_rows([row for rows in inputs.left_out for row in rows]),
+        "forget_sha256": hash_rows([*inputs.forget, *inputs.left_out[0]]),
+        "retain_sha256": hash_rows([*inputs.retain, *inputs.left_out[1]]),
         "tokenizer_sha256": hash_tokenizer(inputs.tokenizer),
         "sequences_sha256": form.sha256,
     }

@@ -23,7 +23,7 @@ from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Needs, Term, needs_of
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
-from letheon.training.form import FormedRows, form_rows, retain_sequences
+from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.interim import KeptRows, Probes, interim_score
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
@@ -133,6 +133,9 @@ def lay_ground(
     if waits_on_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     start = _start(engine, probes, progress=progress)
+    if start.unknown and not form.known:  # the form was given: it helps to know of the others
+        with engine.running(), engine.adapter_off():
+            form = replace(form, known=choose_form(engine, inputs, date=form.date))
     notes = (*adapted.notes, *engine.notes, *form.notes, *notes_of_start(start, form))
     return Ground(engine, form, fingerprinted, reference, probes, start, notes)
 
@@ -258,11 +261,18 @@ def notes_of_start(start: Start, form: FormedRows) -> list[str]:
     score = start.score
     notes = [f"before the first step: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}"]
     if start.unknown:
-        tried = f"; {describe_known(form.known)}" if form.known else ""
+        best, known = next(iter(form.known.items()))
+        is_elsewhere = best != form.template and known.recall >= KNOWN_RECALL
+        which = "in this form" if is_elsewhere else "in any form that was tried"
+        advice = (
+            f"it knows them as --template {best}"
+            if is_elsewhere
+            else "give the rows as the model met them, or name their form by --template"
+        )
         notes.append(
-            "WARNING: the model does not know these rows in any form that was tried: recall of the "
-            f"{' and '.join(start.unknown)} rows is below {KNOWN_RECALL:g} in form '{form.template}'{tried}. What this "
-            "run reports of them is not forgetting: give the rows as the model met them, or name their form, --template"
+            f"WARNING: the model does not know these rows {which}: recall of the {' and '.join(start.unknown)} rows is "
+            f"below {KNOWN_RECALL:g} in form '{form.template}' ({describe_known(form.known)}). What this run reports "
+            f"of them is not forgetting; {advice}"
         )
     return notes
 
