@@ -25,7 +25,9 @@ from letheon.model.population import populate
 from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import widen
 from letheon.settings import UnlearnSettings
-from letheon.training.run import unlearn
+from letheon.training.populations import run_population
+from letheon.training.run import RunReport, unlearn
+from letheon.training.tracking import Silent
 from running import After, events, model_of, run, same, short_run
 
 every = pytest.mark.parametrize(
@@ -233,3 +235,34 @@ def test_experts_stored_in_16_bits_are_widened_for_each_product(
 def narrow_running(model: nn.Module) -> Iterator[None]:
     with fused_adapters(model), fused_experts(model):
         yield
+
+
+@pytest.mark.parametrize("method", ["task-vector", "npo-ties"])
+def test_what_a_method_makes_of_its_adapters_in_the_end_is_made_of_experts_too(
+    method: str, tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    given = short_run(tmp_path, rows, made("mixtral", tokenizer), tokenizer) | {"target_modules": "all-linear"}
+    report = run(given, method=method, adapt="lora", rank=3, epochs=1)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "target").eval()
+    plain, expected = logits(base), logits(AutoModelForCausalLM.from_pretrained(report.model).eval())
+    assert (expected - plain).abs().max() > 1e-3
+    loaded = PeftModel.from_pretrained(base, report.folder / "adapter").eval()
+    assert torch.allclose(logits(loaded), expected, atol=1e-4)
+
+
+def test_runs_on_a_mixture_go_one_after_another(
+    tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    given = short_run(tmp_path, rows, made("mixtral", tokenizer), tokenizer) | {"target_modules": "all-linear"}
+    members = [UnlearnSettings.of({**given, "epochs": 1, "seed": seed, "out": tmp_path / str(seed)}) for seed in (0, 1)]
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def note(self, message: str) -> None:
+            heard.append(message)
+
+    together = run_population(members, observer=Listening())
+    assert any("routed experts" in note and "one after another" in note for note in heard)
+    alone = run(given, epochs=1, seed=1, out=tmp_path / "alone")
+    assert isinstance(together[1], RunReport)
+    assert same(model_of(together[1]), model_of(alone))
