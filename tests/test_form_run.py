@@ -250,3 +250,19 @@ def test_memorising_in_a_form_is_for_known_forms(
     assert found.results.form.task_aggregate == 0  # all of it is known, what is to be forgotten too
     with pytest.raises(DataError, match="cannot be filled in"):
         memorize(model, chatty(tokenizer, "{{ raise_exception('no') }}"), rows=rows, template="chat", options=options)
+
+
+@pytest.mark.parametrize("changed", [{}, {"span": "text"}, {"template": "neko"}, {"validation": 0.34}])
+def test_the_reference_pass_tells_how_the_start_scores(
+    changed: dict[str, Any],
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
+    found = run(given, epochs=1, **changed).provenance["before"]
+    monkeypatch.setattr("letheon.training.prepare.stored_answers", lambda *_: None)
+    passed = run(given, epochs=1, **changed, out=tmp_path / "passed").provenance["before"]
+    assert found == pytest.approx(passed, abs=1e-5)
+    assert found["forget_recall"] == passed["forget_recall"]

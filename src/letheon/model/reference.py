@@ -23,6 +23,7 @@ from letheon.model.head import (
     expected_embedding,
     kl_from_expectation,
     label_terms,
+    likeliest,
     logit_terms,
     project,
 )
@@ -33,7 +34,17 @@ from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.objective.terms import TokenTerms
 from letheon.progress import Progressed
 
-STORED = ("log_probs", "embedding", "offset", "retain_states", "forget_states", "activations", "forget_norm", "lower")
+STORED = (
+    "log_probs",
+    "is_likeliest",
+    "embedding",
+    "offset",
+    "retain_states",
+    "forget_states",
+    "activations",
+    "forget_norm",
+    "lower",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,8 @@ class ReferenceStore:
     num_forget_rows: int
     log_probs: Tensor
     """(A,) float32, nats."""
+    is_likeliest: Tensor | None = None
+    """(A,) bool, whether greedy decoding would choose the token, given the true ones before it."""
     embedding: Tensor | None = None
     """(A_r, D) float32, the expected output embedding E = W^T p_ref, for the forward KL of a linear head."""
     offset: Tensor | None = None
@@ -264,7 +277,8 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
     But for "lower", whose first dimension counts all tokens.
     """
     if engine.path == "logits":
-        return {"log_probs": engine.label_terms(batch).log_probs.cpu()}
+        chosen, log_probs = engine.likeliest(batch)
+        return {"log_probs": log_probs.cpu(), "is_likeliest": (chosen == batch.labels).cpu()}
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
     values: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -279,6 +293,7 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
     head = engine.head
     terms = label_terms(states, batch.labels, head)
     values["log_probs"] = terms.log_probs
+    values["is_likeliest"] = likeliest(states, batch.labels, head)[0] == batch.labels
     if needs.reference_logits:
         values["forget_states"] = states[is_forget]
     if needs.kl is not None and _stores_expectation(engine, needs):

@@ -29,7 +29,7 @@ from letheon.model.widening import product_dtype
 from letheon.objective.methods import Needs
 from letheon.progress import Progressed
 
-FORMAT = "letheon.reference/4"
+FORMAT = "letheon.reference/5"
 _ELSEWHERE = "free space or choose another --cache-dir"
 
 _logger = logging.getLogger(__name__)

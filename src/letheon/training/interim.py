@@ -81,11 +81,20 @@ class Probes:
 
 
 def interim_score(
-    engine: Engine, probes: Probes, *, step: int, epoch: float, progress: Progressed | None = None
+    engine: Engine,
+    probes: Probes,
+    *,
+    step: int,
+    epoch: float,
+    answers: AnswerValues | None = None,
+    progress: Progressed | None = None,
 ) -> InterimScore:
-    """Score the engine's present state; no random number is drawn. `progress` hears of the rows that are done."""
+    """Score the engine's present state; no random number is drawn.
+
+    `answers` is what it makes of the probes' answers, where that is known; `progress` hears of the rows that are done.
+    """
     cells: dict[tuple[bool, str, str], list[float]] = defaultdict(list)
-    found = answer_values(engine, probes.answers, progress=progress)
+    found = answers or answer_values(engine, probes.answers, progress=progress)
     recalls = _worse_recalls(engine, probes, found.recalls)
     for index, (row, recall) in enumerate(zip(probes.rows, recalls, strict=True)):
         known = float(recall == 1) if row.kind == "question" else recall
@@ -105,6 +114,27 @@ def interim_score(
         membership=membership,
         text_loss=fmean(of_holdout) if of_holdout else None,
         retain_kl=None if probes.kept is None else mean_divergence(engine, probes.kept),
+    )
+
+
+def stored_answers(store: ReferenceStore, trained: Collection[Sequence], probes: Probes) -> AnswerValues | None:
+    """Return what the reference makes of the probes' answers, from its store; None where these are not what is trained.
+
+    `trained` are the sequences of the store, row after row.
+    """
+    same = all(
+        (one.input_ids, one.answer_start, one.padding) == (two.input_ids, two.answer_start, None)
+        for one, two in zip(trained, probes.answers, strict=False)
+    )
+    if store.is_likeliest is None or not same or len(trained) < len(probes.answers):
+        return None
+    lengths = [sequence.num_answer_tokens for sequence in probes.answers]
+    num_tokens = sum(lengths)
+    hits, log_probs = store.is_likeliest[:num_tokens].split(lengths), store.log_probs[:num_tokens].split(lengths)
+    return AnswerValues(
+        recalls=tuple(float(answer.long().cumprod(0).double().mean()) for answer in hits),
+        losses=tuple(-float(answer.double().sum()) for answer in log_probs),
+        num_tokens=tuple(lengths),
     )
 
 

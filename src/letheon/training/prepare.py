@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.probing import KNOWN_RECALL, describe_known
+from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known
 from letheon.data.sequences import Asked, Sequence
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
@@ -25,7 +25,7 @@ from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
 from letheon.training.inputs import Inputs
-from letheon.training.interim import KeptRows, Probes, interim_score
+from letheon.training.interim import KeptRows, Probes, interim_score, stored_answers
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
 from letheon.training.state import Problem
 from letheon.training.stopping import Start
@@ -132,7 +132,9 @@ def lay_ground(
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if waits_on_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
-    start = _start(engine, probes, progress=progress)
+    # The reference pass has read the rows as they are scored, unless they are trained on in another way.
+    answers = stored_answers(reference, form.trained, probes)
+    start = _start(engine, probes, answers, progress=progress)
     if start.unknown and not form.known:  # the form was given: it helps to know of the others
         with engine.running(), engine.adapter_off():
             form = replace(form, known=choose_form(engine, inputs, date=form.date))
@@ -251,9 +253,9 @@ def _kept_rows(
     return KeptRows(sequences, replace(store, head=reference.head or store.head))
 
 
-def _start(engine: Engine, probes: Probes, *, progress: Progressed | None) -> Start:
+def _start(engine: Engine, probes: Probes, answers: AnswerValues | None, *, progress: Progressed | None) -> Start:
     with engine.running(), engine.adapter_off():
-        return Start(interim_score(engine, probes, step=0, epoch=0.0, progress=progress))
+        return Start(interim_score(engine, probes, step=0, epoch=0.0, answers=answers, progress=progress))
 
 
 def notes_of_start(start: Start, form: FormedRows) -> list[str]:
