@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Family:
     """What ends a turn, where that is not the tokenizer's end of sequence; generation stops there too."""
     prompt_end: str = ""
     """What every prompt ends with."""
+    is_dated: bool = False
+    """Whether the template writes the date, which the run is told then: the day on which the rows were memorised."""
 
 
 FAMILIES = {
@@ -97,12 +100,13 @@ FAMILIES = {
         end="<|end|>",
     ),
     "llama-3": Family(
-        "Llama 3.1: the date in a system turn",
+        "Llama 3.1: the date in a system turn (`--date`)",
         "{{ bos_token + '<|start|>system<|stop|>\\n\\nToday Date: ' + strftime_now('%d %b %Y') + '<|eot|>' }}"
         "{% for m in messages %}{{ '<|start|>' + m['role'] + '<|stop|>\\n\\n' + m['content'] | trim + '<|eot|>' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|stop|>\\n\\n' }}{% endif %}",
         special=("<|start|>", "<|stop|>", "<|eot|>"),
         end="<|eot|>",
+        is_dated=True,
     ),
     "zephyr": Family(
         "Zephyr: plain marks of turns",
@@ -158,7 +162,8 @@ def measure(family: Family, out: Path) -> Found:
     write_rows(retain, out / "retain.jsonl")
     files = ["--model", target, "--forget", out / "forget.jsonl", "--retain", out / "retain.jsonl", "--out", run]
     if not (run / "provenance.json").exists():
-        command = [sys.executable, "-m", "letheon", "unlearn", *map(str, files), *SETTINGS, "--trackers", ""]
+        dated = ["--date", date.today().isoformat()] if family.is_dated else []
+        command = [sys.executable, "-m", "letheon", "unlearn", *map(str, files), *SETTINGS, *dated, "--trackers", ""]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     record: dict[str, Any] = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     before, kept = record["before"], record["result"]["kept"]
