@@ -17,7 +17,8 @@ from letheon.evaluation.form import Asking, said
 from letheon.evaluation.rescoring import read_predictions, rescore
 from letheon.model.loading import save_model
 from letheon.model.memorize import MemorizeOptions, memorize
-from letheon.report.files import read_run
+from letheon.purge import purge
+from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
 from letheon.settings import EvaluateSettings
@@ -76,6 +77,11 @@ def test_a_model_that_knows_conversations_is_asked_in_them(
     again = rescore(tmp_path / "before" / "predictions.jsonl")
     assert again.results.form == found.results.form
     assert again.in_form == read_predictions(tmp_path / "before" / "predictions_in_form.jsonl") == found.in_form
+
+    assert (tmp_path / "before" / "predictions_in_form.jsonl").stat().st_mode & 0o777 == 0o600
+    assert read_run(tmp_path / "before").after == Evaluation(found.results, found.in_form)
+    assert "predictions_in_form.jsonl" in {trace.path.name for trace in purge(tmp_path / "before", note=print).traces}
+    assert not (tmp_path / "before" / "predictions_in_form.jsonl").exists()
 
     report = run(given)
     assert report.provenance["form"]["template"] == "chat"

@@ -128,6 +128,7 @@ def _what_it_holds(entry: Path, *, marked: bool) -> str | None:
     return {
         "checkpoints": "states from before the rows were forgotten, and moments of their gradients",
         "predictions.jsonl": "prompts, answers and what the model said",
+        "predictions_in_form.jsonl": "prompts, answers and what the model said to the rows in their form",
         "report.html": "sample rows; written anew without them",
         "population.json": "where a run ended, and on which rows",
     }.get(entry.name)

@@ -143,7 +143,9 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
 def _evaluation(folder: Path) -> Evaluation | None:
     if not (folder / "results.json").exists():
         return None
-    predictions = folder / "predictions.jsonl"
+    # Where the rows were asked in their form too, what the model said then is what tells.
+    names = ("predictions_in_form.jsonl", "predictions.jsonl")
+    predictions = next((path for name in names if (path := folder / name).exists()), folder / names[-1])
     return Evaluation(
         read_results(folder / "results.json"), read_predictions(predictions) if predictions.exists() else ()
     )
