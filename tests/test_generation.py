@@ -56,7 +56,7 @@ def test_rows_that_join_and_leave_a_batch_say_what_they_say_alone(
     name: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(CASES[name].config(len(tokenizer)))
-    assert can_be_batched(model) == (name not in ("bloom", "recurrent-gemma"))
+    assert can_be_batched(model) == (name not in ("bloom", "recurrent-gemma", "llama-4"))
     # Many ends, so that rows leave at all times; small sizes, so that rows join in parts and buffers move and grow.
     cast("Any", model.generation_config).eos_token_id = list(range(0, 400, 13))
     monkeypatch.setattr(columns, "SPARE", 3)

@@ -185,8 +185,8 @@ def test_commands_in_a_log_say_what_they_are_at(
     expected = {
         (*run, "--trackers", ""): [
             "reference pass 6/6",
-            "scoring 6/6",
             "step 1/2, loss ",
+            "scoring 6/6",
             "epoch 1: ",
             "kept epoch 1",
         ],

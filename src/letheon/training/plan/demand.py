@@ -137,11 +137,14 @@ def demand_of(
 
 
 def _num_scorings(settings: UnlearnSettings, schedule: Schedule) -> int:
-    """How often a run is scored: at the epochs asked for, at its end, and before its start where a budget is set."""
+    """How often a run is scored: at the epochs asked for, at its end, and at its start.
+
+    The reference pass tells how the start scores, unless other tokens are scored than are trained on.
+    """
     end = total_steps(settings, schedule)
     due = {step for step in steps_to_score(settings, schedule) if step <= end}
-    has_budget = settings.retain_budget is not None or settings.text_budget is not None
-    return len(due | {end}) + has_budget
+    trains_other = settings.validation is not None or settings.span == "text" or settings.positions == "all"
+    return len(due | {end}) + trains_other
 
 
 def _rows_of_step(data: Data, rows: Collection[int], chosen: Alternatives | None, *, epoch: int) -> list[int]:

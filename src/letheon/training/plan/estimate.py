@@ -268,8 +268,9 @@ def _rough_activations(model: PreTrainedModel, piece: Piece) -> int:
 
 def _store_bytes(stored: dict[str, Tensor], demand: Demand) -> int:
     """Return the bytes of the reference's values: what a token of each role takes, times such tokens."""
-    roles = {"log_probs": demand.reference.answers, "forget_states": demand.reference.forget, "forget_norms": 0}
-    roles["lower"] = demand.reference.read
+    reference = demand.reference
+    roles = {"log_probs": reference.answers, "is_likeliest": reference.answers, "lower": reference.read}
+    roles |= {"forget_states": reference.forget, "forget_norms": 0}
     total = 4 if "forget_norms" in stored else 0  # their mean
     for name, values in stored.items():
         per_token = values.element_size() * math.prod(values.shape[1:])
