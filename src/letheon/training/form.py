@@ -21,7 +21,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.inputs import PLANNED_FORM, Inputs, tokenise_rows
 from letheon.training.interim import answer_values
 
-NUM_END_ROWS = 16
+NUM_END_ROWS = 8
 """How many retain rows are asked whether the model ends them."""
 PROMPT_SHARE = 0.8
 """How much of a row's tokens its prompt may take where prompts are cut (ZJUKLAB's code)."""
@@ -113,7 +113,7 @@ def _alternating(forget: Collection[Row], retain: Collection[Row]) -> list[Row]:
 
 @torch.no_grad()
 def ends_rows(engine: Engine, inputs: Inputs, sequences: Collection[Sequence]) -> tuple[bool, float]:
-    """Return whether the model ends its retain answers, and how likely it does (geometric mean over at most 16 rows).
+    """Return whether the model ends its retain answers, and how likely it does (geometric mean over at most 8 rows).
 
     Where it does, that is part of what it is to keep: without the end a right answer runs on, and exact match fails.
     """
