@@ -12,6 +12,7 @@ from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
 from letheon.settings import UnlearnSettings
+from letheon.training.form_record import FORM_FILE
 from letheon.training.resolve import effective, most_checkpoints
 from letheon.yaml_text import parse_yaml
 
@@ -90,7 +91,7 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     found = {path.name for path in folder.iterdir() if not is_lock_file(path) and not is_leftover(path)}
     # Scores of the model before the run may lie there already.
     begun = "run.yaml" in found  # a run that was killed earlier than that has done nothing yet
-    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION}
+    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE}
     if found - {"evaluation"} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
             f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
