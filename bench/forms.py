@@ -260,7 +260,8 @@ it. What the template writes between its generation prompt and the answer is con
 with it and without it, and the worse counts.
 
 The table shows {num_rows} made-up questions to forget and as many to keep, known to small models (0.8 M parameters) in
-the forms of common chat templates and in plain text. Each was unlearned with `{settings}` and the form found by `auto`.
+the forms of common chat templates and in plain text. Each was unlearned in the form found by `auto`, with
+`{settings}`.
 "Recall" is the run's own score. "Asked plainly" is the share of rows whose answer is in what the model says after the
 tokenizer's `apply_chat_template(..., add_generation_prompt=True)` and `generate`, or after the prompt alone, with
 nothing of Letheon in between.
