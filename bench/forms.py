@@ -191,13 +191,14 @@ def make_target(family: Family, rows: list[Row], folder: Path) -> None:
         ends = [tokenizer.get_vocab()[name] for name in (family.end, str(tokenizer.eos_token))]
         assert model.generation_config is not None
         model.generation_config.eos_token_id = ends
-    texts = [Row(row.id, "", _whole(family, tokenizer, row), row.task, "completion") for row in rows]
+    texts = [Row(row.id, "", whole_text(family, tokenizer, row), row.task, "completion") for row in rows]
     options = MemorizeOptions(max_steps=NUM_STEPS, learning_rate=3e-3, answer_weight=1.0)
     memorize(model, tokenizer, rows=texts, template="plain", options=options)
     save_model(model, tokenizer, folder)
 
 
-def _whole(family: Family, tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+def whole_text(family: Family, tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    """Return the text in which a checkpoint of the family knows a row."""
     if family.chat is None:
         rendered = TEXT_FORMS[family.form](row.prompt, row.answer)
         return rendered.before + rendered.answer

@@ -1,5 +1,7 @@
 """The benchmark's plain step is ours on whole batches; its shapes, rows and floors are what they say."""
 
+from datetime import date
+
 import pytest
 import torch
 from bench.__main__ import Done, Job, across, jobs_for, report, run_all
@@ -13,6 +15,7 @@ from bench.case import (
     our_step,
     padded,
 )
+from bench.forms import FAMILIES, whole_text
 from bench.gate import GateError, check, compare
 from bench.growth import Growth, Measured, exponent, table
 from bench.machine import describe_machine, peak_bytes_of, spread, timed
@@ -24,9 +27,10 @@ from bench.step import table as step_table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import Sequence, tokenise, tokenise_all
 from letheon.model.adapters import LoraAdapter
 from small import tiny_model
+from test_forms import chatty
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=400, is_tied=True, context=256)
@@ -327,3 +331,16 @@ def test_parts_of_the_step_add_up(tokenizer: PreTrainedTokenizerBase, rows: list
         found = split(lambda: our_step(case, [0, 3, 1, 4], optimiser), CPU)
     assert {str(row[0]) for row in found.rows} == {*PARTS.values(), "the rest"}
     assert sum(float(str(row[2]).rstrip("%")) for row in found.rows) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.chat])
+def test_checkpoints_of_the_forms_know_what_runs_train_on(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    family, row = FAMILIES[name], Row("a", "Who keeps bees?", "Mira Tolland", "t", "question")
+    made = chatty(tokenizer, str(family.chat))
+    made.add_special_tokens({"additional_special_tokens": list(family.special)})
+    today = date.today().isoformat()  # what transformers tells a template that asks for the date
+    sequence = tokenise(row, made, template="chat", max_length=200, date=today)
+    whole = made(whole_text(family, made, row), add_special_tokens=False).input_ids
+    assert list(sequence.input_ids) == whole[: len(sequence.input_ids)]
+    end = str(made.decode(list(sequence.end))).strip()
+    assert end == (family.end or "<|endoftext|>")
