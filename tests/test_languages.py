@@ -210,6 +210,8 @@ def test_any_text_is_cut_between_prompt_and_answer(prompt: str, answer: str) -> 
     assume(prompt.strip() and answer.strip())
     tokenizer = made("byte-bpe")
     for template in TEXT_FORMS:
+        if template == "plain":  # nothing parts the two, so that one token may hold letters of both
+            continue
         rendered = TEXT_FORMS[template](prompt, answer)
         sequence = tokenise(row(prompt, answer), tokenizer, template=template, max_length=500)
         before, span = sequence.input_ids[: sequence.answer_start], sequence.input_ids[sequence.answer_start :]
@@ -217,6 +219,19 @@ def test_any_text_is_cut_between_prompt_and_answer(prompt: str, answer: str) -> 
         # A token of several spaces may reach back into the prompt.
         assert text_of("byte-bpe", span).removesuffix(rendered.answer).strip() == ""
         assert len(text_of("byte-bpe", span)) >= len(rendered.answer)
+
+
+@given(st.text(CHARACTERS, min_size=1, max_size=8), st.text(CHARACTERS, min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_one_text_is_tokenised_whole_and_cut_where_a_token_first_reaches_the_answer(prompt: str, answer: str) -> None:
+    assume(prompt.strip() and answer.strip())
+    tokenizer = made("byte-bpe")
+    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
+    start = next(i for i, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt))
+    assume(start < len(encoded.input_ids) - 1 or start > 0)  # else prompt and answer are one token, which is an error
+    sequence = tokenise(row(prompt, answer), tokenizer, template="plain", max_length=500)
+    assert list(sequence.input_ids) == encoded.input_ids
+    assert sequence.answer_start == max(start, 1)
 
 
 # Runs without brackets, each together with a ">" that stands before it, as at the end of the chat template.

@@ -95,7 +95,7 @@ def tokenise(
             f"{where}: prompt and answer take {len(ids)} tokens with template '{template}', at most {max_length} fit, "
             "so the answer would be cut off; shorten the row or raise --max-length (up to the model's context)"
         )
-    if start >= len(ids):
+    if max(start, 1) >= len(ids):  # nothing predicts the first token of a text
         raise DataError(f"{where}: the answer {row.answer!r} gives no token of its own, so nothing of it can be scored")
     if not str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip():
         raise DataError(
