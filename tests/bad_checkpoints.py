@@ -39,6 +39,29 @@ CHECKPOINTS = [
         ("{at}/targt: no such folder (did you mean 'target'?); expected a checkpoint folder or a hub id (owner/name)"),
     ),
     Bad(
+        "no checkpoint in a folder that is there",
+        lambda p: p.unlearn(model="at/targt"),
+        (
+            "at/targt: no such folder (did you mean 'target'?); expected a checkpoint folder or a hub id (owner/name), "
+            "and at is a folder here; for a hub id of that name start from another folder"
+        ),
+    ),
+    Bad(
+        "no checkpoint by a name that ends in a slash",
+        lambda p: p.evaluate("--model", "targt/"),
+        "targt/: no such folder; expected a checkpoint folder or a hub id (owner/name)",
+    ),
+    Bad(
+        "no checkpoint to go on from",
+        lambda p: p.memorize("--model", "my model"),
+        "my model: no such folder; expected a checkpoint folder or a hub id (owner/name)",
+    ),
+    Bad(
+        "a link to no checkpoint",
+        lambda p: p.unlearn(model=p.link("link", "gone")),
+        "{at}/link: is a link to gone, which is not there; give the folder itself",
+    ),
+    Bad(
         "a file for a checkpoint",
         lambda p: p.unlearn(model=p.at / "forget.jsonl"),
         "{at}/forget.jsonl: expected a checkpoint folder (config.json, model.safetensors), got a file",
@@ -211,9 +234,18 @@ CHECKPOINTS = [
         "{at}/nowhere: no such folder; expected a checkpoint folder or a hub id (owner/name)",
     ),
     Bad(
+        "a file for a tokenizer",
+        lambda p: p.memorize("--tokenizer", p.at / "target" / "tokenizer.json"),
+        "{at}/target/tokenizer.json: expected the folder of a tokenizer, got a file; give the folder that it lies in",
+    ),
+    Bad(
         "no end of sequence",
         lambda p: p.token_settings(eos_token=None).unlearn(),
-        "{at}/target: the tokenizer has no end-of-sequence token, which generation needs to stop",
+        (
+            "{at}/target: the tokenizer has no end-of-sequence token, which generation needs to stop; set eos_token in "
+            "its tokenizer_config.json to the token that ended the model's texts in training (it has <|endoftext|>, "
+            "<|pad|>), or give another tokenizer by --tokenizer"
+        ),
     ),
     Bad(
         "a tokenizer of another model",

@@ -155,6 +155,15 @@ FILES = [
         f"{{at}}/bad.csv: expected rows with columns {ACCEPTED}; found none: the file is empty",
     ),
     Bad(
+        "CSV with an unknown column",
+        rows_of("\ninputs;output\na;b\n", suffix="csv"),
+        (
+            f"{{at}}/bad.csv, line 2 (the header): expected columns {ACCEPTED}; found inputs (did you mean 'input'?), "
+            "output, but no prompt of 'output'; rename the columns or name them with `fields`, e.g. "
+            "prompt=COLUMN,answer=COLUMN"
+        ),
+    ),
+    Bad(
         "CSV with a column twice",
         rows_of("input,output,input\na,b,c\n", suffix="csv"),
         "{at}/bad.csv, line 1: expected each column name once, found 'input' several times",
@@ -369,6 +378,50 @@ ROWS = [
             "{at}/bad.jsonl, line 1 (id r1qa0): a row is to be either forgotten or kept, but {at}/retain.jsonl, "
             "line 2 (id r1qa0) has the same id; take it out of one of the two"
         ),
+    ),
+    Bad(
+        "a question with another answer in the other set",
+        rows_of(row_line(id="x", input=" Who wrote letters?", output="Mira")),
+        (
+            "{at}/bad.jsonl, line 1 (id x): a question is to be either forgotten or kept, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) asks the same and has another answer; take it out of one of the two, or, if the model is to "
+            "give the one answer and not the other, give both rows the kind 'completion' (column kind)"
+        ),
+    ),
+    Bad(
+        "scores of a question with two answers",
+        lambda p: p.evaluate("--forget", p.file("bad.jsonl", row_line(input="Who wrote letters?", output="Mira"))),
+        (
+            "{at}/bad.jsonl, line 1 (id row1): a question is to be either forgotten or kept, but {at}/retain.jsonl, "
+            "line 2 (id r1qa0) asks the same and has another answer; take it out of one of the two, or, if the model "
+            "is to give the one answer and not the other, give both rows the kind 'completion' (column kind)"
+        ),
+    ),
+    Bad(
+        "one column for prompt and answer",
+        rows_of(GOOD, "--fields", "prompt=output,answer=output"),
+        (
+            "fields: prompt and answer are to be read from one column, 'output'; name a column for each, or leave one "
+            "of them out"
+        ),
+    ),
+    Bad(
+        "the answer named for a prompt",
+        rows_of(GOOD, "--fields", "prompt=output"),
+        (
+            "{at}/bad.jsonl, line 1: expected a column for the answer beside 'output', which `fields` names for the "
+            "prompt; found id, input; name it by answer=COLUMN"
+        ),
+    ),
+    Bad(
+        "a column named twice",
+        rows_of(GOOD, "--fields", "prompt=input,prompt=output"),
+        "fields: expected each name once, got 'prompt' more than once in 'prompt=input,prompt=output'",
+    ),
+    Bad(
+        "no name for a column",
+        lambda p: p.unlearn("--config", p.file("c.yaml", "fields: {prompt: ''}")),
+        "fields: expected the name of a column for 'prompt', got nothing",
     ),
     Bad(
         "a row in both sets",

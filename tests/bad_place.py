@@ -38,6 +38,10 @@ class Place:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
+    def link(self, name: str, target: str) -> Path:
+        (self.at / name).symlink_to(target)
+        return self.at / name
+
     def unlearn(self, *more: object, **changed: object) -> list[object]:
         given = {"model": "target", "forget": "forget.jsonl", "retain": "retain.jsonl", "out": "run"}
         places = {name: self.at / str(value) for name, value in given.items()}

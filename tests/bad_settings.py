@@ -12,6 +12,17 @@ def setting(*flags: object) -> Callable[[Place], list[object]]:
     return lambda p: p.unlearn(*flags)
 
 
+def written(content: str) -> Callable[[Place], list[object]]:
+    """Unlearn with a settings file of this content."""
+    return lambda p: p.unlearn("--config", p.file("c.yaml", content))
+
+
+RECIPES = (
+    "adaptive-rmu-7b, agad-7b, alt-po-tofu, atyaephyra-1b, atyaephyra-7b, ce-u-tofu, ga-tofu, gd-tofu, idk-dpo-tofu, "
+    "kl-min-tofu, llmu-yao, neko-1b, npo-tofu, pdu-tofu, rmu-zephyr-7b, satimp-7b, sha256-7b, simnpo-forget05, "
+    "simnpo-forget10, stat-ynu, sugd-7b, task-vector-muse, undial-7b, wga-7b, zjuklab-7b"
+)
+
 SETTINGS = [
     Bad(
         "nothing",
@@ -74,6 +85,15 @@ SETTINGS = [
         ),
     ),
     Bad(
+        "a method in capitals",
+        setting("--method", "IDK-DPO"),
+        (
+            "method: expected one of low-rank-npo, neko, ga, gd, kl-min, npo, simnpo, idk-dpo, alt-po, rmu, "
+            "adaptive-rmu, undial, wga, satimp, ce-u, pdu, sugd, agad, npo-ties, constrained, stat, llmu, "
+            "task-vector, got 'IDK-DPO' (did you mean 'idk-dpo'?)"
+        ),
+    ),
+    Bad(
         "an unknown template",
         setting("--template", "join"),
         "template: expected one of joined, plain, pair, question-answer, neko, chat, auto, got 'join' (did you mean "
@@ -87,13 +107,9 @@ SETTINGS = [
     Bad(
         "an unknown recipe",
         setting("--recipe", "atyaephyra-8b"),
-        (
-            "recipe: expected one of adaptive-rmu-7b, agad-7b, alt-po-tofu, atyaephyra-1b, atyaephyra-7b, "
-            "ce-u-tofu, ga-tofu, gd-tofu, idk-dpo-tofu, kl-min-tofu, llmu-yao, neko-1b, npo-tofu, pdu-tofu, "
-            "rmu-zephyr-7b, satimp-7b, sha256-7b, simnpo-forget05, simnpo-forget10, stat-ynu, sugd-7b, "
-            "task-vector-muse, undial-7b, wga-7b, zjuklab-7b, got 'atyaephyra-8b' (did you mean 'atyaephyra-7b'?)"
-        ),
+        f"recipe: expected one of {RECIPES}, got 'atyaephyra-8b' (did you mean 'atyaephyra-7b'?)",
     ),
+    Bad("an empty recipe", setting("--recipe", ""), f"recipe: expected one of {RECIPES}, got ''"),
     Bad(
         "an unknown tracker",
         setting("--trackers", "tensorbord"),
@@ -111,6 +127,11 @@ SETTINGS = [
         "a coefficient without value",
         setting("--coefficients", "margin"),
         "coefficients: expected NAME=VALUE pairs separated by commas, got 'margin'",
+    ),
+    Bad(
+        "a coefficient twice in one flag",
+        setting("--coefficients", "beta=1,beta=2"),
+        "coefficients: expected each name once, got 'beta' more than once in 'beta=1,beta=2'",
     ),
     Bad(
         "a coefficient twice",
@@ -227,7 +248,47 @@ SETTINGS = [
     Bad(
         "an unknown setting",
         lambda p: p.unlearn("--config", p.file("c.yaml", "learning-rat: 1.0")),
-        "learning_rat: no such setting of unlearn (did you mean 'learning_rate'?)",
+        "{at}/c.yaml: learning_rat: no such setting of unlearn (did you mean 'learning_rate'?)",
+    ),
+    Bad(
+        "a flag in a settings file",
+        written("recipe: neko-1b"),
+        "{at}/c.yaml: recipe: is no setting but a flag, which a file of settings cannot hold; give --recipe",
+    ),
+    Bad(
+        "a study for settings",
+        written("base: {rank: 3}\ngrid: {rank: [3, 4]}"),
+        "{at}/c.yaml: expected settings of unlearn, got a study; run it by `letheon study {at}/c.yaml`",
+    ),
+    Bad(
+        "a list for a text",
+        lambda p: ["unlearn", "--config", p.file("c.yaml", "model: [a, b]\nforget: f\nretain: [r]\nout: [o]")],
+        "model: expected text, got ['a', 'b']; retain: expected text, got ['r']; out: expected a path, got ['o']",
+    ),
+    Bad(
+        "settings without values",
+        written("learning_rate:\nfields: {prompt: }"),
+        "fields.prompt: expected text, got nothing; learning_rate: expected a number, got nothing",
+    ),
+    Bad(
+        "a blank for a tokenizer",
+        written("tokenizer: '  '"),
+        "tokenizer: expected a value, got nothing; leave the setting out or give it one",
+    ),
+    Bad(
+        "a coefficient that is no number",
+        written("coefficients: {beta: .nan}"),
+        "coefficients.beta: expected a finite number or text, got nan",
+    ),
+    Bad(
+        "no files to memorise",
+        lambda p: ["memorize", "--out", p.at / "run", "--config", p.file("c.yaml", "rows: []")],
+        "rows: expected at least one value, got []",
+    ),
+    Bad(
+        "a blank for a file to memorise",
+        lambda p: ["memorize", "--out", p.at / "run", "--config", p.file("c.yaml", "rows: ['']")],
+        "rows.0: expected the name of a file, got ''",
     ),
     Bad(
         "true for a number",

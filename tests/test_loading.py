@@ -1,17 +1,19 @@
 """Checkpoints: what they hold beside a model's weights, and weights that the configuration has no place for."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from architecture_table import CASES, random_model
 from letheon.errors import ModelError
-from letheon.model.loading import load_model, save_model
+from letheon.model.loading import load_config, load_model, load_tokenizer, save_model
 from small import tiny_model
 
 
@@ -197,3 +199,45 @@ def test_code_of_its_own_goes_with_a_model_that_was_trusted(
     again = load_model(str(tmp_path / "again"), device="cpu", trust_remote_code=True)
     assert type(again.model).__name__ == "Model"
     assert (tmp_path / "again" / "part.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (LocalEntryNotFoundError("offline"), "the hub cannot be reached, and no copy of it is on this machine"),
+        (OfflineModeIsEnabled("offline"), "the hub cannot be reached, and no copy of it is on this machine"),
+        (
+            RepositoryNotFoundError.__new__(RepositoryNotFoundError),  # made otherwise, it wants a response
+            "the hub has none of this name, or only for those whom its owner lets in (HF_TOKEN)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("load", [load_config, load_tokenizer])
+def test_a_name_that_is_neither_folder_nor_hub_id_is_said_as_both(
+    load: Callable[[str], object],
+    reason: Exception,
+    said: str,
+    target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def from_pretrained(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to 'https://hub.test'") from reason
+
+    monkeypatch.chdir(tmp_path)
+    for kind in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+    with pytest.raises(ModelError) as raised:
+        load("targt")
+    assert str(raised.value) == (
+        "targt: there is no such folder (did you mean 'target'?), and as a hub id it could not be loaded: "
+        f"{said}; check the path, or the name and the network"
+    )
+
+
+def test_a_home_folder_that_is_not_expanded_is_given_in_full(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ModelError, match=rf"^~/target: no such folder \(~ is not expanded here: write {target}\)"):
+        load_model("~/target")

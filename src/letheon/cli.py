@@ -85,7 +85,7 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
     """Make a model forget --forget and keep --retain; leaves OUT/model and OUT/adapter."""
     from letheon.recipes import read_recipe
 
-    published, given = (read_recipe(recipe) if recipe else {}), given_values(context, config)
+    published, given = ({} if recipe is None else read_recipe(recipe)), given_values(context, config)
     values = {**published, **given}
     if isinstance(given.get("coefficients"), dict):
         values["coefficients"] = {**(published.get("coefficients") or {}), **given["coefficients"]}

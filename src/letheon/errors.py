@@ -58,9 +58,10 @@ class DivergenceError(LetheonError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the known name closest to `name`, or "" if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
+    """Return " (did you mean 'x'?)" for the known name closest to `name` in any case, "" if none is close."""
+    spelt = {other.lower(): other for other in known}
+    matches = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
+    return f" (did you mean '{spelt[matches[0]]}'?)" if matches else ""
 
 
 def shown(value: object) -> str:

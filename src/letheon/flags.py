@@ -1,6 +1,6 @@
 """Flags made from the typed settings, and what the user gave through flags and --config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from letheon.errors import SettingsError
 from letheon.settings import RARE, Settings, read_config
-from letheon.validation import literal_values
+from letheon.validation import FLAGS_ONLY, explain_unknown, literal_values
 
 Command = Callable[..., None]
 
@@ -75,13 +75,29 @@ def _form(annotation: Any) -> dict[str, Any]:
 
 
 def given_values(context: click.Context, config: Path | None) -> dict[str, Any]:
-    """Return what the user set: the --config file, overridden by the flags given."""
+    """Return what the user set: the --config file, overridden by the flags given.
+
+    Raises:
+        SettingsError: the file cannot be read or names what is no setting of the command, or a flag holds no pairs.
+    """
     values = read_config(config) if config else {}
+    _check_known(context, values, config)
     for name, value in context.params.items():
         is_given = context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
-        if is_given and name not in ("config", "recipe", "plan"):
+        if is_given and name not in FLAGS_ONLY:
             values[name] = _pairs(name, value) if name in ("fields", "coefficients") else value
     return values
+
+
+def _check_known(context: click.Context, values: Mapping[str, Any], config: Path | None) -> None:
+    """Refuse names in a settings file that the command does not know, while it is known which file that is."""
+    command, flags = context.info_name or "", set(context.params) - set(FLAGS_ONLY)
+    unknown = [name for name in values if name not in flags]
+    if command == "unlearn" and {"base", "grid", "search"} & set(unknown):
+        raise SettingsError(f"{config}: expected settings of unlearn, got a study; run it by `letheon study {config}`")
+    if unknown:
+        said = "; ".join(explain_unknown(name, command=command, known=flags) for name in unknown)
+        raise SettingsError(f"{config}: {said}")
 
 
 def _metavar(annotation: Any) -> str:
@@ -108,4 +124,8 @@ def _pairs(name: str, value: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in value.split(",")]
     if not all(middle and key.strip() and end.strip() for key, middle, end in pairs):
         raise SettingsError(f"{name}: expected NAME=VALUE pairs separated by commas, got '{value}'")
+    keys = [key.strip() for key, _, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"{name}: expected each name once, got '{twice}' more than once in '{value}'")
     return {key.strip(): end.strip() for key, _, end in pairs}

@@ -59,8 +59,17 @@ IsoDate = Annotated[str, BeforeValidator(_check_date)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split_numbers), Field(min_length=1)]
 """A list of numbers; a text is split at commas."""
 
+
+def _check_named(value: str) -> str:
+    if not value.strip():
+        raise ValueError("the name of a file")
+    return value
+
+
 Sources = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)
+    tuple[Annotated[str, AfterValidator(_check_named)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
 ]
 """One or more files."""
 

@@ -1,6 +1,6 @@
 """What is wrong with given settings, in words; and what the types of the fields would let through."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,7 +29,12 @@ _KINDS = {
     "tuple_type": "a list of values",
     "dict_type": "a mapping of names to values",
     "finite_number": "a finite number",
+    "too_short": "at least one value",
 }
+_TYPES = ("float", "str")
+"""What pydantic calls the types of a value that may have several."""
+FLAGS_ONLY = ("recipe", "plan", "config")
+"""Flags that are no settings, so that no file can hold them."""
 
 
 def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> None:
@@ -45,7 +50,7 @@ def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> N
         annotation = str(field.annotation)
         if isinstance(value, bool) and "bool" not in annotation:
             raise SettingsError(f"{name}: expected no true or false, got {str(value).lower()}; write the value itself")
-        if value == "" and "tuple" not in annotation:
+        if isinstance(value, str) and not value.strip() and "tuple" not in annotation:
             raise SettingsError(f"{name}: expected a value, got nothing; leave the setting out or give it one")
         for text in _texts(value):
             if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
@@ -54,7 +59,17 @@ def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> N
 
 def explain(error: ValidationError, *, command: str, fields: Mapping[str, FieldInfo]) -> str:
     """Return what is wrong, setting by setting, in one paragraph."""
-    return "; ".join(_explain_one(dict(detail), command, fields) for detail in error.errors())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for detail in error.errors():
+        found.setdefault(_name_of(dict(detail), command), []).append(dict(detail))
+    return "; ".join(_explain_one(name, details, command, fields) for name, details in found.items())
+
+
+def explain_unknown(name: str, *, command: str, known: Iterable[str]) -> str:
+    """Return that a command has no setting of this name, and what to write in its place if that can be told."""
+    if name in FLAGS_ONLY:
+        return f"{name}: is no setting but a flag, which a file of settings cannot hold; give --{name}"
+    return f"{name}: no such setting of {command}{nearest(name, known)}"
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -66,14 +81,22 @@ def _texts(value: object) -> Iterator[str]:
         yield from (str(text) for text in value if isinstance(text, str | Path))
 
 
-def _explain_one(detail: dict[str, Any], command: str, fields: Mapping[str, FieldInfo]) -> str:
-    name = ".".join(str(part) for part in detail["loc"])[:200] or command
+def _name_of(detail: dict[str, Any], command: str) -> str:
+    """Name the value that is wrong, without the type that pydantic adds for each of several that it may have."""
+    parts = [part for part in detail["loc"] if part not in _TYPES or detail["type"] == "extra_forbidden"]
+    return ".".join(str(part) for part in parts)[:200] or command
+
+
+def _explain_one(name: str, details: Sequence[dict[str, Any]], command: str, fields: Mapping[str, FieldInfo]) -> str:
+    detail = details[0]
     if detail["type"] == "extra_forbidden":
-        return f"{name}: no such setting of {command}{nearest(name, fields)}"
+        return explain_unknown(name, command=command, known=fields)
     if detail["type"] == "missing":
         return f"{name}: {command} needs it (--{name.replace('_', '-')})"
     given = detail["input"]
-    return f"{name}: expected {_expected(detail)}, got {shown(given)}{_hint(given, fields.get(name))}"
+    expected = " or ".join(dict.fromkeys(_expected(each) for each in details))
+    got = "nothing" if given is None else shown(given)
+    return f"{name}: expected {expected}, got {got}{_hint(given, fields.get(name))}"
 
 
 def _expected(detail: dict[str, Any]) -> str:

@@ -76,15 +76,23 @@ class Layout:
 
 
 def check_fields(fields: Mapping[str, str]) -> None:
-    """Check the left side of a mapping of columns.
+    """Check a mapping of columns as far as it can be without rows.
 
     Raises:
-        SettingsError: it names something that is not in `FIELDS`.
+        SettingsError: it names something that is not in `FIELDS` or no column, or one column for prompt and answer.
     """
-    for name in fields:
+    for name, column in fields.items():
+        if not column.strip():
+            raise SettingsError(f"fields: expected the name of a column for '{name}', got nothing")
         if name not in FIELDS:
             hint = nearest(name, FIELDS)
             raise SettingsError(f"fields: expected one of {', '.join(FIELDS)} on the left, got '{name}'{hint}")
+    for one, other in (("prompt", "answer"), ("messages", "text")):
+        if one in fields and fields[one] == fields.get(other):
+            raise SettingsError(
+                f"fields: {one} and {other} are to be read from one column, '{fields[one]}'; name a column for each, "
+                "or leave one of them out"
+            )
 
 
 def find_layout(record: Record, fields: Mapping[str, str], where: str) -> Layout:
@@ -105,11 +113,23 @@ def find_layout(record: Record, fields: Mapping[str, str], where: str) -> Layout
         require_column(record, next(c for columns in named for c in columns if c not in record), where)
     layout = _layout_of(record, fields)
     if layout is None:
+        _check_both_named(record, fields, where)
         raise DataError(
             f"{where}: expected columns {ACCEPTED}; found {_describe_columns(record)}; rename the columns or name "
             "them with `fields`, e.g. prompt=COLUMN,answer=COLUMN"
         )
     return layout
+
+
+def _check_both_named(record: Record, fields: Mapping[str, str], where: str) -> None:
+    """Ask for the other column where `fields` names one of prompt and answer, and the other is not to be guessed."""
+    for one, other in (("prompt", "answer"), ("answer", "prompt")):
+        if one in fields and other not in fields:
+            rest = ", ".join(name for name in record if name != fields[one])[:200] or "none"
+            raise DataError(
+                f"{where}: expected a column for the {other} beside '{fields[one]}', which `fields` names for the "
+                f"{one}; found {rest}; name it by {other}=COLUMN"
+            )
 
 
 def check_layout(layout: Layout, record: Record, fields: Mapping[str, str], where: str) -> None:
@@ -205,7 +225,8 @@ def _pair(record: Record, fields: Mapping[str, str]) -> Layout | None:
         if found is not None:
             return Layout("instruction", found, "instruction")
     chosen = ((prompt or names[0], answer or names[1]) for names in _PAIRS)
-    pair = next((names for names in chosen if names[0] in record and names[1] in record), None)
+    usable = ((one, other) for one, other in chosen if one != other)
+    pair = next((names for names in usable if names[0] in record and names[1] in record), None)
     return Layout("pair", pair[1], pair[0], is_named=prompt is not None) if pair else None
 
 

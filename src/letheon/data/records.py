@@ -36,10 +36,16 @@ class Records:
     """What `number` counts, from 1: "line" of a text file, "item" of a JSON list, "row" of a table."""
     entries: Iterator[tuple[int, Record]]
     """(number, record), in the order of the source; read once."""
+    header: int | None = None
+    """The line that names the columns, where they are not named in each record."""
 
     def where(self, number: int) -> str:
         """Return "rows.jsonl, line 12"."""
         return f"{self.source}, {self.unit} {number}"
+
+    def where_named(self, number: int) -> str:
+        """Return where the columns of a record have their names: in the record, or "rows.csv, line 1 (the header)"."""
+        return self.where(number) if self.header is None else f"{self.where(self.header)} (the header)"
 
 
 def open_records(source: str | Path) -> Records:
@@ -66,7 +72,8 @@ def open_records(source: str | Path) -> Records:
     if suffix == ".parquet":
         return Records(str(path), "row", _parquet(path))
     if suffix in (".csv", ".tsv"):
-        return Records(str(path), "line", _csv(path))
+        header, line = next(((n, line) for n, line in read_lines(path) if line.strip()), (1, ""))
+        return Records(str(path), "line", _csv(path, header, _delimiter(path, line)), header)
     if _first_character(path) == "[":
         return Records(str(path), "item", _json_list(path))
     return Records(str(path), "line", _json_lines(path))
@@ -237,14 +244,13 @@ def describe_type(value: object) -> str:
     return {"str": "text", "list": "a list", "dict": "an object"}.get(name, f"a value of type {name}")
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Record]]:
+def _csv(path: Path, header_line: int, delimiter: str) -> Iterator[tuple[int, Record]]:
     # The limit is the csv module's own global, 128 KiB by default, which a long document exceeds.
     previous_limit = csv.field_size_limit(_FIELD_SIZE_LIMIT)
-    delimiter = _delimiter(path)
     reader = csv.reader((line for _, line in read_lines(path)), strict=True, delimiter=delimiter)
     try:
-        header = next(reader, [])
-        _check_header(header, path)
+        header = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
+        _check_header(header, f"{path}, line {header_line}")
         start = reader.line_num + 1
         for cells in reader:
             if cells:
@@ -257,19 +263,17 @@ def _csv(path: Path) -> Iterator[tuple[int, Record]]:
         csv.field_size_limit(previous_limit)
 
 
-def _delimiter(path: Path) -> str:
-    """Return what separates the columns: a comma unless the header has none and has a semicolon or tab instead."""
-    if _suffix(path) == ".tsv":
-        return "\t"
-    header = next((line for _, line in read_lines(path)), "")
-    others = [mark for mark in ("\t", ";") if mark in header]
-    return others[0] if others and "," not in header else ","
+def _delimiter(path: Path, header: str) -> str:
+    """Return what separates the columns: what the name says, unless the header has only another mark."""
+    usual = "\t" if _suffix(path) == ".tsv" else ","
+    others = [mark for mark in ("\t", ";", ",") if mark in header]
+    return others[0] if others and usual not in header else usual
 
 
-def _check_header(header: list[str], path: Path) -> None:
+def _check_header(header: list[str], where: str) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise DataError(f"{path}, line 1: expected each column name once, found '{repeated[0]}' several times")
+        raise DataError(f"{where}: expected each column name once, found '{repeated[0]}' several times")
 
 
 def _csv_record(header: list[str], cells: list[str], where: str, delimiter: str) -> Record:

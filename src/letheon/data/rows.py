@@ -23,6 +23,7 @@ from letheon.data.layouts import (
     read_exchanges,
 )
 from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
+from letheon.data.repeats import check_answers, describe_repeats, text_key
 from letheon.errors import DataError
 from letheon.files import write_text
 
@@ -161,7 +162,7 @@ def read_rows(
     for count, (number, record) in enumerate(records.entries, 1):
         where = records.where(number)
         if layout is None:
-            first, layout = record, find_layout(record, fields, where)
+            first, layout = record, find_layout(record, fields, records.where_named(number))
             ids_given, columns = not is_absent(first.get(labels.id)), list(first)
         elif record.keys() != first.keys():
             check_layout(layout, record, fields, where)
@@ -190,6 +191,8 @@ def read_rows(
         num_system=sum(any(turn.role == "system" for turn in row.turns) for row in rows),
         num_dropped=num_dropped,
     )
+    repeats = describe_repeats(rows, lines, unit=records.unit)
+    understood += f"; {repeats}" if repeats else ""
     found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
     if note is not None:
         note(found_rows.summary())
@@ -199,17 +202,19 @@ def read_rows(
 def check_disjoint(forget: Rows, retain: Rows) -> None:
     """Check that no row is both to be forgotten and to be kept: neither the same text nor, where given, the same id.
 
+    Nor may one question stand on both sides with two answers. A completion may: of one beginning there are many ends.
+
     Two rows are the same text if their conversations, prompts and answers are, but for space around them; a document
     is the same as a row if it is prompt and answer, one after the other, but for white space.
 
     Raises:
         DataError: naming the first such row's place in both sources.
     """
-    texts = {_text_key(row): i for i, row in enumerate(retain)}
+    texts = {text_key(row): i for i, row in enumerate(retain)}
     wholes = _whole_texts(forget, retain)
     ids = {row.id: i for i, row in enumerate(retain)} if forget.ids_given and retain.ids_given else {}
     for i, row in enumerate(forget):
-        same_text = texts.get(_text_key(row))
+        same_text = texts.get(text_key(row))
         same_whole = wholes.get((_whole(row), not row.is_document)) if wholes else None
         for what, match in (
             ("prompt and answer" if row.prompt else "text", same_text),
@@ -221,6 +226,7 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
                     f"{forget.describe(i)}: a row is to be either forgotten or kept, but {retain.describe(match)} "
                     f"has the same {what}; take it out of one of the two"
                 )
+    check_answers(forget, retain)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -335,11 +341,6 @@ def _rows_from(
             kind=kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else check_kind(kind, where),
             turns=exchange.turns,
         )
-
-
-def _text_key(row: Row) -> Hashable:
-    # Of most rows the first is empty, and the tuple of it costs no memory.
-    return tuple((turn.role, turn.text.strip()) for turn in row.turns), row.prompt.strip(), row.answer.strip()
 
 
 def _whole_texts(forget: Rows, retain: Rows) -> dict[Hashable, int]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,6 +25,7 @@ WHOLE_NOT_ADAPTER = (
     "merge_and_unload(), save the result, and give that folder"
 )
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
@@ -111,19 +114,46 @@ def _gguf_advice(path: Path) -> str:
 
 
 def check_source(source: str) -> None:
-    """Refuse what is neither there nor of the form of a hub id.
+    """Refuse what is neither there nor can be meant as a hub id: another form than one, or a folder that is here.
 
     Raises:
         ModelError: it can only be meant as a folder, which is not there.
     """
     folder = Path(source)
-    if not folder.exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+    if folder.exists():
+        return
+    if folder.is_symlink():
+        raise ModelError(f"{source}: is a link to {folder.readlink()}, which is not there; give the folder itself")
+    what = f"{source}: no such folder{_neighbour(folder)}; expected a checkpoint folder or a hub id (owner/name)"
+    if _HUB_ID.fullmatch(source) is None:
+        raise ModelError(what)
+    if "/" in source and folder.parent.is_dir():
         raise ModelError(
-            f"{source}: no such folder{_neighbour(folder)}; expected a checkpoint folder or a hub id (owner/name)"
+            f"{what}, and {folder.parent} is a folder here; for a hub id of that name start from another folder"
         )
 
 
+def not_had(source: str, error: Exception) -> ModelError | None:
+    """Return the error for what is no folder and could not be had as a hub id either; None for any other failure."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) for cause in causes):
+        why = "the hub cannot be reached, and no copy of it is on this machine"
+    elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        why = "the hub has none of this name, or only for those whom its owner lets in (HF_TOKEN)"
+    else:
+        return None
+    hint = _neighbour(Path(source))
+    return ModelError(
+        f"{source}: there is no such folder{hint}, and as a hub id it could not be loaded: {why}; check the path, or "
+        "the name and the network"
+    )
+
+
 def _neighbour(folder: Path) -> str:
+    if str(folder).startswith("~") and folder.expanduser().exists():
+        return f" (~ is not expanded here: write {folder.expanduser()})"
     return nearest(folder.name, [p.name for p in folder.parent.iterdir()]) if folder.parent.is_dir() else ""
 
 

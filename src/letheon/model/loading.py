@@ -27,6 +27,7 @@ from letheon.model.checkpoint_files import (
     check_checkpoint,
     check_source,
     float32_weights,
+    not_had,
     stored_dtype_of,
 )
 from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
@@ -137,6 +138,8 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
         ModelError: there is none, or it cannot be read.
     """
     check_source(source)
+    if Path(source).is_file():
+        raise ModelError(f"{source}: expected the folder of a tokenizer, got a file; give the folder that it lies in")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -146,8 +149,18 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ModelError(f"{source}: there is no tokenizer here, tokenizer.json is missing; {_NAME_TOKENIZER}")
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{source}: the tokenizer has no end-of-sequence token, which generation needs to stop")
+        raise ModelError(
+            f"{source}: the tokenizer has no end-of-sequence token, which generation needs to stop; set eos_token in "
+            f"its tokenizer_config.json to the token that ended the model's texts in training{_specials(tokenizer)}, "
+            "or give another tokenizer by --tokenizer"
+        )
     return tokenizer
+
+
+def _specials(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Name the tokens that may be meant as the end of a text: special ones, by role or in the vocabulary."""
+    names = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    return f" (it has {', '.join(sorted(names)[:5])})" if names else ""
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -307,6 +320,9 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _failure(source: str, what: str, error: Exception) -> ModelError:
+    absent = None if Path(source).exists() else not_had(source, error)
+    if absent is not None:
+        return absent
     if "trust_remote_code" in str(error):
         return ModelError(
             f"{source}: comes with Python code of its own, which is not run unless you ask for it; read that code, and "

@@ -1,0 +1,70 @@
+"""Rows that come more than once: the same text in one file, the same question on both sides."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from letheon.errors import DataError
+
+if TYPE_CHECKING:
+    from letheon.data.rows import Row, Rows
+
+_NUM_NAMED = 3
+"""How many repeats are named by their places."""
+
+
+def text_key(row: "Row") -> Hashable:
+    """Return what two rows have in common that are the same text: conversation, prompt and answer, less space around.
+
+    Of most rows the conversation is empty, and the tuple of it costs no memory.
+    """
+    return asked_key(row), row.answer.strip()
+
+
+def asked_key(row: "Row") -> Hashable:
+    """Return what two rows have in common that ask the same: conversation and prompt, less space around."""
+    return tuple((turn.role, turn.text.strip()) for turn in row.turns), row.prompt.strip()
+
+
+def describe_repeats(rows: Sequence["Row"], lines: Sequence[int], *, unit: str) -> str:
+    """Return which rows are the same text as an earlier one, e.g. "1 repeated (line 7 of line 3)"; "" if none is."""
+    found = list(_repeats(rows))
+    if not found:
+        return ""
+    places = [f"{unit} {lines[again]} of {unit} {lines[first]}" for first, again in found[:_NUM_NAMED]]
+    more = [f"{len(found) - _NUM_NAMED:,} more"] if len(found) > _NUM_NAMED else []
+    return f"{len(found):,} repeated and counted each time ({', '.join([*places, *more])})"
+
+
+def check_answers(forget: "Rows", retain: "Rows") -> None:
+    """Check that no question is to be answered in one way and its answer forgotten in another.
+
+    Raises:
+        DataError: naming the first such question's place in both sources.
+    """
+    asked = {asked_key(row): i for i, row in enumerate(retain) if row.kind == "question" and not row.is_document}
+    for i, row in enumerate(forget):
+        match = asked.get(asked_key(row)) if row.kind == "question" and not row.is_document else None
+        if match is not None:
+            raise DataError(
+                f"{forget.describe(i)}: a question is to be either forgotten or kept, but {retain.describe(match)} "
+                "asks the same and has another answer; take it out of one of the two, or, if the model is to give the "
+                "one answer and not the other, give both rows the kind 'completion' (column kind)"
+            )
+
+
+def _repeats(rows: Sequence["Row"]) -> Iterator[tuple[int, int]]:
+    """Yield (first, again) for each row that is the same text as an earlier one.
+
+    Texts are compared only where their hashes are equal, so that of a million rows no more than hashes is held.
+    """
+    seen: set[int] = set()
+    clashing: set[int] = set()
+    for row in rows:
+        found = hash(text_key(row))
+        (clashing if found in seen else seen).add(found)
+    firsts: dict[Hashable, int] = {}
+    for index, row in enumerate(rows) if clashing else ():
+        key = text_key(row)
+        first = firsts.setdefault(key, index) if hash(key) in clashing else index
+        if first != index:
+            yield first, index
