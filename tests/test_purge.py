@@ -125,10 +125,10 @@ def test_a_killed_run_is_purged_by_what_its_log_says(given: dict[str, Any]) -> N
     unlearn(UnlearnSettings.of(given))
     folder = Path(given["out"])
     (folder / "provenance.json").unlink()
-    (folder / ".model.x1.tmp").mkdir()
-    (folder / "checkpoints" / ".step-9.x2.tmp").mkdir()
+    (folder / ".letheon.model.x1.tmp").mkdir()
+    (folder / "checkpoints" / ".letheon.step-9.x2.tmp").mkdir()
     holds = [trace.path.name for trace in purge(folder, note=silent).traces]
-    assert ".model.x1.tmp" in holds
+    assert ".letheon.model.x1.tmp" in holds
     assert any(name.endswith(".safetensors") for name in holds)
     assert not list(Path(os.environ["LETHEON_CACHE"]).rglob("*.safetensors"))
 
