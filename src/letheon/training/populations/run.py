@@ -367,7 +367,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
 
 def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
     if isinstance(ended, DivergenceError):
-        run.hooks.log.write("note", message=str(ended))
+        run.hooks.log.write("note", message=str(ended), names_rows=True)
         run.hooks.observer.note(str(ended))
     else:
         log_end(run.hooks.log, ended, clock)
