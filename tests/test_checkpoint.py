@@ -38,11 +38,11 @@ from letheon.training.checkpoint import (
 from letheon.training.interim import InterimScore
 
 
-def checkpoint_of(step: int, *, log_bytes: int = 0) -> Checkpoint:
+def checkpoint_of(step: int, *, log_events: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     score = InterimScore(step=step, epoch=0.1, forget_recall=1 / 3, retain_recall=0.7, score=0.2, retain_loss=1e-17)
     return Checkpoint(
-        Position(step, 10 * step, log_bytes, (score,), {"weight": 0.1 + 0.2}),
+        Position(step, 10 * step, log_events, (score,), {"weight": 0.1 + 0.2}),
         {"layer.weight": torch.randn(4, 3, generator=generator).T},  # not contiguous, as some parameters are
         {"0.exp_avg": torch.randn(3, 4, generator=generator), "0.step": torch.tensor(float(step))},
     )
@@ -53,7 +53,7 @@ def steps_in(folder: Path) -> set[str]:
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    saved = checkpoint_of(7, log_bytes=99)
+    saved = checkpoint_of(7, log_events=99)
     target = save_checkpoint(saved, tmp_path)
     found = load_checkpoint(target)
     assert found is not None
