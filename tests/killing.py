@@ -21,6 +21,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, newest_checkpoint
 from letheon.training.populations.together import divergence_of
 from letheon.training.run import unlearn
+from letheon.training.tracking import first_events
 
 PIECES = ("letheon.training.loop.compose",)
 """Called once for each piece of a step."""
@@ -122,7 +123,8 @@ def cut_power(folder: Path, generator: random.Random) -> None:
     log = folder / "log.jsonl"
     if log.exists():
         newest, diverged = newest_of(folder), divergence_of(folder)
-        safe = max(newest.position.log_bytes if newest else 0, diverged.log_bytes if diverged else 0)
+        events = max(newest.position.log_events if newest else 0, diverged.log_events if diverged else 0)
+        safe, _ = first_events(log, events)
         os.truncate(log, generator.randint(safe, log.stat().st_size))
 
 

@@ -14,7 +14,15 @@ from safetensors import SafetensorError
 
 from killing import flip_a_bit
 from letheon.errors import OutputError
-from letheon.files import check_room, full_disk_is_an_error, replace_folder, sweep
+from letheon.files import (
+    check_room,
+    full_disk_is_an_error,
+    is_leftover,
+    leftovers_of,
+    replace_file,
+    replace_folder,
+    sweep,
+)
 from letheon.training import checkpoint as module
 from letheon.training.checkpoint import (
     Checkpoint,
@@ -30,11 +38,11 @@ from letheon.training.checkpoint import (
 from letheon.training.interim import InterimScore
 
 
-def checkpoint_of(step: int, *, log_bytes: int = 0) -> Checkpoint:
+def checkpoint_of(step: int, *, log_events: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     score = InterimScore(step=step, epoch=0.1, forget_recall=1 / 3, retain_recall=0.7, score=0.2, retain_loss=1e-17)
     return Checkpoint(
-        Position(step, 10 * step, log_bytes, (score,), {"weight": 0.1 + 0.2}),
+        Position(step, 10 * step, log_events, (score,), {"weight": 0.1 + 0.2}),
         {"layer.weight": torch.randn(4, 3, generator=generator).T},  # not contiguous, as some parameters are
         {"0.exp_avg": torch.randn(3, 4, generator=generator), "0.step": torch.tensor(float(step))},
     )
@@ -45,7 +53,7 @@ def steps_in(folder: Path) -> set[str]:
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
-    saved = checkpoint_of(7, log_bytes=99)
+    saved = checkpoint_of(7, log_events=99)
     target = save_checkpoint(saved, tmp_path)
     found = load_checkpoint(target)
     assert found is not None
@@ -217,14 +225,27 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
 
 
 def test_sweeping_takes_what_was_left_half_written_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / ".step-4.abc.tmp").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".step-4.abc.tmp" / "state.json").write_text("{")
-    (tmp_path / ".model.12.old").mkdir()
-    (tmp_path / ".run.yaml.12.tmp").write_text("a")
-    (tmp_path / "notes.tmp").write_text("mine")
+    (tmp_path / "checkpoints" / ".letheon.step-4.abc.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".letheon.step-4.abc.tmp" / "state.json").write_text("{")
+    (tmp_path / ".letheon.model.12.old").mkdir()
+    (tmp_path / ".letheon.run.yaml.12.tmp").write_text("a")
+    mine = {"notes.tmp", ".x.tmp", ".x.old", ".letheon.tmp", ".letheon.yaml"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     sweep(tmp_path)
-    assert steps_in(tmp_path) == {"checkpoints", "notes.tmp"}
+    assert steps_in(tmp_path) == {"checkpoints", *mine}
     assert steps_in(tmp_path / "checkpoints") == set()
+
+
+@pytest.mark.parametrize("leave", [replace_file, replace_folder])
+def test_what_we_leave_half_written_is_known_as_ours(leave: Any, tmp_path: Path) -> None:
+    with leave(tmp_path / "made") as temporary:
+        assert is_leftover(temporary)
+        if leave is replace_file:
+            temporary.write_text("x")
+        assert leftovers_of(tmp_path / "made") == [temporary]
+        assert leftovers_of(tmp_path / "mad") == []
+    assert steps_in(tmp_path) == {"made"}
 
 
 # Saving between scorings

@@ -2,6 +2,10 @@
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from letheon.api import evaluate, study, unlearn
 from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import OutputError
-from letheon.locks import folder_lock
+from letheon.locks import file_lock, folder_lock
 from letheon.purge import REASON_REMOVED, purge
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.records import read_study_record
@@ -125,10 +129,10 @@ def test_a_killed_run_is_purged_by_what_its_log_says(given: dict[str, Any]) -> N
     unlearn(UnlearnSettings.of(given))
     folder = Path(given["out"])
     (folder / "provenance.json").unlink()
-    (folder / ".model.x1.tmp").mkdir()
-    (folder / "checkpoints" / ".step-9.x2.tmp").mkdir()
+    (folder / ".letheon.model.x1.tmp").mkdir()
+    (folder / "checkpoints" / ".letheon.step-9.x2.tmp").mkdir()
     holds = [trace.path.name for trace in purge(folder, note=silent).traces]
-    assert ".model.x1.tmp" in holds
+    assert ".letheon.model.x1.tmp" in holds
     assert any(name.endswith(".safetensors") for name in holds)
     assert not list(Path(os.environ["LETHEON_CACHE"]).rglob("*.safetensors"))
 
@@ -240,3 +244,157 @@ def test_broken_records_name_nothing_to_remove(tmp_path: Path, content: str) -> 
     for name in ("run.yaml", "provenance.json", "log.jsonl"):
         (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     assert purge(tmp_path, note=silent).traces == ()
+
+
+# What lies elsewhere, and what has lost the files that tell of it
+
+
+def command_of(given: dict[str, Any], *more: object) -> list[str]:
+    """The command line of a run."""
+    flags = {name: value for name, value in given.items() if name != "trackers"}
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
+    return ["unlearn", *(part for pair in pairs for part in pair), "--trackers", "", *map(str, more)]
+
+
+def letheon(
+    arguments: list[str], *, cwd: Path, cache: Path | None = None, kill_at_store: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; with `kill_at_store` one that is killed while it writes a store."""
+    dies = (
+        "import os, letheon.model.reference_cache as cache\n"
+        "def save(tensors, path, **_):\n"
+        "    open(path, 'wb').write(b'half a store')\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "cache.save_file = save\n"
+    )
+    code = f"import sys\nfrom letheon.cli import main\n{dies if kill_at_store else ''}main()"
+    environment = {**os.environ, "LETHEON_CACHE": str(cache)} if cache else dict(os.environ)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_relative_cache_is_found_from_another_folder(given: dict[str, Any], tmp_path: Path) -> None:
+    assert letheon(command_of(given, "--cache-dir", "cache here"), cwd=tmp_path).returncode == 0
+    (given["out"] / "provenance.json").unlink()
+    assert len(files_in(tmp_path / "cache here")) == 1
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    said = letheon(["purge", str(given["out"])], cwd=elsewhere, cache=tmp_path / "other")
+    assert said.returncode == 0
+    assert str(tmp_path / "cache here" / "reference") in said.stdout
+    assert files_in(tmp_path / "cache here") == []
+
+
+def test_the_cache_of_a_killed_attempt_and_that_of_the_next_are_both_emptied(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert letheon(command_of(given), cwd=tmp_path, cache=first, kill_at_store=True).returncode == -signal.SIGKILL
+    assert [name for name in files_in(first) if name.startswith(".letheon.")]
+    assert letheon(command_of(given, "--resume"), cwd=tmp_path, cache=second).returncode == 0
+    assert len(files_in(second)) == 1
+    assert letheon(["purge", str(given["out"])], cwd=tmp_path).returncode == 0
+    assert files_in(first) == files_in(second) == []
+
+
+def test_a_run_killed_before_its_first_step_is_purged(given: dict[str, Any], tmp_path: Path) -> None:
+    cache = tmp_path / "first"
+    assert letheon(command_of(given), cwd=tmp_path, cache=cache, kill_at_store=True).returncode == -signal.SIGKILL
+    assert not (given["out"] / "run.yaml").exists()
+    said = letheon(["purge", str(given["out"])], cwd=tmp_path)
+    assert said.returncode == 0
+    assert "a store that a killed process was writing" in said.stdout
+    assert files_in(cache) == []
+
+
+def test_a_store_that_another_process_is_making_is_left_and_said(given: dict[str, Any], tmp_path: Path) -> None:
+    unlearn(UnlearnSettings.of(given))
+    store = next(Path(os.environ["LETHEON_CACHE"]).rglob("*.safetensors"))
+    with file_lock(store, note=silent, what="it"):
+        said = invoke("purge", given["out"]).output
+    assert store.exists()
+    assert f"{store}: a reference store that another process is making" in said
+    assert str(store) in invoke("purge", given["out"]).output
+    assert not store.exists()
+
+
+def test_predictions_are_removed_when_the_scores_beside_them_are_gone(given: dict[str, Any], tmp_path: Path) -> None:
+    folder = whole_run(given)
+    for name in ("before", "after"):
+        (folder / "evaluation" / name / "results.json").unlink()
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "evaluation" / "after", alone)
+    for purged in (folder, alone):
+        assert list(purged.rglob("predictions.jsonl"))
+        assert invoke("purge", purged).exit_code == 0
+        assert not list(purged.rglob("predictions.jsonl"))
+
+
+def test_files_of_others_under_our_names_stay(given: dict[str, Any]) -> None:
+    folder = unlearn(UnlearnSettings.of(given)).folder
+    mine = folder / "notes"
+    (mine / "checkpoints" / "step-1").mkdir(parents=True)
+    for name in ("results.json", "predictions.jsonl", "report.html", ".x.tmp", ".y.old"):
+        (mine / name).write_text('{"id": "mine"}\n')
+    (folder / "checkpoints" / "mine.txt").write_text("mine")
+    (folder / ".draft.tmp").write_text("mine")
+    before = snapshot(mine)
+    said = invoke("purge", folder).output
+    assert snapshot(mine) == before
+    assert (mine / "checkpoints" / "step-1").is_dir()
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["mine.txt"]
+    assert (folder / ".draft.tmp").exists()
+    assert f"{folder / 'checkpoints'}: holds files that are no checkpoints of a run" in said
+
+
+def test_an_evaluation_in_another_folder_is_named(given: dict[str, Any], tmp_path: Path) -> None:
+    folder = unlearn(UnlearnSettings.of(given)).folder
+    scored = {"model": str(folder / "model"), "forget": given["forget"], "retain": given["retain"]}
+    evaluate(EvaluateSettings.of({**scored, "max_new_tokens": 2, "out": tmp_path / "scores"}))
+    assert f"{tmp_path / 'scores'}: an evaluation of the result" in invoke("purge", folder).output
+    assert (tmp_path / "scores" / "predictions.jsonl").exists()
+    assert invoke("purge", tmp_path / "scores").exit_code == 0
+    assert not (tmp_path / "scores" / "predictions.jsonl").exists()
+
+
+def test_a_note_in_a_log_is_reworded_by_its_mark_and_not_by_its_words(tmp_path: Path) -> None:
+    notes: list[dict[str, Any]] = [
+        {"event": "note", "message": "the loss is not finite, said the manual"},
+        {"event": "note", "message": "row f1qa0 broke", "names_rows": True},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    purge(tmp_path, note=silent)
+    kept = [json.loads(line)["message"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert kept == [notes[0]["message"], REASON_REMOVED]
+
+
+def test_a_study_is_not_purged_while_one_of_its_runs_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints" / "step-1").mkdir(parents=True)
+    (run / "run.yaml").write_text("method: npo\n")
+    (tmp_path / "study.json").write_text("{}")
+    with folder_lock(run, note=silent), pytest.raises(OutputError, match="in use"):
+        purge(tmp_path, note=silent)
+    assert (run / "checkpoints" / "step-1").is_dir()
+
+
+def test_what_cannot_be_removed_is_said_and_the_rest_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.yaml").write_text("method: npo\n")
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    (tmp_path / "population.json").write_text("{}")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("letheon.purge.shutil.rmtree", refuse)
+    with pytest.raises(OutputError, match=r"1 of 2 traces are removed; .*checkpoints: cannot be removed"):
+        purge(tmp_path, note=silent)
+    recorded = json.loads((tmp_path / "purge.json").read_text())["purges"][0]["removed"]
+    assert recorded == [str(tmp_path / "population.json")]

@@ -524,7 +524,7 @@ def test_report_that_cannot_be_written(run: Path) -> None:
     (run / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
         write_report(run)
-    assert not list(run.glob(".report*"))
+    assert not list(run.glob(".letheon*"))
 
 
 def _front_matter(card: str) -> dict[str, Any]:

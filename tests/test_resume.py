@@ -20,7 +20,7 @@ from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.run import unlearn
-from letheon.training.tracking import Silent
+from letheon.training.tracking import Silent, first_events, open_log
 from running import After, events, model_of, run, same, short_run
 
 Made = dict[str, Any]
@@ -329,3 +329,27 @@ def test_the_report_of_a_resumed_run_is_that_of_the_whole(given: Made) -> None:
     assert (resumed.kept, resumed.num_steps, resumed.num_tokens) == (whole.kept, whole.num_steps, whole.num_tokens)
     assert resumed.exit_code == 0
     assert model_of(resumed).keys()
+
+
+# The log
+
+
+def test_a_log_is_cut_after_events_and_not_after_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with open_log(path) as log:
+        log.write("start", time="now")
+        log.write("note", message="said")
+        for step, duration_s in ((1, 0.5), (2, 0.123456)):
+            log.write("step", step=step, duration_s=duration_s)
+        assert log.flush() == 4
+        log.write("note", message="resumed after step 2", resumed=True)
+    whole = path.read_bytes().splitlines(keepends=True)
+    assert first_events(path, 3) == (sum(map(len, whole[:3])), 3)
+    assert first_events(path, 0) == (0, 0)
+    assert first_events(path, 9) == (len(b"".join(whole)), 4)
+    path.write_bytes(b"".join(whole)[:-5])
+    with open_log(path, keep_events=3) as log:
+        log.write("step", step=2)
+        assert log.flush() == 4
+    assert path.read_bytes().splitlines(keepends=True)[:3] == whole[:3]
+    assert len(path.read_bytes().splitlines()) == 4

@@ -1,15 +1,20 @@
 """The same bytes from the same settings, whatever else goes on: saves, other runs, what the process drew before."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from expert_families import config_of
 from killing import difference, flip_a_bit, model_in, set_aside, told
 from letheon.data.rows import Row
+from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings
 from letheon.training.randomness import dropout_of_step
 from letheon.training.run import unlearn
@@ -141,3 +146,55 @@ def _build_and_mark(given: Made, marks: Path) -> None:
         code = 0
     finally:
         os._exit(code)
+
+
+# All files, whatever the process is like
+
+
+def shared_and_saved(folder: Path) -> dict[str, bytes]:
+    """All that a run writes as model, adapter and checkpoints, without the cards, which give times."""
+    parts = (folder / part for part in ("model", "adapter", "checkpoints"))
+    paths = [path for part in parts for path in part.rglob("*") if path.is_file() and path.name != "README.md"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_durations_change_no_byte_of_checkpoints(given: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(given, checkpoint_minutes=None)
+    whole = set_aside(given)
+    real = time.monotonic
+    monkeypatch.setattr("time.monotonic", lambda: 1e7 * real())
+    run(given, checkpoint_minutes=None)
+    assert (given["out"] / "log.jsonl").stat().st_size != (whole / "log.jsonl").stat().st_size
+    found = shared_and_saved(whole)
+    assert {Path(name).name for name in found} >= {"state.json", "manifest.json", "adapter_config.json", "config.json"}
+    assert shared_and_saved(given["out"]) == found
+
+
+@pytest.mark.parametrize("architecture", ["olmo", "deepseek_v3"])
+def test_pythons_hash_seed_changes_no_byte(
+    architecture: str, given: Made, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    if architecture != "olmo":
+        config = config_of(architecture, vocab_size=len(tokenizer))
+        save_model(AutoModelForCausalLM.from_config(config), tokenizer, Path(given["model"]))
+    flags = {**given, "target_modules": "all-linear"}
+    del flags["trackers"], flags["out"]
+    pairs = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    for seed in ("1", "2"):
+        out, cache = tmp_path / f"run-{seed}", tmp_path / f"cache-{seed}"
+        done = subprocess.run(
+            [sys.executable, "-c", "from letheon.cli import main; main()", "unlearn", *pairs, "--trackers", "",
+             "--out", str(out), "--cache-dir", str(cache)],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    first, second = (shared_and_saved(tmp_path / f"run-{seed}") for seed in "12")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+    assert told(tmp_path / "run-1") == told(tmp_path / "run-2")
+    stores = [snapshot_of(tmp_path / f"cache-{seed}") for seed in "12"]
+    assert stores[0] == stores[1]
+
+
+def snapshot_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

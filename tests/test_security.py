@@ -240,10 +240,22 @@ def test_what_holds_rows_is_its_owners_alone(given: dict[str, Any]) -> None:
     assert len(held) > 6
     for path in held:
         assert mode_of(path) == 0o600, path
-    for place in (stores, folder / "evaluation" / "after", *(folder / "checkpoints").glob("step-*")):
+    checkpoints = folder / "checkpoints"
+    for place in (stores, folder / "evaluation" / "after", checkpoints, *checkpoints.glob("step-*")):
         assert mode_of(place) == 0o700, place
     assert mode_of(folder / "model") == 0o755
     assert mode_of(folder / "model" / "model.safetensors") == 0o644
+
+
+def test_checkpoints_of_members_are_their_owners_alone(given: dict[str, Any]) -> None:
+    before = os.umask(0)
+    try:
+        folder = unlearn(UnlearnSettings.of({**given, "method": "npo-ties"})).folder
+    finally:
+        os.umask(before)
+    places = [folder / "checkpoints", *(path for path in (folder / "checkpoints").rglob("*") if path.is_dir())]
+    assert "member-2" in {place.name for place in places}
+    assert {mode_of(place) for place in places} == {0o700}
 
 
 def mode_of(path: Path) -> int:

@@ -123,7 +123,7 @@ def test_a_study_scores_epochs_of_one_run(
     assert len(counted.evaluations) == 3
     folder = tmp_path / "study" / one.folder
     assert (folder / "evaluation" / "epoch-1" / "results.json").is_file()
-    assert not (folder / ".state").exists()
+    assert not list(folder.glob(".letheon*"))
     assert (tmp_path / "study" / "figures" / "epochs.svg").is_file()
     assert next(iter(report.record.original.values())).epoch == 0
 

@@ -35,6 +35,7 @@ from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeRe
 from letheon.model.memorize import memorize as train_target
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
+from letheon.outside import note_evaluation
 from letheon.provenance import describe_environment, describe_source
 from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
@@ -157,6 +158,7 @@ def evaluate(
                 row, form.template, tokenizer, date=form.date
             )  # a missing chat template is said before the model loads
     _open_folder(settings.out, model=settings.model, private=True)
+    note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
     loaded = load_model(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ _ADVICE = "free space or choose another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush a folder by itself."""
+_OURS = ".letheon."
+"""What temporary names begin with, so that nobody else's hidden files are taken for them."""
+_LEFTOVER = re.compile(re.escape(_OURS) + r".+\.(tmp|old)")
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written (folder missing, no permission, disk full); `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_OURS}{path.name}.{os.getpid()}.tmp")
     try:
         if private:
             temporary.unlink(missing_ok=True)
@@ -46,14 +50,14 @@ def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 def replace_folder(folder: Path, *, advice: str = _ADVICE, private: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `folder`; when the block ends well, flush all of it and put it in that place.
 
-    A private folder and its files are their owner's alone.
+    A private folder, its files and the folders above it that are made here are their owner's alone.
 
     Raises:
         OutputError: it cannot be written; `folder` is as it was.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        make_folder(folder.parent, private=private)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_OURS}{folder.name}.", suffix=".tmp", dir=folder.parent))
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); {advice}") from error
     try:
@@ -75,7 +79,7 @@ def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
         elif path.is_dir():
             _flush_folder(path)
     _flush_folder(complete)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f"{_OURS}{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)
     try:
@@ -90,23 +94,41 @@ def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left in `folder`, and below it, under temporary names."""
-    for pattern in (".*.tmp", ".*.old"):
-        for path in list(folder.rglob(pattern)):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in [path for path in folder.rglob(f"{_OURS}*") if is_leftover(path)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `sweep` would remove `path`."""
-    return path.name.startswith(".") and path.suffix in (".tmp", ".old")
+    """Whether `path` has a temporary name of ours, so that `sweep` would remove it."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def leftovers_of(path: Path) -> list[Path]:
+    """Return what processes that were killed while they wrote `path` left beside it."""
+    written = re.compile(re.escape(f"{_OURS}{path.name}.") + r"\w+\.(tmp|old)")
+    return sorted(found for found in path.parent.glob(f"{_OURS}*") if written.fullmatch(found.name))
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make `folder` and those above it that are not there; private ones are their owner's alone.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True, mode=0o700 if private else 0o777)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all; makes the folder, a private one for a private file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
+        make_folder(path.parent, private=private)
     except OSError as error:
         raise OutputError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
     with replace_file(path, private=private) as temporary:

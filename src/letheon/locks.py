@@ -110,6 +110,21 @@ def file_lock(path: Path, *, note: Note, what: str) -> Iterator[None]:
         _let_go(lock)
 
 
+@contextmanager
+def file_lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold what `file_lock` holds where no process has it; the value says whether."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _let_go(lock)
+
+
 def _acquire(lock: FileLock, folder: Path) -> None:
     try:
         lock.acquire(blocking=False)

@@ -6,47 +6,41 @@ elsewhere, the rows and the model before unlearning above all, is named and left
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors import SafetensorError, safe_open
-
-from letheon.cache import STORES, default_cache_dir, store_path
 from letheon.errors import LetheonError, OutputError
-from letheon.files import is_leftover, write_json, write_text
-from letheon.locks import folder_lock
-from letheon.yaml_text import parse_yaml
+from letheon.files import write_json, write_text
+from letheon.locks import file_lock_if_free, folder_lock
+from letheon.outside import EVALUATIONS, outside_of
+from letheon.traces import (
+    MARKS,
+    RESULTS,
+    Home,
+    Trace,
+    are_checkpoints,
+    homes_below,
+    read_values,
+    store_paths,
+    traces_below,
+    traces_of_store,
+)
 
 RECORD = "purge.json"
-MARKS = ("run.yaml", "log.jsonl", "results.json", "study.json")
-"""Files by which the folder of a run, an evaluation or a study is known."""
 
 REASON_REMOVED = "removed by letheon purge, since it may name rows"
 """What stands in the place of the reason of a run that failed."""
 
-_RESULT = ("model", "adapter")
 _FAILED = ("failed", "diverged")
 _SHOWN = ("study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
 """Where a study's report shows the reasons."""
-_STORE_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 
 Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A file or folder that was made of the rows to forget."""
-
-    path: Path
-    num_bytes: int
-    holds: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +58,61 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     """Remove every trace of the rows to forget that Letheon wrote for the run, study or evaluation in `folder`.
 
     These are the checkpoints, the predictions, the samples in the report (which is written anew without them),
-    temporary files of killed processes, and in the cache the reference stores that its runs used. Symbolic links are
-    removed, not followed. The reasons of failed runs, which may name rows, give way to a sentence that does not; their
-    states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
+    temporary files of killed processes, and the reference stores that its runs noted in outside.json, wherever they
+    lie. Symbolic links are removed, not followed. The reasons of failed runs, which may name rows, give way to a
+    sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
 
     Raises:
-        OutputError: the folder is none of these, is in use, or a file cannot be removed.
+        OutputError: the folder is none of these or is in use, or files cannot be removed; all others are removed then.
     """
-    if not any((folder / mark).is_file() for mark in (*MARKS, RECORD)):
+    if not (folder / RECORD).is_file() and not any(home.path == folder for home in homes_below(folder)):
         raise OutputError(
             f"{folder}: expected the folder of a run, a study or an evaluation ({', '.join(MARKS)}), found none of "
             "these files; give what was --out"
         )
-    held: AbstractContextManager[None] = nullcontext() if dry_run else folder_lock(folder, note=note)
-    with held:
-        homes = [Path(home) for home, names in _walk(folder) if set(names) & set(MARKS)]
-        rewritten = dict(_without_reasons(homes))
-        found = Purge(folder, (*_traces_below(folder), *_stores_of(homes)), _remains(homes), tuple(rewritten))
+    with ExitStack() as stack:
         if not dry_run:
-            for trace in found.traces:
-                _remove(trace.path)
-            for path, text in rewritten.items():
-                write_text(path, text, private=path.name == "log.jsonl")
-            _write_reports(found, note)
-            _record(found)
+            stack.enter_context(folder_lock(folder, note=note))
+        homes = homes_below(folder)
+        if not dry_run:
+            _check_idle([home.path for home in homes if home.is_run and home.path != folder], note)
+        there = [path for path in store_paths(homes) if path.parent.is_dir()]
+        stores = {path: stack.enter_context(file_lock_if_free(path)) for path in there}
+        of_stores = [trace for path, is_free in stores.items() if is_free for trace in traces_of_store(path)]
+        traces = (*traces_below(folder), *of_stores)
+        rewritten = dict(_without_reasons([home.path for home in homes]))
+        left = (*_stores_left(stores, of_stores), *_remains(homes))
+        found = Purge(folder, traces, left, tuple(rewritten))
+        if not dry_run:
+            _carry_out(found, rewritten, note)
     return found
+
+
+def _check_idle(runs: Collection[Path], note: Note) -> None:
+    """Refuse to purge a study while one of its runs goes on.
+
+    Raises:
+        OutputError: another process holds the folder of one.
+    """
+    for run in runs:
+        with folder_lock(run, note=note):
+            pass
+
+
+def _carry_out(found: Purge, rewritten: dict[Path, str], note: Note) -> None:
+    kept: dict[Path, str] = {}
+    for trace in found.traces:
+        try:
+            _remove(trace.path)
+        except OutputError as error:
+            kept[trace.path] = str(error)
+    for path, text in rewritten.items():
+        write_text(path, text, private=path.name == "log.jsonl")
+    done = replace(found, traces=tuple(trace for trace in found.traces if trace.path not in kept))
+    _write_reports(done, note)
+    _record(done)
+    if kept:
+        raise OutputError(f"{len(done.traces)} of {len(found.traces)} traces are removed; {'; '.join(kept.values())}")
 
 
 def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
@@ -104,48 +128,12 @@ def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
     yield from (f"  {line}" for line in found.remains)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield (folder, names of its files) below `folder`, links not followed and results left out."""
-    for home, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if name not in _RESULT)
-        yield home, names
-
-
-def _traces_below(folder: Path) -> Iterator[Trace]:
-    for home, names in _walk(folder):
-        here, marked = Path(home), bool(set(names) & set(MARKS))
-        for entry in sorted(here.iterdir()):
-            holds = _what_it_holds(entry, marked=marked)
-            if holds is not None:
-                yield Trace(entry, _size(entry), holds)
-
-
-def _what_it_holds(entry: Path, *, marked: bool) -> str | None:
-    if is_leftover(entry) or entry.name.startswith(".state"):
-        return "what a killed process was writing"
-    if not marked:
-        return None
-    return {
-        "checkpoints": "states from before the rows were forgotten, and moments of their gradients",
-        "predictions.jsonl": "prompts, answers and what the model said",
-        "predictions_in_form.jsonl": "prompts, answers and what the model said to the rows in their form",
-        "report.html": "sample rows; written anew without them",
-        "population.json": "where a run ended, and on which rows",
-    }.get(entry.name)
-
-
-def _size(path: Path) -> int:
-    if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size
-    return sum(Path(home, name).lstat().st_size for home, _, names in os.walk(path) for name in names)
-
-
 def _without_reasons(homes: list[Path]) -> Iterator[tuple[Path, str]]:
     """Yield each file that gives reasons of failed runs, and its text without them."""
     for home in homes:
         study, failures = home / "study.json", sorted((home / "failures").glob("*.json"))
         for path in (study, *(failures if study.is_file() else ())):
-            value = _read(path)
+            value = read_values(path)
             runs = value.get("runs") if path == study else [value]
             num_reworded = sum(map(_reword, runs if isinstance(runs, list) else ()))
             if num_reworded and not path.is_symlink():
@@ -166,13 +154,12 @@ def _reword(run: Any) -> bool:
 
 
 def _without_rows(line: str) -> str:
-    """Return a line of a log; one that says on which rows a loss was not finite, without saying so."""
+    """Return a line of a log; a note that is marked as naming rows without its text."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    is_note = isinstance(event, dict) and event.get("event") == "note"
-    if not is_note or " is not finite" not in str(event.get("message")):
+    if not isinstance(event, dict) or not event.get("names_rows") or event.get("message") == REASON_REMOVED:
         return line
     return json.dumps({**event, "message": REASON_REMOVED}, ensure_ascii=False) + "\n"
 
@@ -184,76 +171,46 @@ def _lines_of(path: Path) -> list[str]:
         return []
 
 
-def _stores_of(homes: list[Path]) -> list[Trace]:
-    named = [path for home in homes for path in _store_paths(home) if _is_store(path)]
-    paths = {path.resolve(): path for path in named}.values()
-    return [Trace(path, _size(path), "what the model said of the rows before") for path in paths]
+def _stores_left(stores: Mapping[Path, bool], removed: Collection[Trace]) -> Iterator[str]:
+    """Yield the reference stores that stay, and why."""
+    for path, is_free in stores.items():
+        if not is_free:
+            yield f"{path}: a reference store that another process is making or that may not be changed; purge again"
+        elif path.exists() and path not in {trace.path for trace in removed}:
+            yield f"{path}: noted as a reference store of a run, but it does not read as one"
 
 
-def _store_paths(home: Path) -> Iterator[Path]:
-    """Yield where the reference store of a run lies, by its provenance or, where that was not written yet, its log."""
-    recorded = _read(home / "provenance.json").get("reference_store")
-    if isinstance(recorded, str):
-        yield Path(recorded)
-    name = _start_of(home / "log.jsonl").get("reference_store")
-    if isinstance(name, str):
-        cache_dir = _read(home / "run.yaml").get("cache_dir")
-        yield store_path(Path(cache_dir) if isinstance(cache_dir, str) else default_cache_dir(), Path(name).stem)
-
-
-def _is_store(path: Path) -> bool:
-    """Whether `path` is a reference store by name, place and content: a run's folder may be someone else's work."""
-    if path.parent.name != STORES or not _STORE_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
-        return False
-    try:
-        with safe_open(path, framework="np") as file:
-            return "log_probs" in set(file.keys()) and set(file.metadata() or {}) == {"sha256"}
-    except (OSError, SafetensorError):
-        return False
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the mapping in a file; {} if there is none, since what cannot be read names nothing to remove."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _start_of(log: Path) -> dict[str, Any]:
-    try:
-        with log.open(encoding="utf-8") as file:
-            value = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _remains(homes: list[Path]) -> tuple[str, ...]:
+def _remains(homes: Collection[Home]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for home in homes:
-        settings = _read(home / "run.yaml")
-        for name, what in (
-            ("forget", "the rows to forget"),
-            ("alternatives", "other answers to them"),
-            ("model", "the model before unlearning, which knows them"),
-        ):
-            if settings.get(name):
-                found[f"{settings[name]}: {what}"] = None
-            if name != "model" and str(settings.get(name, "")).startswith("hub:"):
-                found[f"{_hub_cache()}: the data set library's copy of {settings[name]}"] = None
-        for name in settings.get("trackers") or ():
-            if name != "tensorboard":
-                found[f"{name}: the run's settings and losses, without rows, at that tracker"] = None
-        for name in _RESULT:
-            if (home / name).is_dir():
-                found[f"{home / name}: the result"] = None
-    found["evaluations written to other folders, copies and backups of any of this, and disk blocks not yet reused"] = (
-        None
-    )
+        found |= dict.fromkeys(_inputs_of(read_values(home.path / "run.yaml")))
+        for path in outside_of(home.path, EVALUATIONS):
+            if path.is_dir():
+                found[f"{path}: an evaluation of the result, which is purged by itself: letheon purge {path}"] = None
+        for name in RESULTS:
+            if (home.path / name).is_dir():
+                found[f"{home.path / name}: the result"] = None
+        checkpoints = home.path / "checkpoints"
+        if home.is_run and checkpoints.is_dir() and not are_checkpoints(checkpoints):
+            found[f"{checkpoints}: holds files that are no checkpoints of a run"] = None
+    found["copies and backups of any of this, and disk blocks not yet reused"] = None
     return tuple(found)
+
+
+def _inputs_of(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a run was made from, and where else its settings went."""
+    for name, what in (
+        ("forget", "the rows to forget"),
+        ("alternatives", "other answers to them"),
+        ("model", "the model before unlearning, which knows them"),
+    ):
+        if settings.get(name):
+            yield f"{settings[name]}: {what}"
+        if name != "model" and str(settings.get(name, "")).startswith("hub:"):
+            yield f"{_hub_cache()}: the data set library's copy of {settings[name]}"
+    for name in settings.get("trackers") or ():
+        if name != "tensorboard":
+            yield f"{name}: the run's settings and losses, without rows, at that tracker"
 
 
 def _hub_cache() -> str:
@@ -295,7 +252,7 @@ def _write_reports(found: Purge, note: Note) -> None:
 
 
 def _record(found: Purge) -> None:
-    before = _read(found.folder / RECORD).get("purges")
+    before = read_values(found.folder / RECORD).get("purges")
     names, reworded = [str(trace.path) for trace in found.traces], [str(path) for path in found.reworded]
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"time": time, "removed": names, **({"reasons_replaced": reworded} if reworded else {})}

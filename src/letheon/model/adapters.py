@@ -1,5 +1,6 @@
 """LoRA adapters through PEFT: attach, switch off, merge, save."""
 
+import json
 import math
 import re
 import warnings
@@ -22,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, OutputError
 from letheon.files import replace_folder
+from letheon.hub import is_hub_id
 from letheon.model.experts import keep_fused, merged_experts
 from letheon.model.lowrank import ADAPTER
 from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
@@ -149,7 +151,7 @@ class LoraAdapter:
         return float(layer.scaling[ADAPTER])
 
     def save(self, folder: Path) -> None:
-        """Write the adapter in PEFT's layout, whole or not at all.
+        """Write the adapter in PEFT's layout, whole or not at all; a folder that the model came from is not named.
 
         Raises:
             OutputError: it cannot be written.
@@ -157,8 +159,22 @@ class LoraAdapter:
         try:
             with replace_folder(folder) as temporary:
                 self.peft.save_pretrained(str(temporary))
+                (temporary / "README.md").unlink(missing_ok=True)  # a form to fill in
+                _tidy_config(temporary / "adapter_config.json")
         except SafetensorError as error:
             raise OutputError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
+
+
+def _tidy_config(path: Path) -> None:
+    """Put what PEFT writes from sets in order, and leave out the folder of the base model, which is its owner's."""
+    config = {name: _in_order(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    if not is_hub_id(str(config.get("base_model_name_or_path"))):
+        config["base_model_name_or_path"] = None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _in_order(value: object) -> object:
+    return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> LoraAdapter:

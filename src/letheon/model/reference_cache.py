@@ -47,12 +47,14 @@ def load_or_build_reference(
     max_tokens: int = PASS_TOKENS,
     note: Callable[[str], None] = _logger.warning,
     progress: Progressed | None = None,
+    on_path: Callable[[Path], None] | None = None,
 ) -> ReferenceStore:
     """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
 
     The key covers weights, token ids, answer spans, needs, path, dtype, device kind and torch version: if anything
     differs the store is built anew. Of several processes that want the same one, one builds it and the others wait,
-    which `note` is told; `progress` hears of the rows that are done. None for `cache_dir` keeps it in memory only.
+    which `note` is told; `progress` hears of the rows that are done. `on_path` learns where the store lies before it
+    is made. None for `cache_dir` keeps it in memory only.
 
     Raises:
         OutputError: it cannot be written to `cache_dir`.
@@ -71,6 +73,8 @@ def load_or_build_reference(
         return build()
     rows = (num_forget_rows, num_retain_rows)
     path = store_path(cache_dir, _key(engine, sequences, rows, needs, model_fingerprint))
+    if on_path is not None:
+        on_path(path)
     found = _load(path, sequences, num_forget_rows)
     if found is not None:
         return replace(with_head(found, engine), path=path)

@@ -19,8 +19,9 @@ from letheon.training.checkpoint import load_checkpoint, step_folder
 from letheon.training.prepare import adapt
 from letheon.yaml_text import parse_yaml
 
-_TEMPORARY = ".state"
-_DROPPED = ".model.old"
+_TEMPORARY = ".letheon.state.tmp"
+_DROPPED = ".letheon.model.old"
+"""Temporary names, which files.py sweeps."""
 
 
 @dataclass(frozen=True, slots=True)

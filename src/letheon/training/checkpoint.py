@@ -2,7 +2,7 @@
 
 checkpoints/step-N/parameters.safetensors the trained parameters
                    optimiser.safetensors  the optimiser's moments
-                   state.json             step, history, length of the log
+                   state.json             step, history, events in the log
                    manifest.json          size and sha256 of the above, written last
 
 The folder has a temporary name until all of it is on disk. There is no state of random numbers to keep: which rows make
@@ -50,8 +50,8 @@ class Position:
     """Steps done."""
     num_tokens: int
     """Tokens seen."""
-    log_bytes: int
-    """Length of log.jsonl."""
+    log_events: int
+    """Events in log.jsonl so far, resumptions left out."""
     history: tuple[InterimScore, ...]
     """All interim scores so far that were due."""
     control: dict[str, float]

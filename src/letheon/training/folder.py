@@ -11,6 +11,7 @@ from letheon.files import check_room, is_leftover, sweep
 from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
+from letheon.outside import OUTSIDE
 from letheon.settings import UnlearnSettings
 from letheon.training.form_record import FORM_FILE
 from letheon.training.resolve import effective, most_checkpoints
@@ -89,10 +90,10 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     """Return whether there is a run to go on with; a folder that may not be written to is refused."""
     folder = settings.out
     found = {path.name for path in folder.iterdir() if not is_lock_file(path) and not is_leftover(path)}
-    # Scores of the model before the run may lie there already.
+    # Scores of the model before the run may lie there already, and what a run that failed at once noted.
     begun = "run.yaml" in found  # a run that was killed earlier than that has done nothing yet
-    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE}
-    if found - {"evaluation"} and not (settings.resume and (begun or holds_only_logs)):
+    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE, OUTSIDE}
+    if found - {"evaluation", OUTSIDE} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
             f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
         )

@@ -362,7 +362,7 @@ def save(run: Run) -> None:
     position = Position(
         step=run.step,
         num_tokens=run.num_tokens,
-        log_bytes=run.hooks.log.flush(),
+        log_events=run.hooks.log.flush(),
         history=tuple(run.history),
         control=dict(run.control),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Needs, Term, needs_of
+from letheon.outside import note_store
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
@@ -128,6 +130,7 @@ def lay_ground(
         model_fingerprint=fingerprinted,
         cache_dir=cache_dir,
         progress=progress,
+        on_path=partial(note_store, [one.out for one in settings]),
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if waits_on_kl:

@@ -65,7 +65,7 @@ def log_start(
     """Write how the run begins, or where it goes on, and which checkpoints were not whole."""
     steps = [found.position.step for found in resumed if found]
     if steps:
-        log.write("note", message=f"resumed after step {steps[-1]}")
+        log.write("note", message=f"resumed after step {steps[-1]}", resumed=True)
     else:
         store, start = prepared.problem.reference.path, prepared.problem.start
         log.write(
@@ -77,8 +77,10 @@ def log_start(
             unknown=start.unknown if start else None,
             reference_store=store.name if store else None,
         )
-    for note in (*([] if steps else prepared.notes), *passed_over):
+    for note in () if steps else prepared.notes:
         log.write("note", message=note)
+    for note in passed_over:
+        log.write("note", message=note, resumed=True)
     log.flush()  # also of a run that is killed before its first checkpoint it is known which store it made
 
 

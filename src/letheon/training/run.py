@@ -224,9 +224,9 @@ def _train_all(
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
         resumed = find_checkpoints(folders, problem.start, settings, note=passed_over.append)
-    keep_bytes = max((found.position.log_bytes for found in resumed if found), default=0)
+    keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
-        open_log(settings.out / "log.jsonl", keep_bytes=keep_bytes) as log,
+        open_log(settings.out / "log.jsonl", keep_events=keep_events) as log,
         trackers(settings.out, settings.trackers, settings.plain()) as tracker,
     ):
         here = hooks(log=log, tracker=tracker)

@@ -19,6 +19,9 @@ from letheon.training.interim import InterimScore
 
 _logger = logging.getLogger(__name__)
 
+RESUMED = "resumed"
+"""What an event has that tells of a resumption, which a run that was never ended does not have."""
+
 
 class Observer(Protocol):
     """Who wants to know how a run goes."""
@@ -58,31 +61,48 @@ class Log:
     """An append-only log.jsonl: one JSON object a line, each with its `event`."""
 
     file: TextIO
+    num_events: int = 0
+    """Lines but those of resumptions. Unlike the length in bytes, it is the same however long steps took."""
 
     def write(self, event: str, **values: Any) -> None:
         """Append one event."""
+        self.num_events += RESUMED not in values
         line = {"event": event, **{name: _finite(value) for name, value in values.items()}}
         self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def flush(self) -> int:
-        """Bring everything to disk and return the log's length in bytes."""
+        """Bring everything to disk and return the number of events so far, resumptions left out."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        return self.file.tell()
+        return self.num_events
 
 
 @contextmanager
-def open_log(path: Path, *, keep_bytes: int = 0) -> Iterator[Log]:
-    """Open the log, its owner's alone, for appending after its first `keep_bytes` bytes; what lies behind is cut off.
+def open_log(path: Path, *, keep_events: int = 0) -> Iterator[Log]:
+    """Open the log, its owner's alone, for appending after its first `keep_events` events; what lies behind is cut off.
 
-    Of a log that has lost some of these bytes the whole lines that are left are kept.
+    Of a log that has lost some of these events the whole lines that are left are kept.
     """
     with open(path, "a", encoding="utf-8", opener=_for_its_owner) as file:
-        if path.stat().st_size < keep_bytes:
+        num_bytes, num_events = first_events(path, keep_events)
+        if num_events < keep_events:
             _logger.warning("%s: its end is lost; it goes on after the last whole line", path)
-            keep_bytes = path.read_bytes().rfind(b"\n") + 1
-        file.truncate(keep_bytes)
-        yield Log(file)
+        file.truncate(num_bytes)
+        yield Log(file, num_events)
+
+
+def first_events(path: Path, num_events: int) -> tuple[int, int]:
+    """Return the length in bytes of a log up to the end of its first `num_events` events, and how many it has of these.
+
+    What is said of resumptions is no event; of a log with fewer events it is the length of its whole lines.
+    """
+    num_bytes = found = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if found == num_events or not line.endswith(b"\n"):
+                break
+            num_bytes, found = num_bytes + len(line), found + (not _is_of_resumption(line))
+    return num_bytes, found
 
 
 def check_trackers(names: Collection[str]) -> None:
@@ -135,6 +155,14 @@ class Shown:
 
     def scored(self, score: InterimScore) -> None:
         """Do nothing: the note says it."""
+
+
+def _is_of_resumption(line: bytes) -> bool:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and RESUMED in event
 
 
 def _for_its_owner(name: str, flags: int) -> int:

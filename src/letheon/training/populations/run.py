@@ -353,8 +353,8 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
     write_run(settings, prepared, whole.inputs)
     write_divergence(settings.out, end)
-    keep_bytes = end.log_bytes if end else found.position.log_bytes if found else 0
-    log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_bytes=keep_bytes))
+    keep_events = end.log_events if end else found.position.log_events if found else 0
+    log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_events=keep_events))
     tracker = stack.enter_context(trackers(settings.out, settings.trackers, settings.plain()))
     if end is None:
         log_start(log, prepared, [found], beginning.passed_over)
@@ -367,7 +367,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
 
 def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
     if isinstance(ended, DivergenceError):
-        run.hooks.log.write("note", message=str(ended))
+        run.hooks.log.write("note", message=str(ended), names_rows=True)
         run.hooks.observer.note(str(ended))
     else:
         log_end(run.hooks.log, ended, clock)

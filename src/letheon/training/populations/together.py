@@ -25,8 +25,8 @@ class Diverged:
 
     num_passes: int
     """Steps of the others that it took part in."""
-    log_bytes: int
-    """Length of its log."""
+    log_events: int
+    """Events in its log, resumptions left out."""
     reason: str
 
 
