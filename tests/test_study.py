@@ -207,7 +207,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(base: dict[str, Any], tm
     with FileLock(out / "locks" / f"{member.identity}.lock"):
         report = api.study(study, out)
     assert report.num_elsewhere == 1
-    assert sorted(run.state for run in report.record.runs) == ["finished", "waiting"]
+    assert sorted(run.state for run in report.record.runs) == ["elsewhere", "finished"]
 
 
 def test_baselines_have_their_own_recipe_and_the_studys_rows(base: dict[str, Any]) -> None:
