@@ -398,7 +398,7 @@ def test_figures_hold_what_the_tables_say() -> None:
     assert line.get_ydata()[2] == pytest.approx(row.summaries["final"].mean)  # type: ignore[index]
     heat = heat_figure(record)
     assert heat is not None
-    grid = heat.axes[0].images[0].get_array()
+    grid = heat.axes[0].collections[0].get_array()
     assert grid is not None
     assert grid.shape == (2, 2)
     assert [text.get_text() for text in heat.axes[0].texts].count("–") == 1  # gamma 2, delta 0 was not run

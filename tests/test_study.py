@@ -37,6 +37,8 @@ from running import run, short_run
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than these runs to train."""
     monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ REASON_REMOVED = "removed by letheon purge, since it may name rows"
 
 _RESULT = ("model", "adapter")
 _FAILED = ("failed", "diverged")
-_SHOWN = ("study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
+_SHOWN = ("study.html", "study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
 """Where a study's report shows the reasons."""
 _STORE_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 

@@ -6,7 +6,7 @@ import hashlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from letheon.report.tables import cell_text
+from letheon.report.tables import Spread, cell_text, is_number_column
 from letheon.report.text import to_markup, visible_line
 
 
@@ -25,6 +25,8 @@ def render_page(template: str, page: object, *, title: str) -> str:
         finalize=_shown,
     )
     environment.filters["cell"] = cell_text
+    environment.tests["numbers"] = is_number_column
+    environment.tests["best"] = lambda cell: isinstance(cell, Spread) and cell.is_best
     css = loader.get_source(environment, "report.css")[0]
     css_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template(template).render(

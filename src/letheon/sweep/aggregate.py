@@ -99,6 +99,11 @@ class Sensitivity:
     """The 95% bootstrap interval, over seeds, of retained - forgotten; None for fewer than two seeds."""
 
 
+def forgotten_score(record: StudyRecord) -> str:
+    """Name the score that says what was forgotten: the official mean, or its Unicode variant."""
+    return VARIANTS["forgotten"] if shows_variants(record) else "forgotten"
+
+
 def scores_in(record: StudyRecord) -> tuple[str, ...]:
     """Name the scores that a study's tables show: the official ones that there are, else the runs' own.
 
@@ -160,7 +165,7 @@ def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True
     for run in record.runs:
         grouped.setdefault((run.role, run.configuration), []).append(run)
     ordered = sorted(grouped.items(), key=lambda item: item[0][0] == "baseline")
-    forgotten = VARIANTS["forgotten"] if shows_variants(record) else "forgotten"
+    forgotten = forgotten_score(record)
     rows = [row for _, runs in ordered for row in _rows_of_one(runs, epochs, scores, record, forgotten)]
     if record.study.search:
         rows = sorted(

@@ -24,7 +24,22 @@ from letheon.sweep.forgetting import NOT_KNOWN, NOT_SCORED
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
 from letheon.sweep.statistics import deviation
 
+NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")
+"""The tables that a study may have."""
+
 _MOST_NAMES = 5
+
+
+def tables_of(record: StudyRecord) -> dict[str, Table]:
+    """Return the tables that the study has numbers for, by name."""
+    made = {
+        "scores": scores_table(record),
+        "trade-off": trade_off_table(record),
+        "comparisons": comparison_table(record),
+        "sensitivity": sensitivity_table(record),
+        "unfinished": runs_table(record),
+    }
+    return {name: table for name, table in made.items() if table is not None and table.rows}
 
 
 def scores_table(record: StudyRecord) -> Table:
