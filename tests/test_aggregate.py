@@ -146,12 +146,13 @@ def test_a_pareto_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> 
 
 
 def noisy_winner() -> StudyRecord:
-    """b is best by a hair, a is within the noise, c is clearly lower."""
-    return record_of(
-        runs({"gamma": 1}, [{"final": v} for v in (0.50, 0.60, 0.55)]),
-        runs({"gamma": 2}, [{"final": v} for v in (0.58, 0.53, 0.56)]),
-        runs({"gamma": 3}, [{"final": v} for v in (0.10, 0.16, 0.12)]),
+    """b is best by a hair, a is within the noise, c is clearly lower; all forgot."""
+    record = record_of(
+        runs({"gamma": 1}, [{"final": v, "forgotten": 0.95} for v in (0.50, 0.60, 0.55)]),
+        runs({"gamma": 2}, [{"final": v, "forgotten": 0.95} for v in (0.58, 0.53, 0.56)]),
+        runs({"gamma": 3}, [{"final": v, "forgotten": 0.95} for v in (0.10, 0.16, 0.12)]),
     )
+    return replace(record, original={"m": StateScores(0, False, {"forgotten": 0.05})})
 
 
 def test_noise_is_not_sold_as_a_winner() -> None:
@@ -397,7 +398,7 @@ def test_figures_hold_what_the_tables_say() -> None:
     assert line.get_ydata()[2] == pytest.approx(row.summaries["final"].mean)  # type: ignore[index]
     heat = heat_figure(record)
     assert heat is not None
-    grid = heat.axes[0].images[0].get_array()
+    grid = heat.axes[0].collections[0].get_array()
     assert grid is not None
     assert grid.shape == (2, 2)
     assert [text.get_text() for text in heat.axes[0].texts].count("–") == 1  # gamma 2, delta 0 was not run

@@ -37,6 +37,8 @@ from running import run, short_run
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than these runs to train."""
     monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 
 @pytest.fixture
@@ -207,7 +209,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(base: dict[str, Any], tm
     with FileLock(out / "locks" / f"{member.identity}.lock"):
         report = api.study(study, out)
     assert report.num_elsewhere == 1
-    assert sorted(run.state for run in report.record.runs) == ["finished", "waiting"]
+    assert sorted(run.state for run in report.record.runs) == ["elsewhere", "finished"]
 
 
 def test_baselines_have_their_own_recipe_and_the_studys_rows(base: dict[str, Any]) -> None:

@@ -246,7 +246,7 @@ def test_a_search_over_real_runs_reports_its_best_first(
     report = api.study(read_study(file), tmp_path / "out")
     assert len({run.identity for run in report.record.runs}) == 4
     table = (tmp_path / "out" / "tables" / "scores.csv").read_text().splitlines()
-    means = [float(line.split(",")[-6]) for line in table[1:] if "interim.score" in line]
+    means = [float(line.split(",")[-7]) for line in table[1:] if "interim.score" in line]
     assert means == sorted(means, reverse=True)
 
 

@@ -94,7 +94,9 @@ def study(
     storage: str | None = None,
     retry: bool = False,
 ) -> "StudyReport":
-    """Run what a study has not done yet, then write its tables and figures; leaves `out` (see sweep/study.py).
+    """Run what a study has not done yet, then write reports of its runs, its tables, figures and pages into `out`.
+
+    See sweep/study.py.
 
     A search keeps its trials in a journal in `out`, or in the database at the URL `storage`, from which any number of
     processes take them. `retry` tries failed and diverged runs again.
@@ -104,6 +106,7 @@ def study(
     """
     from letheon.sweep.live import Quiet
     from letheon.sweep.report import write_study_report
+    from letheon.sweep.run_reports import write_run_reports
     from letheon.sweep.runner import Jobs
     from letheon.sweep.study import run_study
 
@@ -120,6 +123,7 @@ def study(
         # Of a process that was killed between a run's result and its card.
         if run.state == "finished" and (folder / "model").is_dir() and not (folder / "model" / "README.md").exists():
             _write_card(read_run(folder))
+    write_run_reports(report.record, out)
     write_study_report(report.record, out)
     return report
 
@@ -308,8 +312,7 @@ def write_report(folder: Path) -> Path:
     """
     from letheon.report.page import write_report as write_page
 
-    defaults = {name: field.default for name, field in UnlearnSettings.model_fields.items() if not field.is_required()}
-    page = write_page(folder, defaults=defaults)
+    page = write_page(folder, defaults=UnlearnSettings.defaults())
     run = read_run(folder)
     if (folder / "model").is_dir():
         _write_card(run)

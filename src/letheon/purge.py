@@ -37,7 +37,7 @@ REASON_REMOVED = "removed by letheon purge, since it may name rows"
 """What stands in the place of the reason of a run that failed."""
 
 _FAILED = ("failed", "diverged")
-_SHOWN = ("study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
+_SHOWN = ("study.html", "study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
 """Where a study's report shows the reasons."""
 
 Note = Callable[[str], None]

@@ -110,6 +110,12 @@ class Settings(BaseModel):
         """Return the values as YAML and JSON can hold them."""
         return self.model_dump(mode="json")
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the default values by name, of settings that have one."""
+        fields = cls.model_fields.items()
+        return {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+
 
 class RowSettings(Settings):
     """Where rows come from; shared by the commands that read forget and retain rows."""

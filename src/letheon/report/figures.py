@@ -49,7 +49,7 @@ def figure_svgs(run: RunFiles) -> dict[str, str]:
     """Return the figures that `run` has data for, by name, as SVG elements to be put into an HTML page."""
     with mpl.rc_context(STYLE):
         drawn = {name: draw(run) for name, draw in _FIGURES.items()}
-        return {name: _inline_svg(figure, name) for name, figure in drawn.items() if figure is not None}
+        return {name: inline_svg(figure, name) for name, figure in drawn.items() if figure is not None}
 
 
 def save_figures(run: Path, folder: Path) -> tuple[Path, ...]:
@@ -193,7 +193,7 @@ def _label(name: str) -> str:
     return shorten(visible_line(name), 24).replace("_", " ")
 
 
-def _inline_svg(figure: Figure, name: str) -> str:
+def inline_svg(figure: Figure, name: str) -> str:
     """Return the figure as one <svg> element: no prologue, metadata, style sheet or background; ids of its own."""
     figure.set_facecolor("none")
     for axes in figure.axes:

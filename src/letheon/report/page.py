@@ -4,8 +4,6 @@ The page is one file. Its styles are bound by hash in its content security polic
 and every text in it that came from a file is escaped with its invisible characters made visible.
 """
 
-import base64
-import hashlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -13,25 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from letheon.evaluation.results import MembershipScores, Prediction, Results
 from letheon.files import write_text
 from letheon.report.figures import figure_svgs
 from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
+from letheon.report.html import render_page
 from letheon.report.tables import (
     NO_REASON,
     Table,
     before_after,
-    cell_text,
     compare,
     missing_reason,
     paired_predictions,
     pick_samples,
     scores_of,
 )
-from letheon.report.text import to_markup, visible_line
 from letheon.report.verdict import (
     FORGOTTEN_SHARE,
     KEPT_SHARE,
@@ -124,21 +120,8 @@ def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> 
 
 def render(run: RunFiles, *, defaults: Mapping[str, object]) -> str:
     """Return the page's HTML; the same files give the same text."""
-    environment = Environment(
-        loader=PackageLoader("letheon.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters["cell"] = cell_text
-    css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
-    css_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    template = environment.get_template("report.html.j2")
     page = _page(run, defaults)
-    tab_title = escape(visible_line(page.title))
-    return template.render(page=page, tab_title=tab_title, css=Markup(css), css_hash=css_hash)  # noqa: S704
+    return render_page("report.html.j2", page, title=page.title)
 
 
 def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
@@ -152,7 +135,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         kept_percent=round(100 * KEPT_SHARE),
         is_evaluation_only=run.is_evaluation_only,
         asked=_asked(run),
-        settings=_settings(run.settings, defaults),
+        settings=list_settings(run.settings, defaults),
         scores=compare({"Value": after}) if run.is_evaluation_only and after else before_after(before, after),
         figures={name: Markup(svg) for name, svg in figure_svgs(run).items()},  # noqa: S704
         memberships=_memberships(run),
@@ -207,7 +190,8 @@ def _asked(run: RunFiles) -> tuple[tuple[str, str], ...]:
     return tuple(asked)
 
 
-def _settings(settings: Mapping[str, object], defaults: Mapping[str, object]) -> tuple[Setting, ...]:
+def list_settings(settings: Mapping[str, object], defaults: Mapping[str, object]) -> tuple[Setting, ...]:
+    """Return settings beside their defaults, those that differ first."""
     listed = [
         Setting(
             name,
@@ -350,8 +334,3 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(hours or minutes) + [f"{rest} s"]
     return " ".join(parts) if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def _shown(value: object) -> object:
-    """Escape whatever the template prints, so that no text can reach the page in another way."""
-    return to_markup(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from letheon.sweep.forgetting import Forgetting, forgetting_of
 from letheon.sweep.grid import Role
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
 from letheon.sweep.spec import SCORES
@@ -48,7 +49,7 @@ class Summary:
     """The bootstrap interval of the mean; None for one seed."""
     high: float | None
     is_best: bool = False
-    """Whether no row's mean is higher by more than the seeds explain."""
+    """Whether, of the rows that forgot, none has a mean that is higher by more than the seeds explain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class Row:
     scores: Mapping[str, Mapping[int, float]]
     """By score, then by seed."""
     summaries: Mapping[str, Summary]
+    forgetting: Forgetting
+    is_unknown: bool
+    """Whether a run's model did not know the rows before its first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class Comparison:
     found: Paired
     p_holm: float
     """Corrected for all comparisons of this score."""
+    is_of_forgetting: bool
+    """Whether the row with the higher score forgot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,11 @@ class Sensitivity:
     retained: float
     excess: tuple[float, float] | None
     """The 95% bootstrap interval, over seeds, of retained - forgotten; None for fewer than two seeds."""
+
+
+def forgotten_score(record: StudyRecord) -> str:
+    """Name the score that says what was forgotten: the official mean, or its Unicode variant."""
+    return VARIANTS["forgotten"] if shows_variants(record) else "forgotten"
 
 
 def scores_in(record: StudyRecord) -> tuple[str, ...]:
@@ -147,32 +158,36 @@ def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True
     """Sum a study up: a row a configuration in the study's order, of a search the best first, baselines last.
 
     With `by_epoch`, and where the study scores several epochs, there is one for each of these. Best marks of a score go
-    over all rows.
+    over all rows that forgot; of a search these come first.
     """
     epochs: Sequence[float | None] = record.study.epochs if by_epoch and record.study.epochs else (None,)
     grouped: dict[tuple[Role, str], list[RunRecord]] = {}
     for run in record.runs:
         grouped.setdefault((run.role, run.configuration), []).append(run)
     ordered = sorted(grouped.items(), key=lambda item: item[0][0] == "baseline")
-    rows = [row for _, runs in ordered for row in _rows_of_one(runs, epochs, scores, record)]
+    forgotten = forgotten_score(record)
+    rows = [row for _, runs in ordered for row in _rows_of_one(runs, epochs, scores, record, forgotten)]
     if record.study.search:
-        rows = sorted(rows, key=lambda row: (row.role == "baseline", -_merit(row, record)))
+        rows = sorted(
+            rows, key=lambda row: (row.role == "baseline", not row.forgetting.is_forgotten, -_merit(row, record))
+        )
     return _marked(rows, scores)
 
 
 def comparisons_of(record: StudyRecord, rows: Sequence[Row], score: str) -> list[Comparison]:
     """Compare rows in one score over the seeds that they share, as the study's `compare` says.
 
-    "best" sets the row with the highest mean against each other one, "all" each against each of the same epoch,
-    settings the rows of these settings against the others of the same epoch. A baseline of another epoch meets them as
-    it is. Rows without two seeds in common are left out.
+    "best" sets the row with the highest mean, of those that forgot if any did, against each other one, "all" each
+    against each of the same epoch, settings the rows of these settings against the others of the same epoch. A baseline
+    of another epoch meets them as it is. Rows without two seeds in common are left out.
     """
     pairs = _pairs(record, [row for row in rows if row.scores.get(score)], score)
     found = [(a, b, paired(a.scores[score], b.scores[score])) for a, b in pairs]
     known = [(a, b, pair) for a, b, pair in found if pair is not None]
     corrected = holm([pair.p for _, _, pair in known])
     return [
-        Comparison(score, name_of(a), name_of(b), pair, p) for (a, b, pair), p in zip(known, corrected, strict=True)
+        Comparison(score, name_of(a), name_of(b), pair, p, (a if pair.difference > 0 else b).forgetting.is_forgotten)
+        for (a, b, pair), p in zip(known, corrected, strict=True)
     ]
 
 
@@ -232,16 +247,29 @@ def _with_variants(scores: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rows_of_one(
-    runs: Sequence[RunRecord], epochs: Sequence[float | None], scores: Sequence[str], record: StudyRecord
+    runs: Sequence[RunRecord],
+    epochs: Sequence[float | None],
+    scores: Sequence[str],
+    record: StudyRecord,
+    forgotten: str,
 ) -> list[Row]:
     rows: list[Row] = []
     for epoch in epochs:
-        by_seed = {run.seed: _scores_at(run, epoch) for run in runs}
-        by_score = {name: {s: found[name] for s, found in by_seed.items() if name in found} for name in scores}
-        first = runs[0]
-        row = Row(first.configuration, first.role, first.values, epoch, len(runs), by_score, {})
+        states = [(run, state) for run in runs if (state := _state_at(run, epoch)) is not None]
+        by_score = {name: {r.seed: s.scores[name] for r, s in states if name in s.scores} for name in scores}
+        row = Row(
+            runs[0].configuration,
+            runs[0].role,
+            runs[0].values,
+            epoch,
+            len(runs),
+            by_score,
+            _summaries(by_score, record),
+            forgetting_of(states, record.original, score=forgotten),
+            is_unknown=any(run.is_unknown for run in runs),
+        )
         if any(by_score.values()) or epoch is None or (epoch == epochs[-1] and not rows):
-            rows.append(replace(row, summaries=_summaries(by_score, record)))
+            rows.append(row)
     return rows
 
 
@@ -250,12 +278,12 @@ def _merit(row: Row, record: StudyRecord) -> float:
     return -math.inf if found is None else found.mean
 
 
-def _scores_at(run: RunRecord, epoch: float | None) -> Mapping[str, float]:
+def _state_at(run: RunRecord, epoch: float | None) -> StateScores | None:
     if epoch is None:
-        return run.result.scores if run.result else {}
+        return run.result
     # Scored epochs fall on whole steps, which for a broken number of epochs lie a little off.
     near = [state for state in run.states if abs(state.epoch - epoch) < 0.05]
-    return min(near, key=lambda state: abs(state.epoch - epoch)).scores if near else {}
+    return min(near, key=lambda state: abs(state.epoch - epoch), default=None)
 
 
 def _summaries(by_score: Mapping[str, Mapping[int, float]], record: StudyRecord) -> dict[str, Summary]:
@@ -282,9 +310,16 @@ def _marked(rows: Sequence[Row], scores: Sequence[str]) -> list[Row]:
 
 def _best(rows: Sequence[Row], score: str) -> set[int]:
     """Which rows are best or tied with the best: the interval of their difference from it, at a level that holds for
-    all rows together (Bonferroni), reaches 0. None where no row has two seeds, since nothing can be told apart then."""
+    all rows together (Bonferroni), reaches 0.
+
+    Only rows that forgot are looked at. None is best where no row has two seeds, since nothing can be told apart then,
+    nor where all rows have one score.
+    """
     scored = [index for index, row in enumerate(rows) if score in row.summaries]
-    if not any(rows[index].summaries[score].num_seeds > 1 for index in scored):
+    if not any(rows[index].summaries[score].num_seeds > 1 for index in scored) or _are_equal(rows, scored, score):
+        return set()
+    scored = [index for index in scored if rows[index].forgetting.is_forgotten]
+    if not scored or (len(scored) > 1 and _are_equal(rows, scored, score)):
         return set()
     top = max(scored, key=lambda index: rows[index].summaries[score].mean)
     level = 1 - ALPHA / max(len(scored) - 1, 1)
@@ -296,12 +331,17 @@ def _best(rows: Sequence[Row], score: str) -> set[int]:
     return tied
 
 
+def _are_equal(rows: Sequence[Row], chosen: Sequence[int], score: str) -> bool:
+    # Rounded, since equal scores in another order of seeds add up to means that differ in the last digits.
+    return len({round(rows[index].summaries[score].mean, 12) for index in chosen}) < 2
+
+
 def _pairs(record: StudyRecord, rows: Sequence[Row], score: str) -> list[tuple[Row, Row]]:
     wanted = record.study.compare
     if wanted == "all":
         return [(a, b) for a, b in itertools.combinations(rows, 2) if _meet(a, b)]
     if isinstance(wanted, str):
-        chosen = max(rows, key=lambda row: row.summaries[score].mean, default=None)
+        chosen = max(rows, key=lambda row: (row.forgetting.is_forgotten, row.summaries[score].mean), default=None)
         return [] if chosen is None else [(chosen, row) for row in rows if row is not chosen]
     fitting = [row for row in rows if all(row.values.get(name) == value for name, value in wanted.items())]
     # Of several that fit, the one that these settings name in full.

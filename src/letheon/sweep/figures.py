@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from letheon.report.drawing import INK, PALETTE, new_figure, save_figure
+from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
+from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
 from letheon.sweep.aggregate import Row, label_of_score, rows_of, scores_in, trade_off_in
 from letheon.sweep.records import StateScores, StudyRecord
@@ -33,6 +35,13 @@ def save_study_figures(record: StudyRecord, folder: Path) -> tuple[Path, ...]:
     """Write each figure that the study has numbers for as SVG, PNG and PDF into `folder`, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     return tuple(path for name, draw in FIGURES.items() for path in save_figure(folder, name, partial(draw, record)))
+
+
+def study_svgs(record: StudyRecord) -> dict[str, str]:
+    """Return each figure that the study has numbers for, by name, as an SVG element to be put into an HTML page."""
+    with mpl.rc_context(STYLE):
+        drawn = {name: draw(record) for name, draw in FIGURES.items()}
+        return {name: inline_svg(figure, name) for name, figure in drawn.items() if figure is not None}
 
 
 def epochs_figure(record: StudyRecord) -> Figure | None:
@@ -127,8 +136,8 @@ def heat_figure(record: StudyRecord) -> Figure | None:
                 grid[place] = row.summaries[score].mean
         _draw_heat(axes, grid)
         axes.set_title(label_of_score(score), loc="left")
-        axes.set_xticks(range(len(across)), [_short(str(value)) for value in across])
-        axes.set_yticks(range(len(down)), [_short(str(value)) for value in down])
+        axes.set_xticks(np.arange(len(across)) + 0.5, [_short(str(value)) for value in across])
+        axes.set_yticks(np.arange(len(down)) + 0.5, [_short(str(value)) for value in down])
         axes.set(xlabel=settings[1], ylabel=settings[0])
     for axes in panels[len(scores) :]:
         axes.remove()
@@ -215,16 +224,21 @@ def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str]) -> N
 
 def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> None:
     low, high = _span(np.nanmin(grid), np.nanmax(grid)) if np.isfinite(grid).any() else (0.0, 1.0)
-    image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    # Cells drawn one by one: an image within the SVG is not shown on a page that loads nothing.
+    cells = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", vmin=low, vmax=high, edgecolors="face")
+    axes.invert_yaxis()
     middle = (low + high) / 2
     for (row, column), value in np.ndenumerate(grid):
         text = f"{value:.3f}" if np.isfinite(value) else "–"
         color = INK if not np.isfinite(value) or value > middle else "white"
         alpha = 1.0 if np.isfinite(value) else 0.45
-        axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=color, alpha=alpha)
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=color, alpha=alpha)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
+    bar = axes.figure.colorbar(cells, ax=axes, pad=0.02)
+    assert bar.solids is not None, "drawn from a mesh"
+    bar.solids.set(rasterized=False, edgecolor="face")
+    bar.outline.set_visible(False)
 
 
 def _span(low: float, high: float) -> tuple[float, float]:
@@ -273,4 +287,11 @@ FIGURES: Mapping[str, Draw] = {
     "trade-off": trade_off_figure,
     "settings": heat_figure,
     "seeds": seeds_figure,
+}
+
+CAPTIONS: Mapping[str, str] = {
+    "epochs": "Scores over epochs; error bars are one standard deviation over seeds.",
+    "trade-off": "Forgotten against retained: means with one standard deviation, seeds faintly, Pareto front of means.",
+    "settings": "Means over two settings.",
+    "seeds": "Every seed; bars are means, lines their 95% bootstrap intervals.",
 }

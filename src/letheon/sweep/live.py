@@ -17,6 +17,7 @@ from letheon.sweep.records import State
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",
+    "elsewhere": "dim",
     "running": "bold cyan",
     "scoring": "cyan",
     "finished": "green",
@@ -147,7 +148,7 @@ class PlainView:
 
     def show(self, name: str, state: State, detail: str = "") -> None:
         """Print the line, unless it would say what the last one of that run said or there is nothing to it yet."""
-        if self._said.get(name) == (state, detail) or state == "waiting":
+        if self._said.get(name) == (state, detail) or state in ("waiting", "elsewhere"):
             return
         self._said[name] = state, detail
         end = f": {visible_line(detail)}" if detail else ""

@@ -17,7 +17,8 @@ from letheon.sweep.spec import StudySettings
 SCHEMA = "letheon.study/1"
 FILE = "study.json"
 
-State = Literal["waiting", "running", "scoring", "finished", "failed", "diverged", "pruned"]
+State = Literal["waiting", "elsewhere", "running", "scoring", "finished", "failed", "diverged", "pruned"]
+"""Elsewhere: another process is at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class StateScores:
     """By the names of `spec.SCORES`; what could not be computed is left out."""
     script_notes: tuple[str, ...] = ()
     """What the official scores miss of the rows' script, in the words of the evaluation; none for English."""
+    forget_rows: str | None = None
+    """Which forget rows were scored: their fingerprint, else where they came from; None if the evaluation tells not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,17 @@ class RunRecord:
     duration_s: float | None = None
     states: tuple[StateScores, ...] = ()
     notes: tuple[str, ...] = ()
+    model: str | None = None
+    """The model that the run begins from; None in a file of an earlier version."""
+    recalls: Mapping[str, float] = field(default_factory=dict)
+    """How much the model recalled before the first step, by side, 0 to 1; empty where the run's log does not say."""
+    unknown: tuple[str, ...] = ()
+    """Sides of which that was too little for anything to be forgotten or kept."""
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the model did not know the rows, so that the run's scores are not of forgetting."""
+        return bool(self.unknown)
 
     @property
     def result(self) -> StateScores | None:
@@ -143,6 +157,13 @@ def scores_of_interim(score: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
+def forget_rows_of(results: Results) -> str | None:
+    """Return which forget rows an evaluation scored: their fingerprint, else where they came from."""
+    source = results.provenance.get("forget")
+    found = (source.get(name) for name in ("rows_sha256", "sha256", "source")) if isinstance(source, Mapping) else ()
+    return next((str(value) for value in found if value), None)
+
+
 def script_notes_of(results: Results) -> tuple[str, ...]:
     """Return what the official scores of an evaluation miss of the rows' script; the Unicode variants do not."""
     splits: dict[str, SplitScores | None] = {"forget": results.forget, "retain": results.retain}
@@ -163,7 +184,8 @@ def _unicode_final(results: Results) -> float | None:
 def run_from(data: Mapping[str, Any]) -> RunRecord:
     """Return a run from its fields as JSON has them."""
     states = tuple(map(_state_from, data["states"]))
-    return RunRecord(**{**data, "states": states, "notes": tuple(data["notes"])})
+    lists = {"notes": tuple(data["notes"]), "unknown": tuple(data.get("unknown", ()))}
+    return RunRecord(**{**data, **lists, "states": states})
 
 
 def _state_from(data: Mapping[str, Any]) -> StateScores:

@@ -1,6 +1,5 @@
-"""A study's results as files: tables in four forms, figures, and one page of Markdown that shows them all."""
+"""A study's results as files: tables in four forms, figures, and study.html and study.md, which show all of it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,51 +7,30 @@ from rich.console import Console
 
 from letheon.files import write_text
 from letheon.report.latex import to_latex
-from letheon.report.tables import Table, to_csv, to_markdown, to_rich
+from letheon.report.tables import to_csv, to_markdown, to_rich
 from letheon.report.text import to_markdown_text
 from letheon.sweep.records import StudyRecord, read_study_record
 from letheon.sweep.spec import StudySettings
-from letheon.sweep.tables import (
-    comparison_table,
-    runs_data,
-    runs_table,
-    scores_data,
-    scores_table,
-    sensitivity_table,
-    trade_off_table,
-)
+from letheon.sweep.tables import NAMES, runs_data, scores_data, tables_of
 
 PAGE = "study.md"
 
-_TABLES: dict[str, Callable[[StudyRecord], Table | None]] = {
-    "scores": scores_table,
-    "trade-off": trade_off_table,
-    "comparisons": comparison_table,
-    "sensitivity": sensitivity_table,
-    "unfinished": runs_table,
-}
-_CAPTIONS = {
-    "epochs": "Scores over epochs; error bars are one standard deviation over seeds.",
-    "trade-off": "Forgotten against retained: means with one standard deviation, seeds faintly, Pareto front of means.",
-    "settings": "Means over two settings.",
-    "seeds": "Every seed; bars are means, lines their 95% bootstrap intervals.",
-}
-
 
 def write_study_report(record: StudyRecord, out: Path) -> Path:
-    """Write tables/, figures/ and study.md into the study's folder and return the last one's path.
+    """Write tables/, figures/, study.html and study.md into the study's folder and return the last one's path.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    from letheon.sweep.figures import save_study_figures
+    from letheon.sweep.figures import CAPTIONS, save_study_figures
+    from letheon.sweep.page import write_study_page
 
-    tables = {name: table for name, make in _TABLES.items() if (table := make(record)) is not None and table.rows}
+    tables = tables_of(record)
     for name, table in tables.items():
         write_text(out / "tables" / f"{name}.md", to_markdown(table))
         write_text(out / "tables" / f"{name}.tex", to_latex(table))
         write_text(out / "tables" / f"{name}.csv", to_csv(table))
-    for name in set(_TABLES) - set(tables):  # of a report before, when there were rows for it
+    for name in set(NAMES) - set(tables):  # of a report before, when there were rows for it
         for suffix in ("md", "tex", "csv"):
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     # The numbers themselves, in full: the tables above hold them as people read them.
@@ -60,13 +38,14 @@ def write_study_report(record: StudyRecord, out: Path) -> Path:
     write_text(out / "tables" / "runs.csv", to_csv(runs_data(record)))
     drawn = save_study_figures(record, out / "figures")
     for path in (out / "figures").glob("*"):
-        if path.stem in _CAPTIONS and path not in drawn:
+        if path.stem in CAPTIONS and path not in drawn:
             path.unlink()
     figures = [path for path in drawn if path.suffix == ".png"]
     parts = [f"# {to_markdown_text(record.study.name)}\n"]
     parts += [f"## {to_markdown_text(table.title)}\n\n{to_markdown(table)}" for table in tables.values()]
-    parts += [f"![{_CAPTIONS[path.stem]}](figures/{path.name})\n\n{_CAPTIONS[path.stem]}\n" for path in figures]
+    parts += [f"![{CAPTIONS[path.stem]}](figures/{path.name})\n\n{CAPTIONS[path.stem]}\n" for path in figures]
     write_text(out / PAGE, "\n".join(parts))
+    write_study_page(out, record=record)
     return out / PAGE
 
 
@@ -90,7 +69,5 @@ def report_study(out: Path, *, settings: StudySettings | None = None) -> StudyRe
 
 def print_study(record: StudyRecord, console: Console) -> None:
     """Print the study's tables."""
-    for make in _TABLES.values():
-        table = make(record)
-        if table is not None and table.rows:
-            console.print(to_rich(table))
+    for table in tables_of(record).values():
+        console.print(to_rich(table))

@@ -17,7 +17,7 @@ from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Member
 from letheon.sweep.records import RunRecord, State
 from letheon.sweep.scoring import Scorer
-from letheon.sweep.states import is_finished, result_of
+from letheon.sweep.states import is_finished, result_of, start_of
 from letheon.training.interim import InterimScore
 from letheon.training.populations import DivergedRun, forget_parts, was_member
 from letheon.training.record import RunReport
@@ -82,6 +82,8 @@ class Runner:
         """Return what the disk says of a member."""
         if member.identity not in self._done:
             record = self._read(member)
+            if record.state == "waiting" and member.identity in self.elsewhere:
+                return replace(record, state="elsewhere", reason="another process is at it")
             if record.state != "finished" or not self.scorer.is_scored(member):
                 return record
             clear_locks(member.folder)  # of a process that was killed when all was done
@@ -98,6 +100,8 @@ class Runner:
 
     def _read(self, member: Member) -> RunRecord:
         named = RunRecord(**_named(member, self.out), identity=member.identity, state="waiting")
+        recalls, unknown = start_of(member.folder)
+        named = replace(named, recalls=recalls, unknown=unknown)
         failure = _read_failure(self.out, member.identity)
         if failure is not None:
             return replace(named, state=failure["state"], reason=failure["reason"])
@@ -272,6 +276,7 @@ def _named(member: Member, out: Path) -> dict[str, Any]:
         "values": dict(member.configuration.values),
         "seed": member.seed,
         "role": member.configuration.role,
+        "model": member.settings.model,
     }
 
 

@@ -12,7 +12,7 @@ from letheon.files import sweep, write_json
 from letheon.progress import Progressed
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
-from letheon.sweep.records import StateScores, scores_of_interim, scores_of_results, script_notes_of
+from letheon.sweep.records import StateScores, forget_rows_of, scores_of_interim, scores_of_results, script_notes_of
 from letheon.sweep.spec import StudySettings
 from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, states_of
 
@@ -77,7 +77,7 @@ class Scorer:
             self.evaluate(settings, progress=progress)
             _sign(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes))
         results = read_results(folder / "results.json")
-        return StateScores(0.0, False, scores_of_results(results), script_notes_of(results))
+        return StateScores(0.0, False, scores_of_results(results), script_notes_of(results), forget_rows_of(results))
 
     def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
@@ -102,7 +102,7 @@ class Scorer:
             return StateScores(state.epoch, state.is_result, interim)
         results = read_results(_folder(member, state) / "results.json")
         scores = {**scores_of_results(results), **interim}
-        return StateScores(state.epoch, state.is_result, scores, script_notes_of(results))
+        return StateScores(state.epoch, state.is_result, scores, script_notes_of(results), forget_rows_of(results))
 
 
 def _folder(member: Member, state: RunState) -> Path:

@@ -53,10 +53,27 @@ def result_of(run: Path) -> dict[str, Any]:
     return result
 
 
+def start_of(run: Path) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return how much the model recalled before a run's first step, by side, and the sides that it did not know.
+
+    Both are empty where the log does not say.
+    """
+    try:
+        start = next(_events(run, "start"), {})
+    except EvaluationError:  # there is no log yet, or a killed process left half a line of it
+        return {}, ()
+    before, unknown = start.get("before"), start.get("unknown")
+    if not isinstance(before, Mapping) or not isinstance(unknown, list):
+        return {}, ()
+    recalls = {side: before.get(f"{side}_recall") for side in ("forget", "retain")}
+    known = {side: float(value) for side, value in recalls.items() if isinstance(value, int | float)}
+    return known, tuple(map(str, unknown))
+
+
 def states_of(run: Path, *, epochs: tuple[float, ...]) -> tuple[list[RunState], list[float]]:
     """Return the kept state of a finished run and those at `epochs`, earliest first, and the epochs that it has not."""
     kept = result_of(run)["kept"]
-    scored = {int(line["step"]): line for line in _interims(run)}
+    scored = {int(line["step"]): line for line in _events(run, "interim")}
     steps: dict[int, None] = {}
     absent: list[float] = []
     for epoch in epochs:
@@ -149,16 +166,16 @@ def _result_of(run: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) else None
 
 
-def _interims(run: Path) -> Iterator[dict[str, Any]]:
+def _events(run: Path, name: str) -> Iterator[dict[str, Any]]:
     try:
         with (run / "log.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
-                if '"interim"' in line:
+                if f'"{name}"' in line:
                     event = json.loads(line)
-                    if event.get("event") == "interim":
+                    if event.get("event") == name:
                         yield event
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{run / 'log.jsonl'}: expected the log of a finished run ({error})") from error
+        raise EvaluationError(f"{run / 'log.jsonl'}: expected the log of a run ({error})") from error
 
 
 def _step_at(scored: Mapping[int, Mapping[str, Any]], epoch: float) -> int | None:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from letheon.report.tables import Cell, Spread, Table
+from letheon.report.verdict import FORGOTTEN_SHARE
 from letheon.sweep.aggregate import (
     ALPHA,
     VARIANTS,
@@ -11,6 +12,7 @@ from letheon.sweep.aggregate import (
     comparisons_of,
     label_of_score,
     labelled_states,
+    name_of,
     rows_of,
     scores_in,
     seed_moves,
@@ -18,8 +20,26 @@ from letheon.sweep.aggregate import (
     trade_off_in,
     trade_off_scores,
 )
+from letheon.sweep.forgetting import NOT_KNOWN, NOT_SCORED
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
 from letheon.sweep.statistics import deviation
+
+NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")
+"""The tables that a study may have."""
+
+_MOST_NAMES = 5
+
+
+def tables_of(record: StudyRecord) -> dict[str, Table]:
+    """Return the tables that the study has numbers for, by name."""
+    made = {
+        "scores": scores_table(record),
+        "trade-off": trade_off_table(record),
+        "comparisons": comparison_table(record),
+        "sensitivity": sensitivity_table(record),
+        "unfinished": runs_table(record),
+    }
+    return {name: table for name, table in made.items() if table is not None and table.rows}
 
 
 def scores_table(record: StudyRecord) -> Table:
@@ -52,7 +72,9 @@ def comparison_table(record: StudyRecord) -> Table | None:
             one.first,
             one.second,
             one.found.num_seeds,
-            Spread(one.found.difference, None, one.found.low, one.found.high, one.p_holm < ALPHA),
+            Spread(
+                one.found.difference, None, one.found.low, one.found.high, one.p_holm < ALPHA and one.is_of_forgetting
+            ),
             _p(one.found.p),
             _p(one.p_holm),
             _p(one.found.p_flips),
@@ -118,13 +140,14 @@ def runs_data(record: StudyRecord) -> Table:
             run.role,
             run.seed,
             run.state,
+            " ".join(run.unknown),
             state.epoch if state else None,
             int(state.is_result) if state else None,
             *(state.scores.get(name) if state else None for name in scores),
         )
         for run, state in _states(record)
     ]
-    columns = ("configuration", *settings, "role", "seed", "state", "epoch", "is_result", *scores)
+    columns = ("configuration", *settings, "role", "seed", "state", "unknown", "epoch", "is_result", *scores)
     return Table("runs", columns, tuple(cells))
 
 
@@ -136,13 +159,13 @@ def scores_data(record: StudyRecord) -> Table:
         for name, found in row.summaries.items():
             values = list(row.scores[name].values())
             spreads = (deviation(values, "sample"), deviation(values, "population"))
-            ends = (found.low, found.high, int(found.is_best))
+            ends = (found.low, found.high, int(found.is_best), row.forgetting.share)
             cells.append((row.label, row.role, row.epoch, name, found.num_seeds, found.mean, *spreads, *ends))
     for label, state in _originals(record):
-        cells += [(label, "original", 0.0, name, 1, value, *[None] * 5) for name, value in state.scores.items()]
+        cells += [(label, "original", 0.0, name, 1, value, *[None] * 6) for name, value in state.scores.items()]
     for label, published in record.study.published.items():
-        cells += [(label, "published", None, name, None, value, *[None] * 5) for name, value in published.items()]
-    spread = ("sample_deviation", "population_deviation", "low", "high", "is_best")
+        cells += [(label, "published", None, name, None, value, *[None] * 6) for name, value in published.items()]
+    spread = ("sample_deviation", "population_deviation", "low", "high", "is_best", "share_gone")
     return Table("scores", ("configuration", "role", "epoch", "score", "seeds", "mean", *spread), tuple(cells))
 
 
@@ -169,7 +192,8 @@ def _cells(row: Row, scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...
     seeds: Cell = str(most) if most == row.num_runs else f"{most} of {row.num_runs}"
     found = [row.summaries.get(name) for name in scores]
     spreads = [s and Spread(s.mean, s.deviation, s.low, s.high, s.is_best) for s in found]
-    return (row.label, *((_epoch(row.epoch),) if has_epochs else ()), seeds, *spreads)
+    label = f"{row.label} (rows not known)" if row.is_unknown else row.label
+    return (label, *((_epoch(row.epoch),) if has_epochs else ()), seeds, *spreads)
 
 
 def _one(label: str, found: Mapping[str, float], scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
@@ -186,17 +210,43 @@ def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
             f"Mean ± {record.study.deviation} standard deviation (divided by {divisor}) over the seeds, and the 95% "
             "bootstrap interval of the mean, which is too narrow for few seeds."
         )
-        notes.append(
-            "In bold: the highest mean, and every row whose difference from it over the same seeds may be 0 (paired t, "
-            "interval at 95% for all rows together)."
-        )
+        notes.append(_bold_note(rows))
     elif num_seeds == 1:
         notes.append("One seed: nothing is known of the spread, so that nothing is marked as best.")
+    unknown = [row.label for row in rows if row.is_unknown]
+    if unknown:
+        notes.append(f"Rows not known: {NOT_KNOWN} ({_listed(unknown)}), so that these scores are not of forgetting.")
     states = Counter(run.state for run in record.runs if run.result is None)
     if states:
         found = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
         notes.append(f"Runs without a result, which the means leave out: {found}.")
     return (*notes, *_script_notes(record))
+
+
+def _bold_note(rows: Sequence[Row]) -> str:
+    """Say what bold stands for, or why nothing is bold."""
+    needed = f"at least {FORGOTTEN_SHARE:.0%} of the mean score on the forget rows gone"
+    if any(summary.is_best for row in rows for summary in row.summaries.values()):
+        return (
+            f"In bold: of the configurations that forgot ({needed}), the highest mean, and every one whose difference "
+            "from it over the same seeds may be 0 (paired t, interval at 95% for all of them together). Where all are "
+            "equal none is."
+        )
+    if any(row.forgetting.is_forgotten for row in rows):
+        return "Nothing is in bold: the configurations that forgot have equal scores, or nothing to be compared with."
+    judged = [(row.forgetting.share, row) for row in rows if row.forgetting.share is not None]
+    if not judged:
+        reasons = dict.fromkeys(row.forgetting.reason for row in rows)
+        known = [reason for reason in reasons if reason != NOT_SCORED] or [NOT_SCORED]
+        return f"Nothing is in bold, since it cannot be said what was forgotten: {'; '.join(known)}."
+    share, most = max(judged, key=lambda found: found[0])
+    return f"Nothing is in bold, since no configuration forgot ({needed}): the most is {share:.0%} ({name_of(most)})."
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = list(dict.fromkeys(names))
+    more = f" and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
+    return ", ".join(shown[:_MOST_NAMES]) + more
 
 
 def _script_notes(record: StudyRecord) -> list[str]:

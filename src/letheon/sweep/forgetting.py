@@ -1,0 +1,78 @@
+"""Whether a configuration forgot its forget rows: what else it scores counts for nothing where it did not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from letheon.report.verdict import FORGOTTEN_SHARE
+from letheon.sweep.records import RunRecord, StateScores
+
+NO_ORIGINAL = "the model before unlearning was not scored on these rows"
+NOT_SCORED = "what it forgot was not scored"
+NOT_KNOWN = "the model did not know its rows before the first step"
+LITTLE_KNOWN = "the model before unlearning knew little of the forget rows"
+
+_LITTLE = 0.1
+"""A mean score on the forget rows below which too little was known for a share of it to be gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """What is gone of the score on the forget rows, by the score of the model before unlearning."""
+
+    share: float | None
+    """1 where nothing is left, 0 where all of it is; below 0 where the score rose; None where it cannot be told."""
+    reason: str = ""
+    """Why it cannot be told."""
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether so much is gone that a report on a run would call the rows forgotten."""
+        return self.share is not None and self.share >= FORGOTTEN_SHARE
+
+
+def forgetting_of(
+    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], *, score: str
+) -> Forgetting:
+    """Judge one configuration by the means over its seeds.
+
+    `score` names what is forgotten, 1 - the mean score on the forget rows. It is compared with the same score of the
+    model before unlearning, where that was taken on the same rows, else with what the runs themselves found before
+    their first step.
+    """
+    if any(run.is_unknown for run, _ in states):
+        return Forgetting(None, NOT_KNOWN)
+    official = [(state.scores.get(score), _original_score(run, state, originals, score)) for run, state in states]
+    own = [(state.scores.get("interim.forgotten"), _recalled(run)) for run, state in states]
+    for pairs in (official, own):
+        known = [(after, before) for after, before in pairs if after is not None and before is not None]
+        if known and len(known) == len(states):
+            return _forgetting(fmean(1 - after for after, _ in known), fmean(1 - before for _, before in known))
+    has_scores = any(name in state.scores for _, state in states for name in (score, "interim.forgotten"))
+    return Forgetting(None, NO_ORIGINAL if has_scores else NOT_SCORED)
+
+
+def original_of(run: RunRecord, originals: Mapping[str, StateScores]) -> StateScores | None:
+    """Return the scores of the model that a run began from; None where it was not scored."""
+    if run.model is None:
+        return next(iter(originals.values())) if len(originals) == 1 else None
+    return originals.get(run.model)
+
+
+def _original_score(
+    run: RunRecord, state: StateScores, originals: Mapping[str, StateScores], score: str
+) -> float | None:
+    original = original_of(run, originals)
+    if original is None or (original.forget_rows and state.forget_rows and original.forget_rows != state.forget_rows):
+        return None
+    return original.scores.get(score)
+
+
+def _recalled(run: RunRecord) -> float | None:
+    """What the run found forgotten before its first step."""
+    recall = run.recalls.get("forget")
+    return None if recall is None else 1 - recall
+
+
+def _forgetting(after: float, before: float) -> Forgetting:
+    return Forgetting(None, LITTLE_KNOWN) if before < _LITTLE else Forgetting(1 - after / before)
