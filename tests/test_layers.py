@@ -9,11 +9,23 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "settings", "files", "progress", "provenance", "visible", "yaml_text", "cache", "locks"}
+BASE = {
+    "errors",
+    "settings",
+    "files",
+    "progress",
+    "provenance",
+    "visible",
+    "yaml_text",
+    "cache",
+    "locks",
+    "fingerprints",
+}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "cache": set(),
+    "fingerprints": set(),
     "locks": {"errors", "files"},
     "visible": set(),
     "progress": {"visible"},
@@ -29,7 +41,7 @@ ALLOWED = {
     "evaluation": {*BASE, "data", "model"},
     "sweep": {*BASE, "recipes", "data", "objective", "model", "training", "evaluation", "report"},
     # Reports are made from files; of the other layers they know only the schemas and who a row is.
-    "report": {"errors", "files", "visible", "yaml_text", "data.rows", "evaluation.results"},
+    "report": {"errors", "files", "fingerprints", "visible", "yaml_text", "data.rows", "evaluation.results"},
 }
 
 

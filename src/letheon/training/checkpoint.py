@@ -56,6 +56,8 @@ class Position:
     """All interim scores so far that were due."""
     control: dict[str, float]
     """The state of the method's control; empty if it has none."""
+    read: dict[str, Any] = field(default_factory=dict)
+    """Fingerprints of what the run read (see fingerprints.py); empty in a checkpoint of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)

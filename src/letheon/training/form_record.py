@@ -1,8 +1,8 @@
-"""form.json: the form of a run's rows and hashes of what was read, so that a resumed run trains on the same tokens."""
+"""form.json: the form of a run's rows and fingerprints of what it read, so that it is resumed with the same."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,67 +11,84 @@ from transformers import PreTrainedTokenizerBase
 
 from letheon.data.forms import AUTO
 from letheon.data.rows import hash_rows
+from letheon.data.sequences import hash_sequences
 from letheon.errors import OutputError, SettingsError
 from letheon.files import write_json
+from letheon.fingerprints import CALLED, differences
 from letheon.settings import UnlearnSettings
 from letheon.training.form import FormedRows
 from letheon.training.inputs import Inputs
 
 FORM_FILE = "form.json"
 
-_WHAT: Mapping[str, str] = {
-    "template": "the form of the rows (--template)",
-    "date": "the date in chat templates (--date)",
-    "ends": "whether retain rows are ended (--end-of-sequence)",
-    "forget_sha256": "the forget rows",
-    "retain_sha256": "the retain rows",
-    "tokenizer_sha256": "the tokenizer or its chat template",
-    "sequences_sha256": "the token sequences",
-}
-"""What is compared on resuming, in the user's words."""
+_COMPARED = tuple(name for name in CALLED if name != "model_sha256")
+"""What has to be equal on resuming: the same weights may lie in other files."""
 
 
-def describe_form(form: FormedRows, inputs: Inputs) -> dict[str, Any]:
-    """Return what is written down of the form, with hashes of the rows and the tokenizer as they were read."""
+def what_was_read(form: FormedRows, inputs: Inputs, *, weights_sha256: str, model_sha256: str | None) -> dict[str, Any]:
+    """Return the fingerprints of a run: of its model, rows, tokenizer and documents as read, and of the rows' form."""
+    rows = {
+        "forget_sha256": hash_rows([*inputs.forget, *inputs.left_out[0]]),
+        "retain_sha256": hash_rows([*inputs.retain, *inputs.left_out[1]]),
+    }
+    if inputs.holdout:
+        rows["holdout_sha256"] = hash_sequences(inputs.holdout)
+    if inputs.alternatives is not None:
+        rows["alternatives_sha256"] = hash_rows(inputs.alternatives)
     return {
         "template": form.template,
         "date": form.date,
         "ends": form.ends,
-        "known": {name: asdict(known) for name, known in form.known.items()},
-        "forget_sha256": hash_rows([*inputs.forget, *inputs.left_out[0]]),
-        "retain_sha256": hash_rows([*inputs.retain, *inputs.left_out[1]]),
+        **({} if model_sha256 is None else {"model_sha256": model_sha256}),
+        "weights_sha256": weights_sha256,
         "tokenizer_sha256": hash_tokenizer(inputs.tokenizer),
+        **rows,
         "sequences_sha256": form.sha256,
     }
 
 
-def keep_form(folder: Path, form: FormedRows, inputs: Inputs) -> None:
-    """Write form.json, or compare what a resumed run read with the form.json that its first attempt left.
+def describe_form(form: FormedRows, read: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what form.json holds: the fingerprints, and how well the rows are known in each form tried."""
+    return {**read, "known": {name: asdict(known) for name, known in form.known.items()}}
+
+
+def keep_form(folder: Path, form: FormedRows, read: Mapping[str, Any]) -> None:
+    """Write form.json unless it is there; what a resumed run read is compared with what its first attempt read.
 
     Raises:
         OutputError: the file cannot be written, or is not readable.
-        SettingsError: the run would go on with other tokens than it began with; the message says what changed.
+        SettingsError: as `check_same_inputs`.
     """
-    now = describe_form(form, inputs)
+    check_same_inputs(folder, read)
     then = read_form(folder)
-    if then is None:
-        write_json(folder / FORM_FILE, now)
-        return
-    changed = [name for name in _WHAT if name in then and then[name] != now[name]]
-    if changed:
-        named = "; ".join(f"{_WHAT[name]}: {_short(then[name])} there, {_short(now[name])} here" for name in changed)
-        raise SettingsError(
-            f"resume: the run in {folder} would go on with other tokens than it began with ({named}); resume with the "
-            "rows, tokenizer and form of the run, or choose another --out"
-        )
+    if then is None or not set(read) <= set(then):
+        write_json(folder / FORM_FILE, {**describe_form(form, read), **(then or {})})
+
+
+def check_same_inputs(folder: Path, now: Mapping[str, Any]) -> None:
+    """Check that a run in `folder` would go on with what it began with, by form.json and by each checkpoint.
+
+    Raises:
+        OutputError: form.json is not readable.
+        SettingsError: it would not; the message says what changed, with both fingerprints.
+    """
+    for place, then in _records(folder):
+        changed = differences(then, now, _COMPARED)
+        if changed:
+            raise SettingsError(
+                f"resume: the run in {folder} would go on with other inputs than it began with "
+                f"({'; '.join(changed)}; from {place}); resume with the model, rows, tokenizer and form of the run, or "
+                "choose another --out"
+            )
 
 
 def recorded_template(settings: UnlearnSettings) -> UnlearnSettings:
     """Return the settings of a resumed run with the form that was found out when it began."""
-    recorded = read_form(settings.out)
-    if settings.template != AUTO or recorded is None or not isinstance(recorded.get("template"), str):
+    if settings.template != AUTO:
         return settings
-    return settings.model_copy(update={"template": recorded["template"]})
+    found = (then["template"] for _, then in _records(settings.out) if isinstance(then.get("template"), str))
+    template = next(found, None)
+    return settings if template is None else settings.model_copy(update={"template": template})
 
 
 def read_form(folder: Path) -> dict[str, Any] | None:
@@ -100,6 +117,15 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(f"{rules}\n{template}\n{tokenizer.special_tokens_map}".encode()).hexdigest()
 
 
-def _short(value: object) -> str:
-    """A hash by its first figures, anything else as it is."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a run's fingerprints stand, and what they are; a checkpoint that cannot be read has none."""
+    then = read_form(folder)
+    if then is not None:
+        yield FORM_FILE, then
+    for path in sorted((folder / "checkpoints").glob("**/step-*/state.json")):
+        try:
+            read = json.loads(path.read_text(encoding="utf-8")).get("read")
+        except (OSError, ValueError, RecursionError, AttributeError):
+            continue
+        if isinstance(read, dict):
+            yield path.relative_to(folder).as_posix(), read

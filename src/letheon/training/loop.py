@@ -365,6 +365,7 @@ def save(run: Run) -> None:
         log_events=run.hooks.log.flush(),
         history=tuple(run.history),
         control=dict(run.control),
+        read=dict(run.problem.read),
     )
     with run.saves.saving():
         save_checkpoint(

@@ -5,6 +5,7 @@ from collections.abc import Sequence as Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,8 +14,10 @@ from letheon.data.packing import PackedBatch, pack
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known
 from letheon.data.sequences import Asked, Sequence
 from letheon.errors import ModelError, SettingsError
+from letheon.fingerprints import hash_checkpoint
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
+from letheon.model.companions import local_folder
 from letheon.model.engine import Engine, build_engine
 from letheon.model.loading import LoadedModel, fingerprint
 from letheon.model.reference import ReferenceStore, build_reference, token_terms
@@ -26,6 +29,7 @@ from letheon.outside import note_store
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
+from letheon.training.form_record import what_was_read
 from letheon.training.inputs import Inputs
 from letheon.training.interim import KeptRows, Probes, interim_score, stored_answers
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
@@ -83,6 +87,8 @@ class Ground:
     engine: Engine
     form: FormedRows
     fingerprint: str
+    read: Mapping[str, Any]
+    """Fingerprints of what was read."""
     reference: ReferenceStore
     probes: Probes
     start: Start
@@ -142,7 +148,10 @@ def lay_ground(
         with engine.running(), engine.adapter_off():
             form = replace(form, known=choose_form(engine, inputs, date=form.date))
     notes = (*adapted.notes, *engine.notes, *form.notes, *notes_of_start(start, form))
-    return Ground(engine, form, fingerprinted, reference, probes, start, notes)
+    read = what_was_read(
+        form, inputs, weights_sha256=fingerprinted, model_sha256=hash_checkpoint(local_folder(settings[0].model))
+    )
+    return Ground(engine, form, fingerprinted, read, reference, probes, start, notes)
 
 
 def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: Adapted, *, method: Method) -> Prepared:
@@ -164,6 +173,7 @@ def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: A
         start=ground.start,
         alternatives=method.alternatives,
         control=method.control(coefficients_of(method, settings)) if method.control else None,
+        read=ground.read,
     )
     check_reference(problem)
     return Prepared(problem, ground.form, ground.fingerprint, (*inputs.notes, *ground.notes))

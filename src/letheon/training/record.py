@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -12,7 +12,7 @@ from letheon.files import write_json, write_text
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
-from letheon.provenance import describe_environment, describe_source, peak_memory_bytes
+from letheon.provenance import describe_environment, peak_memory_bytes
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.form_record import describe_form, keep_form
@@ -23,6 +23,8 @@ from letheon.training.resolve import effective
 from letheon.training.state import Outcome
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
+
+Side = Literal["forget", "retain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +49,22 @@ class RunReport:
         return self.folder / "model"
 
 
-def write_run(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> None:
+def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
     """Write run.yaml, the settings in full with the template that was chosen, and form.json, unless it is there.
+
+    What the run read stands in both.
 
     Raises:
         OutputError: a file cannot be written.
-        SettingsError: the form.json of a run that is resumed tells of other rows, tokens or another form.
+        SettingsError: a run that is resumed began with other rows, tokens, weights or another form.
     """
-    keep_form(settings.out, prepared.form, inputs)
+    read = prepared.problem.read
+    keep_form(settings.out, prepared.form, read)
     resolved = {**effective(settings), "resume": False, "template": prepared.form.template}
-    write_text(settings.out / "run.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    # Comments, so that the file stays what --config takes.
+    said = (f"#   {name}: {value}\n" for name, value in read.items() if name.endswith("_sha256"))
+    write_text(settings.out / "run.yaml", f"{text}\n# What the run read; form.json holds the same.\n{''.join(said)}")
 
 
 def log_start(
@@ -163,12 +171,13 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
             "sha256": prepared.fingerprint,
             "trust_remote_code": settings.trust_remote_code,
         },
-        "forget": {**describe_source(settings.forget), "num_rows": len(inputs.forget)},
-        "retain": {**describe_source(settings.retain), "num_rows": len(inputs.retain)},
+        "forget": _describe_rows("forget", settings, prepared, inputs),
+        "retain": _describe_rows("retain", settings, prepared, inputs),
         "seed": settings.seed,
         "method": {"name": settings.method, "paper": get_method(settings.method).paper},
         "adapt": settings.adapt,
-        "form": describe_form(prepared.form, inputs),
+        "read": dict(problem.read),
+        "form": describe_form(prepared.form, problem.read),
         "before": asdict(prepared.problem.start.score) if prepared.problem.start else None,
         "precision": {
             "setting": settings.dtype,
@@ -184,4 +193,19 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         },
         "reference_store": None if problem.reference.path is None else str(problem.reference.path.absolute()),
         "reference_store_bytes": problem.reference.num_bytes,
+    }
+
+
+def _describe_rows(side: Side, settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
+    """Where the rows of a side came from, their fingerprint, and how many are used for what."""
+    problem = prepared.problem
+    first, last = (0, len(inputs.forget)) if side == "forget" else (len(inputs.forget), len(inputs.rows))
+    left_out = inputs.left_out[0 if side == "forget" else 1]
+    is_empty = [one.answer_start >= len(one.input_ids) for one in problem.sequences[first:last]]
+    return {
+        "source": str(settings.forget if side == "forget" else settings.retain),
+        "sha256": problem.read[f"{side}_sha256"],
+        "num_given": last - first + len(left_out),
+        "num_rows": last - first,
+        "num_without_answer": sum(is_empty),
     }

@@ -102,7 +102,7 @@ def _unlearn(
     prepared = replace(prepared, precision=precision)
     observer.note(precision)  # not into the log, which is the same in every run: rates are not
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
-    write_run(settings, prepared, inputs)
+    write_run(settings, prepared)
     # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
     clock.closing_s = 2 * clock.elapsed_s
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,6 +44,8 @@ class Problem:
     """What the reference scores; None in a problem that is made without it."""
     alternatives: Alternatives | None = None
     control: Control | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints of what the run read; empty in a problem that is made without a run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
-from letheon.training.form_record import recorded_template
+from letheon.training.form_record import check_same_inputs, recorded_template
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
 from letheon.training.loop import begin, is_over
@@ -296,6 +296,8 @@ def _train_part(
         put_on(whole.ground, whole.inputs, one, member, method=get_method(one.method))
         for one, member in zip(members, population.members, strict=True)
     ]
+    for one in members:
+        check_same_inputs(one.out, whole.ground.read)  # before checkpoints that cannot be gone on from are removed
     with ExitStack() as stack:
         beginnings = _beginnings(whole, part, prepared)
         runs = [
@@ -351,7 +353,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     """Open what a member writes to, which `stack` closes, and return its run where it begins or goes on."""
     settings, observer, found, end = whole.members[m], whole.observers[m], beginning.found, beginning.diverged
     check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
-    write_run(settings, prepared, whole.inputs)
+    write_run(settings, prepared)
     write_divergence(settings.out, end)
     keep_events = end.log_events if end else found.position.log_events if found else 0
     log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_events=keep_events))
