@@ -77,6 +77,8 @@ def log_start(
             unknown=start.unknown if start else None,
             reference_store=store.name if store else None,
         )
+        if prepared.form.answerless:
+            log.write("answerless", **prepared.form.answerless.sides)
     for note in (*([] if steps else prepared.notes), *passed_over):
         log.write("note", message=note)
     log.flush()  # also of a run that is killed before its first checkpoint it is known which store it made
