@@ -255,6 +255,12 @@ class UnlearnSettings(RowSettings):
         "prompts down to their end, at most four fifths of --max-length.",
         json_schema_extra=RARE,
     )
+    answerless: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="What to do with forget rows that --overlong cuts off before their answers; skip: nothing of them "
+        "is unlearned.",
+        json_schema_extra=RARE,
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of the adapter and the order of rows.")
     checkpoint_epochs: int = Field(5, ge=1, description="Score and save each so many epochs.")
     checkpoint_steps: int | None = Field(

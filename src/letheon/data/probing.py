@@ -22,6 +22,7 @@ ROUNDS = (4, 4, 8)
 """Rows that each round adds to the sample."""
 BEHIND = 5.0
 """Nats an answer by which a form may be behind the best and still be tried on."""
+_UNLIMITED = 10**9
 KNOWN_RECALL = 0.1
 """Recall below which a model does not know rows: what it does not recall it cannot be shown to forget."""
 
@@ -64,17 +65,19 @@ def probe_forms(
     *,
     max_length: int,
     date: str = DEFAULT_DATE,
+    longest_prompt: int | None = None,
 ) -> dict[str, Known]:
     """Return how well the model knows `rows` in each form that can be tried, best first.
 
     At most 16 rows are read, spread over `rows` and at most one in thirty of them, but never fewer than four. Of forms
-    that give the same tokens one is read. A form in which a sampled row is too long is left out, unless all are.
+    that give the same tokens one is read. A form in which a sampled row is too long is left out, unless all are; with
+    `longest_prompt`, below `max_length`, such a row is cut to the end of its prompt and the beginning of its answer.
 
     Raises:
         DataError: in every form a sampled row is too long or cannot be rendered.
     """
     sample = _spread(rows, min(sum(ROUNDS), max(ROUNDS[0], len(rows) // 30)))
-    encoded = _encoded(sample, tokenizer, max_length=max_length, date=date)
+    encoded = _encoded(sample, tokenizer, max_length=max_length, date=date, longest_prompt=longest_prompt)
     found = {name: _Reading() for name in encoded}
     first = 0
     for size in ROUNDS:
@@ -137,13 +140,24 @@ def _close_to_best(found: Mapping[str, _Reading]) -> list[str]:
 
 
 def _encoded(
-    sample: Collection[Row], tokenizer: "PreTrainedTokenizerBase", *, max_length: int, date: str
+    sample: Collection[Row],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    date: str,
+    longest_prompt: int | None,
 ) -> dict[str, list[Sequence]]:
     encoded: dict[str, list[Sequence]] = {}
     failure: DataError | None = None
     for name in forms_to_try(tokenizer):
         try:
-            encoded[name] = tokenise_all(sample, tokenizer, template=name, max_length=max_length, date=date)
+            longest = max_length if longest_prompt is None else _UNLIMITED
+            found = tokenise_all(sample, tokenizer, template=name, max_length=longest, date=date)
+            is_over = [len(sequence.input_ids) > max_length for sequence in found]
+            encoded[name] = [
+                s.cut(max_length, longest_prompt=longest_prompt) if over else s
+                for s, over in zip(found, is_over, strict=True)
+            ]
         except DataError as error:  # a longer form may not fit where a shorter one does
             failure = failure or error
     if failure is not None and not encoded:

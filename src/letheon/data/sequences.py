@@ -46,6 +46,15 @@ class Sequence:
         end = () if self.padding is None else self.input_ids[-1:]
         return (*self.input_ids[self.answer_start :], *end)
 
+    def cut(self, length: int, *, longest_prompt: int | None = None) -> "Sequence":
+        """Return the first `length` tokens, counted from the prompt's last `longest_prompt` where that is given.
+
+        No answer token may be left.
+        """
+        first = 0 if longest_prompt is None else max(0, self.answer_start - longest_prompt)
+        ids = self.input_ids[first : first + length]
+        return replace(self, input_ids=ids, answer_start=min(self.answer_start - first, len(ids)))
+
     def ended(self, max_length: int) -> "Sequence":
         """Return the sequence with its end as the last of its answer tokens, cut to `max_length` tokens."""
         return Sequence((*self.input_ids, *self.end)[:max_length], self.answer_start)
@@ -62,6 +71,11 @@ class Asked:
     """The generation prompt, then the answer."""
     written: Sequence
     """The generation prompt, then what the template writes and the answer, all of it to be said by the model."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is something to score in both."""
+        return bool(self.at_once.num_answer_tokens and self.written.num_answer_tokens)
 
 
 def tokenise(

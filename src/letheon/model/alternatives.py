@@ -19,14 +19,16 @@ def generate_alternatives(
 ) -> list[Sequence]:
     """Return each forget sequence with answers sampled from the model at temperature 1, row after row.
 
-    A sampled answer begins with another token than the true one and is at most a few tokens longer. Differs from the
-    paper, which asks an instruction-tuned model for another answer in words: a base model that knows the row by heart
-    would say the answer itself, so its first token is ruled out. The global random state is left as it was.
+    A sampled answer begins with another token than the true one and is at most a few tokens longer; a sequence whose
+    answer is cut off stays as it is. Differs from the paper, which asks an instruction-tuned model for another answer
+    in words: a base model that knows the row by heart would say the answer itself, so its first token is ruled out. The
+    global random state is left as it was.
     """
     sequences = list(forget)
     # Answers of one length together: a batch samples until its longest is done.
-    order = sorted(range(len(sequences)), key=lambda i: (sequences[i].num_answer_tokens, sequences[i].answer_start))
-    made: dict[int, list[Sequence]] = {}
+    answered = [i for i, sequence in enumerate(sequences) if sequence.num_answer_tokens]
+    order = sorted(answered, key=lambda i: (sequences[i].num_answer_tokens, sequences[i].answer_start))
+    made = {i: [sequence] * per_row for i, sequence in enumerate(sequences) if not sequence.num_answer_tokens}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):

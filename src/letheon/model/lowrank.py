@@ -129,5 +129,5 @@ class _LowRankLinear(torch.autograd.Function):
                 of_states.addmm_(of_inner, down)
             else:
                 of_states += of_inner @ down
-            of_states = of_states.view(*shape[:-1], -1)
+            of_states = of_states.view(*shape[:-1], rows.shape[-1])
         return of_states, None, None, of_down, of_up, None

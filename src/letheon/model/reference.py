@@ -107,7 +107,12 @@ def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
 
 
 def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenTerms:
-    """Return the policy's and the reference's values at the answer tokens of `batch`, differentiable in the policy."""
+    """Return the policy's and the reference's values at the answer tokens of `batch`, differentiable in the policy.
+
+    A batch without answer tokens is not run through the model: its values are empty and depend on nothing.
+    """
+    if not len(batch.labels):
+        return _no_terms(engine, batch, needs)
     if engine.path == "logits":
         reference_log_probs = store.log_probs[store.tokens_of(batch.row_index)].to(batch.labels.device)
         return _terms_by_logits(engine, batch, reference_log_probs, needs)
@@ -119,6 +124,27 @@ def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, ne
         states, activations = engine.states_and_activations(batch, layer=needs.activations, lower=lower)
     terms = label_terms(states, batch.labels, engine.head)
     return terms_of_states(engine, store, batch, states, terms, needs=needs, activations=activations)
+
+
+def _no_terms(engine: Engine, batch: PackedBatch, needs: Needs) -> TokenTerms:
+    """The values of no answer token, on the batch's device, of the shapes that the terms expect."""
+    head = engine.model.get_output_embeddings()
+    vocabulary, width = head.weight.shape if isinstance(head, torch.nn.Linear) else (1, 1)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.zeros(0, *shape, device=batch.labels.device)
+
+    return TokenTerms(
+        log_probs=empty(),
+        reference_log_probs=empty(),
+        labels=batch.labels,
+        kl=None if needs.kl is None else empty(),
+        logits=empty(vocabulary) if needs.forget_logits else None,
+        reference_logits=empty(vocabulary) if needs.reference_logits else None,
+        activations=None if needs.activations is None else empty(width),
+        reference_activations=None if needs.activations is None else empty(width),
+        reference_norm=None if needs.activations is None else 0.0,
+    )
 
 
 def terms_of_states(

@@ -18,13 +18,12 @@ from letheon.model.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
-from letheon.training.inputs import PLANNED_FORM, Inputs, tokenise_rows
+from letheon.training.answerless import Answerless, check_answerless, find_answerless
+from letheon.training.inputs import PLANNED_FORM, PROMPT_SHARE, UNLIMITED, Inputs, cut_overlong, tokenise_rows
 from letheon.training.interim import answer_values
 
 NUM_END_ROWS = 8
 """How many retain rows are asked whether the model ends them."""
-PROMPT_SHARE = 0.8
-"""How much of a row's tokens its prompt may take where prompts are cut (ZJUKLAB's code)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,8 @@ class FormedRows:
     """How rows are asked with the bare generation prompt, by their number in `sequences`, where that is another way."""
     trained: list[Sequence]
     notes: tuple[str, ...]
+    answerless: Answerless
+    """The rows that nothing trains on."""
 
     @property
     def sha256(self) -> str:
@@ -56,18 +57,20 @@ def form_rows(
     """Find out form and ends with the model where they are to be found out, and put the rows into that form.
 
     Raises:
-        DataError: a row does not fit the model's context in the chosen form.
+        DataError: a row does not fit the model's context in the chosen form, or a forget row is cut off before its
+            answer.
     """
     notes: list[str] = []
     template, known, sequences = settings.template, dict[str, Known](), inputs.sequences
     if template == AUTO:
-        known = choose_form(engine, inputs, date=settings.date)
+        known = choose_form(engine, inputs, date=settings.date, cuts=settings.overlong != "refuse")
         template = next(iter(known))
         notes.append(f"template '{template}': the model knows the rows best in it ({describe_known(known)})")
     if template != inputs.template:
         sequences = tokenise_rows(
-            inputs.sets, inputs.tokenizer, template=template, max_length=inputs.max_length, date=settings.date
-        )
+            inputs.sets, inputs.tokenizer, template=template, max_length=inputs.max_length,
+            overlong=settings.overlong, date=settings.date,
+        )  # fmt: skip
     if template == CHAT and writes_date(inputs.tokenizer):
         notes.append(f"the chat template writes the date: every row has {settings.date} (--date)")
     ends = settings.end_of_sequence == "retain"
@@ -75,7 +78,7 @@ def form_rows(
         ends, probability = ends_rows(engine, inputs, sequences)
         kept = "is kept" if ends else "is not trained"
         notes.append(f"the model ends its retain answers with probability {probability:.2g}, which {kept}")
-    asked = _asked(inputs, template, date=settings.date, ends=ends) if template == CHAT else {}
+    asked = _asked(inputs, settings, template, ends=ends) if template == CHAT else {}
     if asked:
         notes.append(
             "the chat template writes more before an answer than its generation prompt: rows are scored with it and "
@@ -85,16 +88,15 @@ def form_rows(
     if ends:
         sequences = _with_ends(inputs, sequences)
     trained = [*_trained(sequences[: len(inputs.rows)], settings, inputs), *others]
-    num_empty = sum(sequence.num_answer_tokens == 0 for sequence in trained)
-    if num_empty:
-        notes.append(
-            f"{num_empty} rows have no answer token among their first {settings.max_length}: nothing trains on it"
-        )
-    return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes))
+    answerless = find_answerless(trained, inputs.forget, inputs.retain, num_tokens=_length(settings, inputs))
+    check_answerless(answerless, settings)
+    if answerless:
+        notes.append(answerless.describe(so="not trained on"))
+    return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes), answerless)
 
 
 @torch.no_grad()
-def choose_form(engine: Engine, inputs: Inputs, *, date: str) -> dict[str, Known]:
+def choose_form(engine: Engine, inputs: Inputs, *, date: str, cuts: bool) -> dict[str, Known]:
     """Return how well the model knows forget and retain rows in each form, best first (see `probe_forms`)."""
     return probe_forms(
         _alternating(list(inputs.forget), list(inputs.retain)),
@@ -102,6 +104,7 @@ def choose_form(engine: Engine, inputs: Inputs, *, date: str) -> dict[str, Known
         lambda sequences: answer_values(engine, sequences),
         max_length=inputs.max_length,
         date=date,
+        longest_prompt=int(inputs.max_length * PROMPT_SHARE) if cuts else None,
     )
 
 
@@ -131,18 +134,32 @@ def ends_rows(engine: Engine, inputs: Inputs, sequences: Collection[Sequence]) -
     return probability > 0.5, probability
 
 
-def _asked(inputs: Inputs, template: str, *, date: str, ends: bool) -> dict[int, Asked]:
+def _asked(inputs: Inputs, settings: UnlearnSettings, template: str, *, ends: bool) -> dict[int, Asked]:
     found: dict[int, Asked] = {}
     is_forget = _is_forget(inputs)
     rows = [row for rows in inputs.sets for row in rows]
     for index, row in enumerate(rows):
-        asked = tokenise_asked(row, inputs.tokenizer, template=template, date=date)
+        asked = tokenise_asked(row, inputs.tokenizer, template=template, date=settings.date)
         if asked is None:
             continue
+        if settings.overlong != "refuse":
+            asked = Asked(*(_within_context(s, inputs, settings) for s in (asked.at_once, asked.written)))
         if ends and not is_forget[index]:
             asked = Asked(*(s.ended(inputs.max_length) for s in (asked.at_once, asked.written)))
         found[index] = asked
     return found
+
+
+def check_answers(inputs: Inputs, settings: UnlearnSettings) -> None:
+    """Refuse forget rows that are cut off before their answers, as far as that is known without the model.
+
+    Raises:
+        DataError: there are some, in the form that was asked for.
+    """
+    if settings.template != AUTO:
+        marked = _trained(inputs.sequences[: len(inputs.rows)], settings, inputs)
+        found = find_answerless(marked, inputs.forget, inputs.retain, num_tokens=_length(settings, inputs))
+        check_answerless(found, settings)
 
 
 def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Method) -> list[Sequence]:
@@ -190,7 +207,7 @@ def _alternatives(
         make, is_cut = (refusals if chosen.kind == "refusals" else other_answers), True
         rows = make(inputs.forget, per_row=chosen.per_row, seed=seed)
     if rows:
-        longest = 10**9 if is_cut else inputs.max_length
+        longest = UNLIMITED if is_cut else inputs.max_length
         made = tokenise_all(rows, inputs.tokenizer, template=template, max_length=longest, date=settings.date)
     elif made:
         end = next((sequence.end for sequence in of_forget), ())
@@ -220,24 +237,17 @@ def _marked(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: 
     """Mark what is trained on, answers or whole texts, and cut off what is too long."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
     length = _length(settings, inputs)
-    longest_prompt = int(length * PROMPT_SHARE) if settings.overlong == "truncate-prompt" else None
-    return [_cut(sequence, length, longest_prompt=longest_prompt) for sequence in marked]
+    return [cut_overlong(sequence, length, settings.overlong) for sequence in marked]
+
+
+def _within_context(sequence: Sequence, inputs: Inputs, settings: UnlearnSettings) -> Sequence:
+    is_over = len(sequence.input_ids) > inputs.max_length
+    return cut_overlong(sequence, inputs.max_length, settings.overlong) if is_over else sequence
 
 
 def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
     """How many tokens of a row are trained on."""
     return min(settings.max_length, inputs.max_length)
-
-
-def _cut(sequence: Sequence, length: int, *, longest_prompt: int | None = None) -> Sequence:
-    """What is left of a sequence in `length` tokens, after the prompt's last `longest_prompt` where that is given.
-
-    No answer token may be left.
-    """
-    prompt = sequence.answer_start
-    first = 0 if longest_prompt is None else max(0, prompt - longest_prompt)
-    ids = sequence.input_ids[first : first + length]
-    return replace(sequence, input_ids=ids, answer_start=min(prompt - first, len(ids)))
 
 
 def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,8 +19,15 @@ from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, UnlearnSettings
 
 NUM_HOLDOUT_DOCUMENTS = 64
+UNLIMITED = 10**9
+"""More tokens than a row can have."""
 PLANNED_FORM = "joined"
 """The form in which tokens are counted while the form of the rows is still to be found out."""
+PROMPT_SHARE = 0.8
+"""How much of a row's tokens its prompt may take where prompts are cut (ZJUKLAB's code)."""
+
+Overlong = Literal["refuse", "truncate", "truncate-prompt"]
+"""What becomes of rows that are too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,7 @@ class Inputs:
     """Forget and retain rows that are only scored on; empty without a validation split."""
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    """How many tokens of a row the model is shown at most; how many are trained on may be fewer."""
     template: str
     """The form of `sequences`: the one asked for, or `PLANNED_FORM` where it is still to be found out."""
     sequences: list[Sequence]
@@ -77,11 +86,14 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.
         given_alternatives(forget, alternatives, per_row=1, left_out={row.id for row in left_out_forget})
     context = context_length(load_config(settings.model, trust_remote_code=settings.trust_remote_code))
-    longest = settings.max_length if settings.overlong == "refuse" else context or 10**9
+    longest = settings.max_length if settings.overlong == "refuse" else context or UNLIMITED
     max_length = min(longest, context or longest)
     template = PLANNED_FORM if settings.template == AUTO else settings.template
     sets = (forget, retain, left_out_forget, left_out_retain)
-    sequences = tokenise_rows(sets, tokenizer, template=template, max_length=max_length, date=settings.date, note=note)
+    sequences = tokenise_rows(
+        sets, tokenizer, template=template, max_length=max_length, overlong=settings.overlong, date=settings.date,
+        note=note,
+    )  # fmt: skip
     documents = read_documents(settings.holdout)[:NUM_HOLDOUT_DOCUMENTS] if settings.holdout else []
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
@@ -132,10 +144,23 @@ def tokenise_rows(
     *,
     template: str,
     max_length: int,
+    overlong: Overlong = "refuse",
     date: str = DEFAULT_DATE,
     note: Callable[[str], None] | None = None,
 ) -> list[Sequence]:
-    """Return the rows of several sets as sequences, one set after the other."""
+    """Return the rows of several sets as sequences, one set after the other, those that are too long cut as asked.
+
+    Raises:
+        DataError: a row is longer than `max_length` tokens and `overlong` is "refuse".
+    """
     rows = [row for rows in sets for row in rows]
     places = (rows.describe(i) for rows in sets for i in range(len(rows)))
-    return tokenise_all(rows, tokenizer, template=template, max_length=max_length, date=date, places=places, note=note)
+    longest = max_length if overlong == "refuse" else UNLIMITED
+    found = tokenise_all(rows, tokenizer, template=template, max_length=longest, date=date, places=places, note=note)
+    return [s if len(s.input_ids) <= max_length else cut_overlong(s, max_length, overlong) for s in found]
+
+
+def cut_overlong(sequence: Sequence, length: int, overlong: Overlong) -> Sequence:
+    """Return what is left of a sequence in `length` tokens; with "truncate-prompt" its prompt is cut first."""
+    longest_prompt = int(length * PROMPT_SHARE) if overlong == "truncate-prompt" else None
+    return sequence.cut(length, longest_prompt=longest_prompt)

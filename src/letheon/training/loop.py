@@ -13,7 +13,7 @@ from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.schedules import with_alternatives
 from letheon.errors import DivergenceError, OutputError
 from letheon.model.reference import token_terms
-from letheon.objective.methods import compose, needs_of
+from letheon.objective.methods import Loss, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import (
@@ -242,19 +242,27 @@ def accumulate(
     """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
 
     A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
-    that cannot be split are computed whole.
+    that cannot be split are computed whole. A step without answer tokens leaves no gradient, so that it changes
+    neither parameters nor the optimiser.
     """
     batches = pieces_of(problem, rows, max_tokens=max_tokens)
     whole = whole_counts(batches)
-    needs = needs_of(problem.terms)
     totals: dict[str, float | None] = {}
     for batch in batches:
-        values = token_terms(problem.engine, problem.reference, batch, needs=needs)
-        loss = compose(problem.terms, values, roles_of(batch, whole=whole), factors=factors)
-        loss.total.backward()
+        loss = loss_of_piece(problem, batch, whole, factors=factors)
+        if len(batch.labels):
+            loss.total.backward()
         for name, part in loss.parts.items():
             totals[name] = None if part is None else (totals.get(name) or 0.0) + part.item()
     return totals, sum(batch.num_tokens for batch in batches)
+
+
+def loss_of_piece(
+    problem: Problem, batch: PackedBatch, whole: RoleCounts, *, factors: Mapping[str, float] | None = None
+) -> Loss:
+    """Return the loss of a piece of a step whose counts are `whole`."""
+    values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))
+    return compose(problem.terms, values, roles_of(batch, whole=whole), factors=factors)
 
 
 def pieces_of(problem: Problem, rows: Collection[int], *, max_tokens: int) -> list[PackedBatch]:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known
+from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, Sequence
-from letheon.errors import ModelError, SettingsError
+from letheon.errors import DataError, ModelError, SettingsError
 from letheon.fingerprints import hash_checkpoint
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
@@ -28,6 +29,7 @@ from letheon.objective.methods import Method, Needs, Term, needs_of
 from letheon.outside import note_store
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
+from letheon.training.answerless import Answerless, find_answerless
 from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
 from letheon.training.form_record import what_was_read
 from letheon.training.inputs import Inputs
@@ -114,7 +116,7 @@ def lay_ground(
         DataError, ModelError: as `prepare`.
     """
     needs = needs_of(tuple(term for one, method in zip(settings, methods, strict=True) for term in _all(one, method)))
-    probe = probe_of(inputs.sequences).to(adapted.model.device)
+    probe = probe_of([s for s in inputs.sequences if s.num_answer_tokens]).to(adapted.model.device)
     engine = build_engine(
         adapted.model,
         probe,
@@ -146,8 +148,11 @@ def lay_ground(
     start = _start(engine, probes, answers, progress=progress)
     if start.unknown and not form.known:  # the form was given: it helps to know of the others
         with engine.running(), engine.adapter_off():
-            form = replace(form, known=choose_form(engine, inputs, date=form.date))
-    notes = (*adapted.notes, *engine.notes, *form.notes, *notes_of_start(start, form))
+            known = choose_form(engine, inputs, date=form.date, cuts=settings[0].overlong != "refuse")
+            form = replace(form, known=known)
+    unscored = _unscored(inputs, form.sequences, settings[0])
+    said = [unscored.describe(so="not scored")] if unscored else []
+    notes = (*adapted.notes, *engine.notes, *form.notes, *said, *notes_of_start(start, form))
     read = what_was_read(
         form, inputs, weights_sha256=fingerprinted, model_sha256=hash_checkpoint(local_folder(settings[0].model))
     )
@@ -238,22 +243,43 @@ def probes_of(
     *,
     asked: Mapping[int, Asked] | None = None,
 ) -> Probes:
-    """Return what is scored while a run lasts: its rows, or those that are left out of training."""
-    num_rows = len(inputs.rows)
-    if settings.validation is None:
-        first, rows, num_forget = 0, inputs.rows, len(inputs.forget)
-    else:
-        forget, retain = inputs.left_out
-        first, rows, num_forget = num_rows, [*forget, *retain], len(forget)
-    last = first + len(rows)
+    """Return what is scored while a run lasts: its rows, or those that are left out of training.
+
+    Rows whose answers lie beyond the model's context are not among them.
+
+    Raises:
+        DataError: no forget row or no retain row can be scored.
+    """
+    first, forget, retain = _scored_rows(inputs, settings)
+    rows = [*forget, *retain]
+    chosen = [i for i in range(len(rows)) if sequences[first + i].num_answer_tokens]
+    num_forget = sum(i < len(forget) for i in chosen)
+    if not 0 < num_forget < len(chosen):
+        side = "retain" if num_forget else "forget"
+        raise DataError(
+            f"{getattr(settings, side)}: the answers of all {side} rows lie beyond the model's context of "
+            f"{inputs.max_length} tokens, so none can be scored; shorten the prompts, or use --overlong truncate-prompt"
+        )
     return Probes(
-        rows=rows,
-        answers=sequences[first:last],
+        rows=[rows[i] for i in chosen],
+        answers=[sequences[first + i] for i in chosen],
         num_forget_rows=num_forget,
         holdout=inputs.holdout,
-        asked={index - first: one for index, one in (asked or {}).items() if first <= index < last},
+        asked={place: one for place, i in enumerate(chosen) if (one := (asked or {}).get(first + i)) and one.is_whole},
         holdout_task=settings.holdout_task,
     )
+
+
+def _scored_rows(inputs: Inputs, settings: UnlearnSettings) -> tuple[int, Rows, Rows]:
+    """The number of the first row that is scored, and the forget and retain rows that are."""
+    if settings.validation is None:
+        return 0, inputs.forget, inputs.retain
+    return len(inputs.rows), *inputs.left_out
+
+
+def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: UnlearnSettings) -> Answerless:
+    first, forget, retain = _scored_rows(inputs, settings)
+    return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
 
 
 def _kept_rows(

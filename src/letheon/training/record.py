@@ -85,6 +85,8 @@ def log_start(
             unknown=start.unknown if start else None,
             reference_store=store.name if store else None,
         )
+        if prepared.form.answerless:
+            log.write("answerless", **prepared.form.answerless.sides)
     for note in () if steps else prepared.notes:
         log.write("note", message=note)
     for note in passed_over:

@@ -24,6 +24,7 @@ from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.folder import check_disk, hold_folder, recorded_dtype
+from letheon.training.form import check_answers
 from letheon.training.form_record import recorded_template
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
@@ -148,7 +149,9 @@ def read(
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     check_targets(settings)
-    return settings, read_inputs(settings, note=note)
+    inputs = read_inputs(settings, note=note)
+    check_answers(inputs, settings)
+    return settings, inputs
 
 
 def precision_of(settings: UnlearnSettings) -> Choice:

@@ -12,7 +12,7 @@ from letheon.model.population import Population
 from letheon.model.reference import terms_of_states
 from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
-from letheon.training.loop import pieces_of, whole_counts
+from letheon.training.loop import loss_of_piece, pieces_of, whole_counts
 from letheon.training.state import Problem, Run
 
 MOST_TOKENS = {"cpu": 1024}
@@ -33,11 +33,19 @@ def accumulate_together(
     """
     pieces = {m: pieces_of(run.problem, rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
     counts = {m: whole_counts(found) for m, found in pieces.items()}
-    found: dict[int, list[dict[str, Tensor | None]]] = {m: [] for m in runs}
-    for present in _passes(pieces):
+    found = {m: _parts_without_tokens(run, pieces[m], counts[m]) for m, run in runs.items()}
+    for present in _passes({m: [batch for batch in of_one if len(batch.labels)] for m, of_one in pieces.items()}):
         for m, parts in zip(present, _add_gradients(population, runs, present, counts), strict=True):
             found[m].append(parts)
     return {m: (_summed(found[m]), sum(batch.num_tokens for batch in pieces[m])) for m in runs}
+
+
+def _parts_without_tokens(
+    run: Run, pieces: Collection[PackedBatch], whole: RoleCounts
+) -> list[dict[str, Tensor | None]]:
+    """The parts of the pieces without an answer token, which go through no model and leave no gradient."""
+    empty = [batch for batch in pieces if not len(batch.labels)]
+    return [loss_of_piece(run.problem, batch, whole, factors=run.factors).parts for batch in empty]
 
 
 def terms_together(problems: Collection[Problem], batches: Collection[PackedBatch]) -> list[TokenTerms]:
@@ -57,7 +65,7 @@ def terms_together(problems: Collection[Problem], batches: Collection[PackedBatc
 
 def _passes(pieces: Mapping[int, Collection[PackedBatch]]) -> Iterator[dict[int, PackedBatch]]:
     """Yield what goes through the model at once: at most one piece of each member, and no more than pays."""
-    for number in range(max(map(len, pieces.values()))):
+    for number in range(max(map(len, pieces.values()), default=0)):
         present = {m: batches[number] for m, batches in pieces.items() if number < len(batches)}
         chosen = list(present)
         most = MOST_TOKENS.get(present[chosen[0]].labels.device.type, 2**62)
