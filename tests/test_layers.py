@@ -20,12 +20,16 @@ BASE = {
     "cache",
     "locks",
     "fingerprints",
+    "hub",
+    "outside",
 }
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "cache": set(),
     "fingerprints": set(),
+    "hub": set(),
+    "outside": {"errors", "files"},
     "locks": {"errors", "files"},
     "visible": set(),
     "progress": {"visible"},
