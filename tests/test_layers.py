@@ -44,8 +44,17 @@ ALLOWED = {
     "training": {*BASE, "data", "objective", "model"},
     "evaluation": {*BASE, "data", "model"},
     "sweep": {*BASE, "recipes", "data", "objective", "model", "training", "evaluation", "report"},
-    # Reports are made from files; of the other layers they know only the schemas and who a row is.
-    "report": {"errors", "files", "fingerprints", "visible", "yaml_text", "data.rows", "evaluation.results"},
+    # Reports are made from files; of the other layers they know the schemas, scoring without a model, and who a row is.
+    "report": {
+        "errors",
+        "files",
+        "fingerprints",
+        "visible",
+        "yaml_text",
+        "data.rows",
+        "evaluation.results",
+        "evaluation.rescoring",
+    },
 }
 
 

@@ -32,7 +32,7 @@ from letheon.report.card import model_card
 from letheon.report.figures import figure_svgs, save_figures, smooth
 from letheon.report.files import read_log, read_predictions, read_run
 from letheon.report.page import write_report
-from letheon.report.verdict import chance_auc_error, expected_perfect_score, membership_reading, verdict
+from letheon.report.verdict import Ending, chance_auc_error, expected_perfect_score, membership_reading, verdict
 
 TASKS = ("Task1", "Task2", "Task3")
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe\u2066 {{ 7 * 7 }} <img src=http://evil.example/x>"
@@ -73,7 +73,7 @@ def _results(forget: list[float], retain: list[float], mia: MembershipScores, ag
 BEFORE = _results([0.981, 0.932, 0.973, 0.954, 0.965, 0.947], [0.977, 0.938, 0.969, 0.951, 0.962, 0.943],
                   _mia(0.98, 0.95, 1.0), 0.043)  # fmt: skip
 AFTER = _results([0.051, 0.012, 0.063, 0.024, 0.035, 0.016], [0.897, 0.908, 0.929, 0.911, 0.892, 0.913],
-                 _mia(0.57, 0.43, 0.71), 0.9312)  # fmt: skip
+                 _mia(0.57, 0.49, 0.65), 0.9312)  # fmt: skip
 
 
 def _predictions(after: bool) -> list[Prediction]:
@@ -208,7 +208,7 @@ def test_page_shows_every_score_setting_and_hash(standard: tuple[str, "_Page"]) 
                 assert f">{scores.knowledge:.3f}</span></td>" in html
         for value in (results.task_aggregate, results.final, 0.274):
             assert f">{value:.3f}</span></td>" in html
-    assert "0.570 (0.43–0.71)" in page.text
+    assert "0.570 (0.49–0.65)" in page.text
     for text in ("low-rank-npo", "data/forget.jsonl", "0.001", "q_proj, v_proj", "9f2c" * 16, "ab12" * 16, "2.13.0",
                  "two cores", "1 min 35 s", "1.50 GiB", "all epochs done", "template auto: chose joined",
                  "letheon unlearn --model targets/small", "60 completions, 120 questions"):  # fmt: skip
@@ -225,7 +225,8 @@ def test_verdict_is_computed_from_the_numbers(standard: tuple[str, "_Page"]) -> 
     assert good.sentence == (
         "The model forgot the forget rows (their mean score went from 0.959 to 0.034, 97% of it gone) and kept the "
         "retain rows (0.957 to 0.908, 95% of it left); a membership attack cannot tell what it was trained on "
-        "(AUC 0.570, 95% 0.430 to 0.710); MMLU accuracy went from 0.274 to 0.274; the final score is 0.662."
+        "(AUC 0.570, 95% 0.490 to 0.650, 34 + 34 documents); MMLU accuracy went from 0.274 to 0.274; the final "
+        "score is 0.662."
     )
     assert good.sentence in standard[1].text
 
@@ -239,6 +240,9 @@ def test_verdict_is_computed_from_the_numbers(standard: tuple[str, "_Page"]) -> 
         (replace(AFTER, retain=_split([0.7] * 6)), "mixed", "but lost a part of the retain rows"),
         (replace(AFTER, mia=_mia(0.9, 0.8, 1.0)), "mixed", "a membership attack can tell"),
         (replace(AFTER, mia=_mia(0.1, 0.0, 0.2)), "mixed", "a membership attack can tell"),
+        (replace(AFTER, mia=_mia(0.307, 0.113, 0.4999)), "mixed", "is open: too few documents (AUC 0.307"),
+        (replace(AFTER, mia=_mia(0.5, 0.34, 0.66)), "mixed", "is open: too few documents"),
+        (replace(AFTER, mia=_mia(0.5, 0.36, 0.64)), "good", "a membership attack cannot tell"),
         (replace(AFTER, mia=None), "good", "kept the retain rows"),
         (replace(AFTER, mmlu=replace(AFTER.mmlu or MmluScores(0, {}, 0, 5, None), accuracy=0.1)), "mixed", "to 0.100"),
         (replace(AFTER, forget=None), "unknown", "Forgetting was not measured; the model kept"),
@@ -249,6 +253,27 @@ def test_verdict_is_computed_from_the_numbers(standard: tuple[str, "_Page"]) -> 
 def test_verdict_follows_the_scores(after: Results, level: str, words: str) -> None:
     found = verdict(BEFORE, after)
     assert (found.level, words in found.sentence) == (level, True), found
+
+
+@pytest.mark.parametrize(
+    ("ending", "level", "words"),
+    [
+        (Ending("finished", 9), "good", "The model forgot"),
+        (Ending("patience: score not better for 3 scorings", 9), "good", "The model forgot"),
+        (Ending("signal 15", 9), "mixed", "The run was ended early after 9 steps (signal 15). The model forgot"),
+        (Ending("time limit of 60 s", 9), "mixed", "ended early after 9 steps (time limit of 60 s)"),
+        (Ending("time limit of 60 s", 0), "bad", "Nothing was trained: the run took no step (time limit of 60 s)"),
+        (Ending(None, 9, is_over=False), "unknown", "The run is not over, so"),
+        (Ending("diverged: step 3", None, is_over=False), "unknown", "The run is not over (diverged: step 3)"),
+    ],
+)
+def test_how_a_run_ended_belongs_to_its_verdict(ending: Ending, level: str, words: str) -> None:
+    found = verdict(BEFORE, AFTER, ending=ending)
+    assert (found.level, words in found.sentence) == (level, True), found
+
+
+def test_an_early_end_makes_nothing_better() -> None:
+    assert verdict(BEFORE, BEFORE, ending=Ending("signal 15", 9)).level == "bad"
 
 
 def test_verdict_without_both_sides() -> None:
@@ -275,7 +300,12 @@ def test_membership_expectation_matches_simulation() -> None:
 
 @pytest.mark.parametrize(
     ("interval", "words"),
-    [((0.4, 0.6), "includes 0.5"), ((0.6, 0.8), "lies above 0.5"), ((0.1, 0.3), "lies below 0.5")],
+    [
+        ((0.4, 0.6), "stays near it"),
+        ((0.2, 0.6), "34 + 34 documents are too few"),
+        ((0.6, 0.8), "lies above 0.5"),
+        ((0.1, 0.3), "lies below 0.5"),
+    ],
 )
 def test_membership_reading(interval: tuple[float, float], words: str) -> None:
     assert words in membership_reading(_mia(sum(interval) / 2, *interval))
@@ -364,7 +394,7 @@ def _step(step: int, loss: float | None, **terms: float | None) -> dict[str, Any
         ([_step(1, math.nan, ga=math.inf)], []),
         ([{"event": "interim", "epoch": 1, "forget_recall": None}], []),
         ([{"event": "interim", "epoch": 1, "forget_recall": 0.5}], ["interim"]),
-        ([{"event": "end", "reason": None, "step": 0, "epoch": "?", "kept_epoch": None, "duration_s": 4000}], []),
+        ([{"event": "end", "reason": None, "step": 1, "epoch": "?", "kept_epoch": None, "duration_s": 4000}], []),
         ([], []),
     ],
 )

@@ -19,8 +19,10 @@ from letheon.evaluation.harness import check_harness
 from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.files import write_json, write_text
+from letheon.fingerprints import hash_checkpoint, hash_values
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.companions import local_folder
 from letheon.model.loading import (
     check_device,
     fingerprint,
@@ -36,11 +38,13 @@ from letheon.model.memorize import memorize as train_target
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.outside import note_evaluation
-from letheon.provenance import describe_environment, describe_source
+from letheon.provenance import describe_environment
 from letheon.report.card import model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
+from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.training import run as training
+from letheon.training.form_record import hash_tokenizer
 from letheon.training.populations import DivergedRun, groups_of, run_population
 from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
@@ -147,8 +151,8 @@ def evaluate(
     members, nonmembers = _documents(settings)
     if settings.mmlu_harness:
         check_harness()
-    if settings.mmlu is not None:
-        read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit)  # a wrong folder is said before the model loads
+    # A wrong folder is said before the model loads.
+    subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
     check_device(settings.device)
     check_checkpoint(settings.model)
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
@@ -172,16 +176,28 @@ def evaluate(
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
     )
+    weights = fingerprint(loaded.model)
+    read = {
+        "model_sha256": hash_checkpoint(local_folder(settings.model)),
+        "weights_sha256": weights,
+        "tokenizer_sha256": hash_tokenizer(tokenizer),
+        "forget_sha256": hash_rows(forget),
+        "retain_sha256": hash_rows(retain),
+        "members_sha256": None if members is None else hash_values(members),
+        "nonmembers_sha256": None if nonmembers is None else hash_values(nonmembers),
+        "mmlu_sha256": None if subjects is None else hash_values(asdict(subject) for subject in subjects),
+    }
     provenance = {
         **describe_environment(),
         "model": {
             "source": settings.model,
-            "sha256": fingerprint(loaded.model),
+            "sha256": weights,
             "trust_remote_code": settings.trust_remote_code,
             "precision": chosen.line,
         },
-        "forget": describe_source(settings.forget),
-        "retain": describe_source(settings.retain),
+        "forget": {"source": str(settings.forget), "sha256": read["forget_sha256"], "num_rows": len(forget)},
+        "retain": {"source": str(settings.retain), "sha256": read["retain_sha256"], "num_rows": len(retain)},
+        "read": {name: value for name, value in read.items() if value is not None},
     }
     evaluation = evaluate_model(
         loaded.model,
@@ -321,7 +337,9 @@ def write_report(folder: Path) -> Path:
 
 def _write_card(run: RunFiles) -> None:
     results = run.after.results if run.after is not None else None
-    card = model_card(settings=run.settings, provenance=run.provenance, results=results)
+    after = tuple(pairing for pairing in run.pairings if pairing.side == "after")
+    said = refusal(after) or doubt(after)
+    card = model_card(settings=run.settings, provenance=run.provenance, results=results, doubt=said)
     write_text(run.folder / "model" / "README.md", card)
 
 

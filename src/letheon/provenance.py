@@ -46,12 +46,6 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe_source(source: str | Path) -> dict[str, str]:
-    """Return where data came from, with its sha256 where it is a local file."""
-    path = Path(source)
-    return {"source": str(source), **({"sha256": hash_file(path)} if path.is_file() else {})}
-
-
 def peak_memory_bytes() -> int:
     """Return the largest resident memory of this process so far, or of the GPU where one is used."""
     import torch

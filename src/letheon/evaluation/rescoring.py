@@ -1,7 +1,8 @@
 """An evaluation on disk, and scoring it again from its predictions without a model."""
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -17,6 +18,9 @@ FORM_FILE = "predictions_in_form.jsonl"
 RESULTS_FILE = "results.json"
 OFFICIAL_FILE = "evaluation_results.jsonl"
 
+_MOST_NAMED = 4
+_TOLERANCE = 1e-9
+"""Between two computations of one score: sums of up to a million rows in double precision."""
 _TEXT_FIELDS = ("id", "split", "task", "kind", "prompt", "answer", "generation")
 
 
@@ -105,6 +109,79 @@ def rescore(predictions_path: Path, *, results_path: Path | None = None) -> Eval
     blank = replace(earlier, warnings=(), duration_s=None, form=_form_again(earlier.form, in_form or predictions))
     results = complete_results(blank, predictions, mia=earlier.mia, mmlu=earlier.mmlu, missing=earlier.missing)
     return Evaluation(results, predictions, in_form if results.form else ())
+
+
+def contradictions(folder: Path, results: Results) -> tuple[str, ...]:
+    """Say where the scores of an evaluation's folder are not possible, or not what its predictions give.
+
+    Membership and MMLU scores have no predictions; they are held against one another. Without a predictions.jsonl only
+    what is in `results` itself is looked at.
+
+    Raises:
+        EvaluationError: the predictions are not what evaluate writes.
+    """
+    outside = [f"{name} is {value:g}, which is not between 0 and 1" for name, value in _shares(results)]
+    outside += _membership_contradictions(results)
+    if outside or not (folder / PREDICTIONS_FILE).exists():
+        return tuple(outside)
+    again = rescore(folder / PREDICTIONS_FILE, results_path=folder / RESULTS_FILE).results
+    told, found = (dict(_numbers(asdict(replace(one, settings={}, provenance={})))) for one in (results, again))
+    names = [name for name in {**told, **found} if name != "duration_s" and not _same(told.get(name), found.get(name))]
+    return tuple(f"{n} is {told.get(n)}, its predictions give {found.get(n)}" for n in names[:_MOST_NAMED])
+
+
+def _shares(results: Results) -> Iterator[tuple[str, float]]:
+    """The numbers that have to lie between 0 and 1 and do not, with their names."""
+    parts = {
+        **{name: asdict(found) for name in ("forget", "retain") if (found := getattr(results, name)) is not None},
+        "task_terms": results.task_terms,
+        "task_aggregate": results.task_aggregate,
+        "unicode_task_aggregate": results.unicode_task_aggregate,
+        "final": results.final,
+    }
+    if results.mia is not None:
+        mia = results.mia
+        parts["mia"] = {"auc": mia.auc, "auc_interval": mia.auc_interval, "score": mia.score}
+    if results.mmlu is not None:
+        parts["mmlu"] = {"accuracy": results.mmlu.accuracy, "subjects": results.mmlu.subjects}
+    for name, value in _numbers(parts):
+        if not name.rsplit(".", 1)[-1].startswith("num_") and isinstance(value, float) and not 0 <= value <= 1:
+            yield name, value
+
+
+def _membership_contradictions(results: Results) -> list[str]:
+    said = []
+    if results.mia is not None:
+        low, high = results.mia.auc_interval
+        wanted = 1 - 2 * abs(results.mia.auc - 0.5)
+        if not _same(results.mia.score, wanted):
+            said.append(f"mia.score is {results.mia.score:g}, its AUC gives {wanted:g}")
+        if not low - _TOLERANCE <= results.mia.auc <= high + _TOLERANCE:
+            said.append(f"mia.auc is {results.mia.auc:g}, outside its interval {low:g} to {high:g}")
+    subjects = results.mmlu.subjects.values() if results.mmlu is not None else ()
+    if results.mmlu is not None and subjects:
+        accuracy = results.mmlu.accuracy
+        if not min(subjects) - _TOLERANCE <= accuracy <= max(subjects) + _TOLERANCE:
+            said.append(f"mmlu.accuracy is {accuracy:g}, which no mean of its subjects gives")
+    return said
+
+
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float | None]]:
+    """Yield the dotted names and values of all numbers, and of what is None, in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _numbers(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _numbers(part, f"{name}.{index}")
+    elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield name, None if value is None else float(value)
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=0, abs_tol=_TOLERANCE)
 
 
 def _form_again(form: FormScores | None, predictions: tuple[Prediction, ...]) -> FormScores | None:

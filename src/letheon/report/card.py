@@ -11,23 +11,30 @@ from letheon.evaluation.results import Results, SplitScores
 from letheon.report.files import flat_items
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
-from letheon.report.verdict import membership_reading
+from letheon.report.verdict import CUT_SHORT, membership_reading
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PLACES = ("model", "forget", "retain", "out", "tokenizer")
 
 
-def model_card(*, settings: Mapping[str, object], provenance: Mapping[str, object], results: Results | None) -> str:
+def model_card(
+    *,
+    settings: Mapping[str, object],
+    provenance: Mapping[str, object],
+    results: Results | None,
+    doubt: str | None = None,
+) -> str:
     """Return the Markdown of a model card: how the model was made, from what, how it scores, what that does not mean.
 
     `settings` are the run's resolved settings (run.yaml), `provenance` its provenance.json, `results` the evaluation
-    after unlearning; None says in the card that there was none. The same input gives the same text.
+    after unlearning; None says in the card that there was none, and `doubt` why an evaluation is not, or may not be, of
+    this model. The same input gives the same text.
     """
     sections = (
         _front_matter(settings),
-        _introduction(settings),
+        _introduction(settings, provenance),
         _data(settings, results),
-        _scores(results),
+        _scores(results, doubt),
         _reproduction(settings, provenance),
         _LIMITS,
     )
@@ -43,7 +50,7 @@ def _front_matter(settings: Mapping[str, object]) -> str:
     return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---"
 
 
-def _introduction(settings: Mapping[str, object]) -> str:
+def _introduction(settings: Mapping[str, object], provenance: Mapping[str, object]) -> str:
     model = to_markdown_text(str(settings.get("model", "a causal language model")))
     method = to_markdown_text(str(settings.get("method", "an unlearning method")))
     listed = "\n".join(
@@ -53,10 +60,22 @@ def _introduction(settings: Mapping[str, object]) -> str:
     table = f"| setting | value |\n| --- | --- |\n{listed}" if listed else "No settings were kept."
     return (
         f"# An unlearned version of {model}\n\n"
-        "This checkpoint was trained to forget some of the rows that its base model had learned, and to keep the rest, "
-        f"with the method **{method}** of Letheon. It has the architecture and the tokenizer of its base model, and "
+        f"{_what_was_done(provenance)} with the method **{method}** of Letheon. It has the architecture and the "
+        "tokenizer of its base model, and "
         f"the base model's licence and limits apply to it.\n\n## Method\n\n{table}"
     )
+
+
+def _what_was_done(provenance: Mapping[str, object]) -> str:
+    result = provenance.get("result")
+    steps, reason = (result.get("num_steps"), str(result.get("reason"))) if isinstance(result, Mapping) else (None, "")
+    aim = "to forget some of the rows that its base model had learned, and to keep the rest,"
+    if steps == 0:
+        return f"**Nothing was trained**: this checkpoint is its base model saved again. A run of 0 steps was {aim}"
+    if reason.startswith(CUT_SHORT):
+        why = to_markdown_text(reason)
+        return f"**Training was ended early** ({why}, after {steps} steps): it had begun {aim}"
+    return f"This checkpoint was trained {aim}"
 
 
 def _data(settings: Mapping[str, object], results: Results | None) -> str:
@@ -73,12 +92,16 @@ def _data(settings: Mapping[str, object], results: Results | None) -> str:
     return "## Data\n\n" + "\n".join(lines)
 
 
-def _scores(results: Results | None) -> str:
+def _scores(results: Results | None, doubt: str | None) -> str:
+    said = f"\n\n**{to_markdown_text(doubt)}**" if doubt else ""
+    if results is None and doubt:
+        return f"## Scores{said}"
     if results is None:
         return "## Scores\n\nThe model was not evaluated after unlearning; nothing is known of what it forgot or kept."
     reading = f"\n{membership_reading(results.mia)}\n" if results.mia else ""
     table = to_markdown(compare({"After unlearning": results}))
-    return f"## Scores\n\nSuite: {to_markdown_text(results.suite)}. All scores lie between 0 and 1.\n\n{table}{reading}"
+    suite = to_markdown_text(results.suite)
+    return f"## Scores\n\nSuite: {suite}. All scores lie between 0 and 1.{said}\n\n{table}{reading}"
 
 
 def _reproduction(settings: Mapping[str, object], provenance: Mapping[str, object]) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from letheon.errors import EvaluationError, shown
+from letheon.evaluation.rescoring import contradictions
 from letheon.evaluation.results import Prediction, Results, read_results
+from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
 from letheon.yaml_text import parse_yaml
 
 
@@ -71,6 +73,14 @@ class RunFiles:
     log: RunLog | None = None
     before: Evaluation | None = None
     after: Evaluation | None = None
+    read: dict[str, Any] = field(default_factory=dict)
+    """Fingerprints of what the run read."""
+    attempts: tuple[dict[str, Any], ...] = ()
+    """When the run was begun and gone on with, as attempts.json has it."""
+    pairings: tuple[Pairing, ...] = ()
+    """How the evaluations in the folder go with the run; `before` and `after` are those that nothing speaks against."""
+    contradictions: tuple[str, ...] = ()
+    """Where an evaluation of its own is not what its predictions give."""
     is_evaluation_only: bool = False
     """The folder is an evaluation's own (results.json lies directly in it); `after` holds it."""
 
@@ -84,17 +94,34 @@ def read_run(folder: Path) -> RunFiles:
     if (folder / "results.json").exists():
         evaluation = _evaluation(folder)
         provenance = evaluation.results.provenance if evaluation else {}
-        return RunFiles(folder, provenance=provenance, after=evaluation, is_evaluation_only=True)
-    log_file = folder / "log.jsonl"
+        wrong, _ = _checked(folder, evaluation.results) if evaluation else ((), ())
+        return RunFiles(folder, provenance=provenance, after=evaluation, contradictions=wrong, is_evaluation_only=True)
+    log_file, provenance = folder / "log.jsonl", read_mapping(folder / "provenance.json")
+    recorded = provenance.get("read")
+    read = dict(recorded) if isinstance(recorded, dict) else read_mapping(folder / "form.json")
+    sides: dict[Side, Evaluation | None] = {}
+    pairings = []
+    for side in SIDES:
+        sides[side] = evaluation = _evaluation(folder / "evaluation" / side)
+        if evaluation is not None:
+            wrong, unchecked = _checked(folder / "evaluation" / side, evaluation.results)
+            pairing = pair(
+                side, evaluation.results, read=read, provenance=provenance, contradictions=wrong, unchecked=unchecked
+            )
+            pairings.append(pairing)
+            sides[side] = None if pairing.differences else evaluation
     run = RunFiles(
         folder,
         settings=read_settings(folder),
-        provenance=read_mapping(folder / "provenance.json"),
+        provenance=provenance,
         log=read_log(log_file) if log_file.exists() else None,
-        before=_evaluation(folder / "evaluation" / "before"),
-        after=_evaluation(folder / "evaluation" / "after"),
+        before=sides["before"],
+        after=sides["after"],
+        read=read,
+        attempts=_attempts(folder / "attempts.json", provenance),
+        pairings=tuple(pairings),
     )
-    if not run.settings and run.log is None and run.before is None and run.after is None:
+    if not run.settings and run.log is None and not run.pairings:
         raise EvaluationError(
             f"{folder}: expected a run's folder (run.yaml, log.jsonl, evaluation/) or an evaluation's (results.json), "
             "found none of these files; give the folder that `letheon unlearn` or `letheon evaluate` got as --out"
@@ -149,6 +176,25 @@ def _evaluation(folder: Path) -> Evaluation | None:
     return Evaluation(
         read_results(folder / "results.json"), read_predictions(predictions) if predictions.exists() else ()
     )
+
+
+def _attempts(path: Path, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    # The file is ahead of provenance.json while an attempt lasts, and after one that was killed.
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else provenance.get("attempts")
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError(f"{path}: expected a list of attempts, cannot read it ({error})") from error
+    return tuple(one for one in found if isinstance(one, dict)) if isinstance(found, list) else ()
+
+
+def _checked(folder: Path, results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where an evaluation's scores are not what its predictions give, and why that could not be found out."""
+    is_recorded = bool(read_of(results))
+    # Files of earlier versions may have been scored by other rules; nothing green is said of them.
+    place = folder if is_recorded else folder / "none"
+    gone = not (folder / "predictions.jsonl").exists()
+    unchecked = ("whether its scores follow from its predictions, which are gone",) if is_recorded and gone else ()
+    return contradictions(place, results), unchecked
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from markupsafe import Markup
 
 from letheon.evaluation.results import MembershipScores, Prediction, Results
 from letheon.files import write_text
+from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
 from letheon.report.html import render_page
+from letheon.report.pairing import doubt, refusal
 from letheon.report.tables import (
     NO_REASON,
     Table,
@@ -100,6 +102,12 @@ class Page:
     gaps: tuple[Gap, ...]
     run_facts: tuple[tuple[str, str], ...]
     log_notes: tuple[str, ...]
+    evaluations: tuple[tuple[str, Facts], ...]
+    """What each evaluation in the folder scored, by what is found of it."""
+    coverage: Facts
+    history: Facts
+    result: Facts
+    """Fingerprints of what the run left."""
     provenance: tuple[tuple[str, str], ...]
 
 
@@ -128,9 +136,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
     before, after = (side.results if side else None for side in (run.before, run.after))
     return Page(
         title=_title(run),
-        verdict=evaluation_summary(after)
-        if run.is_evaluation_only and after
-        else verdict(before, after, start=run_start(run)),
+        verdict=_verdict(run, before, after),
         forgotten_percent=round(100 * FORGOTTEN_SHARE),
         kept_percent=round(100 * KEPT_SHARE),
         is_evaluation_only=run.is_evaluation_only,
@@ -143,7 +149,24 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         gaps=_gaps(run),
         run_facts=_run_facts(run),
         log_notes=run.log.notes if run.log else (),
+        evaluations=evaluation_facts(run),
+        coverage=coverage(run),
+        history=history(run),
+        result=result_facts(run),
         provenance=_provenance(run),
+    )
+
+
+def _verdict(run: RunFiles, before: Results | None, after: Results | None) -> Verdict:
+    if run.is_evaluation_only and after:
+        return evaluation_summary(after, contradictions=run.contradictions)
+    return verdict(
+        before,
+        after,
+        start=run_start(run),
+        ending=run_ending(run),
+        refusal=refusal(run.pairings),
+        doubt=doubt(run.pairings),
     )
 
 
@@ -175,7 +198,8 @@ def _evaluations(run: RunFiles) -> list[tuple[str, Results]]:
 def _provenance(run: RunFiles) -> tuple[tuple[str, str], ...]:
     command = run.provenance.get("command")
     typed = {"command": shlex.join(map(str, command))} if isinstance(command, list) else {}
-    return tuple(flat_items({**run.provenance, **typed}))
+    rest = {name: value for name, value in run.provenance.items() if name != "attempts"}  # they have lines of their own
+    return tuple(flat_items({**rest, **typed}))
 
 
 def _asked(run: RunFiles) -> tuple[tuple[str, str], ...]:
@@ -260,10 +284,12 @@ def _missing_evaluations(run: RunFiles) -> list[Gap]:
         ("before", run.before, str(run.settings.get("model", "MODEL"))),
         ("after", run.after, str(run.folder / "model")),
     )
+    there = {one.side for one in run.pairings}
     return [
         Gap(
             f"Every score {name} unlearning",
-            f"evaluation/{name}/results.json is not there; run this command, then the report again",
+            f"evaluation/{name}{' is not of this run' if name in there else '/results.json is not there'}; run this "
+            "command, then the report again",
             _evaluate_command(run, model, name),
         )
         for name, side, model in sides

@@ -1,7 +1,7 @@
 """What the numbers say, in words: each sentence is computed from the results and none is taken for granted."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,10 @@ KEPT_SHARE = 0.85
 """The part of a score on retain rows that has to be left for them to be called kept."""
 PARTLY_KEPT_SHARE = 0.6
 _LITTLE_KNOWN = 0.1
+UNTELLING_AUC = (0.35, 0.65)
+"""Within which the whole interval of an AUC has to lie for an attack to be said not to tell."""
+CUT_SHORT = ("signal", "time limit", "collapse", "diverged")
+"""How the reasons of runs begin that ended before they were done."""
 _NOTHING_COMPARABLE = "no score on the forget or retain rows was measured both before and after"
 
 
@@ -40,19 +44,70 @@ class RunStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended."""
+
+    reason: str | None
+    """In the run's own words, such as "finished" or "signal 15"; None where it wrote none."""
+    num_steps: int | None
+    """Steps of the whole run; None where that is not recorded."""
+    is_over: bool = True
+    """Whether it ended by itself, in its last attempt."""
+
+    @property
+    def cut(self) -> str | None:
+        """Say that it ended before it was done; None if it did not."""
+        if not self.is_over:
+            why = f" ({self.reason})" if self.reason else ""
+            return f"the run is not over{why}, so what was scored is not its result; go on with it by --resume"
+        if self.reason is None or not self.reason.startswith(CUT_SHORT):
+            return None
+        steps = "" if self.num_steps is None else f" after {self.num_steps} steps"
+        return f"the run was ended early{steps} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
 class _Clause:
     level: Level
     text: str
 
 
-def verdict(before: Results | None, after: Results | None, *, start: RunStart | None = None) -> Verdict:
+def verdict(
+    before: Results | None,
+    after: Results | None,
+    *,
+    start: RunStart | None = None,
+    ending: Ending | None = None,
+    refusal: str | None = None,
+    doubt: str | None = None,
+) -> Verdict:
     """Sum up a run in one sentence; without both evaluations it says what is known and that the rest is not.
 
     Rows that the model did not know in the run's own form, before its first step, cannot have been forgotten by it,
-    whatever the evaluations say.
+    whatever the evaluations say; neither can rows of a run that took no step. `refusal` says which evaluations are not
+    of this run, `doubt` for which this cannot be checked: nothing good is said then. A run that ended early is at best
+    mixed.
     """
+    if refusal is not None:
+        return Verdict("bad", _sentence(f"no verdict: {refusal}"))
+    if ending is not None and ending.num_steps == 0:
+        why = f" ({ending.reason})" if ending.reason else ""
+        return Verdict(
+            "bad", f"Nothing was trained: the run took no step{why}, so its result is the model it began with."
+        )
     if start is not None and start.unknown:
         return Verdict("bad", _sentence(_unknown_rows(start)))
+    found = _of_scores(before, after)
+    level, sentence = found.level, found.sentence
+    if ending is not None and (cut := ending.cut) is not None:
+        level = "unknown" if not ending.is_over else "mixed" if level == "good" else level
+        sentence = f"{_sentence(cut)} {sentence}"
+    if doubt is not None:
+        level, sentence = "unknown", f"{_sentence(f'cannot be checked: {doubt}')} {sentence}"
+    return Verdict(level, sentence)
+
+
+def _of_scores(before: Results | None, after: Results | None) -> Verdict:
     if before is None:
         if after is None:
             return Verdict("unknown", "Nothing has been measured: this folder holds no evaluation.")
@@ -77,8 +132,13 @@ def _unknown_rows(start: RunStart) -> str:
     )
 
 
-def evaluation_summary(results: Results) -> Verdict:
-    """Sum up one evaluation that stands alone; there is nothing to compare it with, so it is neither good nor bad."""
+def evaluation_summary(results: Results, *, contradictions: Sequence[str] = ()) -> Verdict:
+    """Sum up one evaluation that stands alone; there is nothing to compare it with, so it is neither good nor bad.
+
+    It is bad where its scores are not what its predictions give.
+    """
+    if contradictions:
+        return Verdict("bad", _sentence(f"these scores are not those of the evaluation: {'; '.join(contradictions)}"))
     return Verdict("unknown", _sentence(_levels(results)))
 
 
@@ -86,11 +146,18 @@ def membership_reading(mia: MembershipScores) -> str:
     """Say what the attack's interval means for these documents."""
     low, high = mia.auc_interval
     interval = f"{low:.3f} to {high:.3f}"
-    if low <= 0.5 <= high:
+    _, verb = membership_level(mia)
+    if verb == "cannot":
         return (
-            f"The 95% interval of the AUC, {interval}, includes 0.5: from these losses the attack cannot tell the "
-            "documents the model was trained on from documents it never saw. That is what forgetting should look like, "
-            "but a wide interval may also mean that there were too few documents to see a difference."
+            f"The 95% interval of the AUC, {interval}, includes 0.5 and stays near it: from these losses the attack "
+            "cannot tell the documents the model was trained on from documents it never saw. That is what forgetting "
+            "should look like."
+        )
+    if verb == "may":
+        return (
+            f"The 95% interval of the AUC, {interval}, includes 0.5 but reaches beyond "
+            f"{UNTELLING_AUC[0]:g} to {UNTELLING_AUC[1]:g}: {mia.num_members} + {mia.num_nonmembers} documents are too "
+            "few to say whether the attack can tell what the model was trained on."
         )
     if low > 0.5:
         return (
@@ -171,11 +238,28 @@ def _joined(forget: _Clause | None, retain: _Clause | None) -> str:
 def _membership_clause(after: Results) -> _Clause | None:
     if after.mia is None:
         return None
-    low, high = after.mia.auc_interval
-    tells = "can" if low > 0.5 or high < 0.5 else "cannot"
-    interval = f"AUC {after.mia.auc:.3f}, 95% {low:.3f} to {high:.3f}"
-    text = f"a membership attack {tells} tell what it was trained on ({interval})"
-    return _Clause("mixed" if tells == "can" else "good", text)
+    mia = after.mia
+    low, high = mia.auc_interval
+    level, verb = membership_level(mia)
+    interval = f"AUC {mia.auc:.3f}, 95% {low:.3f} to {high:.3f}, {mia.num_members} + {mia.num_nonmembers} documents"
+    if level == "good" or verb == "can":
+        return _Clause(level, f"a membership attack {verb} tell what it was trained on ({interval})")
+    return _Clause(
+        level, f"whether a membership attack can tell what it was trained on is open: too few documents ({interval})"
+    )
+
+
+def membership_level(mia: MembershipScores) -> tuple[Level, Literal["can", "cannot", "may"]]:
+    """Return how good the news of an attack is, and whether it can tell members from others.
+
+    It can where the interval of the AUC leaves out 0.5, and cannot where all of the interval is near 0.5. An interval
+    that holds 0.5 and reaches further leaves it open: a larger attack may be able to.
+    """
+    low, high = mia.auc_interval
+    # As shown: what reads ".500" is not taken for below it.
+    if round(low, 3) > 0.5 or round(high, 3) < 0.5:
+        return "mixed", "can"
+    return ("good", "cannot") if UNTELLING_AUC[0] <= low and high <= UNTELLING_AUC[1] else ("mixed", "may")
 
 
 def _mmlu_clause(before: Results, after: Results) -> _Clause | None:

@@ -1,5 +1,6 @@
 """What a run writes down of itself: its settings, how it went, its model and where that comes from."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ import yaml
 
 from letheon.errors import ModelError
 from letheon.files import write_json, write_text
+from letheon.fingerprints import hash_checkpoint
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
-from letheon.provenance import describe_environment, peak_memory_bytes
+from letheon.provenance import describe_environment
 from letheon.settings import UnlearnSettings
+from letheon.training.attempts import Attempt, costs_by_now, costs_of, end_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.form_record import describe_form, keep_form
 from letheon.training.inputs import Inputs
@@ -25,6 +28,8 @@ from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
 
 Side = Literal["forget", "retain"]
+
+_MADE_WITH = ("python", "packages", "machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +99,17 @@ def log_start(
     log.flush()  # also of a run that is killed before its first checkpoint it is known which store it made
 
 
-def log_end(log: Log, outcome: Outcome, clock: Clock) -> None:
-    """Write how the run ended."""
+def log_end(log: Log, outcome: Outcome, clock: Clock, *, folder: Path) -> None:
+    """Write how the run in `folder` ended, and what it took in all its attempts."""
+    duration_s, peak = costs_by_now(folder, step=outcome.step, duration_s=clock.elapsed_s)
     log.write(
         "end",
         reason=outcome.reason,
         step=outcome.step,
         epoch=outcome.history[-1].epoch,
         kept_epoch=outcome.kept.epoch,
-        duration_s=round(clock.elapsed_s, 3),
-        peak_memory_bytes=peak_memory_bytes(),
+        duration_s=duration_s,
+        peak_memory_bytes=peak,
         num_tokens=outcome.num_tokens,
     )
     log.flush()
@@ -137,16 +143,22 @@ def leave(
             "or with --dtype float32 (the adapter and the checkpoints are kept)"
         )
     save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=merged)
+    attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
+    duration_s, peak = costs_of(attempts)
     provenance = {
         **_provenance(settings, prepared, inputs),
+        **_made_in(settings.out, attempts),
         **(more or {}),
+        "attempts": [asdict(one) for one in attempts],
         "result": {
             "reason": outcome.reason,
             "kept": asdict(outcome.kept),
+            "model_sha256": hash_checkpoint(settings.out / "model"),
+            "adapter_sha256": hash_checkpoint(settings.out / "adapter"),
             "num_steps": outcome.step,
             "num_tokens": outcome.num_tokens,
-            "duration_s": round(clock.elapsed_s, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
+            "duration_s": duration_s,
+            "peak_memory_bytes": peak,
         },
     }
     write_json(settings.out / "provenance.json", provenance)
@@ -162,6 +174,14 @@ def leave(
         provenance=provenance,
         exit_code=exit_code,
     )
+
+
+def _made_in(folder: Path, attempts: list[Attempt]) -> dict[str, Any]:
+    """When and by which command the run was begun; where there was nothing left to do, also what it was made with."""
+    last = attempts[-1]
+    before = _written(folder) if len(attempts) > 1 and last.first_step == last.last_step else {}
+    made: dict[str, Any] = {name: before[name] for name in _MADE_WITH if name in before}
+    return {**made, "created_at": attempts[0].started, "command": attempts[0].command}
 
 
 def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
@@ -211,3 +231,12 @@ def _describe_rows(side: Side, settings: UnlearnSettings, prepared: Prepared, in
         "num_rows": last - first,
         "num_without_answer": sum(is_empty),
     }
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """What provenance.json holds of an earlier attempt; nothing where it cannot be read."""
+    try:
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

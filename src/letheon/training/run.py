@@ -22,6 +22,7 @@ from letheon.model.quantised import check_not_quantised
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
+from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.folder import check_disk, hold_folder, recorded_dtype
 from letheon.training.form import check_answers
@@ -229,6 +230,7 @@ def _train_all(
         resumed = find_checkpoints(folders, problem.start, settings, note=passed_over.append)
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
+        recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
         open_log(settings.out / "log.jsonl", keep_events=keep_events) as log,
         trackers(settings.out, settings.trackers, settings.plain()) as tracker,
     ):
@@ -256,7 +258,7 @@ def _train_all(
             if interruption.signal_number is not None:
                 break
         outcome = _put_together(problem, settings, method, outcomes, states)
-        log_end(log, outcome, clock)
+        log_end(log, outcome, clock, folder=settings.out)
     return outcome
 
 

@@ -17,6 +17,7 @@ from letheon.model.loading import LoadedModel, load_model
 from letheon.model.population import populate
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
+from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
 from letheon.training.form_record import check_same_inputs, recorded_template
@@ -359,6 +360,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_events=keep_events))
     tracker = stack.enter_context(trackers(settings.out, settings.trackers, settings.plain()))
     if end is None:
+        begin_attempt(settings.out, first_step=found.position.step if found else 0)
         log_start(log, prepared, [found], beginning.passed_over)
     for message in beginning.passed_over:
         observer.note(message)
@@ -371,8 +373,9 @@ def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
     if isinstance(ended, DivergenceError):
         run.hooks.log.write("note", message=str(ended), names_rows=True)
         run.hooks.observer.note(str(ended))
+        fail_attempt(run.settings.out, ended)
     else:
-        log_end(run.hooks.log, ended, clock)
+        log_end(run.hooks.log, ended, clock, folder=run.settings.out)
 
 
 def _leave(
