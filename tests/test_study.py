@@ -1,6 +1,7 @@
 """Studies on a small model: what is run once, what goes on, what is recorded, what a file may say."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,29 @@ class Counted:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return Counted(monkeypatch)
+
+
+def test_scores_that_are_edited_or_of_another_run_are_taken_again(
+    base: dict[str, Any], tmp_path: Path, counted: Counted
+) -> None:
+    out = tmp_path / "study"
+    first = api.study(study_of(base, seeds=1), out)
+    one, other = (out / run.folder / "evaluation" / "after" for run in first.record.runs)
+    counted.evaluations.clear()
+    api.study(study_of(base, seeds=1), out)
+    assert counted.evaluations == []
+
+    path = one / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "final": -3.0, "task_aggregate": 0.99}))
+    again = api.study(study_of(base, seeds=1), out)
+    assert counted.evaluations == [str(one)]
+    assert again.record.runs[0].states == first.record.runs[0].states
+
+    for name in ("results.json", "request.json", "predictions.jsonl"):
+        shutil.copy(one / name, other / name)
+    mixed = api.study(study_of(base, seeds=1), out)
+    assert counted.evaluations == [str(one), str(other)]
+    assert mixed.record.runs[1].states == first.record.runs[1].states
 
 
 def test_a_study_runs_everything_once_and_a_changed_one_only_what_is_new(

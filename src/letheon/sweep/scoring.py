@@ -1,20 +1,21 @@
 """Official scores of a run's states, each taken once for one way of scoring."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
 from letheon.files import sweep, write_json
 from letheon.progress import Progressed
+from letheon.provenance import hash_file
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
 from letheon.sweep.records import StateScores, forget_rows_of, scores_of_interim, scores_of_results, script_notes_of
 from letheon.sweep.spec import StudySettings
-from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, states_of
+from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
 
 ORIGINAL = "original"
 
@@ -73,9 +74,10 @@ class Scorer:
         folder = out / ORIGINAL / self.hashes.of(run.model)[:12].replace("/", "-")
         settings = self.study.evaluation(run, model=run.model, out=folder)
         settings = settings.model_copy(update={"tokenizer": run.tokenizer})
-        if not _is_done(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes)):
+        signature = {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
+        if not _is_done(folder, signature):
             self.evaluate(settings, progress=progress)
-            _sign(folder, identity_of(settings.model_copy(update={"model": "original"}), self.hashes))
+            _sign(folder, signature)
         results = read_results(folder / "results.json")
         return StateScores(0.0, False, scores_of_results(results), script_notes_of(results), forget_rows_of(results))
 
@@ -85,16 +87,23 @@ class Scorer:
     def _settings(self, member: Member, state: RunState, *, model: str) -> EvaluateSettings:
         return self.study.evaluation(member.settings, model=model, out=_folder(member, state))
 
-    def _request(self, member: Member, state: RunState) -> str:
-        return identity_of(self._settings(member, state, model="state"), self.hashes)
+    def _signature(self, member: Member, state: RunState) -> dict[str, Any]:
+        """What says of scores that they are of this state of this run, taken in the study's way."""
+        result = result_of(member.folder).get("model_sha256") if state.is_result else None
+        return {
+            "identity": identity_of(self._settings(member, state, model="state"), self.hashes),
+            "run": member.identity,
+            "step": state.step,
+            **({"model_sha256": result} if result else {}),
+        }
 
     def _is_scored(self, member: Member, state: RunState) -> bool:
-        return _is_done(_folder(member, state), self._request(member, state))
+        return _is_done(_folder(member, state), self._signature(member, state))
 
     def _score_state(self, member: Member, state: RunState, progress: Progressed | None) -> None:
         with checkpoint_of(member.folder, state) as checkpoint:
             self.evaluate(self._settings(member, state, model=str(checkpoint)), progress=progress)
-        _sign(_folder(member, state), self._request(member, state))
+        _sign(_folder(member, state), self._signature(member, state))
 
     def _scores_of(self, member: Member, state: RunState) -> StateScores:
         interim = scores_of_interim(state.interim)
@@ -109,17 +118,24 @@ def _folder(member: Member, state: RunState) -> Path:
     return member.folder / "evaluation" / ("after" if state.is_result else f"epoch-{state.epoch:g}")
 
 
-def _is_done(folder: Path, request: str) -> bool:
-    path = folder / _REQUEST
-    if not path.is_file() or not (folder / "results.json").is_file():
+def _is_done(folder: Path, signature: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the scores that were signed so, as they were signed.
+
+    Signatures of earlier versions hold the identity alone; what they lack is not compared.
+    """
+    path, results = folder / _REQUEST, folder / "results.json"
+    if not path.is_file() or not results.is_file():
         return False
     try:
         signed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}); remove {folder} to score this state again") from error
-    return bool(signed == {"identity": request})
+    wanted = {**signature, "results_sha256": hash_file(results)}
+    if not isinstance(signed, dict) or signed.get("identity") != wanted["identity"]:
+        return False
+    return all(signed[name] == wanted.get(name) for name in signed)
 
 
-def _sign(folder: Path, request: str) -> None:
+def _sign(folder: Path, signature: Mapping[str, Any]) -> None:
     """Say last of all in what way the scores were taken, so that half of them are never taken for whole."""
-    write_json(folder / _REQUEST, {"identity": request})
+    write_json(folder / _REQUEST, {**signature, "results_sha256": hash_file(folder / "results.json")})
