@@ -274,7 +274,7 @@ def study(
     print_study(report.record, console)
     if report.num_elsewhere:
         click.echo(f"{report.num_elsewhere} runs are being done by another process", err=True)
-    click.echo(out / "study.md")
+    click.echo(out / "study.html")
     context.exit(report.exit_code)
 
 

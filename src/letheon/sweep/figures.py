@@ -25,6 +25,8 @@ _MOST_LINES = 24
 _MOST_TICKS = 11
 _MOST_ROWS = 40
 """More rows than that are no figure any more: of a search the best are shown, of a study the first."""
+_ON_BRIGHT = "#101112"
+"""Text on a bright cell; unlike `INK` it stays dark on a dark page, as the cell stays bright."""
 _SMALLEST_SPAN = 0.1
 """Scores closer together than that are not pulled apart to fill a panel, nor is a scale drawn below 0 or above 1."""
 
@@ -92,15 +94,16 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
     figure = new_figure(height_inches=max(4.2, 0.21 * len(rows) + 1.0))
     axes = figure.subplots()
     means = [(row.summaries[names[0]].mean, row.summaries[names[1]].mean) for row in rows]
-    front = pareto_front(means)
-    _draw_front(axes, [means[index] for index in front])
+    of_forgetting = [mean for row, mean in zip(rows, means, strict=True) if not row.is_unknown]
+    if of_forgetting:
+        _draw_front(axes, [of_forgetting[index] for index in pareto_front(of_forgetting)])
     for index, (row, mean) in enumerate(zip(rows, means, strict=True)):
         color, marker, _ = _look(index)
         seeds = [seed for seed in row.scores[names[0]] if seed in row.scores[names[1]]]
         own = np.array([[row.scores[name][seed] for name in names] for seed in seeds])
         axes.plot(*own.T, linestyle="", marker=marker, color=color, alpha=0.3, markersize=4, markeredgewidth=0)
         spread = [row.summaries[name].deviation or 0.0 for name in names]
-        label = _short(row.label) + (" (baseline)" if row.role == "baseline" else "")
+        label = _short(row.label) + " (baseline)" * (row.role == "baseline") + " (rows not known)" * row.is_unknown
         axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], color=color, linewidth=0.9, alpha=0.6)
         axes.plot(*mean, linestyle="", color=color, marker=marker, markersize=7.5, markeredgecolor="white", label=label)
     _draw_original(axes, record, names)
@@ -230,7 +233,7 @@ def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float6
     middle = (low + high) / 2
     for (row, column), value in np.ndenumerate(grid):
         text = f"{value:.3f}" if np.isfinite(value) else "–"
-        color = INK if not np.isfinite(value) or value > middle else "white"
+        color = INK if not np.isfinite(value) else _ON_BRIGHT if value > middle else "white"
         alpha = 1.0 if np.isfinite(value) else 0.45
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8.5, color=color, alpha=alpha)
     axes.spines[:].set_visible(False)

@@ -47,6 +47,8 @@ class Origins:
     """Form of the rows: how many runs trained in it."""
     fingerprints: Mapping[str, str]
     """The fingerprint of each run's result, by the run's identity, where its provenance.json has one."""
+    other_rows: Mapping[str, int]
+    """Forget or retain: how many runs were scored on other rows of that side than they were trained on."""
     unread: tuple[str, ...]
     """Files that could not be read, and why."""
 
@@ -68,6 +70,7 @@ def origins_of(record: StudyRecord, folder: Path) -> Origins:
         varied=tuple(name for name in names if name not in shared),
         forms=Counter(str(form["template"]) for form in map(_form_of, provenances) if "template" in form),
         fingerprints={o.run.identity: sha for o in found if (sha := _fingerprint(o.provenance)) is not None},
+        other_rows=Counter(side for origin in found for side in ("forget", "retain") if _differ(origin, side)),
         unread=tuple(unread),
     )
 
@@ -113,6 +116,15 @@ def _said(values: Sequence[str], num_runs: int) -> str:
 
 def _is_shared(name: str, found: Sequence[RunOrigin]) -> bool:
     return all(name in one.settings and one.settings[name] == found[0].settings[name] for one in found)
+
+
+def _differ(origin: RunOrigin, side: str) -> bool:
+    trained, scored = (_sha256(mapping.get(side)) for mapping in (origin.provenance, origin.scored))
+    return trained is not None and scored is not None and trained != scored
+
+
+def _sha256(described: object) -> object:
+    return described.get("sha256") if isinstance(described, Mapping) else None
 
 
 def _form_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -105,7 +105,8 @@ def _page(record: StudyRecord, folder: Path) -> StudyPage:
 
 
 def _verdict(record: StudyRecord) -> Verdict:
-    rows = [row for row in rows_of(record, (), by_epoch=False) if _has_result(row, record)]
+    everything = rows_of(record, (), by_epoch=False)
+    rows = [row for row in everything if _has_result(row, record)]
     if not rows:
         return Verdict("unknown", f"Nothing has been scored: none of {len(record.runs)} runs has a result.")
     forgot = [row for row in rows if row.forgetting.is_forgotten]
@@ -113,11 +114,11 @@ def _verdict(record: StudyRecord) -> Verdict:
     unknown = [row for row in rows if row.is_unknown]
     level: Level = "unknown"
     if forgot:
-        text = f"{len(forgot)} of {len(rows)} configurations forgot the forget rows"
+        text = f"{len(forgot)} of {len(everything)} configurations forgot the forget rows"
     elif judged:
         level = "bad"
         share, most = max(judged, key=lambda found: found[0])
-        text = f"None of {len(rows)} configurations forgot the forget rows: the most that is gone is {share:.0%} "
+        text = f"None of {len(everything)} configurations forgot the forget rows: the most that is gone is {share:.0%} "
         text += f"({name_of(most)})"
     elif len(unknown) == len(rows):
         level = "bad"
@@ -170,7 +171,7 @@ def _line(run: RunRecord, record: StudyRecord, folder: Path, origins: Origins) -
     return RunLine(
         name=run.name,
         state="finished, not scored" if run.state == "finished" and result is None else run.state,
-        reason=run.reason,
+        reason="" if run.reason == run.state else run.reason,
         kept_epoch="" if result is None else f"{result.epoch:g}",
         gone=_gone(found),
         is_unknown=run.is_unknown,
@@ -195,7 +196,11 @@ def _link(run: RunRecord, folder: Path) -> str | None:
 
 
 def _notes(record: StudyRecord, origins: Origins, *, has_comparisons: bool) -> tuple[str, ...]:
-    notes = [f"{number} runs trained on their rows in form '{form}'." for form, number in origins.forms.items()]
+    notes = [f"Runs trained on their rows in form '{form}': {number}." for form, number in origins.forms.items()]
+    notes += [
+        f"Runs scored on other {side} rows than they were trained on: {number}. Their scores say nothing of the latter."
+        for side, number in origins.other_rows.items()
+    ]
     reasons: dict[str, list[str]] = {}
     for row in rows_of(record, (), by_epoch=False):
         if row.forgetting.share is None and _has_result(row, record):
@@ -207,7 +212,7 @@ def _notes(record: StudyRecord, origins: Origins, *, has_comparisons: bool) -> t
         notes.append("Published scores were taken elsewhere, perhaps of other models and rows, and are not compared.")
     if origins.varied:
         notes.append(f"Settings that differ between runs: {', '.join(origins.varied)}; each run's report has them.")
-    notes += [f"{number} runs {note}." for note, number in _counted(record).items()]
+    notes += [f"Runs that {note}: {number}." for note, number in _counted(record).items()]
     return (*notes, *(f"Could not be read: {reason}" for reason in origins.unread))
 
 
