@@ -37,7 +37,7 @@ from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.outside import note_evaluation
 from letheon.provenance import describe_environment, describe_source
-from letheon.report.card import model_card
+from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.training import run as training
@@ -61,7 +61,7 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> R
         LetheonError: whatever in settings, rows, checkpoint or disk stands in the way.
     """
     report = training.unlearn(settings, observer=observer)
-    _write_card(read_run(report.folder))
+    _write_cards(read_run(report.folder))
     return report
 
 
@@ -82,7 +82,7 @@ def unlearn_population(
     reports = run_population(runs, observer=observer, observers=observers)
     for report in reports:
         if isinstance(report, RunReport):
-            _write_card(read_run(report.folder))
+            _write_cards(read_run(report.folder))
     return reports
 
 
@@ -122,7 +122,7 @@ def study(
         folder = out / run.folder
         # Of a process that was killed between a run's result and its card.
         if run.state == "finished" and (folder / "model").is_dir() and not (folder / "model" / "README.md").exists():
-            _write_card(read_run(folder))
+            _write_cards(read_run(folder))
     write_run_reports(report.record, out)
     write_study_report(report.record, out)
     return report
@@ -301,10 +301,11 @@ def memorize(
     return report
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     """Write report.html for the folder of a run, or of an evaluation alone, and return its path.
 
-    The model card of a run is written anew too, with the scores in evaluation/after.
+    The cards of a run's model and adapter are written anew too, with the scores in evaluation/after. They name no
+    paths, command line or machine unless `show_paths`.
 
     Raises:
         EvaluationError: the folder holds nothing to report, or a file in it is broken.
@@ -313,15 +314,18 @@ def write_report(folder: Path) -> Path:
     from letheon.report.page import write_report as write_page
 
     page = write_page(folder, defaults=UnlearnSettings.defaults())
-    run = read_run(folder)
-    if (folder / "model").is_dir():
-        _write_card(run)
+    _write_cards(read_run(folder), show_paths=show_paths)
     return page
 
 
-def _write_card(run: RunFiles) -> None:
+def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
+    if (run.folder / "adapter").is_dir():
+        card = adapter_card(settings=run.settings, provenance=run.provenance, show_paths=show_paths)
+        write_text(run.folder / "adapter" / "README.md", card)
+    if not (run.folder / "model").is_dir():
+        return
     results = run.after.results if run.after is not None else None
-    card = model_card(settings=run.settings, provenance=run.provenance, results=results)
+    card = model_card(settings=run.settings, provenance=run.provenance, results=results, show_paths=show_paths)
     write_text(run.folder / "model" / "README.md", card)
 
 
