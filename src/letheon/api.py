@@ -120,8 +120,9 @@ def study(
     report = run_study(settings, out, jobs=jobs, evaluate=evaluate, view=view or Quiet(), storage=storage, retry=retry)
     for run in report.record.runs:
         folder = out / run.folder
-        # Of a process that was killed between a run's result and its card.
-        if run.state == "finished" and (folder / "model").is_dir() and not (folder / "model" / "README.md").exists():
+        # Of a process that was killed between a run's result and its cards.
+        parts = [part for name in ("model", "adapter") if (part := folder / name).is_dir()]
+        if run.state == "finished" and not all((part / "README.md").exists() for part in parts):
             _write_cards(read_run(folder))
     write_run_reports(report.record, out)
     write_study_report(report.record, out)
