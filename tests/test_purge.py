@@ -24,7 +24,7 @@ from letheon.purge import REASON_REMOVED, purge
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.records import read_study_record
 from letheon.sweep.spec import StudySettings
-from running import short_run
+from running import events, short_run
 
 
 def silent(_: str) -> None:
@@ -366,11 +366,25 @@ def test_a_note_in_a_log_is_reworded_by_its_mark_and_not_by_its_words(tmp_path: 
     notes: list[dict[str, Any]] = [
         {"event": "note", "message": "the loss is not finite, said the manual"},
         {"event": "note", "message": "row f1qa0 broke", "names_rows": True},
+        {"event": "answerless", "forget": ["f1qa0", "f2qa0"], "retain": []},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
     purge(tmp_path, note=silent)
-    kept = [json.loads(line)["message"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert kept == [notes[0]["message"], REASON_REMOVED]
+    kept = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert kept[0] == notes[0]
+    assert kept[1]["message"] == REASON_REMOVED
+    assert kept[2] == {"event": "answerless", "forget": [REASON_REMOVED] * 2, "retain": []}
+    assert not purge(tmp_path, note=silent).reworded
+
+
+def test_rows_without_an_answer_token_are_named_in_the_log_until_it_is_purged(given: dict[str, Any]) -> None:
+    settings = {**given, "max_length": 8, "overlong": "truncate", "answerless": "skip"}
+    folder = unlearn(UnlearnSettings.of(settings)).folder
+    (skipped,) = events(folder, "answerless")
+    named = [*skipped["forget"], *skipped["retain"]]
+    assert named
+    purge(folder, note=silent)
+    assert not any(row in texts_below(folder) for row in named)
 
 
 def test_a_study_is_not_purged_while_one_of_its_runs_goes_on(tmp_path: Path) -> None:

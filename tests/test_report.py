@@ -563,7 +563,8 @@ def _front_matter(card: str) -> dict[str, Any]:
 
 
 def test_model_card() -> None:
-    card = model_card(settings={**SETTINGS, "model": "owner/base-1b"}, provenance=PROVENANCE, results=AFTER)
+    settings = {**SETTINGS, "model": "owner/base-1b"}
+    card = model_card(settings=settings, provenance=PROVENANCE, results=AFTER, show_paths=True)
     assert _front_matter(card) == {
         "base_model": "owner/base-1b", "library_name": "transformers", "tags": ["unlearning", "letheon"],
     }  # fmt: skip
@@ -572,20 +573,21 @@ def test_model_card() -> None:
                  "| Final score | ↑ higher | 0.662 |", "includes 0.5", "letheon unlearn --model targets/small",
                  "- data.forget.sha256: ab12", "do not prove"):  # fmt: skip
         assert text in card, text
-    assert card == model_card(settings={**SETTINGS, "model": "owner/base-1b"}, provenance=PROVENANCE, results=AFTER)
+    assert card == model_card(settings=settings, provenance=PROVENANCE, results=AFTER, show_paths=True)
 
 
 def test_model_card_of_a_local_model_without_results() -> None:
-    card = model_card(settings={"model": "./targets/small", "epochs": 3}, provenance={}, results=None)
+    settings = {"model": "./targets/small", "epochs": 3, "target_modules": ["a", "b"], "dora": True, "compile": False}
+    card = model_card(settings=settings, provenance={}, results=None, show_paths=True)
     assert "base_model" not in _front_matter(card)
     assert "./targets/small" in card
-    assert "letheon unlearn --model ./targets/small --epochs 3" in card
+    assert "letheon unlearn --model ./targets/small --epochs 3 --target-modules a,b --dora\n" in card
     assert "was not evaluated" in card
 
 
 def test_model_card_holds_no_markup_of_others() -> None:
     settings = {"model": "x\n---\nlicense: mit <script>", "method": "**a**\x1b[2J", "forget": "[l](http://e)"}
-    card = model_card(settings=settings, provenance={"command": "a ``` b\n# c"}, results=None)
+    card = model_card(settings=settings, provenance={"command": "a ``` b\n# c"}, results=None, show_paths=True)
     assert "<script>" not in card
     assert "\x1b" not in card
     assert card.count("\n---\n") == 1

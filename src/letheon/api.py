@@ -39,7 +39,7 @@ from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.outside import note_evaluation
 from letheon.provenance import describe_environment
-from letheon.report.card import model_card
+from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
@@ -65,7 +65,7 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> R
         LetheonError: whatever in settings, rows, checkpoint or disk stands in the way.
     """
     report = training.unlearn(settings, observer=observer)
-    _write_card(read_run(report.folder))
+    _write_cards(read_run(report.folder))
     return report
 
 
@@ -86,7 +86,7 @@ def unlearn_population(
     reports = run_population(runs, observer=observer, observers=observers)
     for report in reports:
         if isinstance(report, RunReport):
-            _write_card(read_run(report.folder))
+            _write_cards(read_run(report.folder))
     return reports
 
 
@@ -124,9 +124,10 @@ def study(
     report = run_study(settings, out, jobs=jobs, evaluate=evaluate, view=view or Quiet(), storage=storage, retry=retry)
     for run in report.record.runs:
         folder = out / run.folder
-        # Of a process that was killed between a run's result and its card.
-        if run.state == "finished" and (folder / "model").is_dir() and not (folder / "model" / "README.md").exists():
-            _write_card(read_run(folder))
+        # Of a process that was killed between a run's result and its cards.
+        parts = [part for name in ("model", "adapter") if (part := folder / name).is_dir()]
+        if run.state == "finished" and not all((part / "README.md").exists() for part in parts):
+            _write_cards(read_run(folder))
     write_run_reports(report.record, out)
     write_study_report(report.record, out)
     return report
@@ -317,10 +318,11 @@ def memorize(
     return report
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     """Write report.html for the folder of a run, or of an evaluation alone, and return its path.
 
-    The model card of a run is written anew too, with the scores in evaluation/after.
+    The cards of a run's model and adapter are written anew too, with the scores in evaluation/after. They name no
+    paths, command line or machine unless `show_paths`.
 
     Raises:
         EvaluationError: the folder holds nothing to report, or a file in it is broken.
@@ -329,17 +331,25 @@ def write_report(folder: Path) -> Path:
     from letheon.report.page import write_report as write_page
 
     page = write_page(folder, defaults=UnlearnSettings.defaults())
-    run = read_run(folder)
-    if (folder / "model").is_dir():
-        _write_card(run)
+    _write_cards(read_run(folder), show_paths=show_paths)
     return page
 
 
-def _write_card(run: RunFiles) -> None:
+def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
+    if (run.folder / "adapter").is_dir():
+        card = adapter_card(settings=run.settings, provenance=run.provenance, show_paths=show_paths)
+        write_text(run.folder / "adapter" / "README.md", card)
+    if not (run.folder / "model").is_dir():
+        return
     results = run.after.results if run.after is not None else None
     after = tuple(pairing for pairing in run.pairings if pairing.side == "after")
-    said = refusal(after) or doubt(after)
-    card = model_card(settings=run.settings, provenance=run.provenance, results=results, doubt=said)
+    card = model_card(
+        settings=run.settings,
+        provenance=run.provenance,
+        results=results,
+        doubt=refusal(after) or doubt(after),
+        show_paths=show_paths,
+    )
     write_text(run.folder / "model" / "README.md", card)
 
 

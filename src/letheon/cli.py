@@ -208,11 +208,12 @@ def methods(name: str | None, markdown: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def report(run: Path) -> None:
-    """Write report.html for a run's folder from its result files."""
+@click.option("--show-paths", is_flag=True, help="Name paths, command line and machine in the cards too.")
+def report(run: Path, show_paths: bool) -> None:
+    """Write report.html for a run's folder from its result files, and the cards in model/ and adapter/."""
     from letheon.api import write_report
 
-    click.echo(write_report(run))
+    click.echo(write_report(run, show_paths=show_paths))
 
 
 @cli.command()

@@ -154,14 +154,19 @@ def _reword(run: Any) -> bool:
 
 
 def _without_rows(line: str) -> str:
-    """Return a line of a log; a note that is marked as naming rows without its text."""
+    """Return a line of a log: notes marked as naming rows without their text, lists of rows without their ids."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    if not isinstance(event, dict) or not event.get("names_rows") or event.get("message") == REASON_REMOVED:
+    if not isinstance(event, dict):
         return line
-    return json.dumps({**event, "message": REASON_REMOVED}, ensure_ascii=False) + "\n"
+    changed = dict(event)
+    if event.get("names_rows"):
+        changed["message"] = REASON_REMOVED
+    if event.get("event") == "answerless":
+        changed |= {side: [REASON_REMOVED] * len(ids) for side, ids in event.items() if isinstance(ids, list)}
+    return line if changed == event else json.dumps(changed, ensure_ascii=False) + "\n"
 
 
 def _lines_of(path: Path) -> list[str]:

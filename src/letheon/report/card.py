@@ -1,20 +1,18 @@
-"""The model card that lies beside an unlearned checkpoint: README.md with Hugging Face's front matter."""
+"""The cards that lie beside an unlearned checkpoint and an adapter: README.md with Hugging Face's front matter."""
 
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 
 import yaml
 
 from letheon.evaluation.results import Results, SplitScores
+from letheon.hub import is_hub_id
 from letheon.report.files import flat_items
+from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
 from letheon.report.verdict import CUT_SHORT, membership_reading
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PLACES = ("model", "forget", "retain", "out", "tokenizer")
 
 
 def model_card(
@@ -23,15 +21,20 @@ def model_card(
     provenance: Mapping[str, object],
     results: Results | None,
     doubt: str | None = None,
+    show_paths: bool = False,
 ) -> str:
     """Return the Markdown of a model card: how the model was made, from what, how it scores, what that does not mean.
 
     `settings` are the run's resolved settings (run.yaml), `provenance` its provenance.json, `results` the evaluation
     after unlearning; None says in the card that there was none, and `doubt` why an evaluation is not, or may not be, of
-    this model. The same input gives the same text.
+    this model. Paths, the command line and the machine are left out unless `show_paths`: the card goes where the model
+    goes. The same input gives the same text.
     """
+    if not show_paths:
+        provenance = shareable_provenance(provenance, settings=settings)
+        settings = shareable_settings(settings)
     sections = (
-        _front_matter(settings),
+        _front_matter(settings, library="transformers"),
         _introduction(settings, provenance),
         _data(settings, results),
         _scores(results, doubt),
@@ -41,25 +44,39 @@ def model_card(
     return "\n\n".join(section.strip("\n") for section in sections) + "\n"
 
 
-def _front_matter(settings: Mapping[str, object]) -> str:
+def adapter_card(*, settings: Mapping[str, object], provenance: Mapping[str, object], show_paths: bool = False) -> str:
+    """Return the Markdown of the card of a run's adapter, from what `model_card` takes."""
+    if not show_paths:
+        provenance = shareable_provenance(provenance, settings=settings)
+        settings = shareable_settings(settings)
+    introduction = (
+        f"# What was changed in {_name_of(settings)}\n\n"
+        f"The low-rank adapter that Letheon trained with the method **{_method_of(settings)}**. The card of the merged "
+        "model has the scores. With the model before unlearning beside it, the adapter tells what was to be forgotten: "
+        f"publish the merged model rather than this.\n\n{_code_block(_LOADING, 'python')}"
+    )
+    sections = (
+        _front_matter(settings, library="peft"),
+        introduction,
+        f"## Method\n\n{_settings_table(settings)}",
+        _reproduction(settings, provenance),
+    )
+    return "\n\n".join(section.strip("\n") for section in sections) + "\n"
+
+
+def _front_matter(settings: Mapping[str, object], *, library: str) -> str:
     model = str(settings.get("model", ""))
-    matter: dict[str, object] = {"library_name": "transformers", "tags": ["unlearning", "letheon"]}
+    matter: dict[str, object] = {"library_name": library, "tags": ["unlearning", "letheon"]}
     # The hub refuses a card whose base_model is not a hub id, so a folder's name is given in the text alone.
-    if _HUB_ID.fullmatch(model) and not Path(model).exists():
+    if _is_named(settings) and is_hub_id(model):
         matter = {"base_model": model, **matter}
     return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---"
 
 
 def _introduction(settings: Mapping[str, object], provenance: Mapping[str, object]) -> str:
-    model = to_markdown_text(str(settings.get("model", "a causal language model")))
-    method = to_markdown_text(str(settings.get("method", "an unlearning method")))
-    listed = "\n".join(
-        f"| {to_markdown_text(name)} | {to_markdown_text(value)} |"
-        for name, value in flat_items({k: v for k, v in settings.items() if k not in _PLACES and v is not None})
-    )
-    table = f"| setting | value |\n| --- | --- |\n{listed}" if listed else "No settings were kept."
+    method, table = _method_of(settings), _settings_table(settings)
     return (
-        f"# An unlearned version of {model}\n\n"
+        f"# An unlearned version of {_name_of(settings)}\n\n"
         f"{_what_was_done(provenance)} with the method **{method}** of Letheon. It has the architecture and the "
         "tokenizer of its base model, and "
         f"the base model's licence and limits apply to it.\n\n## Method\n\n{table}"
@@ -78,10 +95,31 @@ def _what_was_done(provenance: Mapping[str, object]) -> str:
     return f"This checkpoint was trained {aim}"
 
 
+def _method_of(settings: Mapping[str, object]) -> str:
+    return to_markdown_text(str(settings.get("method", "an unlearning method")))
+
+
+def _is_named(settings: Mapping[str, object]) -> bool:
+    return settings.get("model") not in (None, "MODEL")
+
+
+def _name_of(settings: Mapping[str, object]) -> str:
+    return to_markdown_text(str(settings["model"])) if _is_named(settings) else "a causal language model"
+
+
+def _settings_table(settings: Mapping[str, object]) -> str:
+    listed = "\n".join(
+        f"| {to_markdown_text(name)} | {to_markdown_text(value)} |"
+        for name, value in flat_items({k: v for k, v in settings.items() if k not in PLACES and v is not None})
+    )
+    return f"| setting | value |\n| --- | --- |\n{listed}" if listed else "No settings were kept."
+
+
 def _data(settings: Mapping[str, object], results: Results | None) -> str:
     lines = []
     for name, meaning in (("forget", "to forget"), ("retain", "to keep")):
-        source = to_markdown_text(str(settings.get(name, "not recorded")))
+        found = settings.get(name, "not recorded")
+        source = "not named here" if found == name.upper() else to_markdown_text(str(found))
         scores: SplitScores | None = getattr(results, name) if results else None
         counts = (
             f" ({scores.overall.num_completions} completions and {scores.overall.num_questions} questions scored)"
@@ -122,18 +160,28 @@ def _command(settings: Mapping[str, object]) -> str:
     flags = [
         part
         for name, value in settings.items()
-        if isinstance(value, str | int | float | Path) and not isinstance(value, bool)
-        for part in (f"--{name.replace('_', '-')}", str(value))
+        if value is not None and value is not False
+        for part in (f"--{name.replace('_', '-')}", *(() if value is True else (_flag_value(value),)))
     ]
     return shlex.join(["letheon", "unlearn", *flags])
 
 
-def _code_block(text: str) -> str:
+def _flag_value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={found}" for name, found in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _code_block(text: str, language: str = "sh") -> str:
     """Fence `text` with more backticks than any run of them in it, so that it cannot end the block."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"
 
+
+_LOADING = """\
+from peft import PeftModel
+model = PeftModel.from_pretrained(model_before_unlearning, "adapter")"""
 
 _LIMITS = """\
 ## What this does and does not promise

@@ -28,6 +28,11 @@ class Answerless:
         """The ids by the name of the side."""
         return {"forget": self.forget, "retain": self.retain}
 
+    @property
+    def note(self) -> str:
+        """What the run says of them."""
+        return self.describe(so="not trained on")
+
     def describe(self, *, so: str) -> str:
         """Name the rows of each side; `so` says what follows for them."""
         named = "; ".join(f"{side} {_named(ids)}" for side, ids in self.sides.items() if ids)

@@ -91,7 +91,7 @@ def form_rows(
     answerless = find_answerless(trained, inputs.forget, inputs.retain, num_tokens=_length(settings, inputs))
     check_answerless(answerless, settings)
     if answerless:
-        notes.append(answerless.describe(so="not trained on"))
+        notes.append(answerless.note)
     return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes), answerless)
 
 

@@ -92,8 +92,9 @@ def log_start(
         )
         if prepared.form.answerless:
             log.write("answerless", **prepared.form.answerless.sides)
+    answerless = prepared.form.answerless
     for note in () if steps else prepared.notes:
-        log.write("note", message=note)
+        log.write("note", message=note, **({"names_rows": True} if answerless and note == answerless.note else {}))
     for note in passed_over:
         log.write("note", message=note, resumed=True)
     log.flush()  # also of a run that is killed before its first checkpoint it is known which store it made
