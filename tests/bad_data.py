@@ -473,6 +473,19 @@ ROWS = [
         ),
     ),
     Bad(
+        "an alternative that is the answer to forget",
+        lambda p: p.unlearn(
+            "--method",
+            "idk-dpo",
+            "--alternatives",
+            p.file("a.jsonl", row_line(id="f2qa0", input="Which harbour?", output="Veldhaven ")),
+        ),
+        (
+            "{at}/a.jsonl, line 1 (id f2qa0): expected another answer than the one to forget, got that one; give what "
+            "the model is to say in its place"
+        ),
+    ),
+    Bad(
         "members without non-members",
         lambda p: p.evaluate("--members", p.at / "forget.jsonl"),
         "the membership attack needs both --members and --nonmembers, one of them is missing",
