@@ -25,6 +25,8 @@ ACCEPTED = (
     "question/response, query/response, query/answer, instruction/output, messages, conversations, conversation, "
     "document or text"
 )
+TEXT = row_line(text="a")
+SEEN = row_line(text="b") + row_line(text="Which  harbour?\nVeldhaven")
 GOOD = row_line(id="a", input="Who?", output="Mira")
 
 FILES = [
@@ -471,14 +473,69 @@ ROWS = [
         ),
     ),
     Bad(
+        "an alternative that is the answer to forget",
+        lambda p: p.unlearn(
+            "--method",
+            "idk-dpo",
+            "--alternatives",
+            p.file("a.jsonl", row_line(id="f2qa0", input="Which harbour?", output="Veldhaven ")),
+        ),
+        (
+            "{at}/a.jsonl, line 1 (id f2qa0): expected another answer than the one to forget, got that one; give what "
+            "the model is to say in its place"
+        ),
+    ),
+    Bad(
         "members without non-members",
         lambda p: p.evaluate("--members", p.at / "forget.jsonl"),
         "the membership attack needs both --members and --nonmembers, one of them is missing",
     ),
     Bad(
         "members that are non-members too",
-        lambda p: p.evaluate("--members", p.file("d.jsonl", row_line(text="a")), "--nonmembers", p.at / "d.jsonl"),
+        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.file("e.jsonl", TEXT)),
         "members and nonmembers: 1 documents are in both, e.g. 'a'; take them out",
+    ),
+    Bad(
+        "members and non-members from one file",
+        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.at / "d.jsonl"),
+        "nonmembers: {at}/d.jsonl is also --members; give documents that the model never saw",
+    ),
+    Bad(
+        "a forget row among the non-members",
+        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.file("e.jsonl", SEEN)),
+        (
+            "nonmembers: {at}/e.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but documents "
+            "are wanted that the model never saw; take it out"
+        ),
+    ),
+    Bad(
+        "a forget row in the holdout",
+        lambda p: p.unlearn("--holdout", p.file("h.jsonl", SEEN)),
+        (
+            "holdout: {at}/h.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but documents are "
+            "wanted that the model never saw; take it out"
+        ),
+    ),
+    Bad(
+        "no folder of MMLU",
+        lambda p: p.evaluate("--mmlu", p.at / "mmul"),
+        (
+            "{at}/mmul: expected MMLU as test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but there is no such folder; "
+            "check the path"
+        ),
+    ),
+    Bad(
+        "the folder above MMLU",
+        lambda p: (p.file("m/test/a_test.csv", ""), p.evaluate("--mmlu", p.at))[1],
+        (
+            "{at}: expected MMLU as test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but test/ holds no such file; give "
+            "{at}/m, which holds them"
+        ),
+    ),
+    Bad(
+        "a limit of questions without questions",
+        lambda p: p.evaluate("--mmlu-limit", 3),
+        "mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one",
     ),
     Bad(
         "MMLU without questions",

@@ -43,6 +43,87 @@ OUTPUTS = [
         "out: expected a value, got nothing; leave the setting out or give it one",
     ),
     Bad(
+        "out is a link to nothing",
+        lambda p: p.unlearn(out=p.link("link", "gone")),
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "scores below a link to nothing",
+        lambda p: p.evaluate("--out", p.link("link", "gone") / "scores"),
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "a new model into a link to nothing",
+        lambda p: p.memorize("--out", p.link("link", "gone")),
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "a benchmark into a link to nothing",
+        lambda p: ["data", "synthetic", "--to", p.link("link", "gone"), "--size", "tiny"],
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "LUME into a link to nothing",
+        lambda p: ["data", "lume", "--to", p.link("link", "gone")],
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "a demo into a link to nothing",
+        lambda p: ["demo", "--out", p.link("link", "gone")],
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "a study into a link to nothing",
+        lambda p: ["study", p.study(), "--out", p.link("link", "gone")],
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "a cache in a link to nothing",
+        lambda p: p.unlearn("--cache-dir", p.link("link", "gone")),
+        "{at}/link: is a link to gone, which is not there; make that folder, or give another one",
+    ),
+    Bad(
+        "nothing to resume",
+        lambda p: p.unlearn("--resume", out=p.at / "rnu"),
+        (
+            "{at}/rnu: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
+            "--resume to begin one"
+        ),
+    ),
+    Bad(
+        "scores over those of another model",
+        lambda p: (p.scored(model="other", forget=p.at / "forget.jsonl"), p.evaluate("--out", p.at / "old"))[1],
+        (
+            "{at}/old: already holds an evaluation of model other, not {at}/target; choose another --out, or remove "
+            "{at}/old/results.json"
+        ),
+    ),
+    Bad(
+        "scores over those of other rows",
+        lambda p: (p.scored(model=p.at / "target", forget="f.csv"), p.evaluate("--out", p.at / "old"))[1],
+        (
+            "{at}/old: already holds an evaluation of forget f.csv, not {at}/forget.jsonl; choose another --out, or "
+            "remove {at}/old/results.json"
+        ),
+    ),
+    Bad(
+        "scores over what is none",
+        lambda p: (p.report("results.json", "{}"), p.evaluate("--out", p.at / "old"))[1],
+        (
+            "{at}/old: already holds scores, which cannot be read ({at}/old/results.json: expected a results file with "
+            "schema 'letheon.results/1'; is it a results.json of evaluate?); choose another --out, or remove "
+            "{at}/old/results.json"
+        ),
+    ),
+    Bad(
+        "scores again over those of another model",
+        lambda p: [*p.rescore(row_line(**PREDICTION)), "--out", p.scored(model="other", forget="f.csv")],
+        (
+            "{at}/old: already holds an evaluation of model other, not unknown and forget f.csv, not unknown and "
+            "retain {at}/retain.jsonl, not unknown; choose another --out, or remove {at}/old/results.json"
+        ),
+    ),
+    Bad(
         "out is where the rows are",
         lambda p: p.unlearn(out=p.at),
         "{at}: already holds files; choose another --out, or --resume to go on with the run that lies there",
@@ -150,6 +231,29 @@ RESULTS = [
             "(results.json), found none of these files; give the folder that `letheon unlearn` or `letheon "
             "evaluate` got as --out"
         ),
+    ),
+    Bad(
+        "a report of no folder",
+        lambda p: ["report", p.at / "targt"],
+        (
+            "{at}/targt: no such folder (did you mean 'target'?); expected the folder that a run, an evaluation or a "
+            "study got as --out"
+        ),
+    ),
+    Bad(
+        "a report of a file",
+        lambda p: ["report", p.at / "forget.jsonl"],
+        "{at}/forget.jsonl: is a file; expected the folder that a run, an evaluation or a study got as --out",
+    ),
+    Bad(
+        "a report of half a study",
+        lambda p: p.report("study.json", "{}"),
+        "{at}/old/study.json: expected schema 'letheon.study/1'; run the study again, which writes it anew",
+    ),
+    Bad(
+        "settings of runs for a study",
+        lambda p: ["study", p.file("s.yaml", "model: target\nrank: 3\n"), "--out", p.at / "run"],
+        "{at}/s.yaml: model, rank: expected the sections of a study, got settings of runs; put them under `base:`",
     ),
     Bad(
         "results that are not JSON",

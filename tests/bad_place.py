@@ -60,6 +60,17 @@ class Place:
     def report(self, name: str, content: str) -> list[object]:
         return ["report", self.file(f"old/{name}", content).parent]
 
+    def scored(self, *, model: object, forget: object) -> Path:
+        """Return a folder with scores of a model on these forget rows and the retain rows."""
+        rows = {"forget": forget, "retain": self.at / "retain.jsonl"}
+        provenance = {side: {"source": str(source)} for side, source in rows.items()}
+        results = {"schema": "letheon.results/1", "suite": "lume", "model": str(model), "provenance": provenance}
+        return self.file("old/results.json", json.dumps(results)).parent
+
+    def study(self) -> Path:
+        base = {"model": "target", "forget": "forget.jsonl", "retain": "retain.jsonl"}
+        return self.file("s.yaml", json.dumps({"base": {name: str(self.at / at) for name, at in base.items()}}))
+
     def config(self, **changed: Any) -> "Place":
         path = self.at / "target" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))

@@ -157,6 +157,22 @@ SETTINGS = [
         "score_at: expected epochs above 0 and at most 1 (--epochs), got 2",
     ),
     Bad(
+        "a score after the last step",
+        setting("--max-steps", 2, "--batch-size", 2, "--score-at", "0.4,1"),
+        (
+            "score_at: epoch 1 is over after step 3, but the run ends after step 2 (--max-steps 2); leave it out or "
+            "raise --max-steps"
+        ),
+    ),
+    Bad(
+        "a score before the first step",
+        setting("--score-at", 0.01),
+        (
+            "score_at: epoch 0.01 is less than half a step, since an epoch has 2 steps; the first step is over at "
+            "epoch 0.5"
+        ),
+    ),
+    Bad(
         "a validation set of all rows",
         setting("--validation", 0.99),
         (

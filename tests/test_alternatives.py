@@ -233,10 +233,11 @@ def test_answers_of_ones_own_are_trained_on(given: dict[str, Any], rows: list[Ro
 def test_a_validation_split_leaves_out_the_answers_of_its_rows(
     given: dict[str, Any], rows: list[Row], tmp_path: Path
 ) -> None:
-    own = write(tmp_path / "own.jsonl", [Row(r.id, r.prompt, "Nothing at all", r.task, r.kind) for r in rows[:3]])
+    others = [Row(r.id, r.prompt, "Nothing at all", r.task, r.kind) for r in rows[:3]]
+    own = write(tmp_path / "own.jsonl", others)
     report = run(given, method="idk-dpo", epochs=1, alternatives=own, validation=0.34)
     assert report.reason == "finished"
-    stray = write(tmp_path / "stray.jsonl", [*rows[:3], Row("nobody", "p", "a", "t", "question")])
+    stray = write(tmp_path / "stray.jsonl", [*others, Row("nobody", "p", "a", "t", "question")])
     with pytest.raises(DataError, match=r"stray.jsonl, line 4 \(id nobody\): there is no forget row of this id"):
         run(given, method="idk-dpo", epochs=1, alternatives=stray, validation=0.34, out=tmp_path / "stray")
 

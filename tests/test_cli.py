@@ -95,6 +95,11 @@ def test_scores_can_be_recomputed_without_a_model(files: Path) -> None:
     first, again = (json.loads((files / name / "results.json").read_text()) for name in ("e", "again"))
     assert first["forget"] == again["forget"]
     assert first["task_aggregate"] == again["task_aggregate"]
+    call("evaluate", "--predictions", files / "e" / "predictions.jsonl", "--out", files / "e")
+    assert json.loads((files / "e" / "results.json").read_text())["task_aggregate"] == first["task_aggregate"]
+    # The same model and rows, by other names for them: an evaluation may be made again.
+    named = ["--model", files / "." / "target", *sets(files), "--out", files / "again", "--max-new-tokens", 8]
+    assert f"{files / 'again'}: the scores there, of the same model and rows, are replaced" in call("evaluate", *named)
 
 
 def test_flags_override_the_config_which_overrides_the_recipe(files: Path) -> None:

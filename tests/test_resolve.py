@@ -14,8 +14,8 @@ from letheon.errors import SettingsError
 from letheon.model.loading import save_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings, read_config
-from letheon.training.resolve import build_schedule, given_coefficients, resolve_settings, terms_of
-from letheon.training.run import _choose_layer, unlearn
+from letheon.training.resolve import build_schedule, check_score_at, given_coefficients, resolve_settings, terms_of
+from letheon.training.run import _choose_layer, read, unlearn
 from running import model_of, run, same, short_run
 from small import tiny_model
 
@@ -220,3 +220,62 @@ def test_a_model_of_fewer_layers_than_a_method_names(
     given = short_run(tmp_path, rows, model, tokenizer)
     for method in ("sugd", "constrained"):
         assert run(given, method=method, epochs=1, out=tmp_path / method).reason == "finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rank": 32}, []),
+        (
+            {"rank": 33, "target_modules": "q_proj,gate_proj"},
+            [
+                "WARNING: rank 33 is above 32, the smaller side of model.layers.0.self_attn.q_proj: its update has "
+                "rank 32 at most, and the rest of the adapter costs memory and time to no effect; take --rank 32 or "
+                "less (with --alpha in proportion, for the same factor)"
+            ],
+        ),
+        ({"adapt": "weights", "layers": "-2:2"}, []),
+        (
+            {"layers": "1:9"},
+            ["WARNING: layers: '1:9' goes beyond the model's 2 layers; what it names of them is trained, '1:2'"],
+        ),
+        (
+            {"adapt": "weights", "layers": "-3:"},
+            ["WARNING: layers: '-3:' goes beyond the model's 2 layers; what it names of them is trained, '0:2'"],
+        ),
+    ],
+)
+def test_what_is_larger_than_the_model_is_said_before_its_weights_are_loaded(
+    settings: dict[str, Any],
+    said: list[str],
+    tmp_path: Path,
+    rows: list[Row],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    given = UnlearnSettings.of({**short_run(tmp_path, rows, model, tokenizer), **settings})
+    notes: list[str] = []
+    read(given, get_method(given.method), note=notes.append)
+    assert [note for note in notes if note.startswith("WARNING")] == said
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "said"),
+    [
+        ((0.5, 2.0), None, None),
+        ((0.25,), None, None),  # the first step
+        ((1.5,), 6, None),
+        ((1.75,), 6, r"^score_at: epoch 1.75 is over after step 7, but the run ends after step 6 \(--max-steps 6\)"),
+        ((0.1, 1.0), None, r"^score_at: epoch 0.1 is less than half a step.* 4 steps; the first .* at epoch 0.25$"),
+    ],
+)
+def test_epochs_to_score_at_are_steps_of_the_run(
+    epochs: tuple[float, ...], max_steps: int | None, said: str | None
+) -> None:
+    settings = resolved(epochs=2, score_at=epochs, max_steps=max_steps)
+    schedule = MixedSchedule(8, 2, 0, 2)  # four steps an epoch
+    if said is None:
+        check_score_at(settings, schedule)
+        return
+    with pytest.raises(SettingsError, match=said):
+        check_score_at(settings, schedule)

@@ -205,9 +205,11 @@ def unlearned(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_collapse_ends_a_run_and_an_earlier_state_is_left(
     budget: str, name: str, given: dict[str, Any], rows: list[Row], tmp_path: Path
 ) -> None:
-    # Documents that the model knows, so that there is something to lose.
+    # Documents of what the model knows, so that there is something to lose.
     known = tmp_path / "known.jsonl"
-    known.write_text("".join(json.dumps({"document": f"{row.prompt} {row.answer}"}) + "\n" for row in rows[3:]))
+    known.write_text(
+        "".join(json.dumps({"document": f"{row.prompt} {row.answer} {row.prompt}"}) + "\n" for row in rows[3:])
+    )
     report = run(
         given,
         method="ga",

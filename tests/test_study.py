@@ -123,6 +123,10 @@ def test_a_study_runs_everything_once_and_a_changed_one_only_what_is_new(
     assert result.scores["task_aggregate"] == official.task_aggregate
     assert not (out / first.record.runs[0].folder / "model").exists()
 
+    (out / "study.md").unlink()
+    assert api.write_report(out) == out / "study.md"
+    assert (out / "study.md").is_file()
+
     again = api.study(study_of(base), out)
     assert (len(counted.runs), len(counted.evaluations)) == (4, 5)
     assert again.record.runs == first.record.runs

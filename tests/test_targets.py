@@ -16,7 +16,7 @@ from architecture_table import random_model
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.loading import save_model
-from letheon.model.targets import ALL_LINEAR, find_targets, peft_names
+from letheon.model.targets import ALL_LINEAR, Targets, find_targets, narrowest, peft_names
 from small import tiny_model
 
 SIZES: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "eos_token_id": 0}
@@ -198,3 +198,13 @@ def test_a_linear_layer_that_does_more_is_left_alone(tokenizer: PreTrainedTokeni
     found = find_targets(model, (ALL_LINEAR,)).modules
     assert "model.layers.0.mlp.gate_proj" not in found
     assert "model.layers.0.mlp.up_proj" in found
+
+
+def test_the_narrowest_matrix_is_that_with_the_smallest_side() -> None:
+    # Four query heads of width 8 share one of keys: k_proj is 8 by 32.
+    config = hf.LlamaConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=1)
+    config.vocab_size, config.num_hidden_layers = 40, 1
+    grouped = hf.LlamaForCausalLM(config)
+    names = [f"model.layers.0.{name}" for name in ("mlp.up_proj", "self_attn.q_proj", "self_attn.k_proj")]
+    assert narrowest(grouped, Targets(tuple(names))) == (names[2], 8)
+    assert narrowest(grouped, Targets(tuple(names[:2]))) == (names[0], 32)

@@ -6,19 +6,21 @@ What draws figures and sums up studies is imported where it is used: a run needs
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
+from letheon.data.repeats import check_unseen
 from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
 from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
-from letheon.files import write_json, write_text
+from letheon.files import check_link, write_json, write_text
 from letheon.fingerprints import hash_checkpoint, hash_values
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
@@ -37,6 +39,7 @@ from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeRe
 from letheon.model.memorize import memorize as train_target
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
+from letheon.outputs import check_is_folder, check_no_other_scores
 from letheon.outside import note_evaluation
 from letheon.provenance import describe_environment
 from letheon.report.card import adapter_card, model_card
@@ -121,7 +124,15 @@ def study(
         ),
         groups_of=groups_of,
     )
-    report = run_study(settings, out, jobs=jobs, evaluate=evaluate, view=view or Quiet(), storage=storage, retry=retry)
+    report = run_study(
+        settings,
+        out,
+        jobs=jobs,
+        evaluate=partial(evaluate, replace=True),
+        view=view or Quiet(),
+        storage=storage,
+        retry=retry,
+    )
     for run in report.record.runs:
         folder = out / run.folder
         # Of a process that was killed between a run's result and its cards.
@@ -134,24 +145,37 @@ def study(
 
 
 def evaluate(
-    settings: EvaluateSettings, *, progress: Progress | None = None, note: Callable[[str], None] | None = None
+    settings: EvaluateSettings,
+    *,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    replace: bool = False,
 ) -> Evaluation:
     """Score a model as the task does; leaves results.json, predictions.jsonl and evaluation_results.jsonl in `out`.
 
-    `note` hears what was understood of the files of rows.
+    `note` hears what was understood of the files of rows. Scores of another model or of other rows in `out` are kept,
+    by an error, unless `replace` is true.
 
     Raises:
         DataError: rows or documents are not usable.
         EvaluationError: only one of --members and --nonmembers is given, or MMLU's folder is not one.
         ModelError: the checkpoint cannot be used.
-        OutputError: the results cannot be written.
+        OutputError: the results cannot be written, or would replace others.
     """
+    if not replace:
+        sources_of_rows = {"forget": settings.forget, "retain": settings.retain}
+        replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources_of_rows)
+        if replaced is not None and note is not None:
+            note(replaced)
     sources = (settings.forget, settings.retain)
     forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
     check_disjoint(forget, retain)
     members, nonmembers = _documents(settings)
+    check_unseen(nonmembers or [], (forget, retain), source=f"nonmembers: {settings.nonmembers}")
     if settings.mmlu_harness:
         check_harness()
+    if settings.mmlu_limit is not None and settings.mmlu is None and not settings.mmlu_harness:
+        raise EvaluationError("mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one")
     # A wrong folder is said before the model loads.
     subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
     check_device(settings.device)
@@ -322,12 +346,18 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     """Write report.html for the folder of a run, or of an evaluation alone, and return its path.
 
     The cards of a run's model and adapter are written anew too, with the scores in evaluation/after. They name no
-    paths, command line or machine unless `show_paths`.
+    paths, command line or machine unless `show_paths`. For a study's folder its page is written.
 
     Raises:
         EvaluationError: the folder holds nothing to report, or a file in it is broken.
         OutputError: a file cannot be written.
     """
+    check_is_folder(folder)
+    if (folder / "study.json").is_file():
+        from letheon.sweep.report import PAGE, report_study
+
+        report_study(folder)
+        return folder / PAGE
     from letheon.report.page import write_report as write_page
 
     page = write_page(folder, defaults=UnlearnSettings.defaults())
@@ -358,6 +388,10 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
         return None, None
     if settings.members is None or settings.nonmembers is None:
         raise EvaluationError("the membership attack needs both --members and --nonmembers, one of them is missing")
+    if settings.members.exists() and settings.members.resolve() == settings.nonmembers.resolve():
+        raise EvaluationError(
+            f"nonmembers: {settings.nonmembers} is also --members; give documents that the model never saw"
+        )
     members, nonmembers = read_documents(settings.members), read_documents(settings.nonmembers)
     check_membership_sets(members, nonmembers)
     return members, nonmembers
@@ -365,6 +399,7 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
 
 def _open_folder(folder: Path, *, model: str | None, private: bool = False) -> None:
     """Make the folder now, so that hours of work do not end with one that cannot be written."""
+    check_link(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
     if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):

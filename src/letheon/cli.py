@@ -118,9 +118,11 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
     values = given_values(context, config)
     if "predictions" in values:
         from letheon.evaluation.suites import rescore, write_evaluation
+        from letheon.outputs import check_rescored
 
         rescoring = RescoreSettings.of(values)
         evaluation = rescore(rescoring.predictions)
+        check_rescored(rescoring.out, evaluation.results, predictions=rescoring.predictions)
         write_evaluation(evaluation, rescoring.out)
     else:
         settings = EvaluateSettings.of(values)

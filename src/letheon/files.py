@@ -188,3 +188,16 @@ def _flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _UNFLUSHABLE:
             raise
+
+
+def check_link(folder: Path) -> None:
+    """Refuse a folder that is, or lies below, a link to what is not there.
+
+    Raises:
+        OutputError: naming the link and what it leads to.
+    """
+    broken = next((path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None)
+    if broken is not None:
+        raise OutputError(
+            f"{broken}: is a link to {broken.readlink()}, which is not there; make that folder, or give another one"
+        )

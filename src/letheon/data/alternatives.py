@@ -84,9 +84,10 @@ def given_alternatives(
     Those of ids that are `left_out` of training are passed over.
 
     Raises:
-        DataError: an id is no forget row's, or a forget row has none.
+        DataError: an id is no forget row's, an answer is the one to forget, or a forget row has none.
     """
     answers: dict[str, list[str]] = {row.id: [] for row in forget}
+    forgotten = {row.id: row.answer.strip() for row in forget}
     for index, row in enumerate(given):
         row_id = row.id if row.id in answers or row.id in left_out else row.id.rpartition("#")[0] or row.id
         if row_id in left_out:
@@ -95,6 +96,11 @@ def given_alternatives(
             raise DataError(
                 f"{given.describe(index)}: there is no forget row of this id{nearest(row_id, answers)}; an alternative "
                 "has the id of its forget row, with #1, #2, ... after it where there are several"
+            )
+        if row.answer.strip() == forgotten[row_id]:
+            raise DataError(
+                f"{given.describe(index)}: expected another answer than the one to forget, got that one; give what the "
+                "model is to say in its place"
             )
         answers[row_id].append(row.answer)
     made: list[Row] = []

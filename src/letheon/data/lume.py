@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from letheon.data.records import read_lines
 from letheon.data.rows import Rows, check_disjoint, read_rows
 from letheon.errors import DataError, LetheonError, OutputError, nearest
-from letheon.files import write_json
+from letheon.files import check_link, write_json
 
 SplitName = Literal["train", "validation", "all"]
 SetName = Literal["forget", "retain"]
@@ -189,6 +189,7 @@ def _read_task_part(folder: Path, name: SetName, split: str) -> Rows:
 
 
 def _check_writable(folder: Path, *, overwrite: bool) -> None:
+    check_link(folder)
     there = [p for p in folder.rglob("*") if p.name.startswith(_SETS) and p.suffix in (".jsonl", ".parquet")]
     if there and not overwrite:
         raise OutputError(f"{min(there)}: is there already; choose another folder, or ask for it to be overwritten")

@@ -1,6 +1,6 @@
 """Rows that come more than once: the same text in one file, the same question on both sides."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from letheon.errors import DataError
@@ -50,6 +50,30 @@ def check_answers(forget: "Rows", retain: "Rows") -> None:
                 "asks the same and has another answer; take it out of one of the two, or, if the model is to give the "
                 "one answer and not the other, give both rows the kind 'completion' (column kind)"
             )
+
+
+def check_unseen(documents: Sequence[str], sets: Iterable["Rows"], *, source: str) -> None:
+    """Check that no document which a model is said not to know is a row of its, prompt and answer, but for white space.
+
+    `source` is how the error names where the documents come from.
+
+    Raises:
+        DataError: naming the first such document and the row's place.
+    """
+    numbers = {" ".join(document.split()): number for number, document in reversed([*enumerate(documents, 1)])}
+    for rows in sets if numbers else ():
+        for i, row in enumerate(rows):
+            number = None if row.turns else numbers.get(whole_text(row))
+            if number is not None:
+                raise DataError(
+                    f"{source}: document {number} is the text of {rows.describe(i)}, but documents are wanted that the "
+                    "model never saw; take it out"
+                )
+
+
+def whole_text(row: "Row") -> str:
+    """Return prompt and answer, one after the other, with single spaces for all white space."""
+    return " ".join(f"{row.prompt} {row.answer}".split())
 
 
 def _repeats(rows: Sequence["Row"]) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ from letheon.data.layouts import (
     read_exchanges,
 )
 from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
-from letheon.data.repeats import check_answers, describe_repeats, text_key
+from letheon.data.repeats import check_answers, describe_repeats, text_key, whole_text
 from letheon.errors import DataError
 from letheon.files import write_text
 
@@ -351,7 +351,7 @@ def _whole_texts(forget: Rows, retain: Rows) -> dict[Hashable, int]:
 
 
 def _whole(row: Row) -> str:
-    return "" if row.turns else " ".join(f"{row.prompt} {row.answer}".split())
+    return "" if row.turns else whole_text(row)
 
 
 def _pair_texts(row: Row) -> dict[str, object]:

@@ -78,8 +78,7 @@ def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Sub
     paths = sorted((folder / "test").glob("*_test.csv"))
     if not paths:
         raise EvaluationError(
-            f"{folder}: expected MMLU as test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but test/ holds no such file; "
-            "give the folder that holds dev and test"
+            f"{folder}: expected MMLU as test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but {_instead(folder)}"
         )
     subjects = []
     for path in paths:
@@ -87,6 +86,16 @@ def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Sub
         shots = _read_questions(folder / "dev" / f"{name}_dev.csv")[:NUM_SHOTS]
         subjects.append(Subject(name, tuple(shots), tuple(_read_questions(path)[:limit_per_subject])))
     return subjects
+
+
+def _instead(folder: Path) -> str:
+    """Say what is there in place of MMLU, and which folder near it is meant if one is."""
+    if not folder.is_dir():
+        return f"{'that is a file' if folder.exists() else 'there is no such folder'}; check the path"
+    near = [folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    meant = next((path for path in near if any((path / "test").glob("*_test.csv"))), None)
+    advice = "give the folder that holds dev and test" if meant is None else f"give {meant}, which holds them"
+    return f"test/ holds no such file; {advice}"
 
 
 def prompt_text(subject: Subject, question: Question, *, num_shots: int = NUM_SHOTS) -> str:

@@ -81,6 +81,21 @@ def layers_in(span: str, num_layers: int) -> range:
     return chosen
 
 
+def beyond(span: str, num_layers: int) -> str | None:
+    """Say that a span names layers which a model does not have, and what is left of it; None if it has them all.
+
+    Raises:
+        SettingsError: it has none of them.
+    """
+    chosen = layers_in(span, num_layers)
+    if all(not bound or abs(int(bound)) <= num_layers for bound in span.split(":")):
+        return None
+    return (
+        f"WARNING: layers: '{span}' goes beyond the model's {num_layers} layers; what it names of them is trained, "
+        f"'{chosen.start}:{chosen.stop}'"
+    )
+
+
 def names_in_layers(model: PreTrainedModel, span: str) -> tuple[str, ...]:
     """Return the prefixes, ending in a dot, of all module names inside the layers that `span` names."""
     layers = decoder_layers(model)

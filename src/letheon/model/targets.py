@@ -98,6 +98,14 @@ def find_targets(
     return Targets(modules, experts, notes)
 
 
+def narrowest(model: PreTrainedModel, targets: Targets) -> tuple[str, int]:
+    """Return the name of the matrix with the smallest side among those that carry an adapter, and that side."""
+    paths = {**{f"{name}.weight": name for name in targets.modules}, **{name: name for name in targets.experts}}
+    sides = {name: min(model.get_parameter(path).shape[-2:]) for path, name in paths.items()}
+    name = min(sides, key=sides.__getitem__)
+    return name, sides[name]
+
+
 def peft_names(model: PreTrainedModel, targets: Targets) -> tuple[list[str], list[str]]:
     """Return `target_modules` and `target_parameters` by which PEFT finds exactly these layers in the plain model.
 

@@ -143,6 +143,7 @@ def read_study(path: Path, *, changes: Iterable[str] = ()) -> StudySettings:
     for change in changes:
         _apply(values, change)
     try:
+        _check_sections(values)
         study = StudySettings.of(values)
         _check(study)
     except SettingsError as error:
@@ -184,6 +185,18 @@ def _apply(values: dict[str, Any], change: str) -> None:
         values[name] = value
     else:
         values["base"] = {**(values.get("base") or {}), name: value}
+
+
+def _check_sections(values: Mapping[str, Any]) -> None:
+    """Refuse settings of runs beside the sections of a study."""
+    of_study = {field.alias or known for known, field in StudySettings.model_fields.items()} | set(
+        StudySettings.model_fields
+    )
+    misplaced = [name for name in values if name in UnlearnSettings.model_fields and name not in of_study]
+    if misplaced:
+        raise SettingsError(
+            f"{', '.join(misplaced)}: expected the sections of a study, got settings of runs; put them under `base:`"
+        )
 
 
 def _check(study: StudySettings) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import DataError, OutputError, SettingsError
+from letheon.files import check_link
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
 from letheon.model.quantised import check_not_quantised
@@ -170,6 +171,7 @@ def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: 
 
 
 def _open_folder(out: Path) -> None:
+    check_link(out)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: expected a folder for the study, found a file; choose another --out")
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from letheon.errors import OutputError, SettingsError
-from letheon.files import check_room, is_leftover, sweep
+from letheon.files import check_link, check_room, is_leftover, sweep
 from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
@@ -41,6 +41,12 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
         SettingsError: the run there has other settings.
     """
     folder = settings.out
+    check_link(folder)
+    if settings.resume and not folder.exists():
+        raise OutputError(
+            f"{folder}: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
+            "--resume to begin one"
+        )
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder for the run, found a file")
     if _is_inside(folder, Path(settings.model)):

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.alternatives import given_alternatives
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
+from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import Sequence, text_sequence, tokenise_all
@@ -94,7 +95,8 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         sets, tokenizer, template=template, max_length=max_length, overlong=settings.overlong, date=settings.date,
         note=note,
     )  # fmt: skip
-    documents = read_documents(settings.holdout)[:NUM_HOLDOUT_DOCUMENTS] if settings.holdout else []
+    documents = read_documents(settings.holdout) if settings.holdout else []
+    check_unseen(documents, (forget, left_out_forget, retain, left_out_retain), source=f"holdout: {settings.holdout}")
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
         raise SettingsError(
@@ -109,7 +111,9 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         max_length=max_length,
         template=template,
         sequences=sequences,
-        holdout=[text_sequence(document, tokenizer, max_length=max_length) for document in documents],
+        holdout=[
+            text_sequence(document, tokenizer, max_length=max_length) for document in documents[:NUM_HOLDOUT_DOCUMENTS]
+        ],
         alternatives=alternatives,
     )
 

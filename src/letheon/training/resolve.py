@@ -159,6 +159,27 @@ def total_steps(settings: UnlearnSettings, schedule: Schedule) -> int:
     return min(schedule.num_steps, settings.max_steps or schedule.num_steps)
 
 
+def check_score_at(settings: UnlearnSettings, schedule: Schedule) -> None:
+    """Refuse an epoch to score at that is no step of the run.
+
+    Raises:
+        SettingsError: it comes after the last step, or before the first.
+    """
+    last = total_steps(settings, schedule)
+    for epoch in settings.score_at or ():
+        step = round(epoch * schedule.steps_per_epoch)
+        if step > last:
+            raise SettingsError(
+                f"score_at: epoch {epoch:g} is over after step {step}, but the run ends after step {last} (--max-steps "
+                f"{settings.max_steps}); leave it out or raise --max-steps"
+            )
+        if step == 0:
+            raise SettingsError(
+                f"score_at: epoch {epoch:g} is less than half a step, since an epoch has {schedule.steps_per_epoch} "
+                f"steps; the first step is over at epoch {1 / schedule.steps_per_epoch:.3g}"
+            )
+
+
 def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:

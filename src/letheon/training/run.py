@@ -12,7 +12,7 @@ from torch import Tensor
 from letheon.cache import default_cache_dir
 from letheon.data.forms import check_form
 from letheon.errors import SettingsError
-from letheon.files import full_disk_is_an_error
+from letheon.files import check_link, full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
@@ -33,7 +33,7 @@ from letheon.training.loop import train
 from letheon.training.plan import Planned, check_fit, check_targets, plan_with_rates
 from letheon.training.prepare import Prepared, prepare
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
-from letheon.training.resolve import coefficients_of, resolve_settings, terms_of
+from letheon.training.resolve import build_schedule, check_score_at, coefficients_of, resolve_settings, terms_of
 from letheon.training.state import Hooks, Outcome, Problem
 from letheon.training.stopping import Clock, Interruption, Start, choose_kept, heed_signals
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
@@ -149,9 +149,10 @@ def read(
     check_not_quantised(config, source=settings.model)
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
-    check_targets(settings)
+    check_targets(settings, note=note)
     inputs = read_inputs(settings, note=note)
     check_answers(inputs, settings)
+    check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
     return settings, inputs
 
 
@@ -192,7 +193,10 @@ def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
 
 
 def _check_cache(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is None:
+        return
+    check_link(folder)
+    if folder.exists() and not folder.is_dir():
         raise SettingsError(f"cache_dir: expected a folder to keep reference stores in, {folder} is a file")
 
 

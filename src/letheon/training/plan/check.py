@@ -8,9 +8,10 @@ from pathlib import Path
 from letheon.data.forms import AUTO, forms_to_try
 from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
+from letheon.model.adapted import beyond
 from letheon.model.loading import load_config
 from letheon.model.precision import settled
-from letheon.model.targets import find_targets
+from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
@@ -77,8 +78,11 @@ def check_fit(settings: UnlearnSettings, inputs: Inputs, *, note: Callable[[str]
         note(f"this run may not fit: {describe_fit(plan, machine)}; --plan shows all parts")
 
 
-def check_targets(settings: UnlearnSettings) -> None:
+def check_targets(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> None:
     """Refuse names of modules that the model does not have, as far as that is known without its weights.
+
+    `note` hears of a rank that is larger than a matrix can use, and of a span of layers that goes beyond the model's:
+    both are trained as far as they can be.
 
     Raises:
         ModelError: naming the first of them, and those that there are.
@@ -93,9 +97,28 @@ def check_targets(settings: UnlearnSettings) -> None:
         raise SettingsError("target_modules: expected at least one name, or all-linear; leave it out for the default")
     if settings.adapt == "lora":
         takes_parameters = not settings.dora and not settings.lora_dropout
-        find_targets(model, settings.target_modules or (), layers=settings.layers, takes_parameters=takes_parameters)
+        targets = find_targets(
+            model, settings.target_modules or (), layers=settings.layers, takes_parameters=takes_parameters
+        )
+        said = _wasted_rank(settings.rank, *narrowest(model, targets))
     else:
         train_weights(model, modules=settings.target_modules or (), layers=settings.layers)
+        said = None
+    num_layers = int(config.get_text_config().num_hidden_layers)
+    unknown = None if settings.layers is None else beyond(settings.layers, num_layers)
+    for message in (said, unknown):
+        if message is not None and note is not None:
+            note(message)
+
+
+def _wasted_rank(rank: int, name: str, width: int) -> str | None:
+    if rank <= width:
+        return None
+    return (
+        f"WARNING: rank {rank} is above {width}, the smaller side of {name}: its update has rank {width} at most, and "
+        f"the rest of the adapter costs memory and time to no effect; take --rank {width} or less (with --alpha in "
+        "proportion, for the same factor)"
+    )
 
 
 def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine) -> Plan:
