@@ -23,7 +23,7 @@ from letheon.training.interim import InterimScore, interim_score, membership_sco
 from letheon.training.prepare import prepare
 from letheon.training.resolve import resolve_settings
 from letheon.training.run import unlearn
-from letheon.training.stopping import Clock, Start, best, choose_kept, why_collapsed, why_stop
+from letheon.training.stopping import Clock, Pace, Start, best, choose_kept, why_collapsed, why_stop, writing_s
 from letheon.training.tracking import Silent
 from running import After, events, knowing_model, model_of, run, same, short_run
 
@@ -150,6 +150,28 @@ def test_shares_of_the_time_left() -> None:
     assert Clock(None).share(2).limit_s is None
     clock.started -= 100.0
     assert clock.share(2).is_over()
+
+
+def test_a_scoring_is_expected_to_take_what_steps_or_earlier_ones_took() -> None:
+    pace = Pace()
+    assert pace.scoring_s(1000) == 0
+    pace.add_step(3.0, num_tokens=50)
+    pace.add_step(1.0, num_tokens=150)
+    assert pace.slowest_step_s == 3
+    assert pace.scoring_s(1000) == pytest.approx(1000 * 4 / 200 / 2)
+    pace.add_scoring(2.0)
+    pace.add_scoring(1.0)
+    assert pace.scoring_s(1000) == 2
+
+
+def test_writing_is_expected_to_take_what_the_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 10.5, 20.0, 20.5])
+    monkeypatch.setattr("letheon.training.stopping.time.monotonic", lambda: next(now))
+    mib = 2**20
+    # A sample of 8 MiB in 0.5 s, and one of all there is.
+    assert writing_s(tmp_path, 80 * mib) == pytest.approx(0.5 + 3 * 0.5 * 10)
+    assert writing_s(tmp_path, mib) == pytest.approx(0.5 + 3 * 0.5)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Runs

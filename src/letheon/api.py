@@ -5,10 +5,11 @@ What draws figures and sums up studies is imported where it is used: a run needs
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
@@ -46,6 +47,7 @@ from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.signals import finishing
 from letheon.training import run as training
 from letheon.training.form_record import hash_tokenizer
 from letheon.training.populations import DivergedRun, groups_of, run_population
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from letheon.sweep.live import View
     from letheon.sweep.spec import StudySettings
     from letheon.sweep.study import StudyReport
+
+_Job = TypeVar("_Job", bound=Callable[..., Any])
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -144,6 +148,24 @@ def study(
     return report
 
 
+def _no_empty_folder(job: _Job) -> _Job:
+    """Have a job that ends before it has written anything, whatever ends it, leave no folder `out` of its own."""
+
+    @wraps(job)
+    def do(settings: EvaluateSettings | MemorizeSettings, **given: Any) -> Any:
+        existed = settings.out.exists()
+        try:
+            return job(settings, **given)
+        except BaseException:
+            if not existed:
+                with suppress(OSError):  # it holds something, or was never made
+                    settings.out.rmdir()
+            raise
+
+    return cast("_Job", do)
+
+
+@_no_empty_folder
 def evaluate(
     settings: EvaluateSettings,
     *,
@@ -243,7 +265,8 @@ def evaluate(
         provenance=provenance,
         progress=progress,
     )
-    write_evaluation(evaluation, settings.out)
+    with finishing():
+        write_evaluation(evaluation, settings.out)
     return evaluation
 
 
@@ -270,6 +293,7 @@ def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm
     return AskedForm(str(recorded.get("template", AUTO)), str(date), f"the run in {run}")
 
 
+@_no_empty_folder
 def memorize(
     settings: MemorizeSettings,
     *,
@@ -336,9 +360,10 @@ def memorize(
         options=options,
         progress=progress,
     )
-    save_model(model, tokenizer, settings.out)
     facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
-    write_json(settings.out / "memorize.json", facts)
+    with finishing():
+        save_model(model, tokenizer, settings.out)
+        write_json(settings.out / "memorize.json", facts)
     return report
 
 

@@ -2,8 +2,6 @@
 
 import gc
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
-from letheon.errors import LetheonError, without_secrets
+from letheon.endings import Ending, run_to_end
+from letheon.errors import without_secrets
 from letheon.flags import SettingsCommand, given_values, settings_options
 from letheon.progress import open_display
 from letheon.settings import (
@@ -38,34 +37,17 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; a user's mistake is one paragraph on standard error and exit code 2."""
-    try:
-        sys.exit(cli(standalone_mode=False, prog_name="letheon"))
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "letheon"
-        _end(f"{error.format_message().rstrip('.')} (`{path} --help` lists what there is)", error.exit_code)
-    except click.ClickException as error:
-        _end(error.format_message(), error.exit_code)
-    except click.Abort:
-        sys.exit(130)
-    except LetheonError as error:
-        _end(str(error), error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say, and Python's own farewell must not fail on it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _end(f"{where}{error.strerror or error}; check that path, its permissions and the disk", 2)
+    """Run the command line and end the process with the exit code and the last line that endings.py decides on."""
+    arguments = sys.argv[1:]
+
+    def command(ending: Ending) -> Any:
+        return cli(arguments, standalone_mode=False, prog_name="letheon", obj=ending)
+
+    sys.exit(run_to_end(command, arguments))
 
 
-def _end(message: str, exit_code: int) -> NoReturn:
-    """Say what went wrong in one paragraph: what it quotes of files and settings cannot steer the terminal."""
-    click.echo(f"letheon: error: {visible_line(without_secrets(message))}", err=True)
-    sys.exit(exit_code)
+def _ending_of(context: click.Context) -> Ending:
+    return context.find_object(Ending) or Ending()
 
 
 class _PlainFormatter(logging.Formatter):
@@ -93,6 +75,7 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
         _print_plan(UnlearnSettings.of({"out": "run", **values}))
         return
     settings = UnlearnSettings.of(values)
+    _ending_of(context).resumes_in = settings.out
     console = Console(stderr=True)
     with open_display(console, f"unlearning with {settings.method}") as display:
         load_libraries()
@@ -189,6 +172,8 @@ def data_synthetic(folder: Path, size: str, seed: int) -> None:
 def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Watch a small model forget made-up people: about a minute on two cores, no network."""
     settings = DemoSettings.of(given_values(context, config))
+    if not settings.out.exists():
+        _ending_of(context).removed_first = settings.out
     load_libraries()
     from letheon.demo import run_demo
 
@@ -252,7 +237,10 @@ def study(
     retry_failed: bool,
     report_only: bool,
 ) -> None:
-    """Run the study in FILE, or one that comes with Letheon by its name: many settings, many seeds, tables, figures."""
+    """Run the study in FILE, or one that comes with Letheon by its name: many settings, many seeds, tables, figures.
+
+    The exit code is 0 when all runs are done, 1 when some or all failed or diverged, 143 or 130 after a signal.
+    """
     from letheon.sweep.spec import read_study, study_path
 
     if file is None and not report_only:
@@ -277,6 +265,12 @@ def study(
     print_study(report.record, console)
     if report.num_elsewhere:
         click.echo(f"{report.num_elsewhere} runs are being done by another process", err=True)
+    if report.num_failed:
+        click.echo(
+            f"{report.num_failed} of {len(report.record.runs)} runs failed, diverged or could not be scored; "
+            "--retry-failed tries them again",
+            err=True,
+        )
     click.echo(out / "study.html")
     context.exit(report.exit_code)
 

@@ -18,6 +18,7 @@ from letheon.model.memorize import shown_on
 from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.signals import Interrupted
 from letheon.training.run import RunReport
 from letheon.training.tracking import Shown
 
@@ -72,6 +73,7 @@ def run_demo(settings: DemoSettings, *, console: Console) -> DemoReport:
     Raises:
         OutputError: the folder is in use or cannot be written.
         LetheonError: as the jobs that it is made of.
+        Interrupted: a signal ended the unlearning; its state is saved, and nothing is scored.
     """
     started = time.monotonic()
     plan, out = PLANS[settings.size], settings.out
@@ -88,6 +90,8 @@ def run_demo(settings: DemoSettings, *, console: Console) -> DemoReport:
         before = evaluate(_evaluate_settings(settings, plan, files, out / "target", "before"), progress=display.show)
     with stage(console, "unlearning") as display:
         run = unlearn(_unlearn_settings(settings, plan, files), observer=_Progress(display))
+    if run.exit_code:
+        raise Interrupted(run.exit_code - 128)  # scores of a run that was cut short would be no demonstration
     with stage(console, "evaluating the unlearned model") as display:
         after = evaluate(_evaluate_settings(settings, plan, files, run.model, "after"), progress=display.show)
     page = write_report(run.folder)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from letheon.endings import DONE, FAILED
 from letheon.errors import DataError, OutputError, SettingsError
 from letheon.files import check_link
 from letheon.model.checkpoint_files import check_checkpoint
@@ -31,7 +32,10 @@ class StudyReport:
     num_elsewhere: int
     """Runs that another process was at."""
     exit_code: int = 0
-    """Not 0 if the process was asked to end before all was done."""
+    """That of the signal if the process was asked to end before all was done; else 1 if a run failed or diverged or
+    could not be scored, 0 if none did."""
+    num_failed: int = 0
+    """Runs that failed, diverged or could not be scored."""
 
 
 @dataclass(slots=True)
@@ -100,7 +104,16 @@ def run_study(
     if not runner.exit_code:
         runner.run(members)
     progress.write()
-    return StudyReport(out, progress.record(), len(runner.elsewhere), runner.exit_code)
+    return _report(progress)
+
+
+def _report(progress: _Progress) -> StudyReport:
+    record, runner = progress.record(), progress.runner
+    done = [member for member in progress.members if runner.record(member).state == "finished"]
+    unscored = {m.identity for m in done if not runner.scorer.is_scored(m)} - runner.elsewhere
+    failed = [run for run in record.runs if run.state in ("failed", "diverged") or run.identity in unscored]
+    exit_code = runner.exit_code or (FAILED if failed else DONE)
+    return StudyReport(progress.out, record, len(runner.elsewhere), exit_code, len(failed))
 
 
 def _search(progress: _Progress, storage: str | None) -> None:

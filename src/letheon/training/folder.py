@@ -92,6 +92,14 @@ def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int, nu
     )
 
 
+def num_bytes_at_end(adapted: Adapted) -> int:
+    """Return how many bytes of weights a run reads and writes when it ends: its last checkpoint, the kept one, adapter
+    and model."""
+    trained = sum(parameter.numel() * parameter.element_size() for parameter in adapted.parameters())
+    model = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    return model + 7 * trained
+
+
 def _goes_on(settings: UnlearnSettings) -> bool:
     """Return whether there is a run to go on with; a folder that may not be written to is refused."""
     folder = settings.out

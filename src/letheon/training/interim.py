@@ -72,6 +72,14 @@ class Probes:
     """The retain rows, where the KL on them is asked for."""
 
     @property
+    def num_tokens(self) -> int:
+        """How many tokens a scoring reads, as an upper bound."""
+        asked = (one for pair in self.asked.values() for one in (pair.at_once, pair.written))
+        kept = self.kept.sequences if self.kept else ()
+        texts = self.forget_texts if self.holdout else ()
+        return sum(len(s.input_ids) for read in (self.answers, self.holdout, texts, asked, kept) for s in read)
+
+    @property
     def forget_texts(self) -> list[Sequence]:
         """The completions to forget that the holdout documents resemble, prompt and answer (else the questions)."""
         rows = list(zip(self.rows, self.answers, strict=True))[: self.num_forget_rows]

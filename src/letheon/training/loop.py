@@ -13,9 +13,11 @@ from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.schedules import with_alternatives
 from letheon.errors import DivergenceError, OutputError
 from letheon.model.reference import token_terms
+from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Loss, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
 from letheon.settings import UnlearnSettings
+from letheon.signals import Interruption
 from letheon.training.checkpoint import (
     Checkpoint,
     Position,
@@ -32,7 +34,7 @@ from letheon.training.optimiser import build_optimiser, learning_rate_at, set_le
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.training.resolve import total_steps
 from letheon.training.state import Hooks, Outcome, Problem, Run
-from letheon.training.stopping import Clock, Interruption, best, choose_kept, why_stop
+from letheon.training.stopping import Clock, best, choose_kept, why_stop
 
 _MOST_NAMED = 16
 _CALMER = "lower --learning-rate, or set --max-gradient-norm 1"
@@ -61,11 +63,9 @@ def train(
     run = begin(problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed)
     with problem.engine.running():
         while goes_on(run, clock, interruption):
-            began_s = clock.elapsed_s
             _take_step(run)
             if not score_if_due(run) and run.saves.is_due:
                 save(run)
-            run.slowest_s = max(run.slowest_s, clock.elapsed_s - began_s)
         score_at_end(run)
     return end(run)
 
@@ -90,11 +90,17 @@ def goes_on(run: Run, clock: Clock, interruption: Interruption) -> bool:
     """Return whether the run takes another step; if not for lack of steps, `run.reason` says why."""
     if run.step >= run.total_steps:
         return False
-    if run.reason is None and clock.is_over(next_s=run.slowest_s):
+    if run.reason is None and clock.is_over(next_s=run.pace.slowest_step_s + _scoring_s(run)):
         run.reason = f"time limit of {run.settings.time_limit_s:g} s"
     if run.reason is None and interruption.signal_number is not None:
         run.reason = f"signal {interruption.signal_number}"
     return run.reason is None
+
+
+def _scoring_s(run: Run) -> float:
+    """How long scoring the state after the next step will take, and what the method makes of it where it does."""
+    num_scorings = 1 if get_method(run.settings.method).finish == "keep" else 2
+    return num_scorings * run.pace.scoring_s(run.problem.probes.num_tokens)
 
 
 def is_over(position: Position, problem: Problem, settings: UnlearnSettings) -> bool:
@@ -193,6 +199,7 @@ def update(run: Run, rows: Collection[int], parts: dict[str, float | None], *, n
         ends_epoch = run.step % run.schedule.steps_per_epoch == 0
         run.control = problem.control.after_step(run.control, parts, ends_epoch=ends_epoch)
     duration_s = time.monotonic() - began
+    run.pace.add_step(duration_s, num_tokens=num_tokens)
     loss = sum(term.weight * factors.get(term.name, 1.0) * (parts[term.name] or 0.0) for term in problem.terms)
     step = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": norm}
     _tell(run, parts, step, num_tokens=num_tokens, duration_s=duration_s)
@@ -344,10 +351,11 @@ def _score_and_save(run: Run) -> None:
 
 
 def _score(run: Run) -> InterimScore:
-    hooks = run.hooks
+    hooks, began = run.hooks, time.monotonic()
     score = interim_score(
         run.problem.engine, run.problem.probes, step=run.step, epoch=run.epoch, progress=hooks.observer.stage
     )
+    run.pace.add_scoring(time.monotonic() - began)
     run.history.append(score)
     hooks.log.write("interim", **asdict(score))
     membership = "" if score.membership is None else f"membership {score.membership:.3f}, "

@@ -22,9 +22,10 @@ from letheon.model.quantised import check_not_quantised
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
+from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
-from letheon.training.folder import check_disk, hold_folder, recorded_dtype
+from letheon.training.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
 from letheon.training.form import check_answers
 from letheon.training.form_record import recorded_template
 from letheon.training.inputs import Inputs, read_inputs
@@ -35,7 +36,7 @@ from letheon.training.prepare import Prepared, prepare
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import build_schedule, check_score_at, coefficients_of, resolve_settings, terms_of
 from letheon.training.state import Hooks, Outcome, Problem
-from letheon.training.stopping import Clock, Interruption, Start, choose_kept, heed_signals
+from letheon.training.stopping import Clock, Start, choose_kept, writing_s
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
 __all__ = ["WHEN_FULL", "RunReport", "check_alone", "default_cache_dir", "find_checkpoints", "plan", "read", "unlearn"]
@@ -105,8 +106,8 @@ def _unlearn(
     observer.note(precision)  # not into the log, which is the same in every run: rates are not
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
     write_run(settings, prepared)
-    # What comes after training, scoring the rows and writing the model, is of the size of what came before it.
-    clock.closing_s = 2 * clock.elapsed_s
+    if settings.time_limit_s is not None:
+        clock.closing_s = writing_s(settings.out, num_bytes_at_end(prepared.problem.adapted))
 
     def publish(_: InterimScore) -> None:
         # A state of a run that is not over means nothing yet where the method changes it in the end.
@@ -118,7 +119,8 @@ def _unlearn(
         outcome = _train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
-    return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+    with finishing():
+        return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
 
 
 def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:

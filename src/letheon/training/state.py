@@ -22,7 +22,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import SaveClock
 from letheon.training.interim import InterimScore, Probes
 from letheon.training.resolve import steps_to_score, total_steps
-from letheon.training.stopping import Start
+from letheon.training.stopping import Pace, Start
 from letheon.training.tracking import Log, Observer
 
 
@@ -85,8 +85,7 @@ class Run:
     history: list[InterimScore] = field(default_factory=list)
     reason: str | None = None
     """Why it ends before its last step; None while it goes on."""
-    slowest_s: float = 0.0
-    """The longest that a step took, with its scoring."""
+    pace: Pace = field(default_factory=Pace)
     dropouts: tuple[nn.Dropout, ...] = ()
     saves: SaveClock = field(default_factory=SaveClock)
     held_steps: frozenset[int] = frozenset()

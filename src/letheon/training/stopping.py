@@ -1,18 +1,19 @@
 """When a run ends before its last epoch."""
 
 import math
-import signal
+import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from letheon.data.probing import unknown_sides
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import InterimScore
 
+_SAMPLE_BYTES = 8 * 2**20
+_SMALL_FILES_S = 0.5
 _LOWER_IS_BETTER = ("forget_recall", "retain_loss", "retain_kl")
 
 
@@ -20,7 +21,7 @@ _LOWER_IS_BETTER = ("forget_recall", "retain_loss", "retain_kl")
 class Clock:
     """Time since the run began against its limit.
 
-    The limit covers what comes after training too: `closing_s` is kept back for scoring, merging and writing.
+    The limit covers what comes after training too: `closing_s` is kept back for merging and writing.
     """
 
     limit_s: float | None
@@ -45,38 +46,54 @@ class Clock:
 
 
 @dataclass(slots=True)
-class Interruption:
-    """Whether the process was asked to end."""
+class Pace:
+    """How long steps and scorings take, measured while the run lasts."""
 
-    signal_number: int | None = None
+    slowest_step_s: float = 0.0
+    steps_s: float = 0.0
+    """All steps together."""
+    num_tokens: int = 0
+    """Of all steps together."""
+    slowest_scoring_s: float | None = None
+    """None before the first scoring."""
 
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal's number, as shells have it."""
-        return 128 + (self.signal_number or 0)
+    def add_step(self, duration_s: float, *, num_tokens: int) -> None:
+        """Count a step."""
+        self.slowest_step_s = max(self.slowest_step_s, duration_s)
+        self.steps_s += duration_s
+        self.num_tokens += num_tokens
+
+    def add_scoring(self, duration_s: float) -> None:
+        """Count a scoring."""
+        self.slowest_scoring_s = max(self.slowest_scoring_s or 0.0, duration_s)
+
+    def scoring_s(self, num_tokens: int) -> float:
+        """Return how long a scoring that reads `num_tokens` tokens will take, 0 where nothing has been measured.
+
+        Before the first one: half of what steps took for as many tokens, which they read forwards and backwards.
+        """
+        if self.slowest_scoring_s is not None:
+            return self.slowest_scoring_s
+        return num_tokens * self.steps_s / self.num_tokens / 2 if self.num_tokens else 0.0
 
 
-@contextmanager
-def heed_signals() -> Iterator[Interruption]:
-    """Note the first SIGTERM or SIGINT instead of dying, so that the step is finished and saved; a second one kills."""
-    interruption = Interruption()
-    previous: dict[int, Any] = {}
+def writing_s(folder: Path, num_bytes: int) -> float:
+    """Return how long merging, writing and checking `num_bytes` bytes of weights in `folder` will take, seconds.
 
-    def note(number: int, _: FrameType | None) -> None:
-        interruption.signal_number = number
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+    A sample is written there to measure the disk. The weights are read, merged, written, and read and compared again,
+    for which three times the writing is allowed; small files and their flushing take the rest.
 
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, note)
-    except ValueError:
-        previous.clear()  # only the main thread can set handlers; elsewhere the caller's stay
-    try:
-        yield interruption
-    finally:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+    Raises:
+        OSError: nothing can be written there.
+    """
+    size = max(1, min(num_bytes, _SAMPLE_BYTES))
+    sample, began = os.urandom(size), time.monotonic()
+    with TemporaryFile(dir=folder) as file:  # without a name where the system can, so that a kill leaves nothing
+        file.write(sample)
+        file.flush()
+        os.fsync(file.fileno())
+    duration_s = time.monotonic() - began
+    return _SMALL_FILES_S + 3 * duration_s * num_bytes / size
 
 
 @dataclass(frozen=True, slots=True)

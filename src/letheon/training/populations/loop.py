@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from letheon.errors import DivergenceError
 from letheon.model.population import Population
+from letheon.signals import Interruption
 from letheon.training.loop import (
     broken_parameters,
     end,
@@ -22,7 +23,7 @@ from letheon.training.loop import (
 from letheon.training.populations.step import accumulate_together
 from letheon.training.populations.together import Diverged, write_divergence
 from letheon.training.state import Outcome, Run
-from letheon.training.stopping import Clock, Interruption
+from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer
 
 Ended = Outcome | DivergenceError

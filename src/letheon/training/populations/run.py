@@ -17,6 +17,7 @@ from letheon.model.loading import LoadedModel, load_model
 from letheon.model.population import populate
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
+from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
@@ -53,7 +54,7 @@ from letheon.training.run import (
     unlearn,
 )
 from letheon.training.state import Hooks, Run
-from letheon.training.stopping import Clock, Interruption, heed_signals
+from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
 
@@ -317,10 +318,11 @@ def _train_part(
         for one, ended in zip(members, ends, strict=True):
             if not isinstance(ended, DivergenceError):
                 forget_parts(one.out)
-    return {
-        m: _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
-        for m, ready, ended in zip(part.members, prepared, ends, strict=True)
-    }
+    with finishing():
+        return {
+            m: _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
+            for m, ready, ended in zip(part.members, prepared, ends, strict=True)
+        }
 
 
 def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) -> list[_Beginning]:
