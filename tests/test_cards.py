@@ -103,6 +103,16 @@ def test_text_that_may_be_shown(text: str, shown: str) -> None:
     assert shareable_text(text, settings=SETTINGS) == shown
 
 
+def test_a_doubt_about_the_scores_names_no_path() -> None:
+    said = "the evaluation is of /home/mira/other, not of this model"
+    cards = {
+        show: model_card(settings=SETTINGS, provenance={}, results=None, doubt=said, show_paths=show)
+        for show in (False, True)
+    }
+    assert {show: "mira/other" in card for show, card in cards.items()} == {False: False, True: True}
+    assert "not of this model" in cards[False]
+
+
 def test_cards_without_places_say_how_and_of_what(tmp_path: Path) -> None:
     card = model_card(settings=SETTINGS, provenance={"seed": 3}, results=None)
     assert "letheon unlearn --model MODEL --forget FORGET --out OUT --method npo --epochs 3" in card

@@ -9,7 +9,7 @@ import yaml
 from letheon.evaluation.results import Results, SplitScores
 from letheon.hub import is_hub_id
 from letheon.report.files import flat_items
-from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings
+from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings, shareable_text
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
 from letheon.report.verdict import CUT_SHORT, membership_reading
@@ -31,6 +31,7 @@ def model_card(
     goes. The same input gives the same text.
     """
     if not show_paths:
+        doubt = None if doubt is None else shareable_text(doubt, settings=settings)
         provenance = shareable_provenance(provenance, settings=settings)
         settings = shareable_settings(settings)
     sections = (
