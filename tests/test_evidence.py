@@ -48,6 +48,7 @@ class Job:
         model = self.given["model"] if side == "before" else self.folder / "model"
         rows = ("--forget", self.given["forget"], "--retain", self.given["retain"])
         out = self.folder / "evaluation" / side
+        shutil.rmtree(out, ignore_errors=True)  # other scores are not written over
         return call("evaluate", "--model", model, *rows, "--max-new-tokens", 16, "--out", out, *flags)
 
     def interrupt(self, after: int = 4) -> None:
