@@ -26,6 +26,7 @@ ACCEPTED = (
     "document or text"
 )
 TEXT = row_line(text="a")
+KEPT = "The old lighthouse keeper wrote letters to the sea."
 SEEN = row_line(text="b") + row_line(text="Which  harbour?\nVeldhaven")
 GOOD = row_line(id="a", input="Who?", output="Mira")
 
@@ -492,8 +493,26 @@ ROWS = [
     ),
     Bad(
         "members that are non-members too",
-        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.file("e.jsonl", TEXT)),
-        "members and nonmembers: 1 documents are in both, e.g. 'a'; take them out",
+        lambda p: p.evaluate("--members", p.file("d.jsonl", SEEN), "--nonmembers", p.file("e.jsonl", TEXT + SEEN)),
+        "members and nonmembers: 2 documents are in both, e.g. 'Which  harbour?\\nVeldhaven'; take them out",
+    ),
+    Bad(
+        "one member",
+        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.file("e.jsonl", SEEN)),
+        "members and nonmembers: expected two documents or more in both, got 1 and 2",
+    ),
+    Bad(
+        "members that hold a row to keep",
+        lambda p: p.evaluate(
+            "--members",
+            p.file("d.jsonl", TEXT + row_line(text=f"{KEPT} said.")),
+            "--nonmembers",
+            p.file("e.jsonl", SEEN),
+        ),
+        (
+            "member document 2 contains retain row r1sc1, but members must come from the rows to forget; is it the "
+            "older release (250 + 250 documents)? Give the one whose members are forget rows"
+        ),
     ),
     Bad(
         "members and non-members from one file",
@@ -502,7 +521,9 @@ ROWS = [
     ),
     Bad(
         "a forget row among the non-members",
-        lambda p: p.evaluate("--members", p.file("d.jsonl", TEXT), "--nonmembers", p.file("e.jsonl", SEEN)),
+        lambda p: p.evaluate(
+            "--members", p.file("d.jsonl", TEXT + row_line(text="c")), "--nonmembers", p.file("e.jsonl", SEEN)
+        ),
         (
             "nonmembers: {at}/e.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but documents "
             "are wanted that the model never saw; take it out"

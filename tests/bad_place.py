@@ -52,7 +52,8 @@ class Place:
         return ["evaluate", *_flags({name: self.at / value for name, value in places.items()}), *more]
 
     def memorize(self, *more: object) -> list[object]:
-        return ["memorize", "--rows", self.at / "forget.jsonl", "--out", self.at / "run", "--vocab-size", 300, *more]
+        small = () if {"--model", "--tokenizer"} & set(more) else ("--vocab-size", 300)
+        return ["memorize", "--rows", self.at / "forget.jsonl", "--out", self.at / "run", *small, *more]
 
     def rescore(self, content: str | bytes) -> list[object]:
         return ["evaluate", "--predictions", self.file("p/predictions.jsonl", content), "--out", self.at / "run"]

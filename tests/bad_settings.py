@@ -338,6 +338,21 @@ SETTINGS = [
         ),
     ),
     Bad(
+        "the size of a model that is there",
+        lambda p: p.memorize("--model", p.at / "target", "--width", 64),
+        "width: of a new model, but --model {at}/target goes on; leave out one",
+    ),
+    Bad(
+        "the size of a tokenizer that is there",
+        lambda p: p.memorize("--tokenizer", p.at / "target", "--vocab-size", 400),
+        "vocab_size: of a new tokenizer, but --tokenizer names one; leave out one of them",
+    ),
+    Bad(
+        "how often general text comes, without any",
+        lambda p: p.memorize("--text-every", 2),
+        "text_every: has an effect only with --text; leave it out, or set that too",
+    ),
+    Bad(
         "heads that do not divide the width",
         lambda p: p.memorize("--num-heads", 3),
         "width: expected a multiple of 8 * num_heads = 24, got 256; 264 would do",

@@ -114,13 +114,14 @@ def test_a_run_and_an_evaluation_see_the_bare_rows(
     marked = {**names, "forget": str(tmp_path / "forget-eos.jsonl"), "alternatives": str(tmp_path / "others.jsonl")}
     ended = [replace(one, answer=one.answer + END) for one in rows]
     write_rows(ended[:3], Path(marked["forget"]))
-    write_rows(ended[:3], Path(marked["alternatives"]))
+    others = [replace(one, answer=f"Not {one.answer}") for one in rows[:3]]
+    write_rows([replace(one, answer=one.answer + END) for one in others], Path(marked["alternatives"]))
 
     bare = read_inputs(UnlearnSettings.of(given))
     found = read_inputs(UnlearnSettings.of({**given, **marked, "method": "idk-dpo"}))
     assert found.sequences == bare.sequences
     assert found.alternatives is not None
-    assert found.alternatives.rows == tuple(rows[:3])
+    assert found.alternatives.rows == tuple(others)
 
     report = run(given, forget=marked["forget"])
     notes = [event["message"] for event in events(report.folder, "note")]

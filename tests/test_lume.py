@@ -131,7 +131,7 @@ def test_membership_sets() -> None:
         check_membership_sets(documents[:250], documents[250:])
     with pytest.raises(DataError, match=r"1 documents are in both, e.g. 'document 1'"):
         check_membership_sets(documents[:2], documents[1:4])
-    with pytest.raises(DataError, match="expected documents in both, got 0 and 3"):
+    with pytest.raises(DataError, match="expected two documents or more in both, got 0 and 3"):
         check_membership_sets([], documents[:3])
 
 

@@ -16,9 +16,10 @@ from letheon.data.forms import AUTO, check_form, render
 from letheon.data.lume import check_membership_sets
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
-from letheon.errors import EvaluationError, OutputError
+from letheon.errors import EvaluationError, OutputError, SettingsError
 from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
+from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.files import check_link, write_json, write_text
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from letheon.sweep.study import StudyReport
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
+_OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -193,6 +195,7 @@ def evaluate(
     forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
     check_disjoint(forget, retain)
     members, nonmembers = _documents(settings)
+    check_members(members or [], retain)
     check_unseen(nonmembers or [], (forget, retain), source=f"nonmembers: {settings.nonmembers}")
     if settings.mmlu_harness:
         check_harness()
@@ -310,6 +313,7 @@ def memorize(
         OutputError: the checkpoint cannot be written.
     """
     check_form(settings.template)
+    _check_makes_new(settings)
     sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
     text = read_text(settings.text) if settings.text else []
     check_device(settings.device)
@@ -406,6 +410,17 @@ def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
         show_paths=show_paths,
     )
     write_text(run.folder / "model" / "README.md", card)
+
+
+def _check_makes_new(settings: MemorizeSettings) -> None:
+    """Refuse what says how a new model is made where none is."""
+    given = settings.model_fields_set
+    if settings.model is not None and (idle := sorted(given & _OF_NEW_MODEL)):
+        raise SettingsError(f"{', '.join(idle)}: of a new model, but --model {settings.model} goes on; leave out one")
+    if settings.tokenizer is not None and "vocab_size" in given:
+        raise SettingsError("vocab_size: of a new tokenizer, but --tokenizer names one; leave out one of them")
+    if settings.text is None and "text_every" in given:
+        raise SettingsError("text_every: has an effect only with --text; leave it out, or set that too")
 
 
 def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:

@@ -88,10 +88,12 @@ def check_membership_sets(members: Collection[str], nonmembers: Collection[str])
     half of its members are rows to retain, so a score on it cannot be compared with any published one.
 
     Raises:
-        DataError: a set is empty, a document is in both, or there are 250 of each.
+        DataError: a set has fewer than two, a document is in both, or there are 250 of each.
     """
-    if not members or not nonmembers:
-        raise DataError(f"members and nonmembers: expected documents in both, got {len(members)} and {len(nonmembers)}")
+    if min(len(members), len(nonmembers)) < 2:
+        raise DataError(
+            f"members and nonmembers: expected two documents or more in both, got {len(members)} and {len(nonmembers)}"
+        )
     if common := set(members) & set(nonmembers):
         start = min(common)[:60]
         raise DataError(f"members and nonmembers: {len(common)} documents are in both, e.g. '{start}'; take them out")

@@ -35,7 +35,7 @@ def describe_repeats(rows: Sequence["Row"], lines: Sequence[int], *, unit: str) 
     return f"{len(found):,} repeated and counted each time ({', '.join([*places, *more])})"
 
 
-def check_answers(forget: "Rows", retain: "Rows") -> None:
+def check_questions(forget: "Rows", retain: "Rows") -> None:
     """Check that no question is to be answered in one way and its answer forgotten in another.
 
     Raises:

@@ -23,7 +23,7 @@ from letheon.data.layouts import (
     read_exchanges,
 )
 from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
-from letheon.data.repeats import check_answers, describe_repeats, text_key, whole_text
+from letheon.data.repeats import check_questions, describe_repeats, text_key, whole_text
 from letheon.errors import DataError
 from letheon.files import write_text
 
@@ -226,7 +226,7 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
                     f"{forget.describe(i)}: a row is to be either forgotten or kept, but {retain.describe(match)} "
                     f"has the same {what}; take it out of one of the two"
                 )
-    check_answers(forget, retain)
+    check_questions(forget, retain)
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
