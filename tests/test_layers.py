@@ -22,6 +22,8 @@ BASE = {
     "fingerprints",
     "hub",
     "outside",
+    "signals",
+    "endings",
 }
 ALLOWED = {
     "errors": set(),
