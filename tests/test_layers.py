@@ -51,6 +51,7 @@ ALLOWED = {
         "errors",
         "files",
         "fingerprints",
+        "hub",
         "visible",
         "yaml_text",
         "data.rows",

@@ -153,11 +153,12 @@ def test_shares_of_the_time_left() -> None:
 
 
 def test_a_scoring_is_expected_to_take_what_steps_or_earlier_ones_took() -> None:
-    pace = Pace()
-    assert pace.scoring_s(1000) == 0
+    pace = Pace(forward_token_s=0.02)
+    assert pace.scoring_s(1000) == pytest.approx(20)
+    assert pace.step_s(50) == pytest.approx(3)
     pace.add_step(3.0, num_tokens=50)
     pace.add_step(1.0, num_tokens=150)
-    assert pace.slowest_step_s == 3
+    assert pace.step_s(1000) == 3
     assert pace.scoring_s(1000) == pytest.approx(1000 * 4 / 200 / 2)
     pace.add_scoring(2.0)
     pace.add_scoring(1.0)

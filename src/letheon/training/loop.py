@@ -13,7 +13,6 @@ from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.schedules import with_alternatives
 from letheon.errors import DivergenceError, OutputError
 from letheon.model.reference import token_terms
-from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Loss, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
 from letheon.settings import UnlearnSettings
@@ -34,9 +33,8 @@ from letheon.training.optimiser import build_optimiser, learning_rate_at, set_le
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.training.resolve import total_steps
 from letheon.training.state import Hooks, Outcome, Problem, Run
-from letheon.training.stopping import Clock, best, choose_kept, why_stop
+from letheon.training.stopping import Clock, Pace, best, choose_kept, why_stop
 
-_MOST_NAMED = 16
 _CALMER = "lower --learning-rate, or set --max-gradient-norm 1"
 
 
@@ -76,6 +74,7 @@ def begin(
     """Return the run before its first step, or where the checkpoint left it."""
     control = problem.control.begin() if problem.control else {}
     run = Run(problem, settings, hooks, checkpoints, _new_optimiser(problem, settings), control)
+    run.pace = Pace(problem.forward_token_s)
     run.dropouts, run.saves = dropouts_of(problem.adapted.model), SaveClock(settings.checkpoint_minutes)
     if resumed is not None:
         problem.adapted.load_state(resumed.parameters)
@@ -90,17 +89,16 @@ def goes_on(run: Run, clock: Clock, interruption: Interruption) -> bool:
     """Return whether the run takes another step; if not for lack of steps, `run.reason` says why."""
     if run.step >= run.total_steps:
         return False
-    if run.reason is None and clock.is_over(next_s=run.pace.slowest_step_s + _scoring_s(run)):
+    if run.reason is None and clock.is_over(next_s=_step_s(run) + run.scoring_s):
         run.reason = f"time limit of {run.settings.time_limit_s:g} s"
     if run.reason is None and interruption.signal_number is not None:
         run.reason = f"signal {interruption.signal_number}"
     return run.reason is None
 
 
-def _scoring_s(run: Run) -> float:
-    """How long scoring the state after the next step will take, and what the method makes of it where it does."""
-    num_scorings = 1 if get_method(run.settings.method).finish == "keep" else 2
-    return num_scorings * run.pace.scoring_s(run.problem.probes.num_tokens)
+def _step_s(run: Run) -> float:
+    """How long the next step will take."""
+    return run.pace.step_s(sum(len(run.problem.sequences[row].input_ids) for row in rows_of_next_step(run)))
 
 
 def is_over(position: Position, problem: Problem, settings: UnlearnSettings) -> bool:
@@ -300,7 +298,7 @@ def _check_finite(problem: Problem, step: int, rows: Collection[int], values: di
     broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
     if broken:
         raise DivergenceError(
-            f"step {step + 1}: {', '.join(broken)} is not finite on rows {_ids_of(problem, rows)}; nothing was changed "
+            f"step {step + 1}: {', '.join(broken)} is not finite on rows {problem.ids_of(rows)}; nothing was changed "
             f"by this step, and checkpoints of earlier ones are as they were; {_CALMER}"
         )
 
@@ -314,7 +312,7 @@ def _check_state(run: Run) -> None:
             run.problem, run.schedule.rows(run.step - 1), epoch=(run.step - 1) // run.schedule.steps_per_epoch
         )
         raise DivergenceError(
-            f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {_ids_of(run.problem, rows)} "
+            f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {run.problem.ids_of(rows)} "
             f"having been; checkpoints of earlier steps are as they were; {_CALMER}"
         )
 
@@ -322,18 +320,6 @@ def _check_state(run: Run) -> None:
 def broken_parameters(run: Run) -> list[str]:
     """Name the trained parameters that are not finite."""
     return [name for name, value in run.problem.adapted.trained().items() if not value.isfinite().all()]
-
-
-def _ids_of(problem: Problem, rows: Collection[int]) -> str:
-    named = [_id_of(problem, row) for row in list(rows)[:_MOST_NAMED]]
-    return ", ".join(named) + (f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else "")
-
-
-def _id_of(problem: Problem, row: int) -> str:
-    if row < len(problem.rows):
-        return problem.rows[row].id
-    per_row = problem.alternatives.per_row if problem.alternatives else 1
-    return f"{problem.rows[(row - len(problem.rows)) // per_row].id} (with another answer)"
 
 
 def _score_and_save(run: Run) -> None:

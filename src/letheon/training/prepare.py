@@ -1,5 +1,6 @@
 """From rows to a problem that the loop can train: template, sequences, adapter, engine, reference."""
 
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass, replace
@@ -180,7 +181,7 @@ def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: A
         control=method.control(coefficients_of(method, settings)) if method.control else None,
         read=ground.read,
     )
-    check_reference(problem)
+    problem = replace(problem, forward_token_s=check_reference(problem))
     return Prepared(problem, ground.form, ground.fingerprint, (*inputs.notes, *ground.notes))
 
 
@@ -318,8 +319,10 @@ def notes_of_start(start: Start, form: FormedRows) -> list[str]:
     return notes
 
 
-def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> None:
+def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> float:
     """Check on a few rows that at the start policy and reference are one: ratio and KL are zero.
+
+    Returns how long a token took in that forward, seconds.
 
     Raises:
         ModelError: they are not, so the stored reference is not this model's.
@@ -332,8 +335,10 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> None:
         is_forget=[i < problem.num_forget_rows for i in indices],
         row_index=indices,
     ).to(engine.model.device)
+    began = time.monotonic()
     with torch.no_grad(), engine.running(), engine.adapter_off():
         values = token_terms(engine, problem.reference, batch, needs=needs_of(problem.terms))
+    token_s = (time.monotonic() - began) / batch.num_tokens
     ratio = _largest(values.log_probs - values.reference_log_probs)
     divergence = 0.0 if values.kl is None else _largest(values.kl)
     # Other batch shapes may round differently where a matrix product is not in float32.
@@ -343,6 +348,7 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> None:
             f"the stored reference does not agree with the model (log-ratio {ratio:.3g}, KL {divergence:.3g} nats, "
             f"at most {allowed:g} expected); remove the cached store (--cache-dir) and run again"
         )
+    return token_s
 
 
 def _largest(values: torch.Tensor) -> float:

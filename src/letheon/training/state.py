@@ -16,6 +16,7 @@ from letheon.data.sequences import Sequence
 from letheon.model.adapted import Adapted
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore
+from letheon.objective.catalogue import get_method
 from letheon.objective.control import Control, State
 from letheon.objective.methods import Alternatives, Term
 from letheon.settings import UnlearnSettings
@@ -24,6 +25,8 @@ from letheon.training.interim import InterimScore, Probes
 from letheon.training.resolve import steps_to_score, total_steps
 from letheon.training.stopping import Pace, Start
 from letheon.training.tracking import Log, Observer
+
+_MOST_NAMED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,19 @@ class Problem:
     control: Control | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints of what the run read; empty in a problem that is made without a run."""
+    forward_token_s: float = 0.0
+    """How long a token takes in a forward without gradients, measured before the first step."""
+
+    def ids_of(self, rows: Collection[int]) -> str:
+        """Name the rows, other answers included, the first few of many."""
+        named = [self._id_of(row) for row in list(rows)[:_MOST_NAMED]]
+        return ", ".join(named) + (f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else "")
+
+    def _id_of(self, row: int) -> str:
+        if row < len(self.rows):
+            return self.rows[row].id
+        per_row = self.alternatives.per_row if self.alternatives else 1
+        return f"{self.rows[(row - len(self.rows)) // per_row].id} (with another answer)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +127,12 @@ class Run:
     def due(self) -> set[int]:
         """After which steps it is scored and saved."""
         return steps_to_score(self.settings, self.schedule)
+
+    @property
+    def scoring_s(self) -> float:
+        """How long scoring the state after the next step will take, and what the method makes of it where it does."""
+        num_scorings = 1 if get_method(self.settings.method).finish == "keep" else 2
+        return num_scorings * self.pace.scoring_s(self.problem.probes.num_tokens)
 
     @property
     def factors(self) -> Mapping[str, float]:

@@ -49,6 +49,8 @@ class Clock:
 class Pace:
     """How long steps and scorings take, measured while the run lasts."""
 
+    forward_token_s: float = 0.0
+    """A token in a forward without gradients, before the first step."""
     slowest_step_s: float = 0.0
     steps_s: float = 0.0
     """All steps together."""
@@ -74,7 +76,11 @@ class Pace:
         """
         if self.slowest_scoring_s is not None:
             return self.slowest_scoring_s
-        return num_tokens * self.steps_s / self.num_tokens / 2 if self.num_tokens else 0.0
+        return num_tokens * (self.steps_s / self.num_tokens / 2 if self.num_tokens else self.forward_token_s)
+
+    def step_s(self, num_tokens: int) -> float:
+        """Return how long a step will take at most: the slowest so far; the first, of `num_tokens`, three forwards."""
+        return self.slowest_step_s if self.num_tokens else 3 * self.forward_token_s * num_tokens
 
 
 def writing_s(folder: Path, num_bytes: int) -> float:
