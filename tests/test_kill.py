@@ -94,7 +94,7 @@ def test_killed_twice_and_again_while_resuming(made: Callable[..., dict[str, Any
     number = count_calls(given, PIECES)
     whole = set_aside(given)
     resumed = {**given, "resume": True}
-    assert run_and_kill(resumed, PIECES, at=number // 2)
+    assert run_and_kill(given, PIECES, at=number // 2)
     assert run_and_kill(resumed, WRITES, at=5)
     assert run_and_kill(resumed, PIECES, at=3)
     run(resumed)
