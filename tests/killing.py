@@ -204,5 +204,6 @@ def outcome_of_kill(
     if power_cut and folder.exists():
         cut_power(folder, random.Random(at))
         cut_power(Path(given.get("cache_dir", folder)), random.Random(at))
-    unlearn(UnlearnSettings.of({**given, "resume": True}))
+    # Killed before its folder was there, it has nothing to go on with.
+    unlearn(UnlearnSettings.of({**given, "resume": folder.exists()}))
     return difference(whole, folder)
