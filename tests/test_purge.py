@@ -290,6 +290,7 @@ def test_a_relative_cache_is_found_from_another_folder(given: dict[str, Any], tm
     assert files_in(tmp_path / "cache here") == []
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_killed_attempt_and_that_of_the_next_are_both_emptied(
     given: dict[str, Any], tmp_path: Path
 ) -> None:
