@@ -154,14 +154,6 @@ def tokenise_asked(
     return Asked(*(_sequence(*_tokens(one, tokenizer)) for one in (at_once, written)))
 
 
-def prompt_ids(
-    row: "Row", tokenizer: "PreTrainedTokenizerBase", *, template: str, date: str = DEFAULT_DATE
-) -> list[int]:
-    """Return the tokens that stand before the answer of `row` in the form `template`: what the model is given."""
-    ids, start, _ = _tokens(render(row, template, tokenizer, date=date), tokenizer)
-    return ids[:start]
-
-
 def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Collection[str]) -> list[list[int]]:
     """Return the tokens of each text that is to go on: a BOS where the tokenizer puts one, never an end of sequence.
 
