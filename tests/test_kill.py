@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
 
 IN_PIECES = {"batch_size": 6, "max_batch_tokens": 40}
 CASES: dict[str, dict[str, Any]] = {
-    "mixed": {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0, "keep": "best"},
+    "mixed": {"learning_rate_schedule": "linear", "max_gradient_norm": 1.0, "keep": "best", "template": "auto"},
     "forget": {"method": "ga", "schedule": "forget"},
     "paired": {"schedule": "paired", "retain_batch_size": 1},
     "alternating": {"schedule": "alternating"},
@@ -61,6 +61,14 @@ def test_killed_in_the_middle(case: str, made: Callable[..., dict[str, Any]], tm
     whole = set_aside(given)
     # Past the first checkpoint, in a step that is half done: an odd call is before a piece, an even one after it.
     assert outcome_of_kill(given, whole, PIECES, at=2 * number // 3, power_cut=True) is None
+
+
+def test_killed_before_anything_was_saved(made: Callable[..., dict[str, Any]]) -> None:
+    given = made(**CASES["mixed"])
+    count_calls(given, PIECES)
+    whole = set_aside(given)
+    # The form has been written down by then: it is taken from there, and the log still says how it was found.
+    assert outcome_of_kill(given, whole, PIECES, at=1) is None
 
 
 @pytest.mark.slow

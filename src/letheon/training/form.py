@@ -52,19 +52,28 @@ class FormedRows:
 
 
 def form_rows(
-    loaded: LoadedModel, engine: Engine, inputs: Inputs, settings: UnlearnSettings, method: Method
+    loaded: LoadedModel,
+    engine: Engine,
+    inputs: Inputs,
+    settings: UnlearnSettings,
+    method: Method,
+    *,
+    found: Mapping[str, Known],
 ) -> FormedRows:
     """Find out form and ends with the model where they are to be found out, and put the rows into that form.
+
+    `found` says how well each form was known when a resumed run found out its own; empty for others.
 
     Raises:
         DataError: a row does not fit the model's context in the chosen form, or a forget row is cut off before its
             answer.
     """
     notes: list[str] = []
-    template, known, sequences = settings.template, dict[str, Known](), inputs.sequences
+    template, known, sequences = settings.template, found, inputs.sequences
     if template == AUTO:
         known = choose_form(engine, inputs, date=settings.date, cuts=settings.overlong != "refuse")
         template = next(iter(known))
+    if known:
         notes.append(f"template '{template}': the model knows the rows best in it ({describe_known(known)})")
     if template != inputs.template:
         sequences = tokenise_rows(

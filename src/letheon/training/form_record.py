@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from letheon.data.forms import AUTO
+from letheon.data.probing import Known
 from letheon.data.rows import hash_rows
 from letheon.data.sequences import hash_sequences
 from letheon.errors import OutputError, SettingsError
@@ -82,13 +83,21 @@ def check_same_inputs(folder: Path, now: Mapping[str, Any]) -> None:
             )
 
 
-def recorded_template(settings: UnlearnSettings) -> UnlearnSettings:
-    """Return the settings of a resumed run with the form that was found out when it began."""
+def recorded_form(settings: UnlearnSettings) -> tuple[UnlearnSettings, dict[str, Known]]:
+    """Return the settings of a resumed run with the form that was found out when it began, and what was known in each.
+
+    The latter is empty where the form was given, or where only a checkpoint tells of it.
+
+    Raises:
+        OutputError: form.json is not readable.
+    """
     if settings.template != AUTO:
-        return settings
-    found = (then["template"] for _, then in _records(settings.out) if isinstance(then.get("template"), str))
-    template = next(found, None)
-    return settings if template is None else settings.model_copy(update={"template": template})
+        return settings, {}
+    then = next((then for _, then in _records(settings.out) if isinstance(then.get("template"), str)), None)
+    if then is None:
+        return settings, {}
+    known = {name: Known(**values) for name, values in then.get("known", {}).items()}
+    return settings.model_copy(update={"template": then["template"]}), known
 
 
 def read_form(folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known
+from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, Sequence
 from letheon.errors import DataError, ModelError, SettingsError
@@ -64,10 +64,12 @@ def prepare(
     method: Method,
     cache_dir: Path | None,
     observer: Observer,
+    known: Mapping[str, Known] | None = None,
 ) -> Prepared:
     """Choose what is trained in the model and compute what the reference says of the rows.
 
-    The problem is that of the method's first run; the reference serves all of its runs.
+    The problem is that of the method's first run; the reference serves all of its runs. `known` says how well each form
+    was known when a resumed run found out its own.
 
     Raises:
         DataError: a row does not fit the model's context under the chosen template.
@@ -76,8 +78,9 @@ def prepare(
     """
     adapted = adapt(loaded.model, settings)
     ground = lay_ground(
-        loaded, inputs, (settings,), adapted, methods=(method,), cache_dir=cache_dir, progress=observer.stage
-    )
+        loaded, inputs, (settings,), adapted,
+        methods=(method,), cache_dir=cache_dir, progress=observer.stage, known=known,
+    )  # fmt: skip
     for note in ground.notes:
         observer.note(note)
     return put_on(ground, inputs, settings, adapted, method=method)
@@ -107,6 +110,7 @@ def lay_ground(
     methods: Collection[Method],
     cache_dir: Path | None,
     progress: Progressed | None = None,
+    known: Mapping[str, Known] | None = None,
 ) -> Ground:
     """Choose template and engine, and compute what the reference says of the rows, for all of several runs.
 
@@ -128,7 +132,7 @@ def lay_ground(
     )
     waits_on_kl = any(one.patience is not None and one.patience_on == "retain_kl" for one in settings)
     _check_possible(engine, adapted, replace(needs, kl="forward") if waits_on_kl else needs, methods[0])
-    form = form_rows(loaded, engine, inputs, settings[0], methods[0])
+    form = form_rows(loaded, engine, inputs, settings[0], methods[0], found=known or {})
     fingerprinted = fingerprint(adapted.model)
     reference = load_or_build_reference(
         engine,
@@ -149,8 +153,8 @@ def lay_ground(
     start = _start(engine, probes, answers, progress=progress)
     if start.unknown and not form.known:  # the form was given: it helps to know of the others
         with engine.running(), engine.adapter_off():
-            known = choose_form(engine, inputs, date=form.date, cuts=settings[0].overlong != "refuse")
-            form = replace(form, known=known)
+            others = choose_form(engine, inputs, date=form.date, cuts=settings[0].overlong != "refuse")
+            form = replace(form, known=others)
     unscored = _unscored(inputs, form.sequences, settings[0])
     said = [unscored.describe(so="not scored")] if unscored else []
     notes = (*adapted.notes, *engine.notes, *form.notes, *said, *notes_of_start(start, form))

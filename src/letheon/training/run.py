@@ -27,7 +27,7 @@ from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
 from letheon.training.form import check_answers
-from letheon.training.form_record import recorded_template
+from letheon.training.form_record import recorded_form
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.loop import train
@@ -89,8 +89,7 @@ def _unlearn(
 
     `precision` says how its weights lie and are multiplied.
     """
-    if resumes:
-        settings = recorded_template(settings)
+    settings, known = recorded_form(settings) if resumes else (settings, {})
     observer.stage("loading the model", 0, 0)
     loaded = load_model(
         settings.model,
@@ -101,7 +100,7 @@ def _unlearn(
         note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()
-    prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer)
+    prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
     prepared = replace(prepared, precision=precision)
     observer.note(precision)  # not into the log, which is the same in every run: rates are not
     check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from letheon.data.forms import AUTO
 from letheon.data.packing import join
+from letheon.data.probing import Known
 from letheon.errors import DivergenceError, ModelError, SettingsError
 from letheon.files import full_disk_is_an_error
 from letheon.model.adapters import LoraAdapter
@@ -21,7 +23,7 @@ from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
-from letheon.training.form_record import check_same_inputs, recorded_template
+from letheon.training.form_record import check_same_inputs, recorded_form
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
 from letheon.training.loop import begin, is_over
@@ -195,7 +197,7 @@ def _try_together(
         notes = [watcher.note for watcher in observers]
         resumes = [stack.enter_context(hold_folder(one, note=n)) for one, n in zip(resolved, notes, strict=True)]
         stack.enter_context(full_disk_is_an_error(first.out, advice=WHEN_FULL))
-        resolved = _in_recorded_form(resolved, resumes)
+        resolved, known = _in_recorded_form(resolved, resumes)
         observer.stage("loading the model", 0, 0)
         loaded = load_model(
             first.model,
@@ -210,8 +212,9 @@ def _try_together(
         methods = [get_method(one.method) for one in resolved]
         cache_dir = first.cache_dir or default_cache_dir()
         ground = lay_ground(
-            loaded, inputs, resolved, shared, methods=methods, cache_dir=cache_dir, progress=observer.stage
-        )
+            loaded, inputs, resolved, shared,
+            methods=methods, cache_dir=cache_dir, progress=observer.stage, known=known,
+        )  # fmt: skip
         for note in (precision_of(resolve_settings(members[0])).line, *ground.notes):
             observer.note(note)
         whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers)
@@ -223,10 +226,17 @@ def _try_together(
     return None
 
 
-def _in_recorded_form(members: list[UnlearnSettings], resumes: Collection[bool]) -> list[UnlearnSettings]:
-    """Return the settings of all members with the form that was found out when any of them began."""
-    begun = [recorded_template(one) for one, goes_on in zip(members, resumes, strict=True) if goes_on]
-    return [one.model_copy(update={"template": begun[0].template}) for one in members] if begun else members
+def _in_recorded_form(
+    members: list[UnlearnSettings], resumes: Collection[bool]
+) -> tuple[list[UnlearnSettings], Mapping[str, Known]]:
+    """Return the settings of all members with the form found out when any of them began, and what was known in each."""
+    begun = [recorded_form(one) for one, goes_on in zip(members, resumes, strict=True) if goes_on]
+    # One that was ended before it wrote down its form knows of none.
+    found = next(((one.template, known) for one, known in begun if one.template != AUTO), None)
+    if found is None:
+        return members, {}
+    template, known = found
+    return [one.model_copy(update={"template": template}) for one in members], known
 
 
 def _objection(whole: _Together) -> str | None:
