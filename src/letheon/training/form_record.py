@@ -26,24 +26,29 @@ _COMPARED = tuple(name for name in CALLED if name != "model_sha256")
 """What has to be equal on resuming: the same weights may lie in other files."""
 
 
-def what_was_read(form: FormedRows, inputs: Inputs, *, weights_sha256: str, model_sha256: str | None) -> dict[str, Any]:
-    """Return the fingerprints of a run: of its model, rows, tokenizer and documents as read, and of the rows' form."""
-    rows = {
+def inputs_read(inputs: Inputs) -> dict[str, Any]:
+    """Return the fingerprints of what a run reads beside its model: rows, documents and tokenizer."""
+    read = {
+        "tokenizer_sha256": hash_tokenizer(inputs.tokenizer),
         "forget_sha256": hash_rows([*inputs.forget, *inputs.left_out[0]]),
         "retain_sha256": hash_rows([*inputs.retain, *inputs.left_out[1]]),
     }
     if inputs.holdout:
-        rows["holdout_sha256"] = hash_sequences(inputs.holdout)
+        read["holdout_sha256"] = hash_sequences(inputs.holdout)
     if inputs.alternatives is not None:
-        rows["alternatives_sha256"] = hash_rows(inputs.alternatives)
+        read["alternatives_sha256"] = hash_rows(inputs.alternatives)
+    return read
+
+
+def what_was_read(form: FormedRows, inputs: Inputs, *, weights_sha256: str, model_sha256: str | None) -> dict[str, Any]:
+    """Return the fingerprints of a run: of its model, rows, tokenizer and documents as read, and of the rows' form."""
     return {
         "template": form.template,
         "date": form.date,
         "ends": form.ends,
         **({} if model_sha256 is None else {"model_sha256": model_sha256}),
         "weights_sha256": weights_sha256,
-        "tokenizer_sha256": hash_tokenizer(inputs.tokenizer),
-        **rows,
+        **inputs_read(inputs),
         "sequences_sha256": form.sha256,
     }
 

@@ -27,7 +27,7 @@ from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
 from letheon.training.form import check_answers
-from letheon.training.form_record import recorded_form
+from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.interim import InterimScore, interim_score
 from letheon.training.loop import train
@@ -90,6 +90,9 @@ def _unlearn(
     `precision` says how its weights lie and are multiplied.
     """
     settings, known = recorded_form(settings) if resumes else (settings, {})
+    if resumes:
+        form = {"template": settings.template, "date": settings.date}
+        check_same_inputs(settings.out, {**form, **inputs_read(inputs)})  # before the model is loaded; the rest with it
     observer.stage("loading the model", 0, 0)
     loaded = load_model(
         settings.model,

@@ -23,7 +23,7 @@ from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import check_disk, hold_folder
-from letheon.training.form_record import check_same_inputs, recorded_form
+from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.training.inputs import Inputs
 from letheon.training.interim import InterimScore
 from letheon.training.loop import begin, is_over
@@ -197,6 +197,9 @@ def _try_together(
         notes = [watcher.note for watcher in observers]
         resumes = [stack.enter_context(hold_folder(one, note=n)) for one, n in zip(resolved, notes, strict=True)]
         stack.enter_context(full_disk_is_an_error(first.out, advice=WHEN_FULL))
+        for one, goes_on in zip(resolved, resumes, strict=True):
+            if goes_on:
+                check_same_inputs(one.out, inputs_read(inputs))
         resolved, known = _in_recorded_form(resolved, resumes)
         observer.stage("loading the model", 0, 0)
         loaded = load_model(
