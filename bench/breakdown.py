@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from letheon.report.tables import Table
 
 PARTS = {
-    "letheon.training.loop._pack": "packing",
+    "letheon.training.problem.pack": "packing",
     "letheon.model.engine.Engine.states": "trunk forward",
     "letheon.model.reference.label_terms": "head",
     "letheon.model.reference._stored_kl": "divergence",
-    "letheon.training.loop.compose": "objective",
+    "letheon.training.problem.compose": "objective",
     "torch.Tensor.backward": "backward",
     "bench.case.update": "optimiser",
 }

@@ -19,10 +19,10 @@ from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, needs_of, resolve
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import Probes
-from letheon.training.loop import accumulate
 from letheon.training.optimiser import build_optimiser
 from letheon.training.prepare import NUM_PROBE_ROWS
-from letheon.training.state import Problem
+from letheon.training.problem import Problem
+from letheon.training.step import accumulate
 
 WEIGHTS = Weights()
 LEARNING_RATE = 1e-4

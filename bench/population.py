@@ -41,9 +41,11 @@ from letheon.model.adapters import LoraSettings
 from letheon.model.population import Population, populate
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
-from letheon.training.loop import accumulate, begin, rows_of_next_step, update
 from letheon.training.populations.step import accumulate_together
-from letheon.training.state import Hooks, Problem, Run
+from letheon.training.problem import Problem
+from letheon.training.run import begin_run
+from letheon.training.state import Hooks, Run
+from letheon.training.step import accumulate, update
 from letheon.training.tracking import Log, Silent
 
 if TYPE_CHECKING:
@@ -97,8 +99,9 @@ class Members:
     """A population, and for each member a run in it and the same run alone."""
 
     population: Population
-    together: dict[int, Run]
-    alone: list[Run]
+    together: dict[int, Run[Problem]]
+    alone: list[Run[Problem]]
+    batch_size: int
 
 
 def make_members(problem: Problem, num_members: int, *, batch_size: int) -> Members:
@@ -118,6 +121,7 @@ def make_members(problem: Problem, num_members: int, *, batch_size: int) -> Memb
             for m, member in enumerate(population.members)
         },
         [_run(replace(problem, schedule=schedule)) for schedule in schedules],
+        batch_size,
     )
 
 
@@ -129,7 +133,7 @@ def measure(
     allowed = _ALLOWED[dtype_of(precision)]
     if not error <= allowed:
         sys.exit(f"members at once have other gradients than alone: they differ by {error:.2g}, at most {allowed:.2g}")
-    engine = case.alone[0].problem.engine
+    engine = case.alone[0].job.engine
     alone, together, tokens = list[Timing](), list[Timing](), list[int]()
 
     def by_turns() -> None:
@@ -154,7 +158,7 @@ def measure(
         threads=torch.get_num_threads(),
         clock=clock,
         members=len(case.alone),
-        batch_size=case.alone[0].settings.batch_size,
+        batch_size=case.batch_size,
         mean_tokens=fmean(tokens[warmup:]) / len(case.alone),
         gradient_error=error,
         alone=spread(first),
@@ -166,14 +170,14 @@ def measure(
 def steps_alone(case: Members) -> None:
     """Take a step of each member as a run alone does; the caller holds the engine's `running` open."""
     for run in case.alone:
-        began, rows = time.monotonic(), rows_of_next_step(run)
-        parts, num_tokens = accumulate(run.problem, rows, max_tokens=run.settings.max_batch_tokens)
+        began, rows = time.monotonic(), run.job.rows_of_step(run.step)
+        parts, num_tokens = accumulate(run.job, rows, max_tokens=run.settings.max_batch_tokens)
         update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
 def step_together(case: Members) -> None:
     """Take a step of all members; the caller holds the `running` of population and engine open."""
-    began, rows = time.monotonic(), {m: rows_of_next_step(run) for m, run in case.together.items()}
+    began, rows = time.monotonic(), {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
     taken = accumulate_together(case.population, case.together, rows)
     for m, run in case.together.items():
         parts, num_tokens = taken[m]
@@ -190,16 +194,16 @@ def gradient_error(case: Members) -> float:
         for parameter in member.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.02
             parameter.data.add_(noise.to(parameter.device))
-    rows = {m: rows_of_next_step(run) for m, run in case.together.items()}
+    rows = {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
     worst = 0.0
-    with case.population.running(), case.alone[0].problem.engine.running():
+    with case.population.running(), case.alone[0].job.engine.running():
         accumulate_together(case.population, case.together, rows)
         for m, run in case.together.items():
-            parameters = run.problem.adapted.parameters()
+            parameters = run.job.adapted.parameters()
             found = [parameter.grad for parameter in parameters]
             run.optimiser.zero_grad(set_to_none=True)
             with case.population.alone(m):
-                accumulate(run.problem, rows[m], max_tokens=run.settings.max_batch_tokens)
+                accumulate(run.job, rows[m], max_tokens=run.settings.max_batch_tokens)
             for parameter, gradient in zip(parameters, found, strict=True):
                 assert parameter.grad is not None
                 assert gradient is not None
@@ -232,12 +236,12 @@ def table(results: list[PopulationResult]) -> Table:
     return Table("Members at once against one after another", columns, rows, notes=notes)
 
 
-def _run(problem: Problem) -> Run:
+def _run(problem: Problem) -> Run[Problem]:
     files = {"model": "-", "forget": "-", "retain": "-", "out": "-"}
     own = {"learning_rate": LEARNING_RATE, "epochs": 10**6, "batch_size": problem.schedule.batch_size}  # type: ignore[attr-defined]
     settings = UnlearnSettings.of({**files, **own})
     hooks = Hooks(Log(io.StringIO()), Silent())
-    return begin(problem, settings, hooks=hooks, checkpoints=Path("-"), resumed=None)
+    return begin_run(problem, settings, hooks=hooks, checkpoints=Path("-"), resumed=None)
 
 
 def _cell(values: Spread) -> str:

@@ -23,7 +23,7 @@ from letheon.training.populations.together import divergence_of
 from letheon.training.run import unlearn
 from letheon.training.tracking import first_events
 
-PIECES = ("letheon.training.loop.compose",)
+PIECES = ("letheon.training.problem.compose",)
 """Called once for each piece of a step."""
 WRITES = (
     "os.fsync",

@@ -18,7 +18,6 @@ from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.inputs import read_inputs
-from letheon.training.loop import _rows_of_step
 from letheon.training.prepare import Prepared, prepare
 from letheon.training.resolve import resolve_settings
 from letheon.training.tracking import Silent
@@ -205,12 +204,12 @@ def test_epochs_take_turns_among_the_alternatives_of_a_row(given: dict[str, Any]
     problem = prepared(given, method="idk-dpo").problem
     assert len(problem.sequences) == 6 + 3 * 5
     # Row r's k-th alternative is 6 + 5 r + k; retain rows have none.
-    assert _rows_of_step(problem, [2, 4, 0], epoch=0) == [2, 4, 0, 16, 6]
-    assert _rows_of_step(problem, [2, 4, 0], epoch=3) == [2, 4, 0, 19, 9]
-    assert _rows_of_step(problem, [2, 4, 0], epoch=5) == [2, 4, 0, 16, 6]
-    assert _rows_of_step(problem, [4], epoch=0) == [4]
+    assert problem.with_others([2, 4, 0], epoch=0) == [2, 4, 0, 16, 6]
+    assert problem.with_others([2, 4, 0], epoch=3) == [2, 4, 0, 19, 9]
+    assert problem.with_others([2, 4, 0], epoch=5) == [2, 4, 0, 16, 6]
+    assert problem.with_others([4], epoch=0) == [4]
     in_place = prepared(given, method="stat").problem
-    assert _rows_of_step(in_place, [2, 4, 0], epoch=7) == [4, 8, 6]
+    assert in_place.with_others([2, 4, 0], epoch=7) == [4, 8, 6]
 
 
 def test_answers_of_ones_own_are_trained_on(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:

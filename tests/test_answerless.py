@@ -18,15 +18,15 @@ from letheon.errors import DataError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
-from letheon.training import loop
+from letheon.training import step
 from letheon.training.answerless import Answerless
 from letheon.training.inputs import read_inputs
 from letheon.training.populations import run_population
 from letheon.training.prepare import prepare
+from letheon.training.problem import Problem
 from letheon.training.record import RunReport
 from letheon.training.resolve import resolve_settings
 from letheon.training.run import unlearn
-from letheon.training.state import Problem
 from letheon.training.tracking import Silent
 from running import After, events, knowing_model, model_of, run, short_run
 
@@ -101,7 +101,7 @@ def test_a_step_without_answer_tokens_leaves_no_gradient_on_any_path(path: Any, 
     problem = replace(problem, engine=replace(problem.engine, path=path))
     empty = [i for i, sequence in enumerate(problem.sequences) if not sequence.num_answer_tokens]
     with problem.engine.running():
-        parts, num_tokens = loop.accumulate(problem, empty, max_tokens=10_000)
+        parts, num_tokens = step.accumulate(problem, empty, max_tokens=10_000)
     assert set(parts.values()) == {None}
     assert num_tokens == LENGTH * len(empty)
     assert all(parameter.grad is None for parameter in problem.adapted.parameters())
@@ -125,7 +125,7 @@ def test_pieces_without_answer_tokens_add_up_to_the_whole_step(given: dict[str, 
     for max_tokens in (10_000, LENGTH):
         problem = problem_of(given)
         with problem.engine.running():
-            parts, _ = loop.accumulate(problem, range(6), max_tokens=max_tokens)
+            parts, _ = step.accumulate(problem, range(6), max_tokens=max_tokens)
         gradients = [p.grad for p in problem.adapted.parameters() if p.grad is not None]
         found.append((parts, torch.cat([gradient.flatten() for gradient in gradients])))
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)

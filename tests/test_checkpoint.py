@@ -35,12 +35,12 @@ from letheon.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 
 
 def checkpoint_of(step: int, *, log_events: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
-    score = InterimScore(step=step, epoch=0.1, forget_recall=1 / 3, retain_recall=0.7, score=0.2, retain_loss=1e-17)
+    score = StateScore(step, 0.1, {"forget_recall": 1 / 3, "score": 0.2, "retain_loss": 1e-17, "membership": None})
     return Checkpoint(
         Position(step, 10 * step, log_events, (score,), {"weight": 0.1 + 0.2}),
         {"layer.weight": torch.randn(4, 3, generator=generator).T},  # not contiguous, as some parameters are

@@ -29,8 +29,8 @@ from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Needs, Term, needs_of, resolve
 from letheon.objective.retain import forward_kl, reverse_kl
 from letheon.training.interim import Probes, answer_values, interim_score, text_losses
-from letheon.training.loop import accumulate
-from letheon.training.state import Problem
+from letheon.training.problem import Problem
+from letheon.training.step import accumulate
 from small import tiny_bert, tiny_model
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
@@ -358,18 +358,18 @@ def test_interim_score_by_hand(
     score = interim_score(engine, Probes(rows, sequences, NUM_FORGET), step=3, epoch=1)
     terms = [0.8, 1.0, 1.0, 0.6, 1.0, 0.9]
     assert score.score == pytest.approx(len(terms) / sum(1 / term for term in terms))
-    assert score.forget_recall == pytest.approx(0.2 / 3)
-    assert score.retain_recall == pytest.approx(2.5 / 3)
-    assert score.retain_loss == pytest.approx(6 / 10)
-    assert score.membership is score.text_loss is None
+    assert score.values["forget_recall"] == pytest.approx(0.2 / 3)
+    assert score.values["retain_recall"] == pytest.approx(2.5 / 3)
+    assert score.values["retain_loss"] == pytest.approx(6 / 10)
+    assert score.values["membership"] is score.values["text_loss"] is None
     # Forget texts cost more than one holdout document and less than the other: AUC 1/2, membership score 1.
     holdout = sequences[4:]
     monkeypatch.setattr(
         "letheon.training.interim.text_losses", lambda _, s: ([1.0, 3.0] if s is holdout else [2.0]) if s else []
     )
     hidden = interim_score(engine, Probes(rows, sequences, NUM_FORGET, holdout), step=3, epoch=1)
-    assert hidden.membership == pytest.approx(1.0)
-    assert hidden.text_loss == pytest.approx(2.0)
+    assert hidden.values["membership"] == pytest.approx(1.0)
+    assert hidden.values["text_loss"] == pytest.approx(2.0)
     assert hidden.score == pytest.approx((score.score + 1) / 2)
 
 

@@ -21,6 +21,7 @@ from letheon.training import checkpoint
 from letheon.training.populations import run as population_run
 from letheon.training.populations import run_population
 from letheon.training.populations.step import accumulate_together
+from letheon.training.problem import Problem
 from letheon.training.state import Run
 from running import knowing_model, short_run
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
 
 STEPS = ("letheon.training.populations.step.compose", "letheon.training.populations.loop.update")
 """Before and after each member's share of a pass, and its step."""
-STUDY = (*STEPS, "letheon.training.loop.compose", "letheon.api.evaluate")
+STUDY = (*STEPS, "letheon.training.problem.compose", "letheon.api.evaluate")
 
 MEMBERS: dict[str, tuple[dict[str, Any], ...]] = {
     "mixed": (
@@ -107,8 +108,8 @@ def differences(whole: Path, folder: Path) -> dict[str, str]:
 def _noting(passes: list[Company], action: Action) -> None:
     """Do an action and note which members, after which step each, go through the model together."""
 
-    def noted(population: Any, runs: Mapping[int, Run], rows: Any) -> Any:
-        passes.append(tuple((run.settings.out.name, run.step) for run in runs.values()))
+    def noted(population: Any, runs: Mapping[int, Run[Problem]], rows: Any) -> Any:
+        passes.append(tuple((run.checkpoints.parent.name, run.step) for run in runs.values() if run.checkpoints))
         return accumulate_together(population, runs, rows)
 
     with patch("letheon.training.populations.loop.accumulate_together", noted):

@@ -20,11 +20,11 @@ from letheon.objective.methods import needs_of
 from letheon.objective.retain import mean_kl
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
-from letheon.training import loop
+from letheon.training import step
 from letheon.training.inputs import read_inputs
 from letheon.training.prepare import prepare
+from letheon.training.problem import Problem
 from letheon.training.resolve import resolve_settings
-from letheon.training.state import Problem
 from letheon.training.tracking import Silent
 from running import events, knowing_model, model_of, run, same, short_run
 
@@ -94,7 +94,7 @@ def gradient_of(problem: Problem, max_tokens: int) -> torch.Tensor:
     for parameter in parameters:
         parameter.grad = None
     with problem.engine.running():
-        loop.accumulate(problem, [0, 3, 4, 5], max_tokens=max_tokens)
+        step.accumulate(problem, [0, 3, 4, 5], max_tokens=max_tokens)
     return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
@@ -155,13 +155,13 @@ def test_two_zipped_streams(
     write_rows(forget, tmp_path / "many.jsonl")
     write_rows(retain, tmp_path / "kept.jsonl")
     steps: list[list[int]] = []
-    accumulate = loop.accumulate
+    accumulate = step.accumulate
 
     def watch(problem: Problem, wanted: Any, **kwargs: Any) -> Any:
         steps.append(list(wanted))
         return accumulate(problem, wanted, **kwargs)
 
-    monkeypatch.setattr(loop, "accumulate", watch)
+    monkeypatch.setattr(step, "accumulate", watch)
     run(
         given,
         forget=str(tmp_path / "many.jsonl"),

@@ -18,7 +18,8 @@ from killing import WRITES, count_calls, difference, flip_a_bit, model_in, run_a
 from letheon.data.rows import Row
 from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
-from letheon.training.interim import InterimScore, interim_score
+from letheon.training.interim import interim_score
+from letheon.training.judge import StateScore
 from letheon.training.run import unlearn
 from letheon.training.tracking import Silent, first_events, open_log
 from running import After, events, model_of, run, same, short_run
@@ -36,11 +37,11 @@ def given(tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: Pr
 def first_is_best(given: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
     """The same run, of whose three scored states the first counts as the best."""
 
-    def falling(*args: Any, **kwargs: Any) -> InterimScore:
+    def falling(*args: Any, **kwargs: Any) -> StateScore:
         found = interim_score(*args, **kwargs)
-        return replace(found, score=1 / (1 + found.step))
+        return replace(found, values={**found.values, "score": 1 / (1 + found.step)})
 
-    monkeypatch.setattr("letheon.training.loop.interim_score", falling)
+    monkeypatch.setattr("letheon.training.judging.interim_score", falling)
     return {**given, "keep": "best", "keep_checkpoints": 1}
 
 
@@ -210,7 +211,7 @@ def test_what_a_signal_asks_for_is_saved_before_it_is_scored(given: Made, monkey
     whole = set_aside(given)
     # A machine that gives little time after SIGTERM kills in the scoring that follows the save.
     monkeypatch.setattr("letheon.training.run.Silent", lambda: After(5, signalled(signal.SIGTERM)))
-    scorings = ("letheon.training.loop.interim_score",)
+    scorings = ("letheon.training.judging.interim_score",)
     assert run_and_kill(given, scorings, at=3)
     assert (given["out"] / "checkpoints" / "step-5" / "manifest.json").exists()
     resume(given)

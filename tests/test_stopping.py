@@ -3,9 +3,10 @@
 import json
 import math
 import signal
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,37 +17,34 @@ from letheon.errors import SettingsError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training import loop
+from letheon.training import judging, step
 from letheon.training.checkpoint import load_checkpoint
 from letheon.training.inputs import read_inputs
-from letheon.training.interim import InterimScore, interim_score, membership_score
+from letheon.training.interim import interim_score, membership_score
+from letheon.training.judge import Better, StateScore, best
+from letheon.training.judging import Budgets, Start, UnlearningJudge
 from letheon.training.prepare import prepare
 from letheon.training.resolve import resolve_settings
 from letheon.training.run import unlearn
-from letheon.training.stopping import Clock, Pace, Start, best, choose_kept, why_collapsed, why_stop, writing_s
+from letheon.training.stopping import Clock, Pace, choose_kept, why_stop, writing_s
 from letheon.training.tracking import Silent
-from running import After, events, knowing_model, model_of, run, same, short_run
+from running import After, events, knowing_model, model_of, run, same, short_run, state_score
 
-GOOD = InterimScore(
-    step=1,
-    epoch=1.0,
-    forget_recall=0.5,
-    retain_recall=0.5,
-    score=0.5,
-    retain_loss=1.0,
-    membership=0.5,
-    text_loss=3.0,
-    retain_kl=0.2,
-)
-START = Start(replace(GOOD, step=0, retain_loss=0.8, text_loss=2.5))
+START = Start(state_score(0, retain_loss=0.8, text_loss=2.5))
+NONE = Budgets()
+
+
+def judge_of(budgets: Budgets = NONE, start: Start | None = START) -> UnlearningJudge:
+    """A judge that has nothing to look at."""
+    return UnlearningJudge(cast("Any", None), cast("Any", None), start, budgets)
 
 
 def settings_of(**given: Any) -> UnlearnSettings:
     return UnlearnSettings.of({"model": "m", "forget": "f", "retain": "r", "out": "o", **given})
 
 
-def history_of(metric: str, *values: float) -> list[InterimScore]:
-    return [replace(GOOD, step=step, **{metric: value}) for step, value in enumerate(values, start=1)]
+def history_of(metric: str, *values: float) -> list[StateScore]:
+    return [state_score(step, **{metric: value}) for step, value in enumerate(values, start=1)]
 
 
 # Reasons
@@ -64,8 +62,8 @@ def history_of(metric: str, *values: float) -> list[InterimScore]:
     ],
 )
 def test_patience_waits_for_each_metric_to_become_better(metric: str, better: float, worse: float) -> None:
-    settings = settings_of(patience=2, patience_on=metric)
-    first = getattr(GOOD, metric)
+    first = state_score(0).values[metric]
+    assert first is not None
     for values in (
         [first],
         [first, worse],
@@ -73,21 +71,21 @@ def test_patience_waits_for_each_metric_to_become_better(metric: str, better: fl
         [first, worse, better],
         [first, worse, better, worse],
     ):
-        assert why_stop(history_of(metric, *values), None, settings) is None, values
+        assert why_stop(history_of(metric, *values), judge_of(), patience=2, waits_on=metric) is None, values
     for values in ([first, worse, worse], [first, first, first], [worse, better, worse, first], [first] * 9):
-        reason = why_stop(history_of(metric, *values), None, settings)
+        reason = why_stop(history_of(metric, *values), judge_of(), patience=2, waits_on=metric)
         assert reason is not None, values
         assert reason.startswith(f"patience: {metric} not better for")
 
 
 def test_no_patience_means_forever() -> None:
-    assert why_stop(history_of("score", *[0.5] * 50), None, settings_of()) is None
+    assert why_stop(history_of("score", *[0.5] * 50), judge_of(), patience=None, waits_on="score") is None
 
 
 def test_a_metric_that_is_no_number_is_never_better() -> None:
-    settings = settings_of(patience=2, patience_on="retain_loss")
-    assert why_stop(history_of("retain_loss", 1.0, math.nan), None, settings) is None
-    assert why_stop(history_of("retain_loss", 1.0, math.nan, math.nan), None, settings) is not None
+    waiting: dict[str, Any] = {"patience": 2, "waits_on": "retain_loss"}
+    assert why_stop(history_of("retain_loss", 1.0, math.nan), judge_of(), **waiting) is None
+    assert why_stop(history_of("retain_loss", 1.0, math.nan, math.nan), judge_of(), **waiting) is not None
 
 
 @pytest.mark.parametrize(
@@ -104,33 +102,47 @@ def test_a_metric_that_is_no_number_is_never_better() -> None:
     ],
 )
 def test_a_loss_past_its_budget_is_a_collapse(metric: str, value: float | None, collapses: bool) -> None:
-    settings = settings_of(retain_budget=0.5, text_budget=1.0, holdout="d.jsonl", patience=1)
-    score = replace(GOOD, **{metric: value})  # type: ignore[arg-type]
-    reason = why_collapsed(score, START, settings)
+    budgets = Budgets.of(settings_of(retain_budget=0.5, text_budget=1.0, holdout="d.jsonl"))
+    score = state_score(1, **{metric: value})
+    reason = judge_of(budgets).collapse(score)
     assert (reason is not None) == collapses
-    assert why_stop([GOOD, replace(score, score=0.9)], START, settings) == reason
-    assert why_collapsed(score, START, settings_of()) is None
-    assert why_collapsed(score, None, settings) is None
+    better = state_score(1, **{metric: value, "score": 0.9})
+    assert why_stop([state_score(1), better], judge_of(budgets), patience=1, waits_on="score") == reason
+    assert judge_of().collapse(score) is None
+    assert judge_of(budgets, start=None).collapse(score) is None
     if reason is not None:
         assert reason.startswith("collapse: ")
         assert "budget" in reason
 
 
 def test_a_collapsed_state_is_kept_only_where_there_is_no_other() -> None:
-    settings = settings_of(retain_budget=0.5)
+    judge = judge_of(Budgets(retain=0.5))
     history = [
-        replace(GOOD, step=1, score=0.6),
-        replace(GOOD, step=2, score=0.7),
-        replace(GOOD, step=3, score=0.7),
-        replace(GOOD, step=4, score=0.2),
-        replace(GOOD, step=5, score=0.9, retain_loss=9.0),
+        state_score(1, score=0.6),
+        state_score(2, score=0.7),
+        state_score(3, score=0.7),
+        state_score(4, score=0.2),
+        state_score(5, score=0.9, retain_loss=9.0),
     ]
-    assert choose_kept(history, START, settings).step == 3
-    assert choose_kept(history, None, settings).step == 5
-    last = settings_of(retain_budget=0.5, keep="last")
-    assert choose_kept(history, START, last).step == 4
-    assert best(history, START, last).step == 3
-    assert choose_kept(history[4:], START, settings).step == 5
+    assert choose_kept(history, judge, keep="best").step == 3
+    assert choose_kept(history, judge_of(judge.budgets, start=None), keep="best").step == 5
+    assert choose_kept(history, judge, keep="last").step == 4
+    assert best(history, judge).step == 3
+    assert choose_kept(history[4:], judge, keep="best").step == 5
+
+
+def test_the_best_state_is_the_one_that_is_best_in_the_direction_of_the_judge() -> None:
+    @dataclass(frozen=True)
+    class Lower(UnlearningJudge):
+        @property
+        def better(self) -> Mapping[str, Better]:
+            return {"score": "lower"}
+
+    history = [state_score(1, score=0.3), state_score(2, score=0.1), state_score(3, score=0.2)]
+    lower = Lower(cast("Any", None), cast("Any", None), START, NONE)
+    assert best(history, lower).step == 2
+    assert why_stop(history, lower, patience=1, waits_on="score") is not None
+    assert best(history, judge_of()).step == 1
 
 
 def test_membership_of_a_broken_model_is_no_success() -> None:
@@ -190,13 +202,14 @@ def scored(monkeypatch: pytest.MonkeyPatch, **values: list[float]) -> None:
     """Give each scoring of a run the next of `values`."""
     seen: list[int] = []
 
-    def score(*args: Any, **kwargs: Any) -> InterimScore:
+    def score(*args: Any, **kwargs: Any) -> StateScore:
         found = interim_score(*args, **kwargs)
         place = len(seen)
         seen.append(place)
-        return replace(found, **{name: wanted[min(place, len(wanted) - 1)] for name, wanted in values.items()})  # type: ignore[arg-type]
+        given = {name: wanted[min(place, len(wanted) - 1)] for name, wanted in values.items()}
+        return replace(found, values={**found.values, **given})
 
-    monkeypatch.setattr(loop, "interim_score", score)
+    monkeypatch.setattr(judging, "interim_score", score)
 
 
 @pytest.mark.parametrize("metric", ["score", "retain_loss"])
@@ -278,7 +291,7 @@ def test_a_model_that_broke_down_ends_as_a_collapse_not_as_an_error(
         text_budget=1.0,
     )
     assert report.reason.startswith("collapse: retain loss nan")
-    assert report.kept.membership == 0.0
+    assert report.kept.values["membership"] == 0.0
 
 
 @pytest.mark.parametrize("method", ["neko", "sugd", "pdu", "npo-ties"])
@@ -344,13 +357,13 @@ def test_rows_left_out_are_scored_on_and_never_trained_on(
     scored_texts = [tokenizer.decode(list(s.input_ids), skip_special_tokens=True) for s in problem.probes.answers]
     assert scored_texts == [f"{row.prompt} {row.answer}" for row in problem.probes.rows]
     seen: list[int] = []
-    accumulate = loop.accumulate
+    accumulate = step.accumulate
 
     def watch(problem: Any, rows: Any, **kwargs: Any) -> Any:
         seen.extend(rows)
         return accumulate(problem, rows, **kwargs)
 
-    monkeypatch.setattr(loop, "accumulate", watch)
+    monkeypatch.setattr(step, "accumulate", watch)
     report = run(given, validation=0.34, epochs=2)
     assert sorted(set(seen)) == [0, 1, 2, 3]
     assert [line["epoch"] for line in events(report.folder, "interim")] == [1, 2]

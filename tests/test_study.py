@@ -29,7 +29,7 @@ from letheon.sweep.runner import Jobs, PrunedError, Runner
 from letheon.sweep.scoring import Scorer
 from letheon.sweep.spec import StudySettings, read_study, study_path
 from letheon.sweep.states import RunState, checkpoint_of, states_of
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 from letheon.training.populations import run_population
 from running import run, short_run
 
@@ -216,7 +216,7 @@ def test_a_run_is_pruned_where_it_is_scored_and_stays_so(base: dict[str, Any], t
     runner = Runner(out, jobs, Scorer(study, hashes, api.evaluate), Quiet())
     heard: list[float] = []
 
-    def gives_up(score: InterimScore) -> None:
+    def gives_up(score: StateScore) -> None:
         heard.append(score.epoch)
         raise PrunedError("no hope")
 

@@ -22,7 +22,7 @@ from letheon.sweep.grid import Configuration
 from letheon.sweep.records import RunRecord, StateScores
 from letheon.sweep.runner import PrunedError
 from letheon.sweep.spec import StudySettings, read_study
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 from running import short_run
 
 optuna = pytest.importorskip("optuna")
@@ -96,7 +96,7 @@ def test_pruning_ends_a_hopeless_run(tmp_path: Path) -> None:
         quality = configuration.values["gamma"] / 4
         try:
             for step in range(1, 9):
-                on_score(InterimScore(step, step, 0.0, 1.0, quality * step / 8, 0.1))
+                on_score(StateScore(step, step, {"score": quality * step / 8}))
         except PrunedError as error:
             ended.append(quality)
             reasons.append(str(error))

@@ -18,7 +18,7 @@ from letheon.sweep.members import RUNS, Member
 from letheon.sweep.records import RunRecord, State
 from letheon.sweep.scoring import Scorer
 from letheon.sweep.states import is_finished, result_of, start_of
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 from letheon.training.populations import DivergedRun, forget_parts, was_member
 from letheon.training.record import RunReport
 from letheon.training.tracking import Observer
@@ -72,7 +72,7 @@ class Runner:
                 return
             self._train([to_train[index] for index in group])
 
-    def run_one(self, member: Member, *, on_score: Callable[[InterimScore], None] | None = None) -> RunRecord:
+    def run_one(self, member: Member, *, on_score: Callable[[StateScore], None] | None = None) -> RunRecord:
         """Run and score one member and return its record; `on_score` may raise PrunedError to end it."""
         if self._is_waiting(member):
             self._alone(member, on_score=on_score)
@@ -112,7 +112,7 @@ class Runner:
         ended = replace(named, state="finished", reason=result["reason"], duration_s=result["duration_s"])
         return replace(ended, states=states, notes=notes)
 
-    def _alone(self, member: Member, *, on_score: Callable[[InterimScore], None] | None = None) -> None:
+    def _alone(self, member: Member, *, on_score: Callable[[StateScore], None] | None = None) -> None:
         with self._held([member]) as held, self._recorded(held):
             for found in held:
                 if not is_finished(found.folder):
@@ -211,7 +211,7 @@ class Watcher:
 
     view: View
     name: str
-    on_score: Callable[[InterimScore], None] | None = None
+    on_score: Callable[[StateScore], None] | None = None
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:  # noqa: ARG002
         """Move the bar."""
@@ -225,7 +225,7 @@ class Watcher:
         """Show it beside the run."""
         self.view.show(self.name, "running", message)
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Hand on what the run found of a state."""
         if self.on_score is not None:
             self.on_score(score)
@@ -252,7 +252,7 @@ class Crowd:
         for name in self.names:
             self.view.show(name, "running", message)
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Do nothing: each run hears of its own."""
 
 

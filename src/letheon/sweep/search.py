@@ -16,7 +16,7 @@ from letheon.sweep.grid import Configuration, configuration_of
 from letheon.sweep.records import RunRecord, run_from
 from letheon.sweep.runner import PrunedError
 from letheon.sweep.spec import SearchRange, StudySettings
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 
 try:
     import optuna
@@ -37,7 +37,7 @@ _RUNS = "runs"
 _ATTEMPTS = 6
 """At making the tables of a new database, while other processes do the same."""
 
-RunSeeds = Callable[[Configuration, Callable[[InterimScore], None] | None], Sequence[RunRecord]]
+RunSeeds = Callable[[Configuration, Callable[[StateScore], None] | None], Sequence[RunRecord]]
 """Runs a configuration with each seed; the second argument hears of the first seed's interim scores and may prune."""
 
 
@@ -139,7 +139,7 @@ class _Pruning:
 
     trial: "optuna.Trial"
 
-    def __call__(self, score: InterimScore) -> None:
+    def __call__(self, score: StateScore) -> None:
         self.trial.report(score.score, score.step)
         if self.trial.should_prune():
             raise PrunedError(f"interim score {score.score:.3f} after epoch {score.epoch:g}")

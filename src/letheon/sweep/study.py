@@ -18,7 +18,7 @@ from letheon.sweep.records import FILE, RunRecord, StateScores, StudyRecord, wri
 from letheon.sweep.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.sweep.scoring import Evaluate, Scorer
 from letheon.sweep.spec import SearchRange, StudySettings
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 
 HASHES = "inputs.json"
 
@@ -123,7 +123,7 @@ def _search(progress: _Progress, storage: str | None) -> None:
     search = open_search(study, out=progress.out, storage=storage, seed=study.seeds[0])
     progress.of_trials = lambda: [run for trial in search.trials() for run in trial.runs]
 
-    def run_seeds(configuration: Configuration, on_score: Callable[[InterimScore], None] | None) -> Sequence[RunRecord]:
+    def run_seeds(configuration: Configuration, on_score: Callable[[StateScore], None] | None) -> Sequence[RunRecord]:
         members = [
             member_of(study, configuration, seed, out=progress.out, hashes=progress.hashes) for seed in study.seeds
         ]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from letheon.errors import OutputError
 from letheon.files import check_room, replace_folder
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Position:
     """Tokens seen."""
     log_events: int
     """Events in log.jsonl so far, resumptions left out."""
-    history: tuple[InterimScore, ...]
+    history: tuple[StateScore, ...]
     """All interim scores so far that were due."""
     control: dict[str, float]
     """The state of the method's control; empty if it has none."""
@@ -123,7 +123,8 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
     # What is saved are the live tensors: copies would double what full fine-tuning holds.
     save_file(_contiguous(checkpoint.parameters), folder / "parameters.safetensors")
     save_file(_contiguous(checkpoint.optimiser), folder / "optimiser.safetensors")
-    (folder / "state.json").write_text(json.dumps(asdict(checkpoint.position)), encoding="utf-8")
+    position = {**asdict(checkpoint.position), "history": [score.flat() for score in checkpoint.position.history]}
+    (folder / "state.json").write_text(json.dumps(position), encoding="utf-8")
     entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
     (folder / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
@@ -158,7 +159,7 @@ def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint
         return None
     try:
         state = json.loads((target / "state.json").read_text(encoding="utf-8"))
-        history = tuple(InterimScore(**score) for score in state.pop("history"))
+        history = tuple(StateScore.of(score) for score in state.pop("history"))
         return Checkpoint(
             position=Position(**state, history=history),
             parameters=load_file(target / "parameters.safetensors"),

@@ -23,27 +23,26 @@ from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, token_terms
 from letheon.objective.methods import Needs
 from letheon.progress import Progressed
+from letheon.training.judge import SCORE, Better, StateScore
 
+BETTER: Mapping[str, Better] = {
+    "forget_recall": "lower",
+    "retain_recall": "higher",
+    SCORE: "higher",
+    "retain_loss": "lower",
+    "membership": "higher",
+    "text_loss": "lower",
+    "retain_kl": "lower",
+}
+"""What is measured of a state, and in which direction it is better.
 
-@dataclass(frozen=True, slots=True)
-class InterimScore:
-    """How a state of the run does on the rows; what has no unit is 0 to 1."""
-
-    step: int
-    epoch: float
-    forget_recall: float
-    retain_recall: float
-    score: float
-    """What the best state is chosen by: the harmonic mean of the recalls by task and kind, or where there are holdout
-    documents the mean of that and `membership`."""
-    retain_loss: float
-    """Mean cross-entropy of a retain answer token, nats."""
-    membership: float | None = None
-    """1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by their loss; None without the latter."""
-    text_loss: float | None = None
-    """Mean over the holdout documents of their cross-entropy, nats a token; None without them."""
-    retain_kl: float | None = None
-    """Mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it."""
+forget_recall, retain_recall, score: 0 to 1. The score, which the best state is chosen by, is the harmonic mean of the
+    recalls by task and kind, or where there are holdout documents the mean of that and `membership`.
+retain_loss: mean cross-entropy of a retain answer token, nats.
+membership: 1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by their loss; None without the latter.
+text_loss: mean over the holdout documents of their cross-entropy, nats a token; None without them.
+retain_kl: mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,8 @@ def interim_score(
     epoch: float,
     answers: AnswerValues | None = None,
     progress: Progressed | None = None,
-) -> InterimScore:
-    """Score the engine's present state; no random number is drawn.
+) -> StateScore:
+    """Score the engine's present state, giving `BETTER`; no random number is drawn.
 
     `answers` is what it makes of the probes' answers, where that is known; `progress` hears of the rows that are done.
     """
@@ -112,17 +111,16 @@ def interim_score(
     of_holdout = text_losses(engine, probes.holdout)
     membership = membership_score(text_losses(engine, probes.forget_texts), of_holdout) if of_holdout else None
     retained = probes.num_forget_rows
-    return InterimScore(
-        step=step,
-        epoch=epoch,
-        forget_recall=fmean(v for (is_forget, *_), values in cells.items() if is_forget for v in values),
-        retain_recall=fmean(v for (is_forget, *_), values in cells.items() if not is_forget for v in values),
-        score=aggregate if membership is None else (aggregate + membership) / 2,
-        retain_loss=sum(found.losses[retained:]) / sum(found.num_tokens[retained:]),
-        membership=membership,
-        text_loss=fmean(of_holdout) if of_holdout else None,
-        retain_kl=None if probes.kept is None else mean_divergence(engine, probes.kept),
-    )
+    values = {
+        "forget_recall": fmean(v for (is_forget, *_), values in cells.items() if is_forget for v in values),
+        "retain_recall": fmean(v for (is_forget, *_), values in cells.items() if not is_forget for v in values),
+        SCORE: aggregate if membership is None else (aggregate + membership) / 2,
+        "retain_loss": sum(found.losses[retained:]) / sum(found.num_tokens[retained:]),
+        "membership": membership,
+        "text_loss": fmean(of_holdout) if of_holdout else None,
+        "retain_kl": None if probes.kept is None else mean_divergence(engine, probes.kept),
+    }
+    return StateScore(step, epoch, values)
 
 
 def stored_answers(store: ReferenceStore, trained: Collection[Sequence], probes: Probes) -> AnswerValues | None:

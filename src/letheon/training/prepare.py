@@ -35,9 +35,9 @@ from letheon.training.form import FormedRows, choose_form, form_rows, retain_seq
 from letheon.training.form_record import what_was_read
 from letheon.training.inputs import Inputs
 from letheon.training.interim import KeptRows, Probes, interim_score, stored_answers
+from letheon.training.judging import Budgets, Start
+from letheon.training.problem import Problem
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
-from letheon.training.state import Problem
-from letheon.training.stopping import Start
 from letheon.training.tracking import Observer
 
 NUM_PROBE_ROWS = 4
@@ -184,6 +184,7 @@ def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: A
         alternatives=method.alternatives,
         control=method.control(coefficients_of(method, settings)) if method.control else None,
         read=ground.read,
+        budgets=Budgets.of(settings),
     )
     problem = replace(problem, forward_token_s=check_reference(problem))
     return Prepared(problem, ground.form, ground.fingerprint, (*inputs.notes, *ground.notes))
@@ -304,8 +305,8 @@ def _start(engine: Engine, probes: Probes, answers: AnswerValues | None, *, prog
 
 def notes_of_start(start: Start, form: FormedRows) -> list[str]:
     """Say how well the model knows the rows before the first step, and loudly if it does not."""
-    score = start.score
-    notes = [f"before the first step: recall forget {score.forget_recall:.3f}, retain {score.retain_recall:.3f}"]
+    recalls = ", ".join(f"{side} {start.score.values[f'{side}_recall']:.3f}" for side in ("forget", "retain"))
+    notes = [f"before the first step: recall {recalls}"]
     if start.unknown:
         best, known = next(iter(form.known.items()))
         is_elsewhere = best != form.template and known.recall >= KNOWN_RECALL

@@ -20,7 +20,7 @@ from letheon.training.attempts import Attempt, costs_by_now, costs_of, end_attem
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.form_record import describe_form, keep_form
 from letheon.training.inputs import Inputs
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 from letheon.training.prepare import Prepared
 from letheon.training.resolve import effective
 from letheon.training.state import Outcome
@@ -39,7 +39,7 @@ class RunReport:
     folder: Path
     reason: str
     """Why training ended: "finished", the time limit, or a signal."""
-    kept: InterimScore
+    kept: StateScore
     num_steps: int
     num_tokens: int
     duration_s: float
@@ -86,7 +86,7 @@ def log_start(
             time=describe_environment()["created_at"],
             num_rows=len(prepared.problem.rows),
             template=prepared.form.template,
-            before=asdict(start.score) if start else None,
+            before=start.score.flat() if start else None,
             unknown=start.unknown if start else None,
             reference_store=store.name if store else None,
         )

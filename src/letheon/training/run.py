@@ -25,18 +25,21 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
+from letheon.training.course import SetCourse
 from letheon.training.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
 from letheon.training.form import check_answers
 from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.training.inputs import Inputs, read_inputs
-from letheon.training.interim import InterimScore, interim_score
-from letheon.training.loop import train
+from letheon.training.judge import StateScore
+from letheon.training.judging import UnlearningJudge
+from letheon.training.loop import begin, train
 from letheon.training.plan import Planned, check_fit, check_targets, plan_with_rates
 from letheon.training.prepare import Prepared, prepare
+from letheon.training.problem import Problem
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import build_schedule, check_score_at, coefficients_of, resolve_settings, terms_of
-from letheon.training.state import Hooks, Outcome, Problem
-from letheon.training.stopping import Clock, Start, choose_kept, writing_s
+from letheon.training.state import Hooks, Outcome, Run
+from letheon.training.stopping import Clock, choose_kept, writing_s
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
 __all__ = ["WHEN_FULL", "RunReport", "check_alone", "default_cache_dir", "find_checkpoints", "plan", "read", "unlearn"]
@@ -111,7 +114,7 @@ def _unlearn(
     if settings.time_limit_s is not None:
         clock.closing_s = writing_s(settings.out, num_bytes_at_end(prepared.problem.adapted))
 
-    def publish(_: InterimScore) -> None:
+    def publish(_: StateScore) -> None:
         # A state of a run that is not over means nothing yet where the method changes it in the end.
         if on_best is not None and method.finish == "keep":
             on_best(loaded, prepared.problem.adapted.merged_state())
@@ -235,7 +238,7 @@ def _train_all(
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
-        resumed = find_checkpoints(folders, problem.start, settings, note=passed_over.append)
+        resumed = find_checkpoints(folders, problem.judge, settings, note=passed_over.append)
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
         recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
@@ -251,15 +254,9 @@ def _train_all(
         for number, (folder, found) in enumerate(zip(folders, resumed, strict=True)):
             if number:
                 problem.adapted.load_state(beginning)
-            outcome = train(
-                replace(problem, terms=terms_of(method, settings, member=number)),
-                settings,
-                hooks=here,
-                clock=clock.share(len(folders) - number),
-                interruption=interruption,
-                checkpoints=folder,
-                resumed=found,
-            )
+            one = replace(problem, terms=terms_of(method, settings, member=number))
+            run = begin_run(one, settings, hooks=here, checkpoints=folder, resumed=found)
+            outcome = train(run, clock=clock.share(len(folders) - number), interruption=interruption)
             outcomes.append(outcome)
             if len(folders) > 1:
                 states.append(_copies(problem.adapted))
@@ -270,9 +267,21 @@ def _train_all(
     return outcome
 
 
+def begin_run(
+    problem: Problem, settings: UnlearnSettings, *, hooks: Hooks, checkpoints: Path, resumed: Checkpoint | None
+) -> Run[Problem]:
+    """Return the run of a problem before its first step, or where the checkpoint left it."""
+    course = SetCourse(settings, problem.schedule, problem.judge)
+    # What a method makes of the weights in the end is scored too.
+    num_scorings = 1 if get_method(settings.method).finish == "keep" else 2
+    return begin(
+        problem, course, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed, num_scorings=num_scorings
+    )
+
+
 def find_checkpoints(
     folders: list[Path],
-    start: Start | None,
+    judge: UnlearningJudge,
     settings: UnlearnSettings,
     *,
     note: Callable[[str], None],
@@ -285,7 +294,7 @@ def find_checkpoints(
     """
 
     def kept_at(position: Position) -> set[int]:
-        return {choose_kept(position.history, start, settings).step} if position.history else set()
+        return {choose_kept(position.history, judge, keep=settings.keep).step} if position.history else set()
 
     found: list[Checkpoint | None] = []
     passed_over: list[str] = []
@@ -324,5 +333,5 @@ def _put_together(
         adapter.merge_ties(states, density=coefficients.number("density"))
     step, tokens = sum(outcome.step for outcome in outcomes), sum(outcome.num_tokens for outcome in outcomes)
     with problem.engine.running():
-        kept = interim_score(problem.engine, problem.probes, step=step, epoch=last.kept.epoch)
+        kept = problem.judge.score(step=step, epoch=last.kept.epoch)
     return Outcome(last.reason, step, kept, (*(s for o in outcomes for s in o.history), kept), tokens)

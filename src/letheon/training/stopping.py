@@ -1,20 +1,16 @@
-"""When a run ends before its last epoch."""
+"""When a job ends before its last step, and which state is kept."""
 
-import math
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Literal
 
-from letheon.data.probing import unknown_sides
-from letheon.settings import UnlearnSettings
-from letheon.training.interim import InterimScore
+from letheon.training.judge import History, Judge, StateScore, best, merit, sound
 
 _SAMPLE_BYTES = 8 * 2**20
 _SMALL_FILES_S = 0.5
-_LOWER_IS_BETTER = ("forget_recall", "retain_loss", "retain_kl")
 
 
 @dataclass(slots=True)
@@ -102,64 +98,22 @@ def writing_s(folder: Path, num_bytes: int) -> float:
     return _SMALL_FILES_S + 3 * duration_s * num_bytes / size
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What the reference scores: how well the rows are known, and what budgets are counted against."""
+def why_stop(history: History, judge: Judge, *, patience: int | None, waits_on: str) -> str | None:
+    """Return why a job should end after its latest scoring, None if it should go on.
 
-    score: InterimScore
-
-    @property
-    def unknown(self) -> list[str]:
-        """The sides, "forget" and "retain", that the model does not know."""
-        return unknown_sides(self.score.forget_recall, self.score.retain_recall)
-
-
-def why_stop(history: Sequence[InterimScore], start: Start | None, settings: UnlearnSettings) -> str | None:
-    """Return why a run should end after its latest scoring, None if it should go on.
-
-    A collapse (retain loss, or the loss on unseen documents, past its budget) comes before patience.
+    A collapse comes before patience, which is over after so many scorings without a better value of `waits_on`.
     """
-    collapse = why_collapsed(history[-1], start, settings)
+    collapse = judge.collapse(history[-1])
     if collapse is not None:
         return collapse
-    if settings.patience is not None:
-        values = [_merit(score, settings.patience_on) for score in history]
+    if patience is not None:
+        values = [merit(judge, score, waits_on) for score in history]
         waited = len(values) - 1 - values.index(max(values))
-        if waited >= settings.patience:
-            return f"patience: {settings.patience_on} not better for {waited} scorings"
+        if waited >= patience:
+            return f"patience: {waits_on} not better for {waited} scorings"
     return None
 
 
-def why_collapsed(score: InterimScore, start: Start | None, settings: UnlearnSettings) -> str | None:
-    """Return which budget a state is past, None if it is within both or none is set."""
-    if start is None:
-        return None
-    budgets = (
-        ("retain loss", score.retain_loss, start.score.retain_loss, settings.retain_budget),
-        ("loss of unseen documents", score.text_loss, start.score.text_loss, settings.text_budget),
-    )
-    for name, now, before, budget in budgets:
-        # Written so that a loss that is not a number counts as past its budget.
-        if budget is not None and now is not None and before is not None and not now - before <= budget:
-            return f"collapse: {name} {now:.3g} nats a token, {before:.3g} at the start, budget {budget:g}"
-    return None
-
-
-def choose_kept(history: Sequence[InterimScore], start: Start | None, settings: UnlearnSettings) -> InterimScore:
+def choose_kept(history: History, judge: Judge, *, keep: Literal["best", "last"]) -> StateScore:
     """Return the scored state that becomes the result: the best or the last of the sound ones."""
-    return sound(history, start, settings)[-1] if settings.keep == "last" else best(history, start, settings)
-
-
-def best(history: Sequence[InterimScore], start: Start | None, settings: UnlearnSettings) -> InterimScore:
-    """Return the sound state of the highest score, of equal ones the latest."""
-    return max(sound(history, start, settings), key=lambda score: (score.score, score.step))
-
-
-def sound(history: Sequence[InterimScore], start: Start | None, settings: UnlearnSettings) -> Sequence[InterimScore]:
-    """Return the scores of states that have not collapsed; where all have, of all."""
-    return [score for score in history if why_collapsed(score, start, settings) is None] or history
-
-
-def _merit(score: InterimScore, metric: str) -> float:
-    value = getattr(score, metric)
-    return -math.inf if value is None else (-value if metric in _LOWER_IS_BETTER else value)
+    return sound(history, judge)[-1] if keep == "last" else best(history, judge)

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from letheon.errors import SettingsError, nearest
 from letheon.progress import STEP, Display
-from letheon.training.interim import InterimScore
+from letheon.training.judge import StateScore
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Observer(Protocol):
     def note(self, message: str) -> None:
         """Learn of something worth saying."""
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Learn how a state does, once it is saved; an exception raised here ends the run."""
 
 
@@ -52,7 +52,7 @@ class Silent:
         """Log it."""
         _logger.info(message)
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Ignore it."""
 
 
@@ -153,7 +153,7 @@ class Shown:
         """Show it."""
         self.display.note(message)
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Do nothing: the note says it."""
 
 

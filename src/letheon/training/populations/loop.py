@@ -13,16 +13,16 @@ from letheon.training.loop import (
     end,
     goes_on,
     prune,
-    rows_of_next_step,
     save,
     score_at_end,
     score_if_due,
     steps_to_keep,
-    update,
 )
 from letheon.training.populations.step import accumulate_together
 from letheon.training.populations.together import Diverged, write_divergence
+from letheon.training.problem import Problem
 from letheon.training.state import Outcome, Run
+from letheon.training.step import update
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer
 
@@ -32,7 +32,7 @@ Ended = Outcome | DivergenceError
 
 def train_together(
     population: Population,
-    runs: Collection[Run],
+    runs: Collection[Run[Problem]],
     *,
     clock: Clock,
     interruption: Interruption,
@@ -50,7 +50,7 @@ def train_together(
     """
     ended: dict[int, Ended] = dict(diverged or {})
     total = sum(run.total_steps for run in runs)
-    with population.running(), runs[0].problem.engine.running():
+    with population.running(), runs[0].job.running():
         while len(ended) < len(runs):
             asked = replace(interruption)  # a signal ends all members after the same step
             for m in (m for m in range(len(runs)) if m not in ended):
@@ -68,7 +68,7 @@ def train_together(
     return [ended[m] for m in range(len(runs))]
 
 
-def _end(population: Population, member: int, run: Run) -> Ended:
+def _end(population: Population, member: int, run: Run[Problem]) -> Ended:
     try:
         with population.alone(member):
             score_at_end(run)
@@ -78,9 +78,9 @@ def _end(population: Population, member: int, run: Run) -> Ended:
     return end(run)
 
 
-def _take_steps(population: Population, active: dict[int, Run]) -> dict[int, Ended]:
+def _take_steps(population: Population, active: dict[int, Run[Problem]]) -> dict[int, Ended]:
     """Take one step of each, scoring and saving those for which it is time; returns those that diverged."""
-    began, rows = time.monotonic(), {m: rows_of_next_step(run) for m, run in active.items()}
+    began, rows = time.monotonic(), {m: run.job.rows_of_step(run.step) for m, run in active.items()}
     taken = accumulate_together(population, active, rows)
     diverged: dict[int, Ended] = {}
     saved: set[int] = set()
@@ -99,7 +99,7 @@ def _take_steps(population: Population, active: dict[int, Run]) -> dict[int, End
     return diverged
 
 
-def _save_all(runs: Mapping[int, Run], saved: Set[int]) -> None:
+def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
     """Where the first of the members has been `saved` or its time has come, save the others too: all can go on there.
 
     That waits where a member holds numbers that are not finite: its next step says so.
@@ -118,5 +118,6 @@ def _save_all(runs: Mapping[int, Run], saved: Set[int]) -> None:
         prune(run)
 
 
-def _note_divergence(run: Run, error: DivergenceError, *, num_passes: int) -> None:
-    write_divergence(run.settings.out, Diverged(num_passes, run.hooks.log.flush(), str(error)))
+def _note_divergence(run: Run[Problem], error: DivergenceError, *, num_passes: int) -> None:
+    assert run.checkpoints is not None, "members are saved"
+    write_divergence(run.checkpoints.parent, Diverged(num_passes, run.hooks.log.flush(), str(error)))

@@ -22,11 +22,12 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
+from letheon.training.course import SetCourse
 from letheon.training.folder import check_disk, hold_folder
 from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.training.inputs import Inputs
-from letheon.training.interim import InterimScore
-from letheon.training.loop import begin, is_over
+from letheon.training.judge import StateScore
+from letheon.training.loop import is_over
 from letheon.training.plan import check_fit
 from letheon.training.plan.machine import machine_of
 from letheon.training.populations.cut import num_at_once, parts_of
@@ -44,10 +45,12 @@ from letheon.training.populations.together import (
     write_parts,
 )
 from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, probe_of, put_on
+from letheon.training.problem import Problem
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import resolve_settings
 from letheon.training.run import (
     WHEN_FULL,
+    begin_run,
     check_alone,
     default_cache_dir,
     find_checkpoints,
@@ -121,7 +124,7 @@ class _Named:
         """Hand it on."""
         self.observer.stage(name, done, total)
 
-    def scored(self, score: InterimScore) -> None:
+    def scored(self, score: StateScore) -> None:
         """Hand it on."""
         self.observer.scored(score)
 
@@ -323,8 +326,8 @@ def _train_part(
             population, runs, clock=clock, interruption=interruption, observer=whole.observer,
             diverged={m: DivergenceError(one.diverged.reason) for m, one in enumerate(beginnings) if one.diverged},
         )  # fmt: skip
-        for run, ended in zip(runs, ends, strict=True):
-            _log_ending(run, ended, clock)
+        for one, run, ended in zip(members, runs, ends, strict=True):
+            _log_ending(one.out, run, ended, clock)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     if not exit_code:
         # All that is left to do comes to the same for each alone.
@@ -345,7 +348,7 @@ def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) ->
 
     def find(m: int, upto: int | None) -> Checkpoint | None:
         folder, note = members[m].out / "checkpoints", passed_over[m].setdefault
-        return find_checkpoints([folder], problems[m].start, members[m], note=note, upto=upto)[0]
+        return find_checkpoints([folder], problems[m].judge, members[m], note=note, upto=upto)[0]
 
     if not part.goes_on:
         resumes = [whole.resumes[m] for m in part.members]
@@ -353,9 +356,10 @@ def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) ->
             _Beginning(find(m, None) if goes_on else None, list(passed_over[m])) for m, goes_on in enumerate(resumes)
         ]
     diverged = {m: end for m, one in enumerate(members) if (end := divergence_of(one.out)) is not None}
+    courses = [SetCourse(one, each.schedule, each.judge) for one, each in zip(members, problems, strict=True)]
     found, left = common_step(
         find,
-        is_over=lambda m, checkpoint: is_over(checkpoint.position, problems[m], members[m]),
+        is_over=lambda m, checkpoint: is_over(checkpoint.position, courses[m]),
         diverged=diverged,
         num_members=len(members),
     )
@@ -365,7 +369,7 @@ def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) ->
     ]
 
 
-def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, stack: ExitStack) -> Run:
+def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, stack: ExitStack) -> Run[Problem]:
     """Open what a member writes to, which `stack` closes, and return its run where it begins or goes on."""
     settings, observer, found, end = whole.members[m], whole.observers[m], beginning.found, beginning.diverged
     check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
@@ -381,16 +385,16 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
         observer.note(message)
     hooks = Hooks(log, observer, tracker)
     checkpoints = settings.out / "checkpoints"
-    return begin(prepared.problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=found)
+    return begin_run(prepared.problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=found)
 
 
-def _log_ending(run: Run, ended: Ended, clock: Clock) -> None:
+def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> None:
     if isinstance(ended, DivergenceError):
         run.hooks.log.write("note", message=str(ended), names_rows=True)
         run.hooks.observer.note(str(ended))
-        fail_attempt(run.settings.out, ended)
+        fail_attempt(folder, ended)
     else:
-        log_end(run.hooks.log, ended, clock, folder=run.settings.out)
+        log_end(run.hooks.log, ended, clock, folder=folder)
 
 
 def _leave(

@@ -12,26 +12,24 @@ from letheon.model.population import Population
 from letheon.model.reference import terms_of_states
 from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
-from letheon.training.loop import loss_of_piece, pieces_of, whole_counts
-from letheon.training.state import Problem, Run
+from letheon.training.problem import Problem, whole_counts
+from letheon.training.state import Run
+from letheon.training.step import Parts
 
 MOST_TOKENS = {"cpu": 1024}
 """Tokens that go through the model at once: on a CPU, where products of so many rows run at full rate, more only leave
 the caches; elsewhere all that there are."""
 
-Parts = dict[str, float | None]
-"""Unweighted terms by name, None where the step has no token of their role."""
-
 
 def accumulate_together(
-    population: Population, runs: Mapping[int, Run], rows: Mapping[int, Collection[int]]
+    population: Population, runs: Mapping[int, Run[Problem]], rows: Mapping[int, Collection[int]]
 ) -> dict[int, tuple[Parts, int]]:
     """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by member.
 
-    Returns of each member what `loop.accumulate` does: its unweighted terms and the tokens it read. A member's step of
+    Returns of each member what `step.accumulate` does: its unweighted terms and the tokens it read. A member's step of
     more tokens than its `max_batch_tokens` is computed in pieces, as it is alone; a pass takes one piece of each.
     """
-    pieces = {m: pieces_of(run.problem, rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
+    pieces = {m: run.job.batches(rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
     counts = {m: whole_counts(found) for m, found in pieces.items()}
     found = {m: _parts_without_tokens(run, pieces[m], counts[m]) for m, run in runs.items()}
     for present in _passes({m: [batch for batch in of_one if len(batch.labels)] for m, of_one in pieces.items()}):
@@ -41,11 +39,11 @@ def accumulate_together(
 
 
 def _parts_without_tokens(
-    run: Run, pieces: Collection[PackedBatch], whole: RoleCounts
+    run: Run[Problem], pieces: Collection[PackedBatch], whole: RoleCounts
 ) -> list[dict[str, Tensor | None]]:
     """The parts of the pieces without an answer token, which go through no model and leave no gradient."""
     empty = [batch for batch in pieces if not len(batch.labels)]
-    return [loss_of_piece(run.problem, batch, whole, factors=run.factors).parts for batch in empty]
+    return [run.job.loss_of(batch, whole, run.factors).parts for batch in empty]
 
 
 def terms_together(problems: Collection[Problem], batches: Collection[PackedBatch]) -> list[TokenTerms]:
@@ -75,15 +73,15 @@ def _passes(pieces: Mapping[int, Collection[PackedBatch]]) -> Iterator[dict[int,
 
 def _add_gradients(
     population: Population,
-    runs: Mapping[int, Run],
+    runs: Mapping[int, Run[Problem]],
     batches: Mapping[int, PackedBatch],
     counts: Mapping[int, RoleCounts],
 ) -> list[dict[str, Tensor | None]]:
     """One forward and backward; returns the parts of each member."""
     with population.together(list(batches), list(batches.values())):
-        values = terms_together([runs[m].problem for m in batches], list(batches.values()))
+        values = terms_together([runs[m].job for m in batches], list(batches.values()))
         losses = [
-            compose(runs[m].problem.terms, of_one, roles_of(batch, whole=counts[m]), factors=runs[m].factors)
+            compose(runs[m].job.terms, of_one, roles_of(batch, whole=counts[m]), factors=runs[m].factors)
             for (m, batch), of_one in zip(batches.items(), values, strict=True)
         ]
         torch.stack([loss.total for loss in losses]).sum().backward()

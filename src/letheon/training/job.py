@@ -1,0 +1,75 @@
+"""What the loop trains: a job says which rows make a step, what they cost and how a state is judged.
+
+Unlearning (problem.py) and memorising (model/memorize.py) are two of them.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from letheon.data.packing import PackedBatch
+from letheon.data.schedules import Schedule
+from letheon.model.adapted import Adapted
+from letheon.objective.control import Control
+from letheon.objective.methods import Loss
+from letheon.training.judge import Judge
+
+Factors = Mapping[str, float]
+"""What the weights of terms are multiplied by, by name; 1 for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What goes through the model at once: a step, or a part of one."""
+
+    batch: PackedBatch
+    loss: Callable[[Factors], Loss]
+    """Takes it forwards; the losses of a step's pieces add up to that of the step."""
+
+
+class Job(Protocol):
+    """All that is fixed while something trains."""
+
+    @property
+    def adapted(self) -> Adapted:
+        """What is trained."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which rows make the steps."""
+
+    @property
+    def judge(self) -> Judge:
+        """How states are judged."""
+
+    @property
+    def control(self) -> Control | None:
+        """How weights follow what is measured; None if they are fixed."""
+
+    @property
+    def read(self) -> Mapping[str, Any]:
+        """Fingerprints of what was read; empty where nothing is resumed."""
+
+    @property
+    def forward_token_s(self) -> float:
+        """How long a token takes in a forward without gradients, measured before the first step; 0 if it was not."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return a context in which the model can be run."""
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """Return the numbers of the rows of a step, counted from 0."""
+
+    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+        """Return what a step over `rows` is computed in: pieces of at most `max_tokens` tokens, if it can be split."""
+
+    def num_tokens_of(self, rows: Collection[int]) -> int:
+        """Return how many tokens the rows have."""
+
+    def total(self, parts: Mapping[str, float | None], factors: Factors) -> float:
+        """Return the loss of a step from its unweighted parts."""
+
+    def ids_of(self, rows: Collection[int]) -> str:
+        """Name the rows, the first few of many."""

@@ -1,0 +1,86 @@
+"""How the states of an unlearning run are judged: recall of forget and retain rows, within budgets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from letheon.data.probing import unknown_sides
+from letheon.model.engine import Engine
+from letheon.progress import Progressed
+from letheon.settings import UnlearnSettings
+from letheon.training.interim import BETTER, Probes, interim_score
+from letheon.training.judge import Better, StateScore
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the reference scores: how well the rows are known, and what budgets are counted against."""
+
+    score: StateScore
+
+    @property
+    def unknown(self) -> list[str]:
+        """The sides, "forget" and "retain", that the model does not know."""
+        values = self.score.values
+        return unknown_sides(values["forget_recall"] or 0.0, values["retain_recall"] or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """By how much losses may rise, nats a token; None for any."""
+
+    retain: float | None = None
+    text: float | None = None
+
+    @classmethod
+    def of(cls, settings: UnlearnSettings) -> "Budgets":
+        """Return those that were set."""
+        return cls(settings.retain_budget, settings.text_budget)
+
+
+@dataclass(frozen=True, slots=True)
+class UnlearningJudge:
+    """Judges by a cheap score (see interim.py); a state past a budget has collapsed."""
+
+    engine: Engine
+    probes: Probes
+    start: Start | None
+    budgets: Budgets
+
+    @property
+    def better(self) -> Mapping[str, Better]:
+        """In which direction each score is better."""
+        return BETTER
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens a scoring reads, as an upper bound."""
+        return self.probes.num_tokens
+
+    def score(self, *, step: int, epoch: float, progress: Progressed | None = None) -> StateScore:
+        """Score the present state."""
+        return interim_score(self.engine, self.probes, step=step, epoch=epoch, progress=progress)
+
+    def collapse(self, score: StateScore) -> str | None:
+        """Return which budget a state is past, None if it is within both or none is set."""
+        if self.start is None:
+            return None
+        budgets = (
+            ("retain loss", "retain_loss", self.budgets.retain),
+            ("loss of unseen documents", "text_loss", self.budgets.text),
+        )
+        for name, value, budget in budgets:
+            now, before = score.values[value], self.start.score.values[value]
+            # Written so that a loss that is not a number counts as past its budget.
+            if budget is not None and now is not None and before is not None and not now - before <= budget:
+                return f"collapse: {name} {now:.3g} nats a token, {before:.3g} at the start, budget {budget:g}"
+        return None
+
+    def describe(self, score: StateScore) -> str:
+        """Return a line on a state: its recalls and what else was measured."""
+        values = score.values
+        membership = "" if values["membership"] is None else f"membership {values['membership']:.3f}, "
+        divergence = "" if values["retain_kl"] is None else f"retain KL {values['retain_kl']:.3g} nats, "
+        return (
+            f"epoch {score.epoch:g}: recall forget {values['forget_recall']:.3f}, "
+            f"retain {values['retain_recall']:.3f}, {membership}{divergence}score {score.score:.3f}"
+        )

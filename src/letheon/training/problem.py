@@ -1,0 +1,128 @@
+"""Unlearning as a job of the loop: forget, retain and alternative rows, and the terms of a method on them."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from letheon.data.packing import PackedBatch, pack, token_groups
+from letheon.data.rows import Row
+from letheon.data.schedules import Schedule, with_alternatives
+from letheon.data.sequences import Sequence
+from letheon.model.adapted import Adapted
+from letheon.model.engine import Engine
+from letheon.model.reference import ReferenceStore, token_terms
+from letheon.objective.control import Control
+from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
+from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
+from letheon.training.interim import Probes
+from letheon.training.job import Factors, Piece
+from letheon.training.judging import Budgets, Start, UnlearningJudge
+
+_MOST_NAMED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """All that is fixed while a run trains: rows are numbered forget rows first, then retain rows."""
+
+    engine: Engine
+    adapted: Adapted
+    rows: Collection[Row]
+    sequences: Collection[Sequence]
+    """What is trained on: of each row the answer (span="text": all of it), then the alternatives of forget rows."""
+    num_forget_rows: int
+    reference: ReferenceStore
+    terms: tuple[Term, ...]
+    schedule: Schedule
+    probes: Probes
+    start: Start | None
+    """What the reference scores; None in a problem that is made without it."""
+    alternatives: Alternatives | None = None
+    control: Control | None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints of what the run read; empty in a problem that is made without a run."""
+    forward_token_s: float = 0.0
+    """How long a token takes in a forward without gradients, measured before the first step."""
+    budgets: Budgets = field(default_factory=Budgets)
+
+    @property
+    def judge(self) -> UnlearningJudge:
+        """How its states are judged."""
+        return UnlearningJudge(self.engine, self.probes, self.start, self.budgets)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return a context in which the model can be run."""
+        return self.engine.running()
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """Return the rows of a step, other answers included."""
+        return self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
+
+    def with_others(self, rows: Collection[int], *, epoch: int) -> list[int]:
+        """Return what a step over `rows` trains on: other answers beside forget rows, or in their place."""
+        chosen = self.alternatives
+        if chosen is None:
+            return list(rows)
+        return with_alternatives(
+            rows,
+            num_forget=self.num_forget_rows,
+            num_rows=len(self.rows),
+            per_row=chosen.per_row,
+            replace=chosen.replace,
+            epoch=epoch,
+        )
+
+    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+        """Return the pieces that a step is computed in, each with its share of the loss."""
+        batches = self.batches(rows, max_tokens=max_tokens)
+        whole = whole_counts(batches)
+        return [Piece(batch, partial(self.loss_of, batch, whole)) for batch in batches]
+
+    def batches(self, rows: Collection[int], *, max_tokens: int) -> list[PackedBatch]:
+        """Return the rows in batches, of at most `max_tokens` tokens where all terms can be split."""
+        lengths = [len(self.sequences[row].input_ids) for row in rows]
+        splits = all(term.splits for term in self.terms)
+        groups = list(token_groups(lengths, max_tokens)) if splits else [list(range(len(rows)))]
+        return [self._packed([rows[i] for i in group]) for group in groups]
+
+    def loss_of(self, batch: PackedBatch, whole: RoleCounts, factors: Factors) -> Loss:
+        """Return the loss of a piece of a step whose counts are `whole`."""
+        values = token_terms(self.engine, self.reference, batch, needs=needs_of(self.terms))
+        return compose(self.terms, values, roles_of(batch, whole=whole), factors=factors)
+
+    def num_tokens_of(self, rows: Collection[int]) -> int:
+        """Return how many tokens the rows have."""
+        return sum(len(self.sequences[row].input_ids) for row in rows)
+
+    def total(self, parts: Mapping[str, float | None], factors: Factors) -> float:
+        """Return the weighted sum of the terms."""
+        return sum(term.weight * factors.get(term.name, 1.0) * (parts[term.name] or 0.0) for term in self.terms)
+
+    def ids_of(self, rows: Collection[int]) -> str:
+        """Name the rows, other answers included, the first few of many."""
+        named = [self._id_of(row) for row in list(rows)[:_MOST_NAMED]]
+        return ", ".join(named) + (f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else "")
+
+    def _id_of(self, row: int) -> str:
+        if row < len(self.rows):
+            return self.rows[row].id
+        per_row = self.alternatives.per_row if self.alternatives else 1
+        return f"{self.rows[(row - len(self.rows)) // per_row].id} (with another answer)"
+
+    def _packed(self, rows: Collection[int]) -> PackedBatch:
+        batch = pack(
+            [self.sequences[row] for row in rows],
+            is_forget=[row < self.num_forget_rows for row in rows],
+            is_alternative=[row >= len(self.rows) for row in rows],
+            row_index=rows,
+        )
+        return batch.to(self.engine.model.device)
+
+
+def whole_counts(batches: Collection[PackedBatch]) -> RoleCounts:
+    """Return the counts of a step that is computed in these batches."""
+    none = Counts(0, 0)
+    return sum((count_roles(batch) for batch in batches), start=RoleCounts(none, none, none))

@@ -1,0 +1,117 @@
+"""One step, top to bottom: rows, pieces, forward, backward, the optimiser, and what is said of it."""
+
+import math
+import time
+from collections.abc import Mapping
+from collections.abc import Sequence as Collection
+
+import torch
+
+from letheon.errors import DivergenceError
+from letheon.training.job import Factors, Job
+from letheon.training.optimiser import set_learning_rate
+from letheon.training.randomness import dropout_of_step
+from letheon.training.state import Run
+
+CALMER = "lower --learning-rate, or set --max-gradient-norm 1"
+"""What to do about a loss that is not finite."""
+
+Parts = dict[str, float | None]
+"""Unweighted terms of a loss by name, None where the step has no token of their role."""
+
+
+def take_step(run: Run[Job]) -> None:
+    """Take one step.
+
+    Raises:
+        DivergenceError: a term or the gradient is not finite; nothing is changed then.
+    """
+    began, rows = time.monotonic(), run.job.rows_of_step(run.step)
+    with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
+        parts, num_tokens = accumulate(run.job, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
+    update(run, rows, parts, num_tokens=num_tokens, began=began)
+
+
+def accumulate(
+    job: Job, rows: Collection[int], *, max_tokens: int, factors: Factors | None = None
+) -> tuple[Parts, int]:
+    """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
+
+    A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
+    that cannot be split are computed whole. A step without answer tokens leaves no gradient, so that it changes
+    neither parameters nor the optimiser.
+    """
+    pieces = job.pieces(rows, max_tokens=max_tokens)
+    totals: Parts = {}
+    for piece in pieces:
+        loss = piece.loss(factors or {})
+        if len(piece.batch.labels):
+            loss.total.backward()
+        for name, part in loss.parts.items():
+            totals[name] = None if part is None else (totals.get(name) or 0.0) + part.item()
+    return totals, sum(piece.batch.num_tokens for piece in pieces)
+
+
+def update(run: Run[Job], rows: Collection[int], parts: Parts, *, num_tokens: int, began: float) -> None:
+    """Take the step whose gradients lie in the trained parameters and whose unweighted terms are `parts`.
+
+    `began` is the time, by the monotonic clock, at which the step began.
+
+    Raises:
+        DivergenceError: a term or the gradient is not finite; nothing is changed then.
+    """
+    job, factors = run.job, run.factors
+    learning_rate = _set_learning_rate(run)
+    trained = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, run.settings.max_gradient_norm or float("inf")))
+    _check_finite(job, run.step, rows, {**parts, "gradient_norm": norm})
+    run.optimiser.step()
+    job.adapted.settle()
+    run.optimiser.zero_grad(set_to_none=True)
+    run.step += 1
+    run.num_tokens += num_tokens
+    if job.control:
+        ends_epoch = run.step % job.schedule.steps_per_epoch == 0
+        run.control = job.control.after_step(run.control, parts, ends_epoch=ends_epoch)
+    duration_s = time.monotonic() - began
+    run.pace.add_step(duration_s, num_tokens=num_tokens)
+    step = {"loss": job.total(parts, factors), "learning_rate": learning_rate, "gradient_norm": norm}
+    _tell(run, parts, step, num_tokens=num_tokens, duration_s=duration_s)
+
+
+def _set_learning_rate(run: Run[Job]) -> float:
+    """Make the optimiser ready for the next step, a new one where a block begins, and return the learning rate."""
+    first, _ = run.job.schedule.block(run.step)
+    if run.step == first > 0:
+        run.optimiser = run.course.optimiser(run.job.adapted.parameters())
+    learning_rate = run.course.learning_rate(run.step, run.history)
+    set_learning_rate(run.optimiser, learning_rate)
+    return learning_rate
+
+
+def _check_finite(job: Job, step: int, rows: Collection[int], values: Mapping[str, float | None]) -> None:
+    broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
+    if broken:
+        raise DivergenceError(
+            f"step {step + 1}: {', '.join(broken)} is not finite on rows {job.ids_of(rows)}; nothing was changed "
+            f"by this step, and checkpoints of earlier ones are as they were; {CALMER}"
+        )
+
+
+def _tell(run: Run[Job], parts: Parts, step: dict[str, float], *, num_tokens: int, duration_s: float) -> None:
+    control = {"control": run.control} if run.control else {}
+    run.hooks.log.write(
+        "step",
+        step=run.step,
+        epoch=run.epoch,
+        terms=parts,
+        **step,
+        **control,
+        num_tokens=num_tokens,
+        duration_s=round(duration_s, 6),
+    )
+    speed = num_tokens / max(duration_s, 1e-9)
+    run.hooks.observer.step(run.step, run.total_steps, {"loss": step["loss"], **parts, "tok/s": speed})
+    if run.hooks.tracker is not None:
+        known = {name: value for name, value in parts.items() if value is not None}
+        run.hooks.tracker.log({**step, **known, **run.control}, step=run.step)
