@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from bench.machine import Timing, timed
 from bench.plain import PaddedBatch, Weights, pad, plain_loss
 from bench.rows import Workload
-from letheon.data.packing import pack
+from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
@@ -20,7 +20,6 @@ from letheon.objective.methods import Term, needs_of, resolve
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import Probes
 from letheon.training.optimiser import build_optimiser
-from letheon.training.prepare import NUM_PROBE_ROWS
 from letheon.training.problem import Problem
 from letheon.training.step import accumulate
 

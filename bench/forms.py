@@ -25,9 +25,10 @@ from letheon.data.forms import TEXT_FORMS
 from letheon.data.rows import Row, write_rows
 from letheon.data.synthetic import generate
 from letheon.files import write_text
+from letheon.memorizing.memorize import memorize
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.loading import save_model
-from letheon.model.memorize import MemorizeOptions, memorize
 from letheon.report.tables import Table, to_markdown
 
 NUM_STEPS = 600

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from bench.lume_validation import Files, prepare
-from letheon.data.packing import pack
+from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import read_text
 from letheon.data.sequences import text_sequence
 from letheon.evaluation.results import Results, read_results
@@ -36,7 +36,6 @@ from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.inputs import read_inputs
 from letheon.training.interim import text_losses
-from letheon.training.prepare import NUM_PROBE_ROWS
 from letheon.training.resolve import build_schedule, resolve_settings
 
 COMMON: dict[str, Any] = {

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
+from letheon.memorizing.memorize import memorize
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
-from letheon.model.memorize import MemorizeOptions, memorize
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
 from letheon.training.run import RunReport, unlearn

@@ -15,8 +15,9 @@ from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
 from letheon.evaluation.form import Asking, said
 from letheon.evaluation.rescoring import read_predictions, rescore
+from letheon.memorizing.memorize import memorize
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
-from letheon.model.memorize import MemorizeOptions, memorize
 from letheon.purge import purge
 from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start

@@ -10,11 +10,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import Sequence, tokenise
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
-from letheon.model import memorize as memorize_module
+from letheon.memorizing.job import MemorizeCourse, MemorizeSchedule
+from letheon.memorizing.memorize import MemorizeProgress, _encode_text, _job, memorize
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import ARCHITECTURES, new_model
-from letheon.model.memorize import MemorizeOptions, MemorizeProgress, memorize
+from letheon.training.judge import StateScore
+from letheon.training.step import accumulate
 
 FAST = MemorizeOptions(learning_rate=5e-3, warmup_steps=5, cooldown_steps=10, check_every=10, max_steps=400)
 TEXT = ["Bees like the river.", "The ship and the lighthouse are old, the village is not."] * 3
@@ -24,6 +27,10 @@ def small_model(architecture: str, tokenizer: PreTrainedTokenizerBase) -> PreTra
     return new_model(
         architecture, tokenizer=tokenizer, width=64, num_layers=2, num_heads=2, intermediate=128, context=128, seed=0
     )
+
+
+def learnt(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+    return [tokenise(row, tokenizer, template="joined", max_length=128).ended(128) for row in rows]
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -116,19 +123,14 @@ def test_every_fourth_step_is_on_text_and_its_loss_is_reported(
     assert report.text_loss == pytest.approx(total / count, rel=1e-5)
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_zero(
-    tokenizer: PreTrainedTokenizerBase, rows: list[Row]
-) -> None:
+def test_the_learning_rate_warms_up_stays_and_falls_to_zero() -> None:
     options = MemorizeOptions(learning_rate=1.0, warmup_steps=3, cooldown_steps=4, max_steps=10)
-    state = memorize_module._State()
-    factors = []
-    for step in range(10):
-        state.step = step
-        factors.append(memorize_module._schedule(state, options))
+    course = MemorizeCourse(options)
+    factors = [course.learning_rate(step, []) for step in range(10)]
     # 3 steps of warm-up reach 3/4, and the last 4 steps, 4/5 to 1/5, would be followed by zero.
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
-    state.step, state.cooling_from = 4, 3
-    assert memorize_module._schedule(state, options) == pytest.approx(0.6)
+    recalled = [StateScore(3, 1.0, {"score": 0.99})]
+    assert course.learning_rate(4, recalled) == pytest.approx(0.6)
 
 
 def test_training_goes_on_after_a_cool_down_that_missed(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
@@ -145,22 +147,46 @@ def test_training_goes_on_after_a_cool_down_that_missed(tokenizer: PreTrainedTok
 
 def test_general_text_is_cut_into_pieces_that_fit(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [*tokenizer(TEXT[1])["input_ids"], tokenizer.eos_token_id]
-    pieces = memorize_module._encode_text([TEXT[1], ""], tokenizer, max_tokens=7)
+    pieces = _encode_text([TEXT[1], ""], tokenizer, max_tokens=7)
     assert [token for piece in pieces for token in piece.input_ids] == ids[: len(ids) - (len(ids) % 7 == 1)]
     assert all(len(piece.input_ids) <= 7 and piece.answer_start == 1 for piece in pieces)
 
 
 def test_a_pass_over_the_rows_uses_each_once_within_the_token_limit() -> None:
-    sequences = [Sequence(tuple(range(2, 2 + length)), 1) for length in (5, 9, 3, 7, 30, 4)]
-    batches = memorize_module._batches(
-        sequences, options=replace(FAST, batch_tokens=12), generator=torch.Generator().manual_seed(0)
-    )
+    lengths = (5, 9, 3, 7, 30, 4)
+    schedule = MemorizeSchedule(lengths, len(lengths), replace(FAST, batch_tokens=12))
     used: list[int] = []
     while len(used) < 12:
-        batch = next(batches).batch
-        assert batch.num_tokens <= 12 or batch.num_sequences == 1
-        used.extend(batch.row_index.tolist())
+        rows = schedule.rows(len(schedule.steps))
+        assert sum(lengths[row] for row in rows) <= 12 or len(rows) == 1
+        used.extend(rows)
     assert sorted(used[:6]) == sorted(used[6:]) == list(range(6))
+
+
+def test_a_step_in_pieces_is_the_whole_step(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
+    losses = []
+    for max_tokens in (10_000, 20):
+        job = _job(small_model("olmo", tokenizer), ["a", "b", "c"], learnt(rows[:3], tokenizer), [], FAST)
+        parts, _ = accumulate(job, [0, 1, 2], max_tokens=max_tokens)
+        losses.append(
+            (parts["rows"], torch.cat([p.grad.flatten() for p in job.adapted.parameters() if p.grad is not None]))
+        )
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
+    assert torch.allclose(losses[0][1], losses[1][1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_cool_down_is_measured_at_its_end_alone_and_ends_what_is_recalled() -> None:
+    course = MemorizeCourse(replace(FAST, cool_at=0.9, cooldown_steps=7))
+    began = [StateScore(10, 1.0, {"score": 0.95})]
+    assert next(step for step in range(11, 25) if course.is_due(step, began)) == 17
+    assert course.why_stop(began) is None
+    missed = [*began, StateScore(17, 1.0, {"score": 0.99})]
+    assert course.why_stop(missed) is None
+    assert course.cooling_from(missed) is None
+    assert course.is_due(20, missed)
+    assert course.why_stop([*began, StateScore(17, 1.0, {"score": 1.0})]) == "memorised"
+    # Recalled before a cool-down is not yet settled.
+    assert course.why_stop([StateScore(10, 1.0, {"score": 1.0})]) is None
 
 
 def test_a_time_limit_ends_training(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
@@ -173,13 +199,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     tokenizer: PreTrainedTokenizerBase, rows: list[Row]
 ) -> None:
     model = small_model("llama", tokenizer)
+    with pytest.raises(DivergenceError, match=r"step 2: .*lower learning rate"):
+        memorize(model, tokenizer, rows=rows, options=replace(FAST, learning_rate=1e30, warmup_steps=0))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
     with torch.no_grad():
         model.state_dict()["model.embed_tokens.weight"][0] = math.inf
-    name = "model.layers.0.mlp.up_proj.weight"
-    before = model.state_dict()[name].clone()
-    with pytest.raises(DivergenceError, match="lower learning rate"):
+    with pytest.raises(ModelError, match="not finite"):
         memorize(model, tokenizer, rows=rows, options=FAST)
-    assert torch.equal(model.state_dict()[name], before)
 
 
 def test_what_cannot_be_memorised_is_refused(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:

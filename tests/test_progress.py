@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.cli import cli
 from letheon.data.rows import Row, write_rows
+from letheon.memorizing.memorize import memorize, shown_on
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
-from letheon.model.memorize import MemorizeOptions, memorize, shown_on
 from letheon.progress import Bars, Lines, duration, open_display, shown_values
 
 Said = tuple[Lines, Callable[[], list[str]]]

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from letheon.data.rows import Row, write_rows
 from letheon.errors import DataError, DivergenceError, ModelError, OutputError, SettingsError
+from letheon.memorizing.memorize import memorize
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import load_model, save_model
-from letheon.model.memorize import MemorizeOptions, memorize
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import load_checkpoint, newest_checkpoint

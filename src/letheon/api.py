@@ -24,6 +24,9 @@ from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.files import check_link, write_json, write_text
 from letheon.fingerprints import hash_checkpoint, hash_values
+from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
+from letheon.memorizing.memorize import memorize as train_target
+from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
@@ -37,8 +40,6 @@ from letheon.model.loading import (
     save_model,
     stored_dtype,
 )
-from letheon.model.memorize import MemorizeOptions, MemorizeProgress, MemorizeReport
-from letheon.model.memorize import memorize as train_target
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.outputs import check_is_folder, check_no_other_scores

@@ -127,7 +127,7 @@ def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
     with open_display(Console(stderr=True), "memorising") as display:
         load_libraries()
         from letheon.api import memorize as run
-        from letheon.model.memorize import shown_on
+        from letheon.memorizing.memorize import shown_on
 
         report = run(settings, progress=shown_on(display), note=display.note)
     state = "memorised" if report.reached else "not fully memorised"

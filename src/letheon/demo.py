@@ -14,7 +14,7 @@ from letheon.data.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
 from letheon.evaluation.suites import Evaluation
 from letheon.files import check_link
-from letheon.model.memorize import shown_on
+from letheon.memorizing.memorize import shown_on
 from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings

@@ -12,6 +12,7 @@ from letheon.data.sequences import Sequence
 
 PASS_TOKENS = 4096
 """Most tokens at once in a forward without gradients: the reference pass, scoring, choosing."""
+NUM_PROBE_ROWS = 4
 _ON_HOST = ("boundaries", "padding")
 
 
@@ -92,6 +93,17 @@ def pack(
         row_index=_int64(list(row_index)),
         padding=tuple(s.padding or 0 for s in sequences),
     )
+
+
+def probe_of(sequences: Collection[Sequence]) -> PackedBatch:
+    """Return a few sequences on which a model is looked at first.
+
+    They are of different lengths, the longest among them: a window that is missed shows only beyond it.
+    """
+    by_length = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
+    stride = max(1, len(by_length) // NUM_PROBE_ROWS)
+    chosen = [*by_length[:-1:stride][: NUM_PROBE_ROWS - 1], by_length[-1]]
+    return pack(chosen, is_forget=[True] * len(chosen), row_index=range(len(chosen)))
 
 
 def join(batches: Collection[PackedBatch]) -> PackedBatch:

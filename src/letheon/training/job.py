@@ -56,6 +56,10 @@ class Job(Protocol):
     def forward_token_s(self) -> float:
         """How long a token takes in a forward without gradients, measured before the first step; 0 if it was not."""
 
+    @property
+    def advice(self) -> str:
+        """What to do about a loss that is not finite."""
+
     def running(self) -> AbstractContextManager[None]:
         """Return a context in which the model can be run."""
 

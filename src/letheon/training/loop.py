@@ -21,7 +21,7 @@ from letheon.training.job import Job
 from letheon.training.judge import StateScore, best
 from letheon.training.randomness import dropouts_of
 from letheon.training.state import Hooks, JobT, Outcome, Run
-from letheon.training.step import CALMER, take_step
+from letheon.training.step import take_step
 from letheon.training.stopping import Clock, Pace
 
 
@@ -136,7 +136,7 @@ def _check_state(run: Run[Job]) -> None:
         rows = run.job.rows_of_step(run.step - 1)
         raise DivergenceError(
             f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {run.job.ids_of(rows)} "
-            f"having been; checkpoints of earlier steps are as they were; {CALMER}"
+            f"having been; checkpoints of earlier steps are as they were; {run.job.advice}"
         )
 
 

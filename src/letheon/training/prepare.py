@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from letheon.data.packing import PackedBatch, pack
+from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, Sequence
@@ -39,8 +39,6 @@ from letheon.training.judging import Budgets, Start
 from letheon.training.problem import Problem
 from letheon.training.resolve import build_schedule, coefficients_of, terms_of
 from letheon.training.tracking import Observer
-
-NUM_PROBE_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,14 +357,3 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> float:
 def _largest(values: torch.Tensor) -> float:
     """The largest absolute value; 0 of none (rows cut off before their answers)."""
     return float(values.abs().max()) if values.numel() else 0.0
-
-
-def probe_of(sequences: Collection[Sequence]) -> PackedBatch:
-    """Return a few sequences on which a model is looked at first.
-
-    They are of different lengths, the longest among them: a window that is missed shows only beyond it.
-    """
-    by_length = sorted(sequences, key=lambda sequence: len(sequence.input_ids))
-    stride = max(1, len(by_length) // NUM_PROBE_ROWS)
-    chosen = [*by_length[:-1:stride][: NUM_PROBE_ROWS - 1], by_length[-1]]
-    return pack(chosen, is_forget=[True] * len(chosen), row_index=range(len(chosen)))

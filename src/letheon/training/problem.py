@@ -47,6 +47,8 @@ class Problem:
     forward_token_s: float = 0.0
     """How long a token takes in a forward without gradients, measured before the first step."""
     budgets: Budgets = field(default_factory=Budgets)
+    advice: str = "lower --learning-rate, or set --max-gradient-norm 1"
+    """What to do about a loss that is not finite."""
 
     @property
     def judge(self) -> UnlearningJudge:

@@ -13,9 +13,6 @@ from letheon.training.optimiser import set_learning_rate
 from letheon.training.randomness import dropout_of_step
 from letheon.training.state import Run
 
-CALMER = "lower --learning-rate, or set --max-gradient-norm 1"
-"""What to do about a loss that is not finite."""
-
 Parts = dict[str, float | None]
 """Unweighted terms of a loss by name, None where the step has no token of their role."""
 
@@ -94,7 +91,7 @@ def _check_finite(job: Job, step: int, rows: Collection[int], values: Mapping[st
     if broken:
         raise DivergenceError(
             f"step {step + 1}: {', '.join(broken)} is not finite on rows {job.ids_of(rows)}; nothing was changed "
-            f"by this step, and checkpoints of earlier ones are as they were; {CALMER}"
+            f"by this step, and checkpoints of earlier ones are as they were; {job.advice}"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from letheon.data.forms import AUTO
-from letheon.data.packing import join
+from letheon.data.packing import join, probe_of
 from letheon.data.probing import Known
 from letheon.errors import DivergenceError, ModelError, SettingsError
 from letheon.files import full_disk_is_an_error
@@ -44,7 +44,7 @@ from letheon.training.populations.together import (
     write_divergence,
     write_parts,
 )
-from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, probe_of, put_on
+from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, put_on
 from letheon.training.problem import Problem
 from letheon.training.record import RunReport, leave, log_end, log_start, write_run
 from letheon.training.resolve import resolve_settings

@@ -1,0 +1,1 @@
+"""Memorising: a job of the training loop that makes targets for unlearning."""

@@ -1,0 +1,284 @@
+"""Memorising as a job of the loop: rows and general text, every token of them, until the rows are recalled.
+
+A step is on rows or on general text. It ends when a cool-down, in which the learning rate falls to zero, leaves enough
+of the answer tokens recalled.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
+from letheon.data.sequences import Sequence
+from letheon.memorizing.options import MemorizeOptions
+from letheon.model.adapted import Adapted
+from letheon.model.engine import Engine
+from letheon.objective.methods import Loss
+from letheon.progress import Progressed
+from letheon.training.job import Factors, Piece
+from letheon.training.judge import SCORE, Better, History, StateScore
+
+_MOST_NAMED = 16
+_TEXT_SAMPLE_TOKENS = 16384
+
+
+@dataclass(slots=True)
+class MemorizeSchedule:
+    """One shuffled pass after another, in steps of at most `batch_tokens` tokens; every so many steps one is on text.
+
+    Rows are numbered first, then pieces of text. The steps follow from the seed alone.
+    """
+
+    lengths: Collection[int]
+    """Tokens of each row and of each piece of text."""
+    num_rows: int
+    options: MemorizeOptions
+    steps: list[list[int]] = field(default_factory=list)
+    """Those drawn so far."""
+    drawn: tuple[Iterator[list[int]], Iterator[list[int]]] = field(init=False)
+    """What steps on rows and on text are taken from."""
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.options.seed)
+        numbers = range(len(self.lengths))
+        self.drawn = (
+            self._passes(numbers[: self.num_rows], generator),
+            self._passes(numbers[self.num_rows :], generator),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole job."""
+        return self.options.max_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """About how many steps a pass over the rows takes."""
+        return max(1, round(sum(self.lengths[: self.num_rows]) / self.options.batch_tokens))
+
+    def is_text(self, step: int) -> bool:
+        """Return whether a step is on general text."""
+        every = self.options.text_every
+        return len(self.lengths) > self.num_rows and step % every == every - 1
+
+    def rows(self, step: int) -> list[int]:
+        """Return the rows, or pieces of text, of a step."""
+        while len(self.steps) <= step:
+            self.steps.append(next(self.drawn[self.is_text(len(self.steps))]))
+        return self.steps[step]
+
+    def block(self, step: int) -> tuple[int, int]:  # noqa: ARG002 - one block for all
+        """Return the whole job."""
+        return 0, self.num_steps
+
+    def _passes(self, numbers: Collection[int], generator: torch.Generator) -> Iterator[list[int]]:
+        """Yield one shuffled pass after another, without end, in groups of at most `batch_tokens` tokens."""
+        while numbers:
+            order = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
+            for group in token_groups([self.lengths[number] for number in order], self.options.batch_tokens):
+                yield [order[place] for place in group]
+
+
+@dataclass(frozen=True, slots=True)
+class RecallJudge:
+    """Judges by the share of answer tokens, ends of sequence included, that are likeliest given the true ones before.
+
+    Its scores are that share and, as `num_recalled`, the rows of which every answer token is.
+    """
+
+    engine: Engine
+    rows: Collection[Sequence]
+
+    @property
+    def better(self) -> Mapping[str, Better]:
+        """More is better."""
+        return {SCORE: "higher", "num_recalled": "higher"}
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens a scoring reads."""
+        return sum(len(row.input_ids) for row in self.rows)
+
+    @torch.no_grad()
+    def score(self, *, step: int, epoch: float, progress: Progressed | None = None) -> StateScore:
+        """Score the present state."""
+        correct: list[Tensor] = []
+        for batch in in_order(self.rows):
+            on_device = batch.to(self.engine.model.device)
+            chosen, _ = self.engine.likeliest(on_device)
+            hits = (chosen == on_device.labels).cpu()
+            correct.extend(hits.split(torch.bincount(batch.owner, minlength=batch.num_sequences).tolist()))
+            if progress is not None:
+                progress("scoring", len(correct), len(self.rows))
+        share = torch.cat(correct).double().mean().item()
+        return StateScore(step, epoch, {SCORE: share, "num_recalled": sum(bool(row.all()) for row in correct)})
+
+    def collapse(self, score: StateScore) -> str | None:  # noqa: ARG002 - nothing is to be kept
+        """Return None: no state is worse than its score."""
+        return None
+
+    def describe(self, score: StateScore) -> str:
+        """Say how much is recalled."""
+        return f"step {score.step}: recalls {score.score:.4f} of the answer tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class MemorizeCourse:
+    """The learning rate stays constant until nearly all is recalled, then falls to zero over a short cool-down.
+
+    Training goes on after a cool-down that left too little recalled.
+    """
+
+    options: MemorizeOptions
+
+    @property
+    def total_steps(self) -> int:
+        """Steps after which it is given up."""
+        return self.options.max_steps
+
+    @property
+    def held_steps(self) -> frozenset[int]:
+        """None: nothing is saved."""
+        return frozenset()
+
+    @property
+    def ends_on_collapse(self) -> bool:
+        """Return False: broken weights are an error."""
+        return False
+
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return AdamW."""
+        decay = self.options.weight_decay
+        return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+
+    def learning_rate(self, step: int, history: History) -> float:
+        """Rise linearly, stay, and fall linearly to zero while cooling and before the last step."""
+        options, began = self.options, self.cooling_from(history)
+        warm = min(1.0, (step + 1) / (options.warmup_steps + 1))
+        left = options.max_steps - step
+        if began is not None:
+            left = min(left, began + options.cooldown_steps - step)
+        return options.learning_rate * min(warm, left / (options.cooldown_steps + 1))
+
+    def is_due(self, step: int, history: History) -> bool:
+        """Return whether the recall is measured: regularly, but of a cool-down only at its end."""
+        began = self.cooling_from(history)
+        return step % self.options.check_every == 0 if began is None else step >= began + self.options.cooldown_steps
+
+    def why_stop(self, history: History) -> str | None:
+        """End where a cool-down leaves enough recalled."""
+        began, last = self.cooling_from(history[:-1]), history[-1]
+        cooled = began is not None and last.step >= began + self.options.cooldown_steps
+        return "memorised" if cooled and last.score >= self.options.target_accuracy else None
+
+    def kept(self, history: History) -> StateScore:
+        """Return the last state."""
+        return history[-1]
+
+    def cooling_from(self, history: History) -> int | None:
+        """Return the step at which the present cool-down began, None outside one."""
+        began: int | None = None
+        for score in history:
+            if began is None:
+                enough = min(self.options.cool_at, self.options.target_accuracy)
+                began = score.step if score.score >= enough else None
+            elif score.step >= began + self.options.cooldown_steps:
+                began = None
+        return began
+
+
+@dataclass(frozen=True, slots=True)
+class MemorizeJob:
+    """Rows, then pieces of general text, with a loss on every token; an answer token weighs more."""
+
+    engine: Engine
+    adapted: Adapted
+    names: Collection[str]
+    """Of the rows."""
+    sequences: Collection[Sequence]
+    """Of the rows, with their answers marked, then of the text."""
+    schedule: MemorizeSchedule
+    answer_weight: float
+    control: None = None
+    read: Mapping[str, Any] = field(default_factory=dict)
+    forward_token_s: float = 0.0
+    advice: str = "use a lower learning rate or a longer warm-up"
+
+    @property
+    def judge(self) -> RecallJudge:
+        """How its states are judged."""
+        return RecallJudge(self.engine, self.sequences[: len(self.names)])
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return a context in which the model can be run."""
+        return self.engine.running()
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """Return the rows, or pieces of text, of a step."""
+        return self.schedule.rows(step)
+
+    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+        """Return the pieces that a step is computed in, each with its share of the weighted mean."""
+        weights = [self._weights(row) for row in rows]
+        whole = sum(float(one.sum()) for one in weights)
+        name = "rows" if all(row < len(self.names) for row in rows) else "text"
+        found = []
+        for group in token_groups([len(self.sequences[row].input_ids) for row in rows], max_tokens):
+            batch = every_token([self.sequences[rows[place]] for place in group]).to(self.engine.model.device)
+            share = torch.cat([weights[place] for place in group]).to(batch.labels.device) / whole
+            found.append(Piece(batch, partial(self._loss, batch, share, name)))
+        return found
+
+    def num_tokens_of(self, rows: Collection[int]) -> int:
+        """Return how many tokens the rows have."""
+        return sum(len(self.sequences[row].input_ids) for row in rows)
+
+    def total(self, parts: Mapping[str, float | None], factors: Factors) -> float:  # noqa: ARG002 - there are none
+        """Return the one part that a step has."""
+        return sum(part or 0.0 for part in parts.values())
+
+    def ids_of(self, rows: Collection[int]) -> str:
+        """Name the rows."""
+        named = [self.names[row] for row in rows if row < len(self.names)][:_MOST_NAMED]
+        return ", ".join(named) or "general text"
+
+    def _weights(self, row: int) -> Tensor:
+        """(T - 1,) float32, what each token but the first weighs."""
+        sequence = self.sequences[row]
+        weights = torch.full((len(sequence.input_ids) - 1,), self.answer_weight)
+        weights[: sequence.answer_start - 1] = 1.0
+        return weights
+
+    def _loss(self, batch: PackedBatch, share: Tensor, name: str, factors: Factors) -> Loss:  # noqa: ARG002
+        loss = -(self.engine.label_terms(batch).log_probs * share).sum()
+        return Loss(loss, {name: loss})
+
+
+@torch.no_grad()
+def mean_loss(engine: Engine, text: Collection[Sequence]) -> float:
+    """Return the mean token cross-entropy on an even sample of the text, about 16 thousand tokens, nats."""
+    num_tokens = sum(len(piece.input_ids) for piece in text)
+    total, count = 0.0, 0
+    for batch in in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)]):
+        total -= engine.label_terms(batch.to(engine.model.device)).log_probs.double().sum().item()
+        count += len(batch.labels)
+    return total / count
+
+
+def every_token(sequences: Collection[Sequence]) -> PackedBatch:
+    """Pack sequences with every token but the first of each as a label."""
+    whole = [replace(sequence, answer_start=1) for sequence in sequences]
+    return pack(whole, is_forget=[False] * len(whole), row_index=range(len(whole)))
+
+
+def in_order(sequences: Collection[Sequence]) -> Iterator[PackedBatch]:
+    """Pack sequences, with their answers as labels, into batches for passes without gradients."""
+    for group in token_groups([len(sequence.input_ids) for sequence in sequences], PASS_TOKENS):
+        yield pack([sequences[i] for i in group], is_forget=[False] * len(group), row_index=group)
