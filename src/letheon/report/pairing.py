@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from letheon.data.forms import CHAT
 from letheon.evaluation.results import Results
 from letheon.fingerprints import CALLED, short
 
 Side = Literal["before", "after"]
 SIDES: tuple[Side, ...] = ("before", "after")
 
-_CHAT = "chat"
 _AGAIN = "run `letheon evaluate` again"
 
 
@@ -52,6 +52,11 @@ def pair(
         (*contradictions, *(one.text for one in found if one and one.differs)),
         (*unchecked, *(one.text for one in found if one and not one.differs)),
     )
+
+
+def named_form(template: str, date: str) -> str:
+    """Return a form by its name, with its date where the form writes one."""
+    return f"{template}, {date}" if template == CHAT else template
 
 
 def read_of(results: Results) -> Mapping[str, Any]:
@@ -112,7 +117,7 @@ def _form(results: Results, read: Mapping[str, Any]) -> _Finding | None:
     asked = results.form
     if asked.template != template:
         return _Finding(f"it asked the rows in form '{asked.template}', the run's is '{template}'", differs=True)
-    if template == _CHAT and date is not None and asked.date != date:
+    if template == CHAT and date is not None and asked.date != date:
         return _Finding(f"it asked the rows with the date {asked.date}, the run's is {date}", differs=True)
     return None
 

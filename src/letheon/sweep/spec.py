@@ -13,6 +13,9 @@ from letheon.yaml_text import parse_yaml
 
 Deviation = Literal["sample", "population"]
 
+UNICODE, IN_FORM = "unicode_", "_in_form"
+"""How the names of variants begin that read any script, and end that ask the rows in their form."""
+
 SCORES = {
     "task_aggregate": "Task score",
     "unicode_task_aggregate": "Task score (Unicode)",
@@ -24,6 +27,14 @@ SCORES = {
     "unicode_forgotten": "Forgotten (Unicode)",
     "retained": "Retained",
     "unicode_retained": "Retained (Unicode)",
+    "task_aggregate_in_form": "Task score (in form)",
+    "unicode_task_aggregate_in_form": "Task score (Unicode, in form)",
+    "final_in_form": "Final score (in form)",
+    "unicode_final_in_form": "Final score (Unicode, in form)",
+    "forgotten_in_form": "Forgotten (in form)",
+    "unicode_forgotten_in_form": "Forgotten (Unicode, in form)",
+    "retained_in_form": "Retained (in form)",
+    "unicode_retained_in_form": "Retained (Unicode, in form)",
     "interim.score": "Interim score",
     "interim.forgotten": "Interim forgotten",
     "interim.retained": "Interim retained",

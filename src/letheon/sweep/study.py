@@ -124,6 +124,7 @@ def _search(progress: _Progress, storage: str | None) -> None:
     progress.of_trials = lambda: [run for trial in search.trials() for run in trial.runs]
 
     def run_seeds(configuration: Configuration, on_score: Callable[[InterimScore], None] | None) -> Sequence[RunRecord]:
+        """Run a trial with each seed; one whose first seed is pruned or fails is given up."""
         members = [
             member_of(study, configuration, seed, out=progress.out, hashes=progress.hashes) for seed in study.seeds
         ]
