@@ -75,7 +75,8 @@ def bold(table: Table) -> list[object]:
 
 def test_scores_in_form_by_hand() -> None:
     found = scores_of_results(asked(1.0, 0.4))
-    assert (found["forgotten"], found["forgotten_in_form"]) == (1.0, pytest.approx(0.4))
+    assert found["forgotten"] == 1.0
+    assert found["forgotten_in_form"] == pytest.approx(0.4)
     assert found["retained_in_form"] == 1.0
     aggregate = harmonic_mean([0.4, 1.0])
     assert found["task_aggregate_in_form"] == pytest.approx(aggregate)
@@ -166,7 +167,7 @@ def test_a_search_may_maximise_scores_in_form(score: str) -> None:
     pytest.importorskip("optuna")
     from letheon.sweep.search import _mean
 
-    search = {"search": {"rank": {"low": 1, "high": 8, "int": True}}}
+    search: dict[str, Any] = {"search": {"rank": {"low": 1, "high": 8, "int": True}}}
     record = record_of((1.0, 0.4), **search, objectives=[score])
     assert _mean(record.runs, score) == pytest.approx(record.runs[0].states[0].scores[score])
     assert "The search made" not in " ".join(scores_table(record).notes)

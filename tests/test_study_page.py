@@ -298,17 +298,78 @@ def test_a_study_leaves_its_page_and_its_runs_reports(study: tuple[Path, list[st
     assert not any(row.answer in path.read_text() for path in out.rglob("report.html") for row in rows[:1])
 
 
-def test_an_original_of_other_weights_is_not_taken_for_the_state_before(study: tuple[Path, list[str]]) -> None:
+@pytest.fixture
+def one_run(study: tuple[Path, list[str]]) -> Path:
+    """The folder of a study's only run, which forgets."""
     out, command = study
-    one = [*command, "--set", "grid={}", "--set", "seeds=1"]
+    one = [*command, "--set", "grid={}", "--set", "seeds=1", "--set", "learning_rate=2e-2"]
     assert CliRunner().invoke(cli, one, catch_exceptions=False).exit_code == 0
     (run,) = read_study_record(out).runs
-    report = out / run.folder / "report.html"
-    assert "went from 1.000" in verdict_in(report.read_text())[1]
-    (results,) = (out / "original").glob("*/results.json")
-    changed = json.loads(results.read_text())
-    changed["provenance"]["model"]["sha256"] = "0" * 64
-    results.write_text(json.dumps(changed))
-    report.unlink()
+    return out / run.folder
+
+
+def original_of(run: Path) -> Path:
+    (results,) = (run.parent.parent / "original").glob("*/results.json")
+    return results
+
+
+def report_again(run: Path) -> str:
+    assert CliRunner().invoke(cli, ["report", str(run)], catch_exceptions=False).exit_code == 0
+    return (run / "report.html").read_text()
+
+
+def test_a_report_that_is_written_again_keeps_the_studys_original(one_run: Path) -> None:
+    first = (one_run / "report.html").read_text()
+    assert "their mean score went from 1.000" in verdict_in(first)[1]
+    assert f"../../original/{original_of(one_run).parent.name}: of this run" in text_of(first)
+    assert report_again(one_run) == first
+
+
+def test_a_purged_run_keeps_its_verdict_and_shows_no_rows_of_the_studys_original(
+    one_run: Path, rows: list[Row]
+) -> None:
+    found = purge(one_run, note=lambda text: None)
+    assert any("what the model before unlearning said" in line for line in found.remains)
+    page = (one_run / "report.html").read_text()
+    assert "their mean score went from 1.000" in verdict_in(page)[1]
+    assert (original_of(one_run).parent / "predictions.jsonl").is_file()
+    assert not any(row.answer in page for row in rows if len(row.answer) > 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_sha256": "0" * 64, "weights_sha256": "0" * 64}, "it scored another model (000000000000)"),
+        ({"forget_sha256": "0" * 64}, "it scored other forget rows (000000000000)"),
+    ],
+)
+def test_an_original_of_other_weights_or_rows_is_not_taken_for_the_state_before(
+    one_run: Path, change: dict[str, str], said: str
+) -> None:
+    path = original_of(one_run)
+    changed = json.loads(path.read_text())
+    changed["provenance"]["read"] |= change
+    path.write_text(json.dumps(changed))
+    out = one_run.parent.parent
     write_run_reports(read_study_record(out), out)
-    assert "went from" not in verdict_in(report.read_text())[1]
+    for page in ((one_run / "report.html").read_text(), report_again(one_run)):
+        level, sentence = verdict_in(page)
+        assert level == "bad"
+        assert "went from" not in sentence
+        assert said in sentence
+        assert f"{path.parent.name}: not of this run" in text_of(page)
+
+
+def test_an_original_in_another_form_is_not_taken_for_the_state_before(one_run: Path) -> None:
+    path = original_of(one_run)
+    changed = json.loads(path.read_text())
+    changed["form"]["template"] = "pair"
+    path.write_text(json.dumps(changed))
+    assert "it asked the rows in form &#39;pair&#39;" in verdict_in(report_again(one_run))[1]
+
+
+def test_a_run_elsewhere_has_no_original(one_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "deep" / "run"
+    moved.parent.mkdir(parents=True)
+    one_run.rename(moved)
+    assert "without the scores before" in verdict_in(report_again(moved))[1]

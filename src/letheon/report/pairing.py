@@ -16,7 +16,7 @@ _AGAIN = "run `letheon evaluate` again"
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """How an evaluation that lies in a run's folder goes with the run."""
+    """How an evaluation that lies in a run's folder, or in that of its study, goes with the run."""
 
     side: Side
     results: Results
@@ -24,11 +24,13 @@ class Pairing:
     """What shows that it is not of this run, or not what was measured; it is then no evidence for the run."""
     unchecked: tuple[str, ...] = ()
     """What neither shows that it is of this run nor that it is not."""
+    elsewhere: str | None = None
+    """Where it lies by the run's folder, if not in it."""
 
     @property
     def place(self) -> str:
-        """Where it lies in the run's folder."""
-        return f"evaluation/{self.side}"
+        """Where it lies."""
+        return self.elsewhere or f"evaluation/{self.side}"
 
 
 def pair(

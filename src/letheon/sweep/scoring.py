@@ -12,14 +12,12 @@ from letheon.evaluation.results import read_results
 from letheon.files import sweep, write_json
 from letheon.progress import Progressed
 from letheon.provenance import hash_file
-from letheon.report.files import read_mapping
+from letheon.report.files import ORIGINAL, read_mapping
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
 from letheon.sweep.records import StateScores, scores_of_interim, state_scores
 from letheon.sweep.spec import StudySettings
 from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
-
-ORIGINAL = "original"
 
 
 class Evaluate(Protocol):

@@ -11,6 +11,7 @@ from letheon.files import check_link
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
 from letheon.model.quantised import check_not_quantised
+from letheon.report.files import ORIGINAL
 from letheon.sweep.grid import Configuration, configuration_of, configurations
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
@@ -195,5 +196,5 @@ def _open_folder(out: Path) -> None:
         raise OutputError(
             f"{out}: the study's folder cannot be made ({error.strerror}); choose another --out"
         ) from error
-    if held and not held & {FILE, RUNS, HASHES, "original"}:
+    if held and not held & {FILE, RUNS, HASHES, ORIGINAL}:
         raise OutputError(f"{out}: already holds files that are no study's; choose another --out")
