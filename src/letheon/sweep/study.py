@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from letheon.endings import DONE, FAILED
-from letheon.errors import DataError, OutputError, SettingsError
+from letheon.errors import OutputError, SettingsError
 from letheon.files import check_link
-from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import load_config
-from letheon.model.quantised import check_not_quantised
 from letheon.report.files import ORIGINAL
+from letheon.sweep.checks import Checks, check_study
 from letheon.sweep.grid import Configuration, configuration_of, configurations
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
@@ -71,6 +69,7 @@ def run_study(
     *,
     jobs: Jobs,
     evaluate: Evaluate,
+    checks: Checks,
     view: View,
     storage: str | None = None,
     retry: bool = False,
@@ -88,7 +87,7 @@ def run_study(
     hashes = Hashes(out / HASHES)
     members = members_of(study, configurations(study), out=out, hashes=hashes)
     samples = [*members, *_samples_of_search(study, out, hashes)]
-    _check(study, samples)
+    check_study(study, samples, checks)
     if retry:
         forget_failures(out)
     scorer = Scorer(study, hashes, evaluate)
@@ -140,38 +139,29 @@ def _search(progress: _Progress, storage: str | None) -> None:
 
 
 def _samples_of_search(study: StudySettings, out: Path, hashes: Hashes) -> list[Member]:
-    """One run of a search, so that what is wrong with all of them is said before the first."""
+    """Some runs of a search, so that what is wrong with all of them is said before the first.
+
+    Raises:
+        SettingsError: the settings of each of them contradict each other.
+    """
     if not study.search:
         return []
-    values = {name: _first_of(where) for name, where in study.search.items()}
-    return [member_of(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes)]
+    samples, refusals = list[Member](), list[SettingsError]()
+    for number in range(max(len(where.choices or (None,)) for where in study.search.values())):
+        values = {name: _sample_of(where, number) for name, where in study.search.items()}
+        try:
+            samples.append(member_of(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes))
+        except SettingsError as error:
+            refusals.append(error)
+    if not samples:
+        raise refusals[0]
+    return samples
 
 
-def _first_of(where: SearchRange) -> Any:
+def _sample_of(where: SearchRange, number: int) -> Any:
     if where.choices is not None:
-        return where.choices[0]
+        return where.choices[number % len(where.choices)]
     return int(where.low or 0) if where.whole else where.low
-
-
-def _check(study: StudySettings, members: Sequence[Member]) -> None:
-    """Say what would stop every run or every evaluation before any is begun."""
-    for model, trust in {(member.settings.model, member.settings.trust_remote_code) for member in members}:
-        check_checkpoint(model)
-        check_not_quantised(load_config(model, trust_remote_code=trust), source=model)
-    for member in members:
-        evaluation = study.evaluation(member.settings, model=member.settings.model, out=member.folder)
-        sources = {"forget": member.settings.forget, "retain": member.settings.retain}
-        if study.evaluate is not None:
-            sources |= {"evaluate.forget": evaluation.forget, "evaluate.retain": evaluation.retain}
-            others = ("members", "nonmembers", "mmlu")
-            sources |= {f"evaluate.{name}": str(found) for name in others if (found := getattr(evaluation, name))}
-        for name, source in sources.items():
-            if not source.startswith("hub:") and not Path(source).exists():
-                raise DataError(f"{name}: {source}: no such file or folder; give the right path (--set {name}=PATH)")
-    if isinstance(study.compare, dict) and not study.search:
-        wanted = study.compare
-        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in members):
-            raise SettingsError(f"compare: no configuration of the study has {wanted}; name one that is there")
 
 
 def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: View) -> dict[str, StateScores]:
