@@ -175,7 +175,7 @@ def test_a_search_may_maximise_scores_in_form(score: str) -> None:
     assert "final_in_form would be the objectives to name" in scores_table(by_prompts).notes[-1]
 
 
-def test_a_record_of_an_earlier_version_has_no_form(tmp_path: Path) -> None:
+def test_the_record_keeps_the_form(tmp_path: Path) -> None:
     record = record_of((1.0, 0.9))
     write_study(record, tmp_path)
     assert read_study_record(tmp_path) == record

@@ -19,6 +19,7 @@ from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
 from letheon.sweep.aggregate import Row, forgotten_score, name_of, rows_of
 from letheon.sweep.forgetting import NOT_KNOWN, Forgetting, forgetting_of
+from letheon.sweep.history import study_facts
 from letheon.sweep.origins import Facts, Origins, origins_of, run_folder
 from letheon.sweep.records import RunRecord, StudyRecord, read_study_record
 from letheon.sweep.tables import tables_of
@@ -69,6 +70,8 @@ class StudyPage:
     runs: tuple[RunLine, ...]
     notes: tuple[str, ...]
     settings: tuple[Setting, ...]
+    studies: Facts
+    """Fingerprints of the study, and of those under which its runs were begun."""
     origins: Origins
 
 
@@ -100,6 +103,7 @@ def _page(record: StudyRecord, folder: Path) -> StudyPage:
         runs=tuple(_line(run, record, folder, origins) for run in record.runs),
         notes=_notes(record, origins, has_comparisons="comparisons" in tables),
         settings=list_settings(origins.settings or record.study.base, UnlearnSettings.defaults()),
+        studies=tuple(study_facts(record, folder)),
         origins=origins,
     )
 

@@ -67,6 +67,8 @@ class RunRecord:
     """How much the model recalled before the first step, by side, 0 to 1; empty where the run's log does not say."""
     unknown: tuple[str, ...] = ()
     """Sides of which that was too little for anything to be forgotten or kept."""
+    study_sha256: str | None = None
+    """The fingerprint of the study under which it was begun; None where that is not recorded."""
 
     @property
     def is_unknown(self) -> bool:
@@ -87,6 +89,8 @@ class StudyRecord:
     runs: tuple[RunRecord, ...] = ()
     original: Mapping[str, StateScores] = field(default_factory=dict)
     """The models before unlearning by name; one, unless the study varies the model."""
+    sha256: str | None = None
+    """The fingerprint of the study as read when it was run; None in a file of an earlier version."""
 
 
 def write_study(record: StudyRecord, out: Path) -> None:
@@ -94,7 +98,8 @@ def write_study(record: StudyRecord, out: Path) -> None:
     study = record.study.model_dump(mode="json", by_alias=True)
     runs = [asdict(run) for run in record.runs]
     original = {name: asdict(state) for name, state in record.original.items()}
-    write_json(out / FILE, {"schema": SCHEMA, "study": study, "original": original, "runs": runs})
+    identified = {"schema": SCHEMA, "sha256": record.sha256}
+    write_json(out / FILE, {**identified, "study": study, "original": original, "runs": runs})
 
 
 def read_study_record(out: Path) -> StudyRecord:
@@ -119,6 +124,7 @@ def read_study_record(out: Path) -> StudyRecord:
             study=StudySettings.of(data["study"]),
             runs=tuple(run_from(run) for run in data["runs"]),
             original={name: _state_from(state) for name, state in data["original"].items()},
+            sha256=data.get("sha256"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(

@@ -1,5 +1,7 @@
 """What a study is: its file, checked like any settings, with what the command line changes in it."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -40,6 +42,9 @@ SCORES = {
     "interim.retained": "Interim retained",
 }
 """The scores of a study and their labels; of each a higher value is better and 1 is best."""
+
+SHOWN = ("name", "deviation", "compare", "published")
+"""Settings of a study that say how its results are shown."""
 
 _OWN_EVALUATION = ("epochs", "original")
 _SET_BY_STUDY = ("out", "seed", "resume")
@@ -120,6 +125,15 @@ class StudySettings(Settings):
         "best", description="Compare with the best configuration, all with all, or with the one of these settings."
     )
     keep_models: bool = Field(False, description="Keep each run's merged model when it is scored.")
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint of the study as read."""
+        return hashlib.sha256(json.dumps(self.as_read(), sort_keys=True).encode()).hexdigest()
+
+    def as_read(self) -> dict[str, Any]:
+        """Return what was set, as JSON has it; defaults are left out, so that a later version adds none to it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     @property
     def epochs(self) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
@@ -11,13 +11,17 @@ from letheon.files import check_link
 from letheon.report.files import ORIGINAL
 from letheon.sweep.checks import Checks, check_study
 from letheon.sweep.grid import Configuration, configuration_of, configurations
+from letheon.sweep.history import describe_change, note_study
 from letheon.sweep.live import View
-from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
+from letheon.sweep.members import RUNS, Hashes, Member, identity_of, member_of, members_of
 from letheon.sweep.records import FILE, RunRecord, StateScores, StudyRecord, write_study
 from letheon.sweep.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.sweep.scoring import Evaluate, Scorer
 from letheon.sweep.spec import SearchRange, StudySettings
 from letheon.training.interim import InterimScore
+
+if TYPE_CHECKING:
+    from letheon.sweep.search import Search
 
 HASHES = "inputs.json"
 
@@ -56,7 +60,7 @@ class _Progress:
         known = {run.identity for run in here}
         # A trial that fell on settings of another one is that one's runs.
         tried = {run.identity: run for run in self.of_trials() if run.identity not in known}
-        return StudyRecord(self.study, (*tried.values(), *here), self.original)
+        return StudyRecord(self.study, (*tried.values(), *here), self.original, self.study.sha256)
 
     def write(self) -> None:
         """Bring study.json up to date."""
@@ -88,6 +92,11 @@ def run_study(
     members = members_of(study, configurations(study), out=out, hashes=hashes)
     samples = [*members, *_samples_of_search(study, out, hashes)]
     check_study(study, samples, checks)
+    changed = describe_change(study, out, {member.identity for member in members})
+    if changed is not None:
+        view.note(changed)
+    search = _open_search(study, out, storage, hashes) if study.search else None
+    note_study(study, out)
     if retry:
         forget_failures(out)
     scorer = Scorer(study, hashes, evaluate)
@@ -99,8 +108,8 @@ def run_study(
     if study.scores_original:
         progress.original = _score_original(scorer, samples, out, view)
     progress.write()
-    if study.search:
-        _search(progress, storage)
+    if search is not None:
+        _go_on(progress, search)
     if not runner.exit_code:
         runner.run(members)
     progress.write()
@@ -116,11 +125,20 @@ def _report(progress: _Progress) -> StudyReport:
     return StudyReport(progress.out, record, len(runner.elsewhere), exit_code, len(failed))
 
 
-def _search(progress: _Progress, storage: str | None) -> None:
+def _open_search(study: StudySettings, out: Path, storage: str | None, hashes: Hashes) -> "Search":
+    """Begin the search or join it, if its trials run with the same settings on the same files and are scored alike."""
     from letheon.sweep.search import open_search
 
+    sample = _samples_of_search(study, out, hashes)[0]
+    alike = {"settings or files of the runs": sample.identity}
+    if study.evaluate is not None:
+        scoring = study.evaluation(sample.settings, model="state", out=sample.folder)
+        alike["settings or files of the evaluation"] = identity_of(scoring, hashes)
+    return open_search(study, out=out, storage=storage, seed=study.seeds[0], alike=alike)
+
+
+def _go_on(progress: _Progress, search: "Search") -> None:
     study, runner = progress.study, progress.runner
-    search = open_search(study, out=progress.out, storage=storage, seed=study.seeds[0])
     progress.of_trials = lambda: [run for trial in search.trials() for run in trial.runs]
 
     def run_seeds(configuration: Configuration, on_score: Callable[[InterimScore], None] | None) -> Sequence[RunRecord]:
