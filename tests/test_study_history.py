@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import api
@@ -15,7 +16,7 @@ from letheon.cli import cli
 from letheon.data.rows import Row, write_rows
 from letheon.errors import SettingsError
 from letheon.sweep.history import begun_under, changes, describe_change, study_facts
-from letheon.sweep.live import Quiet
+from letheon.sweep.live import LiveView, Quiet
 from letheon.sweep.records import StudyRecord, read_study_record
 from letheon.sweep.spec import StudySettings, read_study
 from letheon.sweep.study import StudyReport
@@ -167,6 +168,12 @@ def test_a_search_never_mixes_trials_of_other_settings_or_files(
     ):
         go(StudySettings.of({**values, "trials": 2}), out)
     assert (out / "study.json").read_bytes() == before
+
+
+def test_the_live_view_prints_notes_without_their_control_characters() -> None:
+    console = Console(width=100, record=True)
+    LiveView("a study", console).note("name \x1b[31m [bold]x")
+    assert console.export_text() == "name \\x1b[31m [bold]x\n"
 
 
 def test_the_command_line_says_what_has_changed(base: dict[str, Any], tmp_path: Path) -> None:

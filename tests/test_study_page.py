@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
+from letheon.evaluation.results import FormScores, Results
 from letheon.purge import purge
 from letheon.sweep.aggregate import label_of_score
 from letheon.sweep.figures import study_svgs, trade_off_figure
@@ -173,17 +174,22 @@ def test_what_could_not_be_compared_is_said(tmp_path: Path) -> None:
     assert "No run has recorded its provenance" in seen
 
 
-def test_scores_of_other_rows_than_those_trained_on_are_named(tmp_path: Path) -> None:
-    record = record_of(runs("a", scores(0.97, 0.5, 0.6)))
-    fill(record, tmp_path, forget={"sha256": "one"}, retain={"sha256": "same"})
-    for run, sha256 in zip(record.runs, ("other", "one"), strict=True):
+def test_evaluations_that_are_not_of_their_run_are_counted_by_what_differs(tmp_path: Path) -> None:
+    record = record_of(runs("a", scores(0.97, 0.5, 0.6, 0.7)))
+    read = {"forget_sha256": "one", "retain_sha256": "same", "template": "pair"}
+    fill(record, tmp_path, read=read, result={"model_sha256": "left"})
+    changes: tuple[dict[str, str], ...] = ({"forget_sha256": "other"}, {}, {"model_sha256": "another"})
+    for run, changed in zip(record.runs, changes, strict=True):
+        provenance = {"read": {**read, "model_sha256": "left", **changed}}
+        form = FormScores("pair", "2024-07-26", "the run", differs=False)
         results = tmp_path / run.folder / "evaluation" / "after" / "results.json"
         results.parent.mkdir(parents=True)
-        provenance = {"forget": {"sha256": sha256}, "retain": {"sha256": "same"}}
-        results.write_text(json.dumps({"provenance": provenance}))
+        results.write_text(Results("lume", "m", provenance=provenance, form=form).to_json())
     seen = text_of(page_of(record, tmp_path))
-    assert "Runs scored on other forget rows than they were trained on: 1." in seen
-    assert "other retain rows" not in seen
+    said = "Runs whose evaluation is not of their own result, rows and form: 1, since"
+    assert f"{said} it scored other forget rows (other) than the run read (one)." in seen
+    assert f"{said} it scored another model (another) than the model that the run left (left)." in seen
+    assert seen.count(said) == 2
 
 
 def test_a_study_without_any_result_says_so(tmp_path: Path) -> None:
