@@ -15,7 +15,7 @@ from letheon.data.rows import Row
 from letheon.report.latex import to_latex
 from letheon.report.tables import Spread, Table, to_csv, to_markdown
 from letheon.sweep.aggregate import comparisons_of, rows_of
-from letheon.sweep.forgetting import LITTLE_KNOWN, NO_ORIGINAL, NOT_KNOWN, NOT_SCORED
+from letheon.sweep.forgetting import KNEW_LITTLE, NO_ORIGINAL, NOT_KNOWN, NOT_SCORED
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord, read_study_record
 from letheon.sweep.spec import StudySettings
 from letheon.sweep.tables import comparison_table, runs_data, scores_data, scores_table
@@ -136,7 +136,7 @@ def test_what_cannot_be_told_is_not_best_and_the_reason_is_said() -> None:
         return next(note for note in table.notes if note.startswith("Nothing is in bold"))
 
     assert NO_ORIGINAL in reason(of(0.97, (0.5, 0.6)), None)
-    assert LITTLE_KNOWN in reason(of(0.99, (0.5, 0.6)), {"forgotten": 0.95})
+    assert KNEW_LITTLE in reason(of(0.99, (0.5, 0.6)), {"forgotten": 0.95})
     assert NOT_SCORED in reason([{"final": 0.5}, {"final": 0.6}], {"final": 0.5})
 
 

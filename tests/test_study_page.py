@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
+from letheon.evaluation.results import FormScores, Results
 from letheon.purge import purge
 from letheon.sweep.aggregate import label_of_score
 from letheon.sweep.figures import study_svgs, trade_off_figure
@@ -173,17 +174,22 @@ def test_what_could_not_be_compared_is_said(tmp_path: Path) -> None:
     assert "No run has recorded its provenance" in seen
 
 
-def test_scores_of_other_rows_than_those_trained_on_are_named(tmp_path: Path) -> None:
-    record = record_of(runs("a", scores(0.97, 0.5, 0.6)))
-    fill(record, tmp_path, forget={"sha256": "one"}, retain={"sha256": "same"})
-    for run, sha256 in zip(record.runs, ("other", "one"), strict=True):
+def test_evaluations_that_are_not_of_their_run_are_counted_by_what_differs(tmp_path: Path) -> None:
+    record = record_of(runs("a", scores(0.97, 0.5, 0.6, 0.7)))
+    read = {"forget_sha256": "one", "retain_sha256": "same", "template": "pair"}
+    fill(record, tmp_path, read=read, result={"model_sha256": "left"})
+    changes: tuple[dict[str, str], ...] = ({"forget_sha256": "other"}, {}, {"model_sha256": "another"})
+    for run, changed in zip(record.runs, changes, strict=True):
+        provenance = {"read": {**read, "model_sha256": "left", **changed}}
+        form = FormScores("pair", "2024-07-26", "the run", differs=False)
         results = tmp_path / run.folder / "evaluation" / "after" / "results.json"
         results.parent.mkdir(parents=True)
-        provenance = {"forget": {"sha256": sha256}, "retain": {"sha256": "same"}}
-        results.write_text(json.dumps({"provenance": provenance}))
+        results.write_text(Results("lume", "m", provenance=provenance, form=form).to_json())
     seen = text_of(page_of(record, tmp_path))
-    assert "Runs scored on other forget rows than they were trained on: 1." in seen
-    assert "other retain rows" not in seen
+    said = "Runs whose evaluation is not of their own result, rows and form: 1, since"
+    assert f"{said} it scored other forget rows (other) than the run read (one)." in seen
+    assert f"{said} it scored another model (another) than the model that the run left (left)." in seen
+    assert seen.count(said) == 2
 
 
 def test_a_study_without_any_result_says_so(tmp_path: Path) -> None:
@@ -298,17 +304,78 @@ def test_a_study_leaves_its_page_and_its_runs_reports(study: tuple[Path, list[st
     assert not any(row.answer in path.read_text() for path in out.rglob("report.html") for row in rows[:1])
 
 
-def test_an_original_of_other_weights_is_not_taken_for_the_state_before(study: tuple[Path, list[str]]) -> None:
+@pytest.fixture
+def one_run(study: tuple[Path, list[str]]) -> Path:
+    """The folder of a study's only run, which forgets."""
     out, command = study
-    one = [*command, "--set", "grid={}", "--set", "seeds=1"]
+    one = [*command, "--set", "grid={}", "--set", "seeds=1", "--set", "learning_rate=2e-2"]
     assert CliRunner().invoke(cli, one, catch_exceptions=False).exit_code == 0
     (run,) = read_study_record(out).runs
-    report = out / run.folder / "report.html"
-    assert "went from 1.000" in verdict_in(report.read_text())[1]
-    (results,) = (out / "original").glob("*/results.json")
-    changed = json.loads(results.read_text())
-    changed["provenance"]["model"]["sha256"] = "0" * 64
-    results.write_text(json.dumps(changed))
-    report.unlink()
+    return out / run.folder
+
+
+def original_of(run: Path) -> Path:
+    (results,) = (run.parent.parent / "original").glob("*/results.json")
+    return results
+
+
+def report_again(run: Path) -> str:
+    assert CliRunner().invoke(cli, ["report", str(run)], catch_exceptions=False).exit_code == 0
+    return (run / "report.html").read_text()
+
+
+def test_a_report_that_is_written_again_keeps_the_studys_original(one_run: Path) -> None:
+    first = (one_run / "report.html").read_text()
+    assert "their mean score went from 1.000" in verdict_in(first)[1]
+    assert f"../../original/{original_of(one_run).parent.name}: of this run" in text_of(first)
+    assert report_again(one_run) == first
+
+
+def test_a_purged_run_keeps_its_verdict_and_shows_no_rows_of_the_studys_original(
+    one_run: Path, rows: list[Row]
+) -> None:
+    found = purge(one_run, note=lambda text: None)
+    assert any("what the model before unlearning said" in line for line in found.remains)
+    page = (one_run / "report.html").read_text()
+    assert "their mean score went from 1.000" in verdict_in(page)[1]
+    assert (original_of(one_run).parent / "predictions.jsonl").is_file()
+    assert not any(row.answer in page for row in rows if len(row.answer) > 12)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_sha256": "0" * 64, "weights_sha256": "0" * 64}, "it scored another model (000000000000)"),
+        ({"forget_sha256": "0" * 64}, "it scored other forget rows (000000000000)"),
+    ],
+)
+def test_an_original_of_other_weights_or_rows_is_not_taken_for_the_state_before(
+    one_run: Path, change: dict[str, str], said: str
+) -> None:
+    path = original_of(one_run)
+    changed = json.loads(path.read_text())
+    changed["provenance"]["read"] |= change
+    path.write_text(json.dumps(changed))
+    out = one_run.parent.parent
     write_run_reports(read_study_record(out), out)
-    assert "went from" not in verdict_in(report.read_text())[1]
+    for page in ((one_run / "report.html").read_text(), report_again(one_run)):
+        level, sentence = verdict_in(page)
+        assert level == "bad"
+        assert "went from" not in sentence
+        assert said in sentence
+        assert f"{path.parent.name}: not of this run" in text_of(page)
+
+
+def test_an_original_in_another_form_is_not_taken_for_the_state_before(one_run: Path) -> None:
+    path = original_of(one_run)
+    changed = json.loads(path.read_text())
+    changed["form"]["template"] = "pair"
+    path.write_text(json.dumps(changed))
+    assert "it asked the rows in form &#39;pair&#39;" in verdict_in(report_again(one_run))[1]
+
+
+def test_a_run_elsewhere_has_no_original(one_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "deep" / "run"
+    moved.parent.mkdir(parents=True)
+    one_run.rename(moved)
+    assert "without the scores before" in verdict_in(report_again(moved))[1]

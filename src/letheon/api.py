@@ -6,10 +6,12 @@ What draws figures and sums up studies is imported where it is used: a run needs
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from transformers import PreTrainedTokenizerBase
 
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
@@ -20,7 +22,7 @@ from letheon.errors import EvaluationError, OutputError, SettingsError
 from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
 from letheon.evaluation.membership import check_members
-from letheon.evaluation.mmlu import read_mmlu
+from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.files import check_link, write_json, write_text
 from letheon.fingerprints import hash_checkpoint, hash_values
@@ -32,6 +34,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
 from letheon.model.loading import (
     check_device,
+    check_vocabulary,
     fingerprint,
     load_config,
     load_model,
@@ -118,6 +121,7 @@ def study(
     Raises:
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
+    from letheon.sweep.checks import Checks
     from letheon.sweep.live import Quiet
     from letheon.sweep.report import write_study_report
     from letheon.sweep.run_reports import write_run_reports
@@ -136,6 +140,7 @@ def study(
         out,
         jobs=jobs,
         evaluate=partial(evaluate, replace=True),
+        checks=Checks(unlearn=training.check, evaluate=read_evaluated),
         view=view or Quiet(),
         storage=storage,
         retry=retry,
@@ -192,30 +197,8 @@ def evaluate(
         replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources_of_rows)
         if replaced is not None and note is not None:
             note(replaced)
-    sources = (settings.forget, settings.retain)
-    forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
-    check_disjoint(forget, retain)
-    members, nonmembers = _documents(settings)
-    check_members(members or [], retain)
-    check_unseen(nonmembers or [], (forget, retain), source=f"nonmembers: {settings.nonmembers}")
-    if settings.mmlu_harness:
-        check_harness()
-    if settings.mmlu_limit is not None and settings.mmlu is None and not settings.mmlu_harness:
-        raise EvaluationError("mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one")
-    # A wrong folder is said before the model loads.
-    subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
-    check_device(settings.device)
-    check_checkpoint(settings.model)
-    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
-    forget, retain = (bare_rows(rows, tokenizer, note=note) for rows in (forget, retain))
-    check_disjoint(forget, retain)
-    form = form_of(settings, forget, retain)
-    check_form(form.template)
-    if form.template != AUTO:
-        for row in (*forget, *retain)[:1]:
-            render(
-                row, form.template, tokenizer, date=form.date
-            )  # a missing chat template is said before the model loads
+    inputs = read_evaluated(settings, note=note)
+    forget, retain, tokenizer = inputs.forget, inputs.retain, inputs.tokenizer
     _open_folder(settings.out, model=settings.model, private=True)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -234,9 +217,9 @@ def evaluate(
         "tokenizer_sha256": hash_tokenizer(tokenizer),
         "forget_sha256": hash_rows(forget),
         "retain_sha256": hash_rows(retain),
-        "members_sha256": None if members is None else hash_values(members),
-        "nonmembers_sha256": None if nonmembers is None else hash_values(nonmembers),
-        "mmlu_sha256": None if subjects is None else hash_values(asdict(subject) for subject in subjects),
+        "members_sha256": None if inputs.members is None else hash_values(inputs.members),
+        "nonmembers_sha256": None if inputs.nonmembers is None else hash_values(inputs.nonmembers),
+        "mmlu_sha256": None if inputs.mmlu is None else hash_values(asdict(subject) for subject in inputs.mmlu),
     }
     provenance = {
         **describe_environment(),
@@ -255,8 +238,8 @@ def evaluate(
         loaded.tokenizer,
         forget=forget,
         retain=retain,
-        members=members,
-        nonmembers=nonmembers,
+        members=inputs.members,
+        nonmembers=inputs.nonmembers,
         mmlu=settings.mmlu,
         mmlu_limit=settings.mmlu_limit,
         mmlu_harness=settings.mmlu_harness,
@@ -264,7 +247,7 @@ def evaluate(
         whole_generations=settings.whole_generations,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        form=form,
+        form=inputs.form,
         model_name=settings.model,
         provenance=provenance,
         progress=progress,
@@ -272,6 +255,51 @@ def evaluate(
     with finishing():
         write_evaluation(evaluation, settings.out)
     return evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedInputs:
+    """What an evaluation reads before it loads weights."""
+
+    forget: Rows
+    retain: Rows
+    members: list[str] | None
+    nonmembers: list[str] | None
+    mmlu: Sequence[Subject] | None
+    tokenizer: PreTrainedTokenizerBase
+    form: AskedForm
+
+
+def read_evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | None = None) -> EvaluatedInputs:
+    """Read and check all that an evaluation reads before it loads weights; `note` as in `evaluate`.
+
+    Raises:
+        LetheonError: as `evaluate`.
+    """
+    sources = (settings.forget, settings.retain)
+    forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
+    check_disjoint(forget, retain)
+    members, nonmembers = _documents(settings)
+    check_members(members or [], retain)
+    check_unseen(nonmembers or [], (forget, retain), source=f"nonmembers: {settings.nonmembers}")
+    if settings.mmlu_harness:
+        check_harness()
+    if settings.mmlu_limit is not None and settings.mmlu is None and not settings.mmlu_harness:
+        raise EvaluationError("mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one")
+    subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
+    check_device(settings.device)
+    check_checkpoint(settings.model)
+    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    check_vocabulary(config, tokenizer, source=settings.model)
+    forget, retain = (bare_rows(rows, tokenizer, note=note) for rows in (forget, retain))
+    check_disjoint(forget, retain)
+    form = form_of(settings, forget, retain)
+    check_form(form.template)
+    if form.template != AUTO:
+        for row in (*forget, *retain)[:1]:
+            render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
+    return EvaluatedInputs(forget, retain, members, nonmembers, subjects, tokenizer, form)
 
 
 def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm:

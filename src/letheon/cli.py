@@ -249,8 +249,12 @@ def study(
     settings = read_study(study_path(file), changes=changes) if file else None
     console = Console()
     if report_only:
+        from letheon.sweep.history import describe_unshown
         from letheon.sweep.report import print_study, report_study
 
+        unshown = None if settings is None else describe_unshown(settings, out)
+        if unshown is not None:
+            _say(f"letheon: {unshown}")
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"

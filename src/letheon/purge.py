@@ -18,6 +18,7 @@ from letheon.errors import LetheonError, OutputError
 from letheon.files import write_json, write_text
 from letheon.locks import file_lock_if_free, folder_lock
 from letheon.outside import EVALUATIONS, outside_of
+from letheon.report.files import originals_of
 from letheon.traces import (
     MARKS,
     RESULTS,
@@ -192,6 +193,9 @@ def _remains(homes: Collection[Home]) -> tuple[str, ...]:
         for path in outside_of(home.path, EVALUATIONS):
             if path.is_dir():
                 found[f"{path}: an evaluation of the result, which is purged by itself: letheon purge {path}"] = None
+        for path in originals_of(home.path) if home.is_run else ():
+            if (path / "predictions.jsonl").exists() and not any(path == other.path for other in homes):
+                found[f"{path}: what the model before unlearning said, for all runs of the study"] = None
         for name in RESULTS:
             if (home.path / name).is_dir():
                 found[f"{home.path / name}: the result"] = None

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from letheon.evaluation.rescoring import contradictions
 from letheon.evaluation.results import Prediction, Results, read_results
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
 from letheon.yaml_text import parse_yaml
+
+ORIGINAL = "original"
+"""The folder of a study that holds an evaluation of each model before unlearning, which its runs share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ class RunFiles:
     attempts: tuple[dict[str, Any], ...] = ()
     """When the run was begun and gone on with, as attempts.json has it."""
     pairings: tuple[Pairing, ...] = ()
-    """How the evaluations in the folder go with the run; `before` and `after` are those that nothing speaks against."""
+    """How the evaluations in the folder go with the run, and for want of one before it that of its study; `before` and
+    `after` are those that nothing speaks against."""
     contradictions: tuple[str, ...] = ()
     """Where an evaluation of its own is not what its predictions give."""
     is_evaluation_only: bool = False
@@ -110,9 +114,13 @@ def read_run(folder: Path) -> RunFiles:
             )
             pairings.append(pairing)
             sides[side] = None if pairing.differences else evaluation
+    settings = read_settings(folder)
+    if not any(pairing.side == "before" for pairing in pairings):
+        sides["before"], of_study = _of_study(folder, settings, read, provenance, after=sides["after"])
+        pairings = [*of_study, *pairings]
     run = RunFiles(
         folder,
-        settings=read_settings(folder),
+        settings=settings,
         provenance=provenance,
         log=read_log(log_file) if log_file.exists() else None,
         before=sides["before"],
@@ -127,6 +135,46 @@ def read_run(folder: Path) -> RunFiles:
             "found none of these files; give the folder that `letheon unlearn` or `letheon evaluate` got as --out"
         )
     return run
+
+
+def originals_of(folder: Path) -> list[Path]:
+    """List where the study of the run in `folder` evaluated models before unlearning; nothing if it is no study's."""
+    study = folder.absolute().parent.parent
+    return sorted(path.parent for path in (study / ORIGINAL).glob("*/results.json")) if _is_of(study, folder) else []
+
+
+def _is_of(study: Path, run: Path) -> bool:
+    return (study / "study.json").is_file() and (run / "run.yaml").is_file()
+
+
+def _of_study(
+    folder: Path,
+    settings: Mapping[str, Any],
+    read: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    *,
+    after: Evaluation | None,
+) -> tuple[Evaluation | None, list[Pairing]]:
+    """Return the evaluation of the model that a study's run began with, and how it goes with the run; else nothing.
+
+    One that does not go with the run is told of only if it is of a model of that name.
+    """
+    others: list[Pairing] = []
+    for place in originals_of(folder):
+        found = _evaluation(place)
+        assert found is not None, "its results.json was seen"
+        wrong, unchecked = _checked(place, found.results)
+        elsewhere = f"../../{ORIGINAL}/{place.name}"
+        pairing = replace(
+            pair("before", found.results, read=read, provenance=provenance, contradictions=wrong, unchecked=unchecked),
+            elsewhere=elsewhere,
+        )
+        if not pairing.differences:
+            # What it says of the rows is shown beside what the run itself says of them, and never without it.
+            return (found if after is not None and after.predictions else replace(found, predictions=())), [pairing]
+        if found.results.model == settings.get("model"):
+            others.append(pairing)
+    return None, others
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

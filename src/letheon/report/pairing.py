@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from letheon.data.forms import CHAT
 from letheon.evaluation.results import Results
 from letheon.fingerprints import CALLED, short
 
 Side = Literal["before", "after"]
 SIDES: tuple[Side, ...] = ("before", "after")
 
-_CHAT = "chat"
 _AGAIN = "run `letheon evaluate` again"
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """How an evaluation that lies in a run's folder goes with the run."""
+    """How an evaluation that lies in a run's folder, or in that of its study, goes with the run."""
 
     side: Side
     results: Results
@@ -24,11 +24,13 @@ class Pairing:
     """What shows that it is not of this run, or not what was measured; it is then no evidence for the run."""
     unchecked: tuple[str, ...] = ()
     """What neither shows that it is of this run nor that it is not."""
+    elsewhere: str | None = None
+    """Where it lies by the run's folder, if not in it."""
 
     @property
     def place(self) -> str:
-        """Where it lies in the run's folder."""
-        return f"evaluation/{self.side}"
+        """Where it lies."""
+        return self.elsewhere or f"evaluation/{self.side}"
 
 
 def pair(
@@ -52,6 +54,11 @@ def pair(
         (*contradictions, *(one.text for one in found if one and one.differs)),
         (*unchecked, *(one.text for one in found if one and not one.differs)),
     )
+
+
+def named_form(template: str, date: str) -> str:
+    """Return a form by its name, with its date where the form writes one."""
+    return f"{template}, {date}" if template == CHAT else template
 
 
 def read_of(results: Results) -> Mapping[str, Any]:
@@ -112,7 +119,7 @@ def _form(results: Results, read: Mapping[str, Any]) -> _Finding | None:
     asked = results.form
     if asked.template != template:
         return _Finding(f"it asked the rows in form '{asked.template}', the run's is '{template}'", differs=True)
-    if template == _CHAT and date is not None and asked.date != date:
+    if template == CHAT and date is not None and asked.date != date:
         return _Finding(f"it asked the rows with the date {asked.date}, the run's is {date}", differs=True)
     return None
 

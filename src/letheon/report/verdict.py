@@ -16,7 +16,8 @@ PARTLY_FORGOTTEN_SHARE = 0.5
 KEPT_SHARE = 0.85
 """The part of a score on retain rows that has to be left for them to be called kept."""
 PARTLY_KEPT_SHARE = 0.6
-_LITTLE_KNOWN = 0.1
+LITTLE_KNOWN = 0.1
+"""A mean score before unlearning below which too little was known for a share of it to be gone or left."""
 UNTELLING_AUC = (0.35, 0.65)
 """Within which the whole interval of an AUC has to lie for an attack to be said not to tell."""
 CUT_SHORT = ("signal", "time limit", "collapse", "diverged")
@@ -201,7 +202,7 @@ def _forget_clause(before: Results, after: Results) -> _Clause | None:
         return None
     start, end = means
     went = f"their mean score went from {start:.3f} to {end:.3f}"
-    if start < _LITTLE_KNOWN:
+    if start < LITTLE_KNOWN:
         return _Clause("mixed", f"the model knew little of the forget rows to begin with ({went})")
     gone = 1 - end / start
     if gone >= FORGOTTEN_SHARE:
@@ -216,7 +217,7 @@ def _retain_clause(before: Results, after: Results) -> _Clause | None:
     if means is None:
         return None
     start, end = means
-    if start < _LITTLE_KNOWN:
+    if start < LITTLE_KNOWN:
         return _Clause("mixed", f"knew little of the retain rows to begin with ({start:.3f} to {end:.3f})")
     kept = end / start
     went = f"({start:.3f} to {end:.3f}, {_percent(kept)} of it left)"

@@ -12,7 +12,7 @@ import numpy as np
 from letheon.sweep.forgetting import Forgetting, forgetting_of
 from letheon.sweep.grid import Role
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
-from letheon.sweep.spec import SCORES
+from letheon.sweep.spec import IN_FORM, SCORES, UNICODE
 from letheon.sweep.statistics import (
     Paired,
     bootstrap_interval,
@@ -28,13 +28,8 @@ OFFICIAL = ("task_aggregate", "mia.score", "mmlu.accuracy", "final")
 ORIGINAL_LABEL = "Original model"
 INTERIM = ("interim.score", "interim.forgotten", "interim.retained")
 TRADE_OFFS = (("forgotten", "retained"), ("interim.forgotten", "interim.retained"))
-VARIANTS = {
-    "task_aggregate": "unicode_task_aggregate",
-    "final": "unicode_final",
-    "forgotten": "unicode_forgotten",
-    "retained": "unicode_retained",
-}
-"""Official scores and their Unicode variants."""
+VARIED = ("task_aggregate", "final", "forgotten", "retained")
+"""Official scores that depend on the answers to the rows: they have variants that read any script, or ask in form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,48 +95,66 @@ class Sensitivity:
 
 
 def forgotten_score(record: StudyRecord) -> str:
-    """Name the score that says what was forgotten: the official mean, or its Unicode variant."""
-    return VARIANTS["forgotten"] if shows_variants(record) else "forgotten"
+    """Name the score that says what was forgotten: the official mean, or the variant to be read in its place."""
+    return versions_of("forgotten", record)[-1]
+
+
+def versions_of(score: str, record: StudyRecord) -> tuple[str, ...]:
+    """Name an official score and the variants of it that the study shows; the last one stands for all of them."""
+    if score not in VARIED:
+        return (score,)
+    scripts = (score, f"{UNICODE}{score}") if shows_scripts(record) else (score,)
+    return (*scripts, *(f"{name}{IN_FORM}" for name in scripts)) if shows_forms(record) else scripts
 
 
 def scores_in(record: StudyRecord) -> tuple[str, ...]:
     """Name the scores that a study's tables show: the official ones that there are, else the runs' own.
 
-    Beside an official score stands its Unicode variant where that is to be looked at (see `shows_variants`).
+    Beside an official score stand its variants where these are to be looked at (see `versions_of`).
     """
     present = {name for _, state in labelled_states(record) for name in state.scores}
-    names = _with_variants(OFFICIAL) if shows_variants(record) else OFFICIAL
-    official = tuple(name for name in names if name in present)
+    official = tuple(name for score in OFFICIAL for name in versions_of(score, record) if name in present)
     return official or tuple(name for name in INTERIM if name in present)
 
 
 def trade_off_in(record: StudyRecord) -> tuple[str, str] | None:
     """Name what is forgotten and what is retained: the official means, else the runs' own; None without either.
 
-    Where Unicode variants are to be looked at they take the official means' place.
+    Where variants are to be looked at they take the official means' place.
     """
     present = {name for run in record.runs for state in run.states for name in state.scores}
     pair = next((pair for pair in TRADE_OFFS if present.issuperset(pair)), None)
-    if pair == TRADE_OFFS[0] and shows_variants(record):
-        return VARIANTS[pair[0]], VARIANTS[pair[1]]
-    return pair
+    if pair is None:
+        return None
+    forgotten, retained = (versions_of(name, record)[-1] for name in pair)
+    return forgotten, retained
 
 
 def trade_off_scores(record: StudyRecord) -> tuple[str, ...]:
-    """Name what `trade_off_in` does and, of Unicode variants, the official means beside them; none without either."""
+    """Name what `trade_off_in` does and, of variants, what they stand for beside them; none without either."""
     pair = trade_off_in(record) or ()
-    official = {variant: name for name, variant in VARIANTS.items()}
-    return (*pair, *(official[name] for name in pair if name in official))
+    versions = [versions_of(name, record) for name in TRADE_OFFS[0] if versions_of(name, record)[-1] in pair]
+    beside = [name for which in zip(*versions, strict=True) for name in which if name not in pair]
+    return (*pair, *beside)
 
 
-def shows_variants(record: StudyRecord) -> bool:
+def shows_scripts(record: StudyRecord) -> bool:
     """Whether the Unicode variants belong beside the official scores.
 
     They do where these miss a part of the rows' script, as the evaluation of some state found, or where the study names
     one as an objective.
     """
-    named = set(VARIANTS.values()).intersection(record.study.objectives)
-    return bool(named) or any(state.script_notes for _, state in labelled_states(record))
+    is_named = any(name.startswith(UNICODE) for name in record.study.objectives)
+    return is_named or any(state.script_notes for _, state in labelled_states(record))
+
+
+def shows_forms(record: StudyRecord) -> bool:
+    """Whether the scores in the rows' form belong beside those of raw prompts.
+
+    They do where the form gives the model of some state other tokens, or where the study names one as an objective.
+    """
+    is_named = any(name.endswith(IN_FORM) for name in record.study.objectives)
+    return is_named or any(state.form_differs for _, state in labelled_states(record))
 
 
 def labelled_states(record: StudyRecord) -> list[tuple[str, StateScores]]:
@@ -240,10 +253,6 @@ def name_of(row: Row) -> str:
 def label_of_score(score: str) -> str:
     """Return what a score is called in tables and figures."""
     return SCORES[score]
-
-
-def _with_variants(scores: Sequence[str]) -> tuple[str, ...]:
-    return tuple(shown for name in scores for shown in (name, VARIANTS.get(name)) if shown is not None)
 
 
 def _rows_of_one(

@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from letheon.report.verdict import FORGOTTEN_SHARE
+from letheon.report.verdict import FORGOTTEN_SHARE, LITTLE_KNOWN
 from letheon.sweep.records import RunRecord, StateScores
+from letheon.sweep.spec import IN_FORM
 
 NO_ORIGINAL = "the model before unlearning was not scored on these rows"
+OTHER_FORM = "the model before unlearning was asked in another form than the runs"
 NOT_SCORED = "what it forgot was not scored"
 NOT_KNOWN = "the model did not know its rows before the first step"
-LITTLE_KNOWN = "the model before unlearning knew little of the forget rows"
-
-_LITTLE = 0.1
-"""A mean score on the forget rows below which too little was known for a share of it to be gone."""
+KNEW_LITTLE = "the model before unlearning knew little of the forget rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,8 @@ def forgetting_of(
     """Judge one configuration by the means over its seeds.
 
     `score` names what is forgotten, 1 - the mean score on the forget rows. It is compared with the same score of the
-    model before unlearning, where that was taken on the same rows, else with what the runs themselves found before
-    their first step.
+    model before unlearning, where that was taken on the same rows (and in the same form, if it is of their form), else
+    with what the runs themselves found before their first step.
     """
     if any(run.is_unknown for run, _ in states):
         return Forgetting(None, NOT_KNOWN)
@@ -48,8 +47,9 @@ def forgetting_of(
         known = [(after, before) for after, before in pairs if after is not None and before is not None]
         if known and len(known) == len(states):
             return _forgetting(fmean(1 - after for after, _ in known), fmean(1 - before for _, before in known))
-    has_scores = any(name in state.scores for _, state in states for name in (score, "interim.forgotten"))
-    return Forgetting(None, NO_ORIGINAL if has_scores else NOT_SCORED)
+    if not any(name in state.scores for _, state in states for name in (score, "interim.forgotten")):
+        return Forgetting(None, NOT_SCORED)
+    return Forgetting(None, OTHER_FORM if _are_asked_otherwise(states, originals, score) else NO_ORIGINAL)
 
 
 def original_of(run: RunRecord, originals: Mapping[str, StateScores]) -> StateScores | None:
@@ -65,7 +65,18 @@ def _original_score(
     original = original_of(run, originals)
     if original is None or (original.forget_rows and state.forget_rows and original.forget_rows != state.forget_rows):
         return None
-    return original.scores.get(score)
+    return None if _is_asked_otherwise(state, original, score) else original.scores.get(score)
+
+
+def _is_asked_otherwise(state: StateScores, original: StateScores, score: str) -> bool:
+    return score.endswith(IN_FORM) and original.form != state.form
+
+
+def _are_asked_otherwise(
+    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], score: str
+) -> bool:
+    pairs = ((original_of(run, originals), state) for run, state in states)
+    return any(original is not None and _is_asked_otherwise(state, original, score) for original, state in pairs)
 
 
 def _recalled(run: RunRecord) -> float | None:
@@ -75,4 +86,4 @@ def _recalled(run: RunRecord) -> float | None:
 
 
 def _forgetting(after: float, before: float) -> Forgetting:
-    return Forgetting(None, LITTLE_KNOWN) if before < _LITTLE else Forgetting(1 - after / before)
+    return Forgetting(None, KNEW_LITTLE) if before < LITTLE_KNOWN else Forgetting(1 - after / before)

@@ -39,6 +39,9 @@ class View(Protocol):
     def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
         """Learn how many of its steps a run has done, or how far another stage of it is (0: total not known)."""
 
+    def note(self, message: str) -> None:
+        """Learn something about the study as a whole."""
+
 
 class Quiet:
     """Shows nothing."""
@@ -47,6 +50,9 @@ class Quiet:
         """Ignore it."""
 
     def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
+        """Ignore it."""
+
+    def note(self, message: str) -> None:
         """Ignore it."""
 
 
@@ -108,6 +114,10 @@ class LiveView:
         else:
             row.stage = f"{stage} {done}/{total}" if total else stage
 
+    def note(self, message: str) -> None:
+        """Print it above the table."""
+        self.console.print(to_rich_text(visible_line(message)))
+
     def render(self) -> RenderableType:
         """Return the table: of more runs than the screen has room for, those around the ones at work."""
         table = Table(title=to_rich_text(self.title), title_justify="left", box=None, pad_edge=False, expand=False)
@@ -159,6 +169,10 @@ class PlainView:
     def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
         """Say how far it is, where the last line is old."""
         self.lines.show(f"{visible_line(name)}: {stage}", done, total)
+
+    def note(self, message: str) -> None:
+        """Print the line."""
+        self.lines.note(visible_line(message))
 
 
 def open_view(title: str, console: Console) -> AbstractContextManager[View]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import EvaluationError
+from letheon.evaluation.results import read_results
 from letheon.report.files import flat_items, read_mapping, read_settings
+from letheon.report.pairing import pair
 from letheon.sweep.records import RunRecord, StudyRecord
 
 Facts = tuple[tuple[str, str], ...]
@@ -30,6 +32,8 @@ class RunOrigin:
     provenance: Mapping[str, Any]
     scored: Mapping[str, Any]
     """The provenance of the evaluation of its result."""
+    differences: tuple[str, ...] = ()
+    """What shows that this evaluation is not of the run's result, its rows and its form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ class Origins:
     """Form of the rows: how many runs trained in it."""
     fingerprints: Mapping[str, str]
     """The fingerprint of each run's result, by the run's identity, where its provenance.json has one."""
-    other_rows: Mapping[str, int]
-    """Forget or retain: how many runs were scored on other rows of that side than they were trained on."""
+    differences: Mapping[str, int]
+    """What shows that an evaluation is not of its run's result, rows and form: how many runs that holds for."""
     unread: tuple[str, ...]
     """Files that could not be read, and why."""
 
@@ -70,7 +74,7 @@ def origins_of(record: StudyRecord, folder: Path) -> Origins:
         varied=tuple(name for name in names if name not in shared),
         forms=Counter(str(form["template"]) for form in map(_form_of, provenances) if "template" in form),
         fingerprints={o.run.identity: sha for o in found if (sha := _fingerprint(o.provenance)) is not None},
-        other_rows=Counter(side for origin in found for side in ("forget", "retain") if _differ(origin, side)),
+        differences=Counter(text for origin in found for text in origin.differences),
         unread=tuple(unread),
     )
 
@@ -86,16 +90,23 @@ def _read_run(run: RunRecord, folder: Path, unread: list[str]) -> RunOrigin:
     if path is None:
         return RunOrigin(run, {}, {}, {})
     settings, provenance, results = {}, {}, {}
+    differences: tuple[str, ...] = ()
+    scores = path / "evaluation" / "after" / "results.json"
     try:
         settings = read_settings(path)
         provenance = read_mapping(path / "provenance.json")
-        results = read_mapping(path / "evaluation" / "after" / "results.json")
+        results = read_mapping(scores)
+        if results:
+            read = provenance.get("read")
+            known = read if isinstance(read, Mapping) else {}
+            differences = pair("after", read_results(scores), read=known, provenance=provenance).differences
     except EvaluationError as error:
         unread.append(str(error))
     form = _form_of(results)
     asked = {"form": {name: form[name] for name in _FORM if name in form}} if form else {}
     scored = results.get("provenance")
-    return RunOrigin(run, settings, provenance, {**(scored if isinstance(scored, Mapping) else {}), **asked})
+    said = {**(scored if isinstance(scored, Mapping) else {}), **asked}
+    return RunOrigin(run, settings, provenance, said, differences)
 
 
 def _gathered(found: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Facts:
@@ -116,15 +127,6 @@ def _said(values: Sequence[str], num_runs: int) -> str:
 
 def _is_shared(name: str, found: Sequence[RunOrigin]) -> bool:
     return all(name in one.settings and one.settings[name] == found[0].settings[name] for one in found)
-
-
-def _differ(origin: RunOrigin, side: str) -> bool:
-    trained, scored = (_sha256(mapping.get(side)) for mapping in (origin.provenance, origin.scored))
-    return trained is not None and scored is not None and trained != scored
-
-
-def _sha256(described: object) -> object:
-    return described.get("sha256") if isinstance(described, Mapping) else None
 
 
 def _form_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from letheon.files import write_text
+from letheon.fingerprints import short
 from letheon.report.html import render_page
 from letheon.report.page import Setting, list_settings
 from letheon.report.tables import Table
@@ -19,15 +20,16 @@ from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
 from letheon.sweep.aggregate import Row, forgotten_score, name_of, rows_of
 from letheon.sweep.forgetting import NOT_KNOWN, Forgetting, forgetting_of
+from letheon.sweep.history import study_facts
 from letheon.sweep.origins import Facts, Origins, origins_of, run_folder
 from letheon.sweep.records import RunRecord, StudyRecord, read_study_record
+from letheon.sweep.run_reports import REPORT
 from letheon.sweep.tables import tables_of
 
 PAGE = "study.html"
 
 _FIGURES_FIRST = ("trade-off", "epochs", "settings", "seeds")
 _ASKED = ("model", "forget", "retain", "method", "recipe")
-_SHORT_HASH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class StudyPage:
     runs: tuple[RunLine, ...]
     notes: tuple[str, ...]
     settings: tuple[Setting, ...]
+    studies: Facts
+    """Fingerprints of the study, and of those under which its runs were begun."""
     origins: Origins
 
 
@@ -100,6 +104,7 @@ def _page(record: StudyRecord, folder: Path) -> StudyPage:
         runs=tuple(_line(run, record, folder, origins) for run in record.runs),
         notes=_notes(record, origins, has_comparisons="comparisons" in tables),
         settings=list_settings(origins.settings or record.study.base, UnlearnSettings.defaults()),
+        studies=tuple(study_facts(record, folder)),
         origins=origins,
     )
 
@@ -175,7 +180,7 @@ def _line(run: RunRecord, record: StudyRecord, folder: Path, origins: Origins) -
         kept_epoch="" if result is None else f"{result.epoch:g}",
         gone=_gone(found),
         is_unknown=run.is_unknown,
-        fingerprint=origins.fingerprints.get(run.identity, "")[:_SHORT_HASH],
+        fingerprint=short(origins.fingerprints.get(run.identity, "")),
         link=_link(run, folder),
     )
 
@@ -190,7 +195,7 @@ def _link(run: RunRecord, folder: Path) -> str | None:
     path = run_folder(run, folder)
     if path is None:
         return None
-    target = path / "report.html" if (path / "report.html").is_file() else path
+    target = path / REPORT if (path / REPORT).is_file() else path
     # Quoted, so that no name in study.json can be another kind of address.
     return quote(target.relative_to(folder.resolve()).as_posix())
 
@@ -198,8 +203,8 @@ def _link(run: RunRecord, folder: Path) -> str | None:
 def _notes(record: StudyRecord, origins: Origins, *, has_comparisons: bool) -> tuple[str, ...]:
     notes = [f"Runs trained on their rows in form '{form}': {number}." for form, number in origins.forms.items()]
     notes += [
-        f"Runs scored on other {side} rows than they were trained on: {number}. Their scores say nothing of the latter."
-        for side, number in origins.other_rows.items()
+        f"Runs whose evaluation is not of their own result, rows and form: {number}, since {text}."
+        for text, number in origins.differences.items()
     ]
     reasons: dict[str, list[str]] = {}
     for row in rows_of(record, (), by_epoch=False):

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from letheon.errors import EvaluationError
 from letheon.evaluation.official import script_warnings, task_terms
-from letheon.evaluation.results import Results, SplitScores
+from letheon.evaluation.results import FormScores, Results, SplitScores
 from letheon.files import write_json
+from letheon.report.pairing import named_form
 from letheon.sweep.grid import Role
-from letheon.sweep.spec import StudySettings
+from letheon.sweep.spec import IN_FORM, UNICODE, StudySettings
 
 SCHEMA = "letheon.study/1"
 FILE = "study.json"
@@ -35,6 +36,10 @@ class StateScores:
     """What the official scores miss of the rows' script, in the words of the evaluation; none for English."""
     forget_rows: str | None = None
     """Which forget rows were scored: their fingerprint, else where they came from; None if the evaluation tells not."""
+    form: str | None = None
+    """The form that the rows were asked in beside raw prompts, with its date where it writes one; None if in none."""
+    form_differs: bool = False
+    """Whether the model is given other tokens in that form than by raw prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class RunRecord:
     """How much the model recalled before the first step, by side, 0 to 1; empty where the run's log does not say."""
     unknown: tuple[str, ...] = ()
     """Sides of which that was too little for anything to be forgotten or kept."""
+    study_sha256: str | None = None
+    """The fingerprint of the study under which it was begun; None where that is not recorded."""
 
     @property
     def is_unknown(self) -> bool:
@@ -82,6 +89,8 @@ class StudyRecord:
     runs: tuple[RunRecord, ...] = ()
     original: Mapping[str, StateScores] = field(default_factory=dict)
     """The models before unlearning by name; one, unless the study varies the model."""
+    sha256: str | None = None
+    """The fingerprint of the study as read when it was run; None in a file of an earlier version."""
 
 
 def write_study(record: StudyRecord, out: Path) -> None:
@@ -89,7 +98,8 @@ def write_study(record: StudyRecord, out: Path) -> None:
     study = record.study.model_dump(mode="json", by_alias=True)
     runs = [asdict(run) for run in record.runs]
     original = {name: asdict(state) for name, state in record.original.items()}
-    write_json(out / FILE, {"schema": SCHEMA, "study": study, "original": original, "runs": runs})
+    identified = {"schema": SCHEMA, "sha256": record.sha256}
+    write_json(out / FILE, {**identified, "study": study, "original": original, "runs": runs})
 
 
 def read_study_record(out: Path) -> StudyRecord:
@@ -114,6 +124,7 @@ def read_study_record(out: Path) -> StudyRecord:
             study=StudySettings.of(data["study"]),
             runs=tuple(run_from(run) for run in data["runs"]),
             original={name: _state_from(state) for name, state in data["original"].items()},
+            sha256=data.get("sha256"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
@@ -126,25 +137,34 @@ def scores_of_results(results: Results) -> dict[str, float]:
 
     `forgotten` is the mean of 1 - score over the forget set's terms of the task aggregate, `retained` the mean of the
     retain set's: 0 to 1, higher is better. Unlike the aggregate, a harmonic mean, they move where one term is 0.
-    Those that begin with `unicode_` are the same of the Unicode variants.
+    Those that begin with `unicode_` are the same of the Unicode variants, those that end with `_in_form` of the rows
+    asked in their form, which are the official ones where the form is raw prompts.
     """
-    variants = {
-        **task_terms("forget", results.forget, prefix="unicode_"),
-        **task_terms("retain", results.retain, prefix="unicode_"),
-    }
     found = {
-        "task_aggregate": results.task_aggregate,
         "mia.score": results.mia.score if results.mia else None,
         "mmlu.accuracy": results.mmlu.accuracy if results.mmlu else None,
+        **_scores_of_tasks(results, results),
+        # A final score that could not be computed is not made up here.
         "final": results.final,
-        "forgotten": _mean_of_terms(results.task_terms, "forget."),
-        "retained": _mean_of_terms(results.task_terms, "retain."),
-        "unicode_task_aggregate": results.unicode_task_aggregate,
-        "unicode_final": _unicode_final(results),
-        "unicode_forgotten": _mean_of_terms(variants, "forget."),
-        "unicode_retained": _mean_of_terms(variants, "retain."),
+        **({} if results.form is None else _suffixed(_scores_of_tasks(results.form, results))),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def state_scores(
+    results: Results, *, epoch: float, is_result: bool, interim: Mapping[str, float] | None = None
+) -> StateScores:
+    """Return what an evaluation found of one state, with what the run itself found of it."""
+    form = results.form
+    return StateScores(
+        epoch,
+        is_result,
+        {**scores_of_results(results), **(interim or {})},
+        script_notes_of(results),
+        forget_rows_of(results),
+        form=None if form is None else named_form(form.template, form.date),
+        form_differs=form is not None and form.differs,
+    )
 
 
 def scores_of_interim(score: Mapping[str, Any]) -> dict[str, float]:
@@ -175,10 +195,32 @@ def _mean_of_terms(terms: Mapping[str, float], prefix: str) -> float | None:
     return fmean(found) if found else None
 
 
-def _unicode_final(results: Results) -> float | None:
-    if results.final is None or results.unicode_task_aggregate is None or not (results.mia and results.mmlu):
+def _scores_of_tasks(tasks: Results | FormScores, results: Results) -> dict[str, float | None]:
+    """Return the scores that depend on the answers to the rows, by raw prompts or in form, and their variants."""
+    aggregates = {"": tasks.task_aggregate, UNICODE: tasks.unicode_task_aggregate}
+    found: dict[str, float | None] = {}
+    for prefix, aggregate in aggregates.items():
+        terms = {
+            **task_terms("forget", tasks.forget, prefix=prefix),
+            **task_terms("retain", tasks.retain, prefix=prefix),
+        }
+        found |= {
+            f"{prefix}task_aggregate": aggregate,
+            f"{prefix}final": _final_of(aggregate, results),
+            f"{prefix}forgotten": _mean_of_terms(terms, "forget."),
+            f"{prefix}retained": _mean_of_terms(terms, "retain."),
+        }
+    return found
+
+
+def _suffixed(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {f"{name}{IN_FORM}": value for name, value in scores.items()}
+
+
+def _final_of(aggregate: float | None, results: Results) -> float | None:
+    if results.final is None or aggregate is None or not (results.mia and results.mmlu):
         return None
-    return fmean((results.unicode_task_aggregate, results.mia.score, results.mmlu.accuracy))
+    return fmean((aggregate, results.mia.score, results.mmlu.accuracy))
 
 
 def run_from(data: Mapping[str, Any]) -> RunRecord:

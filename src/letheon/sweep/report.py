@@ -10,7 +10,7 @@ from letheon.report.latex import to_latex
 from letheon.report.tables import to_csv, to_markdown, to_rich
 from letheon.report.text import to_markdown_text
 from letheon.sweep.records import StudyRecord, read_study_record
-from letheon.sweep.spec import StudySettings
+from letheon.sweep.spec import SHOWN, StudySettings
 from letheon.sweep.tables import NAMES, runs_data, scores_data, tables_of
 
 PAGE = "study.md"
@@ -61,7 +61,7 @@ def report_study(out: Path, *, settings: StudySettings | None = None) -> StudyRe
     """
     record = read_study_record(out)
     if settings is not None:
-        shown = {name: getattr(settings, name) for name in ("name", "deviation", "compare", "published")}
+        shown = {name: getattr(settings, name) for name in SHOWN}
         record = replace(record, study=record.study.model_copy(update=shown))
     write_study_report(record, out)
     return record

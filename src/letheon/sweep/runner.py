@@ -13,6 +13,7 @@ from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.files import write_json
 from letheon.locks import clear_locks
 from letheon.settings import UnlearnSettings
+from letheon.sweep.history import begun_under, note_begun
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Member
 from letheon.sweep.records import RunRecord, State
@@ -101,7 +102,8 @@ class Runner:
     def _read(self, member: Member) -> RunRecord:
         named = RunRecord(**_named(member, self.out), identity=member.identity, state="waiting")
         recalls, unknown = start_of(member.folder)
-        named = replace(named, recalls=recalls, unknown=unknown)
+        begun = begun_under(self.out, member.identity)
+        named = replace(named, recalls=recalls, unknown=unknown, study_sha256=begun)
         failure = _read_failure(self.out, member.identity)
         if failure is not None:
             return replace(named, state=failure["state"], reason=failure["reason"])
@@ -171,6 +173,8 @@ class Runner:
                     self.view.show(member.name, "running", "in another process")
                     continue
                 if self._is_waiting(member):
+                    if not member.folder.exists():
+                        note_begun(self.scorer.study, self.out, member.identity)
                     held.append(member)
             yield held
 

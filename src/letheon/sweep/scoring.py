@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from letheon.data.forms import AUTO
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
 from letheon.files import sweep, write_json
 from letheon.progress import Progressed
 from letheon.provenance import hash_file
+from letheon.report.files import ORIGINAL, read_mapping
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.sweep.members import Hashes, Member, identity_of
-from letheon.sweep.records import StateScores, forget_rows_of, scores_of_interim, scores_of_results, script_notes_of
+from letheon.sweep.records import StateScores, scores_of_interim, state_scores
 from letheon.sweep.spec import StudySettings
 from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
-
-ORIGINAL = "original"
 
 
 class Evaluate(Protocol):
@@ -73,19 +73,29 @@ class Scorer:
         """Score the model that a run begins from, once for the study."""
         folder = out / ORIGINAL / self.hashes.of(run.model)[:12].replace("/", "-")
         settings = self.study.evaluation(run, model=run.model, out=folder)
-        settings = settings.model_copy(update={"tokenizer": run.tokenizer})
+        settings = settings.model_copy(update={"tokenizer": run.tokenizer, **self._form(run.template, run.date)})
         signature = {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
         if not _is_done(folder, signature):
             self.evaluate(settings, progress=progress)
             _sign(folder, signature)
         results = read_results(folder / "results.json")
-        return StateScores(0.0, False, scores_of_results(results), script_notes_of(results), forget_rows_of(results))
+        return state_scores(results, epoch=0.0, is_result=False)
 
     def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
 
     def _settings(self, member: Member, state: RunState, *, model: str) -> EvaluateSettings:
-        return self.study.evaluation(member.settings, model=model, out=_folder(member, state))
+        settings = self.study.evaluation(member.settings, model=model, out=_folder(member, state))
+        if (str(settings.forget), str(settings.retain)) == (str(member.settings.forget), str(member.settings.retain)):
+            return settings  # the evaluation asks the run's own rows in the run's form by itself
+        form = read_mapping(member.folder / "form.json")
+        return settings.model_copy(update=self._form(str(form.get("template", AUTO)), form.get("date")))
+
+    def _form(self, template: str, date: object) -> dict[str, Any]:
+        """The form of a run as settings of an evaluation, unless the study names one or it is still to be found out."""
+        named = self.study.evaluate or {}
+        dated = {"date": date} if date is not None and "date" not in named else {}
+        return {} if "template" in named else {**dated, **({} if template == AUTO else {"template": template})}
 
     def _signature(self, member: Member, state: RunState) -> dict[str, Any]:
         """What says of scores that they are of this state of this run, taken in the study's way."""
@@ -110,8 +120,7 @@ class Scorer:
         if self.study.evaluate is None:
             return StateScores(state.epoch, state.is_result, interim)
         results = read_results(_folder(member, state) / "results.json")
-        scores = {**scores_of_results(results), **interim}
-        return StateScores(state.epoch, state.is_result, scores, script_notes_of(results), forget_rows_of(results))
+        return state_scores(results, epoch=state.epoch, is_result=state.is_result, interim=interim)
 
 
 def _folder(member: Member, state: RunState) -> Path:

@@ -145,11 +145,18 @@ class _Pruning:
             raise PrunedError(f"interim score {score.score:.3f} after epoch {score.epoch:g}")
 
 
-def open_search(study: StudySettings, *, out: Path, storage: str | None = None, seed: int = 0) -> Search:
+def open_search(
+    study: StudySettings,
+    *,
+    out: Path,
+    storage: str | None = None,
+    seed: int = 0,
+    alike: Mapping[str, str] | None = None,
+) -> Search:
     """Begin a search or join it: in the journal file in `out`, or in the database at the URL `storage`.
 
     The process that begins the search draws from `seed`. Those that join, or go on with it, draw anew, since the same
-    seed would give them the first one's trials again.
+    seed would give them the first one's trials again. `alike` are fingerprints of what its trials must have in common.
 
     Raises:
         SettingsError: the database cannot be reached, or another search of that name lies there.
@@ -170,7 +177,7 @@ def open_search(study: StudySettings, *, out: Path, storage: str | None = None, 
             f"storage: expected a database that Optuna can use, got '{storage or out / JOURNAL}' "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'})"
         ) from error
-    _check_same(study, found)
+    _check_same(study, found, alike or {})
     return Search(study, found, _is_dead)
 
 
@@ -231,16 +238,25 @@ def _ask(trial: "optuna.Trial", name: str, where: SearchRange) -> Any:
     return trial.suggest_float(name, where.low, where.high, log=where.log)
 
 
-def _check_same(study: StudySettings, found: "optuna.Study") -> None:
+def _check_same(study: StudySettings, found: "optuna.Study", alike: Mapping[str, str]) -> None:
     """Refuse to mix trials of two searches: what makes them up is written down by the first process."""
-    own = {"search": study.plain()["search"], "objectives": list(study.objectives), "seeds": list(study.seeds)}
+    own: dict[str, Any] = {
+        "search": study.plain()["search"],
+        "objectives": list(study.objectives),
+        "seeds": list(study.seeds),
+        **alike,
+    }
     there = found.user_attrs.get("search")
     if there is None:
         found.set_user_attr("search", own)
-    elif there != own:
-        changed = ", ".join(name for name in own if own[name] != there.get(name))
+        return
+    # A search of an earlier version has no fingerprints.
+    changed = [name for name in own if own[name] != there.get(name, own[name] if name in alike else None)]
+    if changed:
+        prints = "; ".join(f"{name}: {there[name]} there, {own[name]} here" for name in changed if name in alike)
         raise SettingsError(
-            f"search: '{study.name}' is there already with other {changed}; give this one another name or --out"
+            f"search: '{study.name}' is there already with other {', '.join(changed)}"
+            f"{f' ({prints})' if prints else ''}; give this one another name or --out"
         )
 
 

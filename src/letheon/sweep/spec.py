@@ -1,5 +1,7 @@
 """What a study is: its file, checked like any settings, with what the command line changes in it."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,6 +15,9 @@ from letheon.yaml_text import parse_yaml
 
 Deviation = Literal["sample", "population"]
 
+UNICODE, IN_FORM = "unicode_", "_in_form"
+"""How the names of variants begin that read any script, and end that ask the rows in their form."""
+
 SCORES = {
     "task_aggregate": "Task score",
     "unicode_task_aggregate": "Task score (Unicode)",
@@ -24,11 +29,22 @@ SCORES = {
     "unicode_forgotten": "Forgotten (Unicode)",
     "retained": "Retained",
     "unicode_retained": "Retained (Unicode)",
+    "task_aggregate_in_form": "Task score (in form)",
+    "unicode_task_aggregate_in_form": "Task score (Unicode, in form)",
+    "final_in_form": "Final score (in form)",
+    "unicode_final_in_form": "Final score (Unicode, in form)",
+    "forgotten_in_form": "Forgotten (in form)",
+    "unicode_forgotten_in_form": "Forgotten (Unicode, in form)",
+    "retained_in_form": "Retained (in form)",
+    "unicode_retained_in_form": "Retained (Unicode, in form)",
     "interim.score": "Interim score",
     "interim.forgotten": "Interim forgotten",
     "interim.retained": "Interim retained",
 }
 """The scores of a study and their labels; of each a higher value is better and 1 is best."""
+
+SHOWN = ("name", "deviation", "compare", "published")
+"""Settings of a study that say how its results are shown."""
 
 _OWN_EVALUATION = ("epochs", "original")
 _SET_BY_STUDY = ("out", "seed", "resume")
@@ -109,6 +125,15 @@ class StudySettings(Settings):
         "best", description="Compare with the best configuration, all with all, or with the one of these settings."
     )
     keep_models: bool = Field(False, description="Keep each run's merged model when it is scored.")
+
+    @property
+    def sha256(self) -> str:
+        """The fingerprint of the study as read."""
+        return hashlib.sha256(json.dumps(self.as_read(), sort_keys=True).encode()).hexdigest()
+
+    def as_read(self) -> dict[str, Any]:
+        """Return what was set, as JSON has it; defaults are left out, so that a later version adds none to it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     @property
     def epochs(self) -> tuple[float, ...]:

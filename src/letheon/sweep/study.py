@@ -3,22 +3,25 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
-from letheon.errors import DataError, OutputError, SettingsError
+from letheon.errors import OutputError, SettingsError
 from letheon.files import check_link
-from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import load_config
-from letheon.model.quantised import check_not_quantised
+from letheon.report.files import ORIGINAL
+from letheon.sweep.checks import Checks, check_study
 from letheon.sweep.grid import Configuration, configuration_of, configurations
+from letheon.sweep.history import describe_change, note_study
 from letheon.sweep.live import View
-from letheon.sweep.members import RUNS, Hashes, Member, member_of, members_of
+from letheon.sweep.members import RUNS, Hashes, Member, identity_of, member_of, members_of
 from letheon.sweep.records import FILE, RunRecord, StateScores, StudyRecord, write_study
 from letheon.sweep.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.sweep.scoring import Evaluate, Scorer
 from letheon.sweep.spec import SearchRange, StudySettings
 from letheon.training.judge import StateScore
+
+if TYPE_CHECKING:
+    from letheon.sweep.search import Search
 
 HASHES = "inputs.json"
 
@@ -57,7 +60,7 @@ class _Progress:
         known = {run.identity for run in here}
         # A trial that fell on settings of another one is that one's runs.
         tried = {run.identity: run for run in self.of_trials() if run.identity not in known}
-        return StudyRecord(self.study, (*tried.values(), *here), self.original)
+        return StudyRecord(self.study, (*tried.values(), *here), self.original, self.study.sha256)
 
     def write(self) -> None:
         """Bring study.json up to date."""
@@ -70,6 +73,7 @@ def run_study(
     *,
     jobs: Jobs,
     evaluate: Evaluate,
+    checks: Checks,
     view: View,
     storage: str | None = None,
     retry: bool = False,
@@ -87,7 +91,12 @@ def run_study(
     hashes = Hashes(out / HASHES)
     members = members_of(study, configurations(study), out=out, hashes=hashes)
     samples = [*members, *_samples_of_search(study, out, hashes)]
-    _check(study, samples)
+    check_study(study, samples, checks)
+    changed = describe_change(study, out, {member.identity for member in members})
+    if changed is not None:
+        view.note(changed)
+    search = _open_search(study, out, storage, hashes) if study.search else None
+    note_study(study, out)
     if retry:
         forget_failures(out)
     scorer = Scorer(study, hashes, evaluate)
@@ -99,8 +108,8 @@ def run_study(
     if study.scores_original:
         progress.original = _score_original(scorer, samples, out, view)
     progress.write()
-    if study.search:
-        _search(progress, storage)
+    if search is not None:
+        _go_on(progress, search)
     if not runner.exit_code:
         runner.run(members)
     progress.write()
@@ -116,14 +125,24 @@ def _report(progress: _Progress) -> StudyReport:
     return StudyReport(progress.out, record, len(runner.elsewhere), exit_code, len(failed))
 
 
-def _search(progress: _Progress, storage: str | None) -> None:
+def _open_search(study: StudySettings, out: Path, storage: str | None, hashes: Hashes) -> "Search":
+    """Begin the search or join it, if its trials run with the same settings on the same files and are scored alike."""
     from letheon.sweep.search import open_search
 
+    sample = _samples_of_search(study, out, hashes)[0]
+    alike = {"settings or files of the runs": sample.identity}
+    if study.evaluate is not None:
+        scoring = study.evaluation(sample.settings, model="state", out=sample.folder)
+        alike["settings or files of the evaluation"] = identity_of(scoring, hashes)
+    return open_search(study, out=out, storage=storage, seed=study.seeds[0], alike=alike)
+
+
+def _go_on(progress: _Progress, search: "Search") -> None:
     study, runner = progress.study, progress.runner
-    search = open_search(study, out=progress.out, storage=storage, seed=study.seeds[0])
     progress.of_trials = lambda: [run for trial in search.trials() for run in trial.runs]
 
     def run_seeds(configuration: Configuration, on_score: Callable[[StateScore], None] | None) -> Sequence[RunRecord]:
+        """Run a trial with each seed; one whose first seed is pruned or fails is given up."""
         members = [
             member_of(study, configuration, seed, out=progress.out, hashes=progress.hashes) for seed in study.seeds
         ]
@@ -138,38 +157,29 @@ def _search(progress: _Progress, storage: str | None) -> None:
 
 
 def _samples_of_search(study: StudySettings, out: Path, hashes: Hashes) -> list[Member]:
-    """One run of a search, so that what is wrong with all of them is said before the first."""
+    """Some runs of a search, so that what is wrong with all of them is said before the first.
+
+    Raises:
+        SettingsError: the settings of each of them contradict each other.
+    """
     if not study.search:
         return []
-    values = {name: _first_of(where) for name, where in study.search.items()}
-    return [member_of(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes)]
+    samples, refusals = list[Member](), list[SettingsError]()
+    for number in range(max(len(where.choices or (None,)) for where in study.search.values())):
+        values = {name: _sample_of(where, number) for name, where in study.search.items()}
+        try:
+            samples.append(member_of(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes))
+        except SettingsError as error:
+            refusals.append(error)
+    if not samples:
+        raise refusals[0]
+    return samples
 
 
-def _first_of(where: SearchRange) -> Any:
+def _sample_of(where: SearchRange, number: int) -> Any:
     if where.choices is not None:
-        return where.choices[0]
+        return where.choices[number % len(where.choices)]
     return int(where.low or 0) if where.whole else where.low
-
-
-def _check(study: StudySettings, members: Sequence[Member]) -> None:
-    """Say what would stop every run or every evaluation before any is begun."""
-    for model, trust in {(member.settings.model, member.settings.trust_remote_code) for member in members}:
-        check_checkpoint(model)
-        check_not_quantised(load_config(model, trust_remote_code=trust), source=model)
-    for member in members:
-        evaluation = study.evaluation(member.settings, model=member.settings.model, out=member.folder)
-        sources = {"forget": member.settings.forget, "retain": member.settings.retain}
-        if study.evaluate is not None:
-            sources |= {"evaluate.forget": evaluation.forget, "evaluate.retain": evaluation.retain}
-            others = ("members", "nonmembers", "mmlu")
-            sources |= {f"evaluate.{name}": str(found) for name in others if (found := getattr(evaluation, name))}
-        for name, source in sources.items():
-            if not source.startswith("hub:") and not Path(source).exists():
-                raise DataError(f"{name}: {source}: no such file or folder; give the right path (--set {name}=PATH)")
-    if isinstance(study.compare, dict) and not study.search:
-        wanted = study.compare
-        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in members):
-            raise SettingsError(f"compare: no configuration of the study has {wanted}; name one that is there")
 
 
 def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: View) -> dict[str, StateScores]:
@@ -194,5 +204,5 @@ def _open_folder(out: Path) -> None:
         raise OutputError(
             f"{out}: the study's folder cannot be made ({error.strerror}); choose another --out"
         ) from error
-    if held and not held & {FILE, RUNS, HASHES, "original"}:
+    if held and not held & {FILE, RUNS, HASHES, ORIGINAL}:
         raise OutputError(f"{out}: already holds files that are no study's; choose another --out")

@@ -7,7 +7,7 @@ from letheon.report.tables import Cell, Spread, Table
 from letheon.report.verdict import FORGOTTEN_SHARE
 from letheon.sweep.aggregate import (
     ALPHA,
-    VARIANTS,
+    VARIED,
     Row,
     comparisons_of,
     label_of_score,
@@ -19,9 +19,11 @@ from letheon.sweep.aggregate import (
     sensitivities,
     trade_off_in,
     trade_off_scores,
+    versions_of,
 )
 from letheon.sweep.forgetting import NOT_KNOWN, NOT_SCORED
 from letheon.sweep.records import RunRecord, StateScores, StudyRecord
+from letheon.sweep.spec import IN_FORM, UNICODE
 from letheon.sweep.statistics import deviation
 
 NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")
@@ -220,7 +222,7 @@ def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
     if states:
         found = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
         notes.append(f"Runs without a result, which the means leave out: {found}.")
-    return (*notes, *_script_notes(record))
+    return (*notes, *_form_notes(record), *_script_notes(record), *_objective_notes(record))
 
 
 def _bold_note(rows: Sequence[Row]) -> str:
@@ -256,13 +258,36 @@ def _script_notes(record: StudyRecord) -> list[str]:
         for note in state.script_notes:
             split, what, *_ = note.split(":")
             found.setdefault(f"{split}:{what}", f"{label}: {note}")
-    misled = [name for name in record.study.objectives if name in VARIANTS] if record.study.search else []
-    if found and misled:
-        found["objectives"] = (
-            f"The search made {' and '.join(misled)} large, which of this script see little or nothing; "
-            f"{' and '.join(VARIANTS[name] for name in misled)} would be the objectives to name."
-        )
     return list(found.values())
+
+
+def _form_notes(record: StudyRecord) -> list[str]:
+    """Say which form stands beside the raw prompts, where it does."""
+    forms = sorted({state.form for _, state in labelled_states(record) if state.form and state.form_differs})
+    if not forms:
+        return []
+    return [
+        "In form: the rows are asked in the form in which the model knows them "
+        f"({'; '.join(forms)}), the official scores by raw prompts. What was forgotten is judged in form."
+    ]
+
+
+def _objective_notes(record: StudyRecord) -> list[str]:
+    """Say of a search that it looked at scores which variants of them stand for here."""
+    named = record.study.objectives if record.study.search else ()
+    misled = {name: best for name in named if (best := _told_by(name, record)) not in named}
+    if not misled:
+        return []
+    return [
+        f"The search made {' and '.join(misled)} large, which may miss what the model still knows of these rows; "
+        f"{' and '.join(misled.values())} would be the objectives to name."
+    ]
+
+
+def _told_by(objective: str, record: StudyRecord) -> str:
+    """The variant that stands for an objective in this study."""
+    official = objective.removeprefix(UNICODE).removesuffix(IN_FORM)
+    return versions_of(official, record)[-1] if official in VARIED else objective
 
 
 def _why(record: StudyRecord) -> tuple[str, ...]:

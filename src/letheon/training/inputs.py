@@ -50,6 +50,8 @@ class Inputs:
     """Documents that the model never saw, the first 64."""
     alternatives: Rows | None
     """Other answers that the user gave."""
+    warnings: tuple[str, ...] = ()
+    """What the settings ask of the model in vain, in words."""
 
     @property
     def rows(self) -> list[Row]:
@@ -63,9 +65,9 @@ class Inputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was understood of the files of rows, in words."""
+        """What the settings ask in vain, and what was understood of the files of rows, in words."""
         read = (self.forget, self.retain, *([self.alternatives] if self.alternatives else []))
-        return tuple(rows.summary() for rows in read if rows.understood)
+        return (*self.warnings, *(rows.summary() for rows in read if rows.understood))
 
 
 def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Inputs:

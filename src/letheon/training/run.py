@@ -16,7 +16,7 @@ from letheon.files import check_link, full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import LoadedModel, check_device, load_config, load_model, stored_dtype
+from letheon.model.loading import LoadedModel, check_device, check_vocabulary, load_config, load_model, stored_dtype
 from letheon.model.precision import Choice, choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.objective.catalogue import get_method
@@ -42,7 +42,18 @@ from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock, choose_kept, writing_s
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
-__all__ = ["WHEN_FULL", "RunReport", "check_alone", "default_cache_dir", "find_checkpoints", "plan", "read", "unlearn"]
+__all__ = [
+    "WHEN_FULL",
+    "RunReport",
+    "check",
+    "check_alone",
+    "default_cache_dir",
+    "find_checkpoints",
+    "plan",
+    "read",
+    "target_warnings",
+    "unlearn",
+]
 
 WHEN_FULL = "the checkpoints written so far are whole: free space and go on with --resume"
 """What to do about a full disk."""
@@ -138,6 +149,16 @@ def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None
     return plan_with_rates(settings, inputs)
 
 
+def check(settings: UnlearnSettings) -> None:
+    """Check of a run all that can be checked without loading weights or writing anything.
+
+    Raises:
+        LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
+    """
+    settings, inputs = read(settings, get_method(settings.method))
+    check_fit(settings, inputs, note=lambda _: None)
+
+
 def read(
     settings: UnlearnSettings, method: Method, *, note: Callable[[str], None] | None = None
 ) -> tuple[UnlearnSettings, Inputs]:
@@ -156,11 +177,29 @@ def read(
     check_not_quantised(config, source=settings.model)
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
-    check_targets(settings, note=note)
-    inputs = read_inputs(settings, note=note)
+    warnings = target_warnings(settings, note=note)
+    inputs = replace(read_inputs(settings, note=note), warnings=warnings)
+    check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
     check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
     return settings, inputs
+
+
+def target_warnings(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> tuple[str, ...]:
+    """Check what a run would train in its model, and return what it warns of, which `note` hears too.
+
+    Raises:
+        LetheonError: as `check_targets`.
+    """
+    found = list[str]()
+
+    def hear(message: str) -> None:
+        found.append(message)
+        if note is not None:
+            note(message)
+
+    check_targets(settings, note=hear)
+    return tuple(found)
 
 
 def precision_of(settings: UnlearnSettings) -> Choice:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Collection
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,6 +56,7 @@ from letheon.training.run import (
     find_checkpoints,
     precision_of,
     read,
+    target_warnings,
     unlearn,
 )
 from letheon.training.state import Hooks, Run
@@ -194,6 +195,8 @@ def _try_together(
     resolved = [first, *others]
     for one in resolved:
         check_trackers(one.trackers)
+    for one, watcher in zip(others, observers[1:], strict=True):
+        target_warnings(one, note=watcher.note)
     check_fit(first, inputs, note=observer.note)
     at_once = num_at_once(resolved, inputs, machine=machine_of(first))
     with ExitStack() as stack:
@@ -311,8 +314,8 @@ def _train_part(
     members = [whole.members[m] for m in part.members]
     population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
     prepared = [
-        put_on(whole.ground, whole.inputs, one, member, method=get_method(one.method))
-        for one, member in zip(members, population.members, strict=True)
+        put_on(whole.ground, inputs, one, member, method=get_method(one.method))
+        for one, inputs, member in zip(members, _inputs_of(whole, members), population.members, strict=True)
     ]
     for one in members:
         check_same_inputs(one.out, whole.ground.read)  # before checkpoints that cannot be gone on from are removed
@@ -339,6 +342,11 @@ def _train_part(
             m: _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
             for m, ready, ended in zip(part.members, prepared, ends, strict=True)
         }
+
+
+def _inputs_of(whole: _Together, members: Collection[UnlearnSettings]) -> list[Inputs]:
+    """Return what was read for all members with the warnings of each, whose ranks may differ."""
+    return [replace(whole.inputs, warnings=target_warnings(one)) for one in members]
 
 
 def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) -> list[_Beginning]:
