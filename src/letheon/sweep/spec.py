@@ -229,7 +229,7 @@ def _check_names(study: StudySettings) -> None:
     settings += [(f"baselines.{name}", given) for name, given in study.baselines.items()]
     for place, given in settings:
         labels = ("name", "recipe") if place.startswith(("list", "baselines")) else ()
-        for name in given:
+        for name in UnlearnSettings.without_removed(given):
             if name in _SET_BY_STUDY:
                 raise SettingsError(f"{place}: '{name}' is set by the study itself (seeds, --out); leave it out")
             if not name.startswith("coefficients."):
