@@ -90,8 +90,6 @@ GPU = (
     step("7b", "bfloat16", pairs=4, threads="all", extra=("--batch-size", "64")),
     *(peak(shape, dtype) for shape, dtype in (("1b", "float32"), ("1b", "bfloat16"), ("7b", "bfloat16"))),
     population("1b", 8, 32, pairs=5, threads="all"),
-    # Last: compiling for several lengths and modes may take the minutes that are left.
-    step("1b", "bfloat16", pairs=20, threads="all", extra=("--compile",)),
 )
 
 GPU_BUDGET_S = 570.0
@@ -168,11 +166,11 @@ def across(done: Iterable[Done]) -> Table:
     The plain step in float32 and ours in another precision ran in different processes, on the same batches.
     """
     steps = [d.found["step"] for d in done if "step" in d.found]
-    plain = {_batches(s): s for s in steps if s["precision"] == "float32" and not s["is_compiled"]}
+    plain = {_batches(s): s for s in steps if s["precision"] == "float32"}
     rows = tuple(
         (
             s["shape"],
-            s["precision"] + (", compiled" if s["is_compiled"] else ""),
+            s["precision"],
             s["threads"],
             s["batch_size"],
             f"{s['our_tokens_per_s'] / plain[_batches(s)]['plain_tokens_per_s']:.2f}",

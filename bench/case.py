@@ -56,7 +56,7 @@ def adapt(model: PreTrainedModel, *, rank: int = 5) -> LoraAdapter:
     return attach_lora(model, LoraSettings(rank=rank, alpha=rank), seed=0)
 
 
-def build_case(adapted: LoraAdapter, work: Workload, *, compiles: bool = False) -> Case:
+def build_case(adapted: LoraAdapter, work: Workload) -> Case:
     """Let the engine check itself on a few rows, the longest among them, and fill the reference store."""
     device = adapted.model.device
     by_length = sorted(range(len(work.sequences)), key=lambda row: len(work.sequences[row].input_ids))
@@ -64,8 +64,8 @@ def build_case(adapted: LoraAdapter, work: Workload, *, compiles: bool = False) 
     probe = pack(
         [work.sequences[row] for row in probed], is_forget=[work.is_forget[row] for row in probed], row_index=probed
     )
-    engine = build_engine(adapted.model, probe.to(device), adapter_off=adapted.off, compiles=compiles)
-    assert (engine.path, engine.compiles) == ("packed", compiles), engine.notes
+    engine = build_engine(adapted.model, probe.to(device), adapter_off=adapted.off)
+    assert engine.path == "packed", engine.notes
     wanted = terms(WEIGHTS)
     with engine.running():
         reference_time, reference = timed(

@@ -47,7 +47,7 @@ class Gate:
         return self.our_gradient_error <= ALLOWANCE * self.plain_gradient_error
 
 
-def check(adapted: LoraAdapter, work: Workload, precision: Precision, *, compiles: bool = False) -> Gate:
+def check(adapted: LoraAdapter, work: Workload, precision: Precision) -> Gate:
     """Return how the two steps compare on the steps of `work`; the adapter is put back as it was.
 
     The weights are in the dtype of `precision` before and after; what is exact is computed from the same values in
@@ -60,7 +60,7 @@ def check(adapted: LoraAdapter, work: Workload, precision: Precision, *, compile
     _move(adapted)
     plain = adapter_gradients_by_plain(adapted, work)
     exact = plain if precision == "float32" else _exact(adapted, work, precision)
-    ours = adapter_gradients_by_ours(build_case(adapted, work, compiles=compiles))
+    ours = adapter_gradients_by_ours(build_case(adapted, work))
     adapted.load_state(start)
     gate = compare(ours, plain, exact)
     if not gate.is_passed:

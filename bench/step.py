@@ -73,7 +73,6 @@ class StepResult:
 
     shape: str
     precision: Precision
-    is_compiled: bool
     threads: int
     clock: Clock
     """The clock of all times but those called wall."""
@@ -115,12 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     model = make_model(shape, dtype=dtype_of(given.dtype), device=device)
     adapted = adapt(model)
     try:
-        gate = check(
-            adapted, smallest_steps(shape, given.data, num_steps=NUM_STEPS), given.dtype, compiles=given.compile
-        )
+        gate = check(adapted, smallest_steps(shape, given.data, num_steps=NUM_STEPS), given.dtype)
     except GateError as error:
         sys.exit(str(error))
-    case = build_case(adapted, work, compiles=given.compile)
+    case = build_case(adapted, work)
     if given.profile:
         print(profile(case))
     result = result_of(case, shape, gate, precision=given.dtype, pairs=given.pairs)
@@ -147,7 +144,6 @@ def result_of(case: Case, shape: Shape, gate: Gate, *, precision: Precision, pai
     return StepResult(
         shape=shape.name,
         precision=precision,
-        is_compiled=case.problem.engine.compiles,
         threads=torch.get_num_threads(),
         clock=clock,
         batch_size=max(map(len, steps)),
@@ -177,8 +173,6 @@ def alternate(case: Case, *, pairs: int, warmup: int) -> list[Pair]:
     optimiser = our_optimiser(case)
     plain_optimiser = torch.optim.Adam(case.adapted.parameters(), lr=LEARNING_RATE)
     plain_model: Any = case.adapted.peft
-    if case.problem.engine.compiles:
-        plain_model = torch.compile(plain_model, dynamic=True)
 
     def by_plain(rows: list[int]) -> Timing:
         return timed(
@@ -240,7 +234,7 @@ def table(results: list[StepResult]) -> Table:
     """Return the results as one table."""
     columns: dict[str, Callable[[StepResult], str | float | int]] = {
         "shape": lambda r: r.shape,
-        "dtype": lambda r: r.precision + (", compiled" if r.is_compiled else ""),
+        "dtype": lambda r: r.precision,
         "threads, clock": lambda r: f"{r.threads}, {r.clock}",
         "batch": lambda r: r.batch_size,
         "tokens real / padded / answer": lambda r: f"{r.mean_tokens:.0f} / {r.mean_padded:.0f} / {r.mean_answers:.0f}",
@@ -282,7 +276,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="draw from this many rows only")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", default="1", help="a number, or all")
-    parser.add_argument("--compile", action="store_true", help="compile both, plain as a whole and ours by --compile")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)

@@ -46,6 +46,16 @@ SETTINGS = [
         ),
     ),
     Bad(
+        "a flag of earlier versions",
+        setting("--compile"),
+        "compile: this setting of earlier versions has been removed; leave it out",
+    ),
+    Bad(
+        "a setting of earlier versions",
+        written("compile: true\n"),
+        "compile: this setting of earlier versions has been removed; leave it out",
+    ),
+    Bad(
         "flag without its value",
         lambda p: ["unlearn", "--epochs"],
         "Option '--epochs' requires an argument (`letheon --help` lists what there is)",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -110,6 +111,18 @@ def test_sign_flips_by_hand() -> None:
     assert sign_flip_p(np.array([3.0, -1.0])) == 1
     assert sign_flip_p(np.arange(1.0, 6.0)) == 2 / 32
     assert sign_flip_p(np.ones(20)) == pytest.approx(2 / 2**20, abs=1e-4)
+    assert sign_flip_p(np.zeros(3)) == 1
+
+
+@pytest.mark.parametrize("num", [2, 5, 9])
+def test_sign_flips_are_those_of_a_count_of_all_patterns(num: int) -> None:
+    # Tenths, whose sums would not be equal to the last bit.
+    drawn = np.random.default_rng(num)
+    for _ in range(20):
+        differences = drawn.integers(-5, 6, size=num) / 10
+        sums = [abs(np.dot(signs, differences)) for signs in itertools.product((1, -1), repeat=num)]
+        as_far = [total >= abs(differences.sum()) - 1e-9 for total in sums]
+        assert sign_flip_p(differences) == pytest.approx(np.mean(as_far))
 
 
 def test_holm_by_hand() -> None:

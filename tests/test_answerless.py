@@ -74,14 +74,6 @@ def test_every_method_takes_a_step_without_answer_tokens(method: str, given: dic
     "changed",
     [
         {"store_lower": True, "layers": "1:2"},
-        pytest.param(
-            {"compile": True},
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),
-                pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
-            ],
-        ),
         {"adapt": "weights", "method": "neko"},
         {"gradient_checkpointing": True},
         {"lora_dropout": 0.1},

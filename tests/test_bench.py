@@ -285,7 +285,7 @@ def test_peak_is_what_a_function_holds() -> None:
 def test_reports() -> None:
     def job(precision: str, *, ours: float, plain: float) -> Done:
         found = {
-            "shape": "1b", "precision": precision, "is_compiled": False, "threads": 1, "batch_size": 4,
+            "shape": "1b", "precision": precision, "threads": 1, "batch_size": 4,
             "mean_tokens": 100.0, "our_tokens_per_s": ours, "plain_tokens_per_s": plain,
             "throughput_ratio": ours / plain, "floor_share": 0.5,
         }  # fmt: skip

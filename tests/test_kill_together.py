@@ -42,8 +42,18 @@ MEMBERS: dict[str, tuple[dict[str, Any], ...]] = {
         {"rank": 3, "seed": 2, "learning_rate": 1e30, "checkpoint_epochs": 3},
         {"rank": 2, "seed": 3, "batch_size": 3, "checkpoint_minutes": 1e-9, "keep_checkpoints": 1},
     ),
+    "one is given up": (
+        {"rank": 2, "seed": 1, "checkpoint_epochs": 2},
+        {"rank": 3, "seed": 2},
+        {"rank": 2, "seed": 3, "batch_size": 3},
+    ),
     "in parts": tuple({"rank": 2, "seed": seed, "epochs": 1} for seed in range(6)),
 }
+
+
+def no_hope_for_the_second(scores: Any, asked: Any) -> dict[Path, str]:
+    return {folder: "no hope" for folder in asked if folder.name == "1" and scores[folder][-1].epoch == 2}
+
 
 Company = tuple[tuple[str, int], ...]
 
@@ -68,7 +78,8 @@ def population(given: dict[str, Any], case: str) -> Action:
 
     def action() -> None:
         members = [{**given, **one, "out": folder / str(n)} for n, one in enumerate(MEMBERS[case])]
-        run_population([UnlearnSettings.of({**one, "resume": one["out"].exists()}) for one in members])
+        judge = no_hope_for_the_second if case == "one is given up" else None
+        run_population([UnlearnSettings.of({**one, "resume": one["out"].exists()}) for one in members], judge=judge)
 
     return action
 
@@ -161,6 +172,13 @@ def test_a_population_killed_between_the_saves_of_its_members(given: dict[str, A
     assert killed.outcomes([killed.number // 2, killed.number // 2 + 1]) == {}
 
 
+def test_a_population_killed_where_a_member_is_given_up(given: dict[str, Any]) -> None:
+    places = ("letheon.training.populations.loop.write_divergence", "letheon.training.populations.run.fail_attempt")
+    killed = Killed(given, population(given, "one is given up"), places)
+    assert killed.outcomes(range(1, killed.number + 1)) == {}
+    assert killed.number == 4  # before and after each
+
+
 def test_a_study_killed_in_the_middle(given: dict[str, Any]) -> None:
     killed = Killed(given, study(given), STUDY)
     assert killed.outcomes([2 * killed.number // 3]) == {}
@@ -186,6 +204,25 @@ def test_a_population_killed_between_any_two_writes(
         monkeypatch.setattr(population_run, "num_at_once", lambda *_, **__: 4)
     killed = Killed(given, population(given, case), WRITES)
     assert killed.outcomes(killed.spread(40), power_cut=power_cut) == {}
+
+
+@pytest.mark.slow
+def test_a_study_killed_where_a_run_is_given_up(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge_of(configurations: Mapping[Path, str]) -> Any:
+        return lambda scores, asked: {f: "no hope" for f in asked if "gamma" in configurations.get(f, "")}
+
+    monkeypatch.setattr("letheon.sweep.hopeless.median_judge", judge_of)
+    listed = [{"gamma": 0.5, "epochs": 2}, {"rank": 3, "batch_size": 3, "epochs": 2}]
+    places = (
+        "letheon.training.populations.loop.write_divergence",
+        "letheon.sweep.runner.write_json",
+        "letheon.api.evaluate",
+    )
+    killed = Killed(given, study(given, list=listed, pruner="median"), places)
+    failures = [path.read_text() for path in (killed.whole / "failures").iterdir()]
+    assert len(failures) == 1
+    assert "no hope" in failures[0]
+    assert killed.outcomes(range(1, killed.number + 1)) == {}
 
 
 @pytest.mark.slow

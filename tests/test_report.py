@@ -577,7 +577,7 @@ def test_model_card() -> None:
 
 
 def test_model_card_of_a_local_model_without_results() -> None:
-    settings = {"model": "./targets/small", "epochs": 3, "target_modules": ["a", "b"], "dora": True, "compile": False}
+    settings = {"model": "./targets/small", "epochs": 3, "target_modules": ["a", "b"], "dora": True, "rslora": False}
     card = model_card(settings=settings, provenance={}, results=None, show_paths=True)
     assert "base_model" not in _front_matter(card)
     assert "./targets/small" in card

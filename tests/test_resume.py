@@ -141,6 +141,22 @@ def test_settings_that_an_earlier_version_did_not_know_are_taken_as_their_defaul
     assert run(given, epochs=1, resume=True).reason == "finished"
 
 
+@pytest.mark.parametrize("is_on", [False, True])
+def test_a_run_of_a_version_that_had_more_settings_goes_on_only_where_they_were_off(is_on: bool, given: Made) -> None:
+    run(given, epochs=1)
+    path = given["out"] / "run.yaml"
+    before = {**yaml.safe_load(path.read_text()), "compile": is_on}
+    path.write_text(yaml.safe_dump(before))
+    if is_on:
+        with pytest.raises(SettingsError, match=r"run\.yaml: compile: this setting .* removed.* by the version that"):
+            run(given, epochs=1, resume=True)
+        with pytest.raises(SettingsError, match=r"^compile: this setting of earlier versions has been removed"):
+            UnlearnSettings.of(before)
+    else:
+        assert run(given, epochs=1, resume=True).reason == "finished"
+        assert unlearn(UnlearnSettings.of({**before, "resume": True})).reason == "finished"
+
+
 def test_what_does_not_change_the_result_may_differ(given: Made) -> None:
     run(given, epochs=1)
     others = {"keep_checkpoints": 1, "checkpoint_minutes": None, "time_limit_s": 1e6, "trackers": "tensorboard"}
@@ -161,7 +177,7 @@ def test_a_run_goes_on_with_other_trackers_and_less_memory_to_the_same_weights(g
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dtype", "bfloat16"), ("max_batch_tokens", 64), ("store_lower", True), ("compile", True), ("keep", "best")],
+    [("dtype", "bfloat16"), ("max_batch_tokens", 64), ("store_lower", True), ("keep", "best")],
 )
 def test_what_changes_the_result_may_not_differ(name: str, value: object, given: Made) -> None:
     run(given, epochs=1)

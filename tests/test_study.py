@@ -275,6 +275,7 @@ def test_the_identity_of_a_run_is_what_it_does(base: dict[str, Any], tmp_path: P
     assert identity(trackers="tensorboard") == first
     assert identity(rank=5) == first  # the default, spelled out
     assert identity(rank=6) != first
+    assert identity(compile=False) == first  # off in a file of an earlier version
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(base["forget"]).read_bytes())
     assert identity(forget=str(copy)) == first
@@ -309,6 +310,10 @@ def bad(tmp_path: Path, text: str, *, changes: Sequence[str] = ()) -> str:
         ("grid: {seed: [1, 2]}", "set by the study itself"),
         ("grid: {gamma: []}", "grid"),
         ("base: {epohcs: 3}", "did you mean 'epochs'"),
+        ("base: {compile: true}", "compile: this setting of earlier versions has been removed"),
+        ("list: [{compile: true}]", "compile: this setting of earlier versions has been removed"),
+        ("grid: {compile: [false, true]}", "compile: this setting of earlier versions has been removed"),
+        ("search: {compile: {choices: [true]}}\nevaluate: {}", "compile: this setting of earlier versions has been"),
         ("evaluate: {mmul: x}", "did you mean 'mmlu'"),
         ("evaluate: {epochs: [0]}", "above 0"),
         ("search: {gamma: {low: 0, high: 1}}\ngrid: {rank: [1]}\nevaluate: {}", "not both"),

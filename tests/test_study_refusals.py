@@ -135,7 +135,8 @@ def test_a_finished_study_is_not_refused_for_what_runs_would_read(base: dict[str
 def test_the_command_ends_with_2(base: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": contradict(base), "evaluate": {}}))
     code, _, said = finish(start("study", tmp_path / "mine.yaml", "--out", tmp_path / "study"))
-    assert (code, said.strip()) == (2, f"letheon: error: {refused_by_unlearn(base, tmp_path / 'alone')}")
+    # A slow machine says before it what it is at.
+    assert (code, said.splitlines()[-1]) == (2, f"letheon: error: {refused_by_unlearn(base, tmp_path / 'alone')}")
 
 
 def warnings_in(folder: Path) -> list[str]:

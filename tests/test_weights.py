@@ -222,8 +222,7 @@ def test_the_stored_logits_of_the_reference_do_not_follow_the_head(
 def tensors_alive() -> Iterator[Tensor]:
     gc.collect()
     for found in gc.get_objects():
-        # torch.compile leaves tensors behind that stand for others and have no storage of their own.
-        if type(found) in (Tensor, nn.Parameter) and not found.is_meta and not torch._is_functional_tensor(found):
+        if type(found) in (Tensor, nn.Parameter) and not found.is_meta:
             yield found
 
 

@@ -55,7 +55,7 @@ from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, U
 from letheon.signals import finishing
 from letheon.training import run as training
 from letheon.training.form_record import hash_tokenizer
-from letheon.training.populations import DivergedRun, groups_of, run_population
+from letheon.training.populations import GivesUp, Report, groups_of, run_population
 from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
 
@@ -87,16 +87,18 @@ def unlearn_population(
     *,
     observer: Observer | None = None,
     observers: Sequence[Observer] | None = None,
-) -> list[RunReport | DivergedRun]:
+    judge: GivesUp | None = None,
+) -> list[Report]:
     """Do several runs at once over one frozen model, leaving each its folder as `unlearn` does.
 
     The runs share model, rows and adapted layers (see training/populations); each comes to what it comes to alone.
-    `observer` hears of all together, each of `observers` of one run.
+    `observer` hears of all together, each of `observers` of one run. `judge` may give up runs whose interim scores are
+    hopeless beside the others'.
 
     Raises:
         LetheonError: as `unlearn`, for any of the runs; a run that diverges is returned, not raised.
     """
-    reports = run_population(runs, observer=observer, observers=observers)
+    reports = run_population(runs, observer=observer, observers=observers, judge=judge)
     for report in reports:
         if isinstance(report, RunReport):
             _write_cards(read_run(report.folder))
@@ -130,8 +132,8 @@ def study(
 
     jobs = Jobs(
         unlearn=lambda run, observer: unlearn(run, observer=observer),
-        unlearn_together=lambda runs, observer, observers: unlearn_population(
-            runs, observer=observer, observers=observers
+        unlearn_together=lambda runs, observer, observers, judge: unlearn_population(
+            runs, observer=observer, observers=observers, judge=judge
         ),
         groups_of=groups_of,
     )

@@ -57,6 +57,10 @@ class DivergenceError(LetheonError):
     exit_code = 3
 
 
+class GivenUpError(LetheonError):
+    """A run was ended because others beside it do better; what it had come to is left in place."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name closest to `name` in any case, "" if none is close."""
     spelt = {other.lower(): other for other in known}

@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from letheon.errors import SettingsError
 from letheon.settings import RARE, Settings, read_config
-from letheon.validation import FLAGS_ONLY, explain_unknown, literal_values
+from letheon.validation import FLAGS_ONLY, REMOVED, explain_unknown, literal_values
 
 Command = Callable[..., None]
 
@@ -28,7 +28,13 @@ class SettingsCommand(click.Command):
             elif current is not None and spread[-1] != current:
                 spread.append(current)
             spread.append(argument)
-        return super().parse_args(ctx, spread)
+        try:
+            return super().parse_args(ctx, spread)
+        except click.NoSuchOption as error:
+            command, name = ctx.info_name or "", error.option_name.lstrip("-").replace("-", "_")
+            if name in REMOVED.get(command, {}):
+                raise SettingsError(explain_unknown(name, command=command, known=())) from error
+            raise
 
 
 def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
@@ -92,7 +98,7 @@ def given_values(context: click.Context, config: Path | None) -> dict[str, Any]:
 def _check_known(context: click.Context, values: Mapping[str, Any], config: Path | None) -> None:
     """Refuse names in a settings file that the command does not know, while it is known which file that is."""
     command, flags = context.info_name or "", set(context.params) - set(FLAGS_ONLY)
-    unknown = [name for name in values if name not in flags]
+    unknown = [name for name in values if name not in flags and name not in REMOVED.get(command, {})]
     if command == "unlearn" and {"base", "grid", "search"} & set(unknown):
         raise SettingsError(f"{config}: expected settings of unlearn, got a study; run it by `letheon study {config}`")
     if unknown:

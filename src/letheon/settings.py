@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from letheon.errors import SettingsError, shown
-from letheon.validation import check_plain, explain
+from letheon.validation import check_plain, explain, without_removed
 from letheon.yaml_text import parse_yaml
 
 
@@ -100,11 +100,21 @@ class Settings(BaseModel):
         Raises:
             SettingsError: a name is unknown, a value is missing, has the wrong type or is out of range.
         """
-        check_plain(values, cls.model_fields)
+        given = cls.without_removed(values)
+        check_plain(given, cls.model_fields)
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(given)
         except ValidationError as error:
             raise SettingsError(explain(error, command=cls.command, fields=cls.model_fields)) from error
+
+    @classmethod
+    def without_removed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values without the settings of earlier versions, so that the files of these can still be read.
+
+        Raises:
+            SettingsError: one of them asks for what is no longer there.
+        """
+        return without_removed(values, command=cls.command)
 
     def plain(self) -> dict[str, Any]:
         """Return the values as YAML and JSON can hold them."""
@@ -175,9 +185,6 @@ class UnlearnSettings(RowSettings):
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, a third to a half more time."
-    )
-    compile: bool = Field(
-        False, description="Compile norms and feed-forward blocks (torch.compile).", json_schema_extra=RARE
     )
     store_lower: bool = Field(
         False,

@@ -35,6 +35,8 @@ _TYPES = ("float", "str")
 """What pydantic calls the types of a value that may have several."""
 FLAGS_ONLY = ("recipe", "plan", "config")
 """Flags that are no settings, so that no file can hold them."""
+REMOVED: Mapping[str, Mapping[str, object]] = {"unlearn": {"compile": False}}
+"""Settings that earlier versions had, by command, each with the value that asked for what is always done now."""
 
 
 def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> None:
@@ -57,6 +59,19 @@ def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> N
                 raise SettingsError(f"{name}: expected text in UTF-8 without NUL characters, got {shown(text)}")
 
 
+def without_removed(values: Mapping[str, Any], *, command: str) -> dict[str, Any]:
+    """Return values without the settings that the command once had.
+
+    Raises:
+        SettingsError: one of them is not set to what is always done now.
+    """
+    removed = REMOVED.get(command, {})
+    for name, value in values.items():
+        if name in removed and value != removed[name]:
+            raise SettingsError(explain_unknown(name, command=command, known=()))
+    return {name: value for name, value in values.items() if name not in removed}
+
+
 def explain(error: ValidationError, *, command: str, fields: Mapping[str, FieldInfo]) -> str:
     """Return what is wrong, setting by setting, in one paragraph."""
     found: dict[str, list[dict[str, Any]]] = {}
@@ -69,6 +84,8 @@ def explain_unknown(name: str, *, command: str, known: Iterable[str]) -> str:
     """Return that a command has no setting of this name, and what to write in its place if that can be told."""
     if name in FLAGS_ONLY:
         return f"{name}: is no setting but a flag, which a file of settings cannot hold; give --{name}"
+    if name in REMOVED.get(command, {}):
+        return f"{name}: this setting of earlier versions has been removed; leave it out"
     return f"{name}: no such setting of {command}{nearest(name, known)}"
 
 

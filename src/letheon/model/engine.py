@@ -22,7 +22,6 @@ from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
 from letheon.model.adapted import decoder_layers
 from letheon.model.attention import Kernel, kernels_for
-from letheon.model.compiled import compiled_layers
 from letheon.model.experts import fused_experts
 from letheon.model.gated import gated_blocks, lean_blocks
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
@@ -66,8 +65,6 @@ class Engine:
     """Whether the layers' insides are computed again in the backward pass."""
     gated: tuple[nn.Module, ...] = ()
     """Feed-forward blocks that may keep less for the backward pass."""
-    compiles: bool = False
-    """Whether what works on each position by itself is compiled."""
     begins_at: int = 0
     """The decoder layer whose inputs the reference store keeps, so that a step may begin there; 0 for none."""
 
@@ -90,9 +87,6 @@ class Engine:
             if self.path != "logits":
                 stack.enter_context(fused_adapters(self.model))
                 stack.enter_context(fused_experts(self.model))
-            if self.compiles:
-                stack.enter_context(compiled_layers(self.model))
-            elif self.path != "logits":
                 stack.enter_context(lean_blocks(self.gated))
             if self.path == "packed" and self.selection is not None:
                 stack.enter_context(trimmed(self.model, self.selection))
@@ -155,7 +149,6 @@ def build_engine(
     adapter_off: Callable[[], AbstractContextManager[None]],
     recomputes: bool = False,
     stores_lower: bool = False,
-    compiles: bool = False,
 ) -> Engine:
     """Return an engine on the fastest path whose label log-probabilities on `probe` equal the model's own.
 
@@ -197,27 +190,12 @@ def build_engine(
         engine = made(path=path, selection=selection, attention=kernel, notes=tuple(notes))
         objection = _objection(engine, probe, expected)
         if objection is None:
-            engine = _compiled(engine, probe, expected) if compiles else engine
             return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
         if kernel == "varlen":
             notes.append(f"attention over variable lengths {objection}; each sequence attends by itself")
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
-    if compiles:
-        notes.append("nothing is compiled on path 'logits'")
     return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
-
-
-def _compiled(engine: Engine, probe: PackedBatch, expected: Tensor) -> Engine:
-    """Return the engine with compiled layers, or as it is with a note where these do not work."""
-    compiled = replace(engine, compiles=True)
-    try:
-        objection = _objection(compiled, probe, expected)
-    except ModelError as error:
-        objection = f"cannot be had ({error})"
-    if objection is None:
-        return compiled
-    return replace(engine, notes=(*engine.notes, f"the compiled model {objection}; nothing is compiled"))
 
 
 def _check_causal(model: PreTrainedModel, probe: PackedBatch) -> None:

@@ -29,7 +29,6 @@ def fused_adapters(model: nn.Module) -> Iterator[None]:
     """Let the plain LoRA layers in `model` run fused while the block lasts (forward and backward)."""
     layers = [module for module in model.modules() if isinstance(module, LoraLinear) and is_plain(module)]
     for layer in layers:
-        # A class of its own and not a forward of its own, since torch.compile compiles anew for each function it meets.
         layer.__class__ = _Fused
     try:
         yield

@@ -254,7 +254,6 @@ def build_reference(
     hears of the rows that are done.
     """
     first_alternative = len(sequences) if num_retain_rows is None else num_forget_rows + num_retain_rows
-    engine = replace(engine, compiles=False)  # runs that compile and runs that do not share one store
     pieces: list[dict[str, Tensor]] = []
     num_done = 0
     with engine.adapter_off(), engine.running():

@@ -20,7 +20,7 @@ from letheon.sweep.records import RunRecord, State
 from letheon.sweep.scoring import Scorer
 from letheon.sweep.states import is_finished, result_of, start_of
 from letheon.training.judge import StateScore
-from letheon.training.populations import DivergedRun, forget_parts, was_member
+from letheon.training.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
 from letheon.training.record import RunReport
 from letheon.training.tracking import Observer
 
@@ -38,9 +38,9 @@ class Jobs:
 
     unlearn: Callable[[UnlearnSettings, Observer], RunReport]
     unlearn_together: Callable[
-        [Sequence[UnlearnSettings], Observer, Sequence[Observer]], Sequence[RunReport | DivergedRun]
+        [Sequence[UnlearnSettings], Observer, Sequence[Observer], GivesUp | None], Sequence[Report]
     ]
-    """Called with the runs, who hears of them together, and who hears of each."""
+    """Called with the runs, who hears of them together, who hears of each, and who may give some up."""
     groups_of: Callable[[Sequence[UnlearnSettings]], Sequence[Sequence[int]]]
 
 
@@ -54,6 +54,8 @@ class Runner:
     view: View
     on_change: Callable[[], None] = lambda: None
     """Called whenever a run has ended or been scored, to bring study.json up to date."""
+    judge_of: Callable[[Mapping[Path, str]], GivesUp] | None = None
+    """Makes a judge of runs that are trained together, from their folders and configurations; None gives up none."""
     exit_code: int = 0
     """Not 0 when the process was asked to end; nothing more is begun then."""
     elsewhere: set[str] = field(default_factory=set)
@@ -133,14 +135,23 @@ class Runner:
             watchers = [Watcher(self.view, member.name) for member in held]
             crowd = Crowd(self.view, [member.name for member in held])
             with self._recorded(held):
-                reports = self.jobs.unlearn_together([_ready(member) for member in held], crowd, watchers)
+                reports = self.jobs.unlearn_together(
+                    [_ready(member) for member in held], crowd, watchers, self._judge(held)
+                )
                 for member, report in zip(held, reports, strict=True):
                     self.exit_code = self.exit_code or report.exit_code
                     if isinstance(report, DivergedRun):
                         self._fail(member, "diverged", report.reason)
+                    elif isinstance(report, GivenUpRun):
+                        self._fail(member, "pruned", report.reason)
             for member in held:
                 with self._recorded([member]):
                     self._score(member)
+
+    def _judge(self, members: Sequence[Member]) -> GivesUp | None:
+        """Baselines are rows of their own and never given up."""
+        found = {m.folder: m.configuration.label for m in members if m.configuration.role == "study"}
+        return self.judge_of(found) if self.judge_of is not None else None
 
     def _score(self, member: Member) -> None:
         if self.exit_code or not is_finished(member.folder):

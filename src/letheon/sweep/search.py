@@ -223,6 +223,8 @@ def _pruner(study: StudySettings) -> "optuna.pruners.BasePruner":
         return optuna.pruners.SuccessiveHalvingPruner()
     if study.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner()
+    if study.pruner == "median":
+        return optuna.pruners.MedianPruner()
     return optuna.pruners.NopPruner()
 
 

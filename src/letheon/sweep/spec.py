@@ -106,8 +106,8 @@ class StudySettings(Settings):
     search: dict[str, SearchRange] = Field(default_factory=dict, description="Setting: where to look for its value.")
     objectives: Names = Field(("final",), description="What a search makes large; several give a Pareto front.")
     sampler: Literal["auto", "tpe", "nsga2", "random"] = Field("auto", description="Which sampler of Optuna searches.")
-    pruner: Literal["none", "successive-halving", "hyperband"] = Field(
-        "none", description="Which pruner of Optuna ends hopeless runs, by interim scores."
+    pruner: Literal["none", "median", "successive-halving", "hyperband"] = Field(
+        "none", description="Which pruner of Optuna ends hopeless runs, by interim scores; in a grid or list: median."
     )
     trials: int = Field(20, ge=1, description="Configurations that a search tries, over all of its processes.")
     seeds: Seeds = Field((0,), description="Seeds of each configuration, or how many.")
@@ -230,6 +230,10 @@ def _check(study: StudySettings) -> None:
         raise SettingsError("search: a study is a search or a grid and list, not both; leave out one of them")
     if study.pruner != "none" and len(study.objectives) > 1:
         raise SettingsError("pruner: Optuna prunes by one objective only; leave out the pruner or name one objective")
+    if study.pruner not in ("none", "median") and not study.search:
+        raise SettingsError(
+            f"pruner: {study.pruner} ends runs of a search only; in a grid or list write median, or leave it out"
+        )
     for score in study.objectives:
         _known(score, SCORES, "objectives")
     if study.search and study.evaluate is None:
@@ -254,7 +258,7 @@ def _check_names(study: StudySettings) -> None:
     settings += [(f"baselines.{name}", given) for name, given in study.baselines.items()]
     for place, given in settings:
         labels = ("name", "recipe") if place.startswith(("list", "baselines")) else ()
-        for name in given:
+        for name in UnlearnSettings.without_removed(given):
             if name in _SET_BY_STUDY:
                 raise SettingsError(f"{place}: '{name}' is set by the study itself (seeds, --out); leave it out")
             if not name.startswith("coefficients."):

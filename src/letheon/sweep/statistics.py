@@ -1,7 +1,6 @@
 """What a few seeds allow to be said: spread, intervals, paired comparisons, fronts. Pure numbers."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from letheon.sweep.spec import Deviation
 NUM_RESAMPLES = 10_000
 MOST_ENUMERATED = 6
 """Up to so many values all their resamples with replacement are taken, 6 ** 6 of them, instead of random ones."""
-_MOST_FLIPPED = 16
+NUM_FLIPS = 100_000
+"""More than 2 ** 16, so that up to 16 differences all of their sign patterns are counted."""
 
 Floats = NDArray[np.float64]
 
@@ -69,30 +69,32 @@ def paired(first: Mapping[int, float], second: Mapping[int, float], *, level: fl
     seeds = sorted(first.keys() & second.keys())
     if len(seeds) < 2:
         return None
-    differences = np.array([first[seed] - second[seed] for seed in seeds])
+    ours, theirs = (np.array([scores[seed] for seed in seeds]) for scores in (first, second))
+    differences = ours - theirs
     mean, num = float(differences.mean()), len(seeds)
-    error = float(differences.std(ddof=1)) / math.sqrt(num)
     flips = sign_flip_p(differences)
-    if error <= 1e-12 * max(abs(mean), 1.0):
+    if float(stats.sem(differences)) <= 1e-12 * max(abs(mean), 1.0):
         return Paired(num, mean, mean, mean, flips, flips)
-    half = float(stats.t.ppf((1 + level) / 2, num - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
-    return Paired(num, mean, mean - half, mean + half, p, flips)
+    test = stats.ttest_rel(ours, theirs)
+    low, high = test.confidence_interval(level)
+    return Paired(num, mean, float(low), float(high), float(test.pvalue), flips)
 
 
 def sign_flip_p(differences: Floats) -> float:
-    """Return the share of sign patterns of `differences` (n,) whose mean is at least as far from 0 as theirs.
+    """Return the share of sign patterns of `differences` (n,) whose sum is at least as far from 0 as theirs.
 
-    All 2 ** n patterns are counted up to 16 differences, beyond that 100,000 random ones, theirs included.
+    All 2 ** n patterns are counted up to 16 differences, beyond that 100,000 random ones of a fixed seed.
     """
-    num = len(differences)
-    if num <= _MOST_FLIPPED:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=num)))
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(100_000, num))
-        signs[0] = 1.0
-    sums = np.abs(signs @ differences)
-    return float(np.mean(sums >= abs(differences.sum()) - 1e-12))
+    test = stats.permutation_test(
+        (differences,), _total, permutation_type="samples", n_resamples=NUM_FLIPS, rng=0, vectorized=True
+    )
+    return float(test.pvalue)
+
+
+def _total(differences: Floats, axis: int) -> Floats:
+    """Sums, rounded so that those that are equal but for the order of their terms count as equal."""
+    totals: Floats = np.round(differences.sum(axis=axis), 12)
+    return totals
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -103,6 +103,10 @@ def run_study(
     runner = Runner(out, jobs, scorer, view)
     progress = _Progress(study, out, hashes, runner, members)
     runner.on_change = progress.write
+    if study.pruner == "median" and not study.search:
+        from letheon.sweep.hopeless import median_judge
+
+        runner.judge_of = median_judge
     for member in members:
         view.show(member.name, runner.record(member).state)
     if study.scores_original:

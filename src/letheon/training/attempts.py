@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from letheon.errors import DivergenceError, OutputError
+from letheon.errors import DivergenceError, GivenUpError, OutputError
 from letheon.files import write_json
 from letheon.provenance import describe_environment, peak_memory_bytes
 
@@ -67,7 +67,8 @@ def fail_attempt(folder: Path, error: BaseException) -> None:
         OutputError: attempts.json cannot be written.
     """
     # Its kind alone: the message may quote rows, which the log has and purge removes there.
-    what = "diverged" if isinstance(error, DivergenceError) else type(error).__name__
+    named: dict[type[BaseException], str] = {DivergenceError: "diverged", GivenUpError: "given up"}
+    what = named.get(type(error), type(error).__name__)
     _end(folder, Attempt("", [], 0, reason=what))
 
 

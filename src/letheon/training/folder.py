@@ -25,7 +25,7 @@ FREE_TO_CHANGE = frozenset(
 )
 """Settings that do not change a run's result, and the template, which may be one that was chosen.
 
-Layers computed again give the same bits. Other devices, dtypes, pieces (`max_batch_tokens`), compiled kernels and
+Layers computed again give the same bits. Other devices, dtypes, pieces (`max_batch_tokens`), and
 stored lower states round differently, so that a run that changed them half-way would be no run of either."""
 POPULATION = "population.json"
 """What a member of a population keeps of it while that goes on (see populations/together.py)."""
@@ -131,6 +131,12 @@ def _check_same_run(settings: UnlearnSettings) -> None:
         ) from error
     if not isinstance(before, dict):
         raise OutputError(f"{path}: expected the settings of the run to resume, got {type(before).__name__}")
+    try:
+        before = UnlearnSettings.without_removed(before)
+    except SettingsError as error:
+        raise SettingsError(
+            f"{path}: {error} of a new run: this one can only be resumed by the version that began it"
+        ) from error
     now = effective(settings)
     # A setting that the run there did not know had the effect of its default.
     then = {name: before.get(name, UnlearnSettings.model_fields[name].get_default()) for name in now}

@@ -126,7 +126,6 @@ def lay_ground(
         adapter_off=adapted.off,
         recomputes=settings[0].gradient_checkpointing,
         stores_lower=settings[0].store_lower,
-        compiles=settings[0].compile,
     )
     waits_on_kl = any(one.patience is not None and one.patience_on == "retain_kl" for one in settings)
     _check_possible(engine, adapted, replace(needs, kl="forward") if waits_on_kl else needs, methods[0])

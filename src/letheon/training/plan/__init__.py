@@ -3,8 +3,8 @@
 from letheon.training.plan.check import Planned, check_fit, check_targets, is_small, plan_run, plan_with_rates, refusal
 from letheon.training.plan.estimate import Part, Plan
 from letheon.training.plan.machine import Machine
+from letheon.training.plan.operations import Work
 from letheon.training.plan.table import render
-from letheon.training.plan.work import Work
 
 __all__ = [
     "Machine",

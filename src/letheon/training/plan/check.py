@@ -49,7 +49,7 @@ def plan_with_rates(settings: UnlearnSettings, inputs: Inputs) -> Planned:
         ModelError: the model's configuration cannot be read or made a model of, or its modules do not fit the settings.
     """
     machine = machine_of(settings)
-    plan = plan_run(settings, inputs, machine=machine)
+    plan = plan_run(settings, inputs, machine=machine, counts_work=True)
     width = int(load_config(settings.model, trust_remote_code=settings.trust_remote_code).get_text_config().hidden_size)
     rates = measure_rates(settled(settings.dtype), machine.device, width=width)
     found = refusal(settings, inputs, plan, machine) if is_impossible(plan, machine) else None
@@ -121,8 +121,8 @@ def _wasted_rank(rank: int, name: str, width: int) -> str | None:
     )
 
 
-def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine) -> Plan:
-    """Return what a run of resolved settings over these rows needs.
+def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine, counts_work: bool = False) -> Plan:
+    """Return what a run of resolved settings over these rows needs; its operations only if `counts_work`.
 
     Raises:
         ModelError: as `plan_with_rates`.
@@ -134,6 +134,7 @@ def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine) -> 
         terms=terms_of(get_method(settings.method), settings),
         device=machine.device,
         process=process_memory(),
+        counts_work=counts_work,
     )
     return replace(plan, notes=(*_unknown(settings, inputs), *plan.notes))
 

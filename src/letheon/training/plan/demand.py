@@ -10,6 +10,8 @@ from letheon.objective.methods import Alternatives, Method
 from letheon.settings import UnlearnSettings
 from letheon.training.resolve import steps_to_score, total_steps
 
+NUM_SAMPLED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -20,6 +22,8 @@ class Tokens:
     retain: int = 0
     other: int = 0
     """Of other answers to forget prompts."""
+    squares: int = 0
+    """Sum of the rows' squared lengths, to which attention is proportional."""
 
     @property
     def answers(self) -> int:
@@ -28,12 +32,17 @@ class Tokens:
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(
-            self.read + other.read, self.forget + other.forget, self.retain + other.retain, self.other + other.other
+            self.read + other.read,
+            self.forget + other.forget,
+            self.retain + other.retain,
+            self.other + other.other,
+            self.squares + other.squares,
         )
 
     def times(self, factor: int) -> "Tokens":
         """Return so many times as many."""
-        return Tokens(self.read * factor, self.forget * factor, self.retain * factor, self.other * factor)
+        parts = (self.read, self.forget, self.retain, self.other, self.squares)
+        return Tokens(*(part * factor for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +64,17 @@ class Data:
 
     def count(self, indices: Iterable[int]) -> Tokens:
         """Return the tokens of some of the trained sequences."""
-        read, answers = 0, [0, 0, 0]
+        read, squares, answers = 0, 0, [0, 0, 0]
         for index in indices:
             sequence = self.trained[index]
             read += len(sequence.input_ids)
-            answers[(index >= self.num_forget) + (index >= self.num_rows)] += sequence.num_answer_tokens
-        return Tokens(read, *answers)
+            squares += len(sequence.input_ids) ** 2
+            answers[self.role(index)] += sequence.num_answer_tokens
+        return Tokens(read, forget=answers[0], retain=answers[1], other=answers[2], squares=squares)
+
+    def role(self, index: int) -> int:
+        """Return whether a trained sequence is to forget (0), to keep (1) or another answer (2)."""
+        return (index >= self.num_forget) + (index >= self.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,10 @@ class Demand:
     """Whether some step is computed in pieces."""
     can_split: bool
     """Whether the method allows that."""
+    sample: Piece
+    """Rows by which the operations of all are counted; see `_sample`."""
+    sampled: Tokens
+    """Of `sample`."""
     longest: Sequence
     """The trained sequence of most tokens."""
     probe_tokens: int
@@ -108,10 +126,12 @@ def demand_of(
 ) -> Demand:
     """Return what a run of these settings computes, each step as the schedule draws it."""
     num_steps = total_steps(settings, schedule)
-    total, largest, is_split = Tokens(), list[int](), False
+    total, largest, is_split, num_read = Tokens(), list[int](), False, [0, 0, 0]
     for step, rows in steps_from(schedule, 0, end=num_steps):
         chosen = _rows_of_step(data, rows, method.alternatives, epoch=step // schedule.steps_per_epoch)
         total += data.count(chosen)
+        for index in chosen:
+            num_read[data.role(index)] += 1
         pieces = _pieces(data, chosen, settings.max_batch_tokens if can_split else None)
         is_split |= len(pieces) > 1
         largest = max([largest, *pieces], key=lambda piece: data.count(piece).read)
@@ -119,12 +139,15 @@ def demand_of(
     longest = max(data.trained, key=lambda sequence: len(sequence.input_ids))
     scored = Data(data.scored, 0, len(data.scored), [])
     num_runs = len(method.members)
+    sample = _sample(data, num_read)
     return Demand(
         num_steps=num_steps * num_runs,
         trained=total.times(num_runs),
         largest=_piece(data, largest),
         is_split=is_split,
         can_split=can_split,
+        sample=_piece(data, sample),
+        sampled=data.count(sample),
         longest=longest,
         probe_tokens=len(longest.input_ids) + 3 * data.count(everything).read // len(data.trained),
         reference=data.count(everything),
@@ -165,6 +188,20 @@ def _pieces(data: Data, indices: list[int], max_tokens: int | None) -> list[list
         return [indices]
     lengths = [data.count([index]).read for index in indices]
     return [[indices[place] for place in group] for group in token_groups(lengths, max_tokens)]
+
+
+def _sample(data: Data, num_read: list[int]) -> list[int]:
+    """Return about `NUM_SAMPLED` sequences, of each role as many as steps read of it, evenly spread over the lengths.
+
+    A sequence comes several times where a role has few.
+    """
+    found: list[int] = []
+    for role, num in enumerate(num_read):
+        rows = [index for index in range(len(data.trained)) if data.role(index) == role]
+        rows.sort(key=lambda index: len(data.trained[index].input_ids))
+        share = max(round(NUM_SAMPLED * num / sum(num_read)), 1) if num else 0
+        found += [rows[(2 * place + 1) * len(rows) // (2 * share)] for place in range(share)]
+    return found
 
 
 def _largest_group(data: Data) -> Piece:

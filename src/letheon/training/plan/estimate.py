@@ -1,7 +1,7 @@
 """Memory and time of a run, from the model's configuration, the rows and the settings; no weights are read.
 
 Notation: P parameters, P_t trained ones, b bytes of a weight (4 in float32, 2 in bfloat16), V vocabulary, D width,
-N parameters of the trunk that a token is multiplied with, T tokens read, A answer tokens (A_f to forget, A_r to keep).
+A answer tokens (A_f to forget, A_r to keep).
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from letheon.model.adapted import Adapted
+from letheon.model.engine import Engine
 from letheon.model.head import Head, head_of
 from letheon.model.loading import move_model
 from letheon.model.precision import settled
@@ -23,6 +24,7 @@ from letheon.objective.methods import Term, needs_of
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Demand, Piece
 from letheon.training.plan.machine import Rates
+from letheon.training.plan.operations import Work, rough_work, work_of
 from letheon.training.plan.trace import (
     PassBytes,
     StepBytes,
@@ -34,7 +36,6 @@ from letheon.training.plan.trace import (
     trace_scoring,
     trace_step,
 )
-from letheon.training.plan.work import Work, work_of
 from letheon.training.prepare import adapt
 from letheon.training.resolve import most_checkpoints
 
@@ -118,8 +119,9 @@ def estimate(
     terms: tuple[Term, ...],
     device: str,
     process: int = 0,
+    counts_work: bool = True,
 ) -> Plan:
-    """Return what a run needs.
+    """Return what a run needs; its operations only if `counts_work`, since these take a second run without values.
 
     Always in the device's memory:
         weights: b P, and buffers
@@ -157,14 +159,16 @@ def estimate(
             store=_store_bytes(traced.reference.stored, demand),
         ),
     )
-    num_adapter = num_trained if settings.adapt == "lora" else 0
+    work: tuple[Work, ...] = ()
+    if counts_work:
+        work = rough_work(model, demand) if traced.engine is None else work_of(traced.engine, demand, terms)
     return Plan(
         device=device,
         num_parameters=num_parameters,
         num_trained=num_trained,
         demand=demand,
         parts=tuple(part for part in parts if part.bytes),
-        work=work_of(empty_engine(model, adapted, settings), demand, terms, num_adapter=num_adapter),
+        work=work,
         process=process,
         notes=traced.notes,
     )
@@ -229,6 +233,8 @@ class _Traced:
     scoring: int
     merging: int
     check: int
+    engine: Engine | None = None
+    """Of the path that could be run; None if none could."""
     notes: tuple[str, ...] = ()
 
 
@@ -247,15 +253,17 @@ def _trace(
                 scoring=trace_scoring(engine, demand.scoring_group),
                 merging=trace_merging(adapted),
                 check=trace_check(engine, demand.longest),
+                engine=engine,
             )
         except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
             # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (
         f"{type(model).__name__} cannot be run on tensors without values ({'; '.join(reasons)}), so the memory of "
-        "activations is a rough guess, and that of the head, the objective and the reference's values is left out"
+        "activations is a rough guess, that of the head, the objective and the reference's values is left out, and "
+        "operations are guessed from the number of parameters"
     )
-    return _Traced(StepBytes(_rough_activations(model, demand.largest), 0, 0), PassBytes(0, {}), 0, 0, 0, (note,))
+    return _Traced(StepBytes(_rough_activations(model, demand.largest), 0, 0), PassBytes(0, {}), 0, 0, 0, notes=(note,))
 
 
 def _rough_activations(model: PreTrainedModel, piece: Piece) -> int:

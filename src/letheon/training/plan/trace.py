@@ -117,8 +117,8 @@ def empty_engine(
 
 def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepBytes:
     """Return the bytes of one forward and backward over a piece."""
-    batch, needs = _batch(piece), needs_of(terms)
-    store = _store(engine, piece, trace_reference(engine, needs, piece).stored)
+    batch, needs = valueless_batch(piece), needs_of(terms)
+    store = valueless_store(engine, piece, trace_reference(engine, needs, piece).stored)
     after_trunk = list[int]()
     with dropout_of_step(dropouts_of(engine.model), seed=0, step=0), _counted(engine) as live:
         hook = trunk_of(engine.model).register_forward_hook(lambda *_: after_trunk.append(live.now))
@@ -128,9 +128,7 @@ def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepByt
         finally:
             hook.remove()
         forward = live.peak
-        # By the edge: handed a tensor, backward is itself a call that the mode stands in for, and the mode is off
-        # within it, where layers may be computed again.
-        torch.autograd.backward(get_gradient_edge(loss.total))
+        run_backward(loss.total)
     activations = after_trunk[0]
     return StepBytes(activations, terms=forward - activations, backward=live.peak - forward)
 
@@ -139,7 +137,7 @@ def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepByt
 def trace_reference(engine: Engine, needs: Needs, piece: Piece) -> PassBytes:
     """Return the bytes of the reference's forward over a piece."""
     with _counted(engine) as live, engine.adapter_off():
-        stored = reference_values(engine, _batch(piece), needs)
+        stored = reference_values(engine, valueless_batch(piece), needs)
     return PassBytes(live.peak, stored)
 
 
@@ -147,16 +145,16 @@ def trace_reference(engine: Engine, needs: Needs, piece: Piece) -> PassBytes:
 def trace_scoring(engine: Engine, piece: Piece) -> int:
     """Return the bytes of a scoring's forward over a piece."""
     with _counted(engine) as live:
-        engine.likeliest(_batch(piece))
+        engine.likeliest(valueless_batch(piece))
     return int(live.peak)
 
 
 @torch.no_grad()
 def trace_check(engine: Engine, sequence: Sequence) -> int:
     """Return the bytes of the model's own logits of a row, which the engine is checked against."""
-    batch = _batch(Piece((sequence,), num_forget=1))
+    batch = valueless_batch(Piece((sequence,), num_forget=1))
     # PEFT's forward of experts asks what "meta" multiplies in. It holds one layer's matrices twice, a step far more.
-    with _Valueless(), fused_experts(engine.model), _Live() as live:
+    with Valueless(), fused_experts(engine.model), _Live() as live:
         logits = engine.model(input_ids=batch.input_ids[None], use_cache=False).logits[0].float()
         logit_terms(logits[batch.answer_positions], batch.labels)
     return int(live.peak)
@@ -165,19 +163,26 @@ def trace_check(engine: Engine, sequence: Sequence) -> int:
 @torch.no_grad()
 def trace_merging(adapted: Adapted) -> int:
     """Return what the merged weights take beside the model."""
-    with _Valueless(), _Live() as live:
+    with Valueless(), _Live() as live:
         adapted.merged_state()
     return int(live.peak)
 
 
+def run_backward(loss: Tensor) -> None:
+    """Run the backward pass of a loss without values."""
+    # By the edge: handed a tensor, backward is itself a call that the mode stands in for, and the mode is off within
+    # it, where layers may be computed again.
+    torch.autograd.backward(get_gradient_edge(loss))
+
+
 @contextmanager
 def _counted(engine: Engine) -> Iterator["_Live"]:
-    with _Valueless(), engine.running(), _Live() as live:
+    with Valueless(), engine.running(), _Live() as live:
         yield live
 
 
-def _batch(piece: Piece) -> PackedBatch:
-    """A batch whose tokens have no values; whose they are is known, since losses and stores choose by it."""
+def valueless_batch(piece: Piece) -> PackedBatch:
+    """Return a batch whose tokens have no values; whose they are is known, since losses and stores choose by it."""
     rows = range(len(piece.sequences))
     num_rows = piece.num_forget + piece.num_retain
     batch = pack(
@@ -190,7 +195,8 @@ def _batch(piece: Piece) -> PackedBatch:
     return replace(batch, **{name: getattr(batch, name).to("meta") for name in names})
 
 
-def _store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> ReferenceStore:
+def valueless_store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> ReferenceStore:
+    """Return the store that holds what the reference says of a piece."""
     held = {name: value for name, value in values.items() if name != "forget_norms"}
     whole_head = engine.trains_head and ("retain_states" in held or "forget_states" in held)
     return ReferenceStore(
@@ -243,7 +249,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-class _Valueless(TorchFunctionMode):
+class Valueless(TorchFunctionMode):
     """Stands in for the few operations that a tensor without values cannot do, with the same shapes."""
 
     def __torch_function__(  # noqa: PLR0911 - one for each operation

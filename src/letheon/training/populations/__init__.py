@@ -1,7 +1,19 @@
 """Many runs over one frozen model: which can go together, and training them at once."""
 
 from letheon.training.populations.groups import groups_of, why_alone
-from letheon.training.populations.run import DivergedRun, run_population
+from letheon.training.populations.loop import GivesUp
+from letheon.training.populations.reports import DivergedRun, GivenUpRun, Report
+from letheon.training.populations.run import run_population
 from letheon.training.populations.together import forget_parts, was_member
 
-__all__ = ["DivergedRun", "forget_parts", "groups_of", "run_population", "was_member", "why_alone"]
+__all__ = [
+    "DivergedRun",
+    "GivenUpRun",
+    "GivesUp",
+    "Report",
+    "forget_parts",
+    "groups_of",
+    "run_population",
+    "was_member",
+    "why_alone",
+]

@@ -31,7 +31,6 @@ _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
         lambda s, _: s.gradient_checkpointing,
         "computes its layers again in the backward pass (--gradient-checkpointing)",
     ),
-    (lambda s, _: s.compile, "compiles its layers (--compile)"),
     (lambda s, _: s.store_lower, "begins its steps at stored states (--store-lower)"),
     (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it does less beside others"),
     (lambda _, m: m.alternatives is not None, "trains on answers that are its own"),

@@ -1,13 +1,15 @@
 """The training loop of a population: the steps of all its members side by side."""
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from collections.abc import Sequence as Collection
 from dataclasses import replace
+from pathlib import Path
 
-from letheon.errors import DivergenceError
+from letheon.errors import DivergenceError, GivenUpError
 from letheon.model.population import Population
 from letheon.signals import Interruption
+from letheon.training.judge import StateScore
 from letheon.training.loop import (
     broken_parameters,
     end,
@@ -26,8 +28,12 @@ from letheon.training.step import update
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer
 
-Ended = Outcome | DivergenceError
-"""How a member ended: with a scored state, or with a loss or gradient that is not finite."""
+Ended = Outcome | DivergenceError | GivenUpError
+"""How a member ended: with a scored state, with a loss or gradient that is not finite, or because others do better."""
+
+GivesUp = Callable[[Mapping[Path, Collection[StateScore]], Set[Path]], Mapping[Path, str]]
+"""Says which runs are given up, and why, by folder: it is told the interim scores so far of all that are trained
+together, and which of them were scored just now, from which it chooses. It must say the same of the same scores."""
 
 
 def train_together(
@@ -37,13 +43,14 @@ def train_together(
     clock: Clock,
     interruption: Interruption,
     observer: Observer,
-    diverged: Mapping[int, DivergenceError] | None = None,
+    diverged: Mapping[int, DivergenceError | GivenUpError] | None = None,
+    judge: GivesUp | None = None,
 ) -> list[Ended]:
     """Train `runs`, those of the population's members in order, each until it is over as `loop.train` has it.
 
     Members go step by step together, each through its own steps. One that is over leaves the pass; so does one whose
-    loss or gradient is not finite, which keeps what it was before that step; those that are `diverged` have left
-    before. Afterwards each member's parameters are those of the state that is kept.
+    loss or gradient is not finite, which keeps what it was before that step, and one that `judge` gives up; those that
+    are `diverged` have left before. Afterwards each member's parameters are those of the state that is kept.
 
     Raises:
         OutputError: a checkpoint cannot be written.
@@ -51,6 +58,7 @@ def train_together(
     ended: dict[int, Ended] = dict(diverged or {})
     total = sum(run.total_steps for run in runs)
     with population.running(), runs[0].job.running():
+        ended |= _given_up(runs, ended, judge)  # where the process was killed before it was said
         while len(ended) < len(runs):
             asked = replace(interruption)  # a signal ends all members after the same step
             for m in (m for m in range(len(runs)) if m not in ended):
@@ -60,6 +68,7 @@ def train_together(
             if active:
                 began_s = time.monotonic()
                 ended |= _take_steps(population, active)
+                ended |= _given_up(runs, ended, judge)
                 values = {"members": float(len(active)), "s/step": time.monotonic() - began_s}
                 observer.step(sum(run.step for run in runs), total, values)
     for run in runs:
@@ -118,6 +127,29 @@ def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
         prune(run)
 
 
-def _note_divergence(run: Run[Problem], error: DivergenceError, *, num_passes: int) -> None:
+def _given_up(runs: Collection[Run[Problem]], ended: Mapping[int, Ended], judge: GivesUp | None) -> dict[int, Ended]:
+    """Return the members that are given up by what they and the others were scored at."""
+    asked = {_folder(run): m for m, run in enumerate(runs) if m not in ended and _is_scored_and_goes_on(run)}
+    if judge is None or not asked:
+        return {}
+    found: dict[int, Ended] = {}
+    for folder, reason in judge({_folder(run): tuple(run.history) for run in runs}, asked.keys()).items():
+        m, error = asked[folder], GivenUpError(reason)
+        _note_divergence(runs[m], error, num_passes=runs[m].step)
+        found[m] = error
+    return found
+
+
+def _is_scored_and_goes_on(run: Run[Problem]) -> bool:
+    is_scored = bool(run.history) and run.history[-1].step == run.step
+    return is_scored and run.reason is None and run.step < run.total_steps
+
+
+def _note_divergence(run: Run[Problem], error: DivergenceError | GivenUpError, *, num_passes: int) -> None:
+    is_given_up = isinstance(error, GivenUpError)
+    write_divergence(_folder(run), Diverged(num_passes, run.hooks.log.flush(), str(error), is_given_up))
+
+
+def _folder(run: Run[Problem]) -> Path:
     assert run.checkpoints is not None, "members are saved"
-    write_divergence(run.checkpoints.parent, Diverged(num_passes, run.hooks.log.flush(), str(error)))
+    return run.checkpoints.parent

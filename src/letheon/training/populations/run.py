@@ -12,7 +12,7 @@ import torch
 from letheon.data.forms import AUTO
 from letheon.data.packing import join, probe_of
 from letheon.data.probing import Known
-from letheon.errors import DivergenceError, ModelError, SettingsError
+from letheon.errors import DivergenceError, GivenUpError, ModelError, SettingsError
 from letheon.files import full_disk_is_an_error
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, load_model
@@ -32,7 +32,8 @@ from letheon.training.plan import check_fit
 from letheon.training.plan.machine import machine_of
 from letheon.training.populations.cut import num_at_once, parts_of
 from letheon.training.populations.groups import groups_of, why_alone
-from letheon.training.populations.loop import Ended, train_together
+from letheon.training.populations.loop import Ended, GivesUp, train_together
+from letheon.training.populations.reports import DivergedRun, GivenUpRun, Report
 from letheon.training.populations.together import (
     Diverged,
     Part,
@@ -59,24 +60,9 @@ from letheon.training.run import (
     target_warnings,
     unlearn,
 )
-from letheon.training.state import Hooks, Run
+from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
-
-
-@dataclass(frozen=True, slots=True)
-class DivergedRun:
-    """A run that met a loss or gradient that is not finite: its folder is as `unlearn` leaves it then.
-
-    That is run.yaml, log.jsonl and the checkpoints before, but no model, adapter or provenance. One that others were
-    trained beside keeps population.json too, which tells those that go on that it has ended.
-    """
-
-    folder: Path
-    reason: str
-    """Step, rows and what is not finite."""
-    exit_code: int = 0
-    """Of what ended the process, which divergence does not."""
 
 
 def run_population(
@@ -84,7 +70,8 @@ def run_population(
     *,
     observer: Observer | None = None,
     observers: Collection[Observer] | None = None,
-) -> list[RunReport | DivergedRun]:
+    judge: GivesUp | None = None,
+) -> list[Report]:
     """Train runs that `groups_of` puts in one group at once, and leave for each the folder that `unlearn` leaves.
 
     Each run's losses, gradients and adapter are those that it has alone, to the rounding of float32. As many go
@@ -94,6 +81,8 @@ def run_population(
 
     A population that was ended goes on, with `resume`, in the same bytes: in the parts that it was cut into, all of a
     part from the last step at which all of them were saved. Members that are done by then may be left out.
+
+    `judge` may give up runs that are trained together; what others do then no longer waits for them. None ends none.
 
     Returns what came of each run, in order; one that diverges does not end the others.
 
@@ -105,7 +94,7 @@ def run_population(
     observers = observers or [_Named(observer, one.out.name) for one in members]
     _check_group(members)
     if len(members) > 1 or (members[0].resume and was_member(members[0].out)):
-        reports = _try_together(members, observer, observers)
+        reports = _try_together(members, observer, observers, judge)
         if reports is not None:
             return reports
     return [_alone(one, watcher) for one, watcher in zip(members, observers, strict=True)]
@@ -147,6 +136,7 @@ class _Together:
     ground: Ground
     observer: Observer
     observers: Collection[Observer]
+    judge: GivesUp | None
 
     def note(self, message: str) -> None:
         """Say something of all of them."""
@@ -186,8 +176,8 @@ def _check_group(members: Collection[UnlearnSettings]) -> None:
 
 
 def _try_together(
-    members: Collection[UnlearnSettings], observer: Observer, observers: Collection[Observer]
-) -> list[RunReport | DivergedRun] | None:
+    members: Collection[UnlearnSettings], observer: Observer, observers: Collection[Observer], judge: GivesUp | None
+) -> list[Report] | None:
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
     first, inputs = read(members[0], get_method(members[0].method), note=observer.note)
@@ -226,7 +216,7 @@ def _try_together(
         )  # fmt: skip
         for note in (precision_of(resolve_settings(members[0])).line, *ground.notes):
             observer.note(note)
-        whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers)
+        whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers, judge)
         objection = _objection(whole)
         if objection is None:
             with heed_signals() as interruption:
@@ -278,15 +268,13 @@ def _cut(whole: _Together, at_once: int) -> list[Part]:
     return [*kept, *(Part(tuple(others[i] for i in found)) for found in parts_of(len(others), at_once))]
 
 
-def _train_parts(
-    whole: _Together, parts: Collection[Part], clock: Clock, interruption: Interruption
-) -> list[RunReport | DivergedRun]:
+def _train_parts(whole: _Together, parts: Collection[Part], clock: Clock, interruption: Interruption) -> list[Report]:
     """Train one part after another; one that finds too little memory goes on as two halves."""
     if len(parts) > 1:
         largest = max(len(part.members) for part in parts)
         whole.note(f"{len(whole.members)} members in {len(parts)} parts of at most {largest}, which is what fits")
     folders = [one.out for one in whole.members]
-    waiting, reports = deque(parts), dict[int, RunReport | DivergedRun]()
+    waiting, reports = deque(parts), dict[int, Report]()
     write_parts(folders, parts)
     while waiting:
         part = waiting.popleft()
@@ -307,9 +295,7 @@ def _renumbered(parts: Collection[Part], members: Collection[int]) -> list[Part]
     return [Part(tuple(members.index(m) for m in part.members), part.goes_on) for part in parts]
 
 
-def _train_part(
-    whole: _Together, part: Part, clock: Clock, interruption: Interruption
-) -> dict[int, RunReport | DivergedRun]:
+def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interruption) -> dict[int, Report]:
     """Train some of the members at once and leave their folders."""
     members = [whole.members[m] for m in part.members]
     population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
@@ -327,7 +313,8 @@ def _train_part(
         ]
         ends = train_together(
             population, runs, clock=clock, interruption=interruption, observer=whole.observer,
-            diverged={m: DivergenceError(one.diverged.reason) for m, one in enumerate(beginnings) if one.diverged},
+            diverged={m: one.diverged.error for m, one in enumerate(beginnings) if one.diverged},
+            judge=whole.judge,
         )  # fmt: skip
         for one, run, ended in zip(members, runs, ends, strict=True):
             _log_ending(one.out, run, ended, clock)
@@ -335,7 +322,7 @@ def _train_part(
     if not exit_code:
         # All that is left to do comes to the same for each alone.
         for one, ended in zip(members, ends, strict=True):
-            if not isinstance(ended, DivergenceError):
+            if isinstance(ended, Outcome):
                 forget_parts(one.out)
     with finishing():
         return {
@@ -397,8 +384,8 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
 
 
 def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> None:
-    if isinstance(ended, DivergenceError):
-        run.hooks.log.write("note", message=str(ended), names_rows=True)
+    if not isinstance(ended, Outcome):
+        run.hooks.log.write("note", message=str(ended), names_rows=isinstance(ended, DivergenceError))
         run.hooks.observer.note(str(ended))
         fail_attempt(folder, ended)
     else:
@@ -407,8 +394,10 @@ def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> 
 
 def _leave(
     whole: _Together, m: int, prepared: Prepared, ended: Ended, *, part: Part, clock: Clock, exit_code: int
-) -> RunReport | DivergedRun:
+) -> Report:
     settings = whole.members[m]
+    if isinstance(ended, GivenUpError):
+        return GivenUpRun(settings.out, str(ended), exit_code)
     if isinstance(ended, DivergenceError):
         return DivergedRun(settings.out, str(ended), exit_code)
     population = {

@@ -3,7 +3,7 @@
 A product of many rows rounds otherwise than one of few, so a member's bits depend on who shares its passes. Members go
 on in the same parts, therefore, and all of a part from after the same step. population.json in each member's folder
 says which parts there are, from before the first step until the member is done; of a member that met a loss which is
-not finite it says when that was, since those that go on later go on without it.
+not finite, or that was given up, it says when that was, since those that go on later go on without it.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from letheon.errors import DivergenceError, GivenUpError
 from letheon.files import write_json
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import POPULATION
@@ -21,13 +22,20 @@ from letheon.training.folder import POPULATION
 
 @dataclass(frozen=True, slots=True)
 class Diverged:
-    """Where a member ended that met a loss or gradient that is not finite."""
+    """Where a member ended that met a loss or gradient that is not finite, or was given up."""
 
     num_passes: int
     """Steps of the others that it took part in."""
     log_events: int
     """Events in its log, resumptions left out."""
     reason: str
+    is_given_up: bool = False
+    """Whether it met no such thing, but was ended because others do better."""
+
+    @property
+    def error(self) -> DivergenceError | GivenUpError:
+        """What it ended with."""
+        return GivenUpError(self.reason) if self.is_given_up else DivergenceError(self.reason)
 
 
 @dataclass(frozen=True, slots=True)
