@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from letheon.errors import ModelError, nearest, shown
+from letheon.hub import is_hub_id
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +25,6 @@ WHOLE_NOT_ADAPTER = (
     "merge_and_unload(), save the result, and give that folder"
 )
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
@@ -125,7 +124,7 @@ def check_source(source: str) -> None:
     if folder.is_symlink():
         raise ModelError(f"{source}: is a link to {folder.readlink()}, which is not there; give the folder itself")
     what = f"{source}: no such folder{_neighbour(folder)}; expected a checkpoint folder or a hub id (owner/name)"
-    if _HUB_ID.fullmatch(source) is None:
+    if not is_hub_id(source):
         raise ModelError(what)
     if "/" in source and folder.parent.is_dir():
         raise ModelError(
