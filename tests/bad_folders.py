@@ -1,8 +1,10 @@
 """Folders that results cannot go to, and results that cannot be read."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
-from bad_place import Bad, row_line
+from bad_place import Bad, Place, row_line
 
 OBJECT = "rank: !!python/object/apply:os.system ['echo taken']\n"
 PREDICTION = {
@@ -15,22 +17,64 @@ PREDICTION = {
     "generation": "I",
 }
 RESULT = {"schema": "letheon.results/1", "suite": "lume", "model": "m", "mmlu": {"accuracy": "high"}}
+_FOLDER = "a folder to write to"
+_SUFFIXES = ".jsonl, .json, .parquet, .csv, .tsv"
+_SAVED = "the data set library's save_to_disk; name the file inside it"
+_GOT_AS_OUT = "expected the folder that a run, an evaluation or a study got as --out"
+
+_Make = Callable[[Place], list[object]]
+_MakeFor = Callable[[Place, Path], list[object]]
+
+_WRITERS: list[tuple[str, _MakeFor, str, str]] = [
+    ("benchmark", lambda p, to: ["data", "synthetic", "--to", to, "--size", "tiny"], _FOLDER, "folder"),
+    ("LUME", lambda p, to: ["data", "lume", "--to", to], _FOLDER, "folder"),
+    ("demo", lambda p, to: ["demo", "--out", to, "--size", "tiny"], _FOLDER, "--out"),
+    ("new model", lambda p, to: p.memorize("--out", to), _FOLDER, "--out"),
+    ("evaluation", lambda p, to: p.evaluate("--out", to), _FOLDER, "--out"),
+    ("rescoring", lambda p, to: [*p.rescore(row_line(**PREDICTION)), "--out", to], _FOLDER, "--out"),
+    ("study", lambda p, to: ["study", p.study(), "--out", to], "a folder for the study", "--out"),
+    ("cache", lambda p, to: p.unlearn("--cache-dir", to), "a folder for reference stores", "--cache-dir"),
+]
+_READERS_OF_ROWS: list[tuple[str, _Make]] = [
+    ("a folder as a holdout", lambda p: p.unlearn("--holdout", p.at)),
+    ("a folder as alternatives", lambda p: p.unlearn("--method", "alt-po", "--alternatives", p.at)),
+    ("a folder as text", lambda p: p.memorize("--text", p.at)),
+    ("a folder as members", lambda p: p.evaluate("--members", p.at, "--nonmembers", p.at / "forget.jsonl")),
+]
+_READERS_OF_SETTINGS: list[tuple[str, _Make]] = [
+    ("a folder as settings", lambda p: p.unlearn("--config", p.at / "target")),
+    ("a folder as a study", lambda p: ["study", p.at / "target", "--out", p.at / "run"]),
+]
+_READERS_OF_FOLDERS: list[tuple[str, _MakeFor]] = [
+    ("a report", lambda p, of: ["report", of]),
+    ("a purge", lambda p, of: ["purge", of]),
+    ("a study's report", lambda p, of: ["study", "--report-only", "--out", of]),
+]
+
+
+def _writing_to(make: _MakeFor, path: str) -> _Make:
+    return lambda p: make(p, p.at / path)
+
+
+def _reading_link(make: _MakeFor) -> _Make:
+    return lambda p: make(p, p.link("link", "gone"))
+
 
 OUTPUTS = [
     Bad(
         "out is a file",
         lambda p: p.unlearn(out=p.at / "forget.jsonl"),
-        "{at}/forget.jsonl: expected a folder for the run, found a file",
+        "{at}/forget.jsonl: expected a folder for the run, found a file; choose another --out",
     ),
     Bad(
         "out below a file",
         lambda p: p.unlearn(out=p.at / "forget.jsonl" / "run"),
-        "{at}/forget.jsonl/run: the run folder cannot be made (Not a directory)",
+        ("{at}/forget.jsonl/run: expected a folder for the run, but {at}/forget.jsonl is a file; choose another --out"),
     ),
     Bad(
         "out where no one can write",
         lambda p: p.unlearn(out="/proc/run"),
-        "/proc/run: the run folder cannot be made (No such file or directory)",
+        "/proc/run: the folder cannot be made (No such file or directory); choose another --out",
     ),
     Bad(
         "out with a name too long",
@@ -139,11 +183,6 @@ OUTPUTS = [
         "{at}/target/scores: lies inside the checkpoint {at}/target; choose a folder outside it",
     ),
     Bad(
-        "scores into a file",
-        lambda p: p.evaluate("--out", p.at / "forget.jsonl"),
-        "{at}/forget.jsonl: expected a folder to write to, found a file; choose another --out",
-    ),
-    Bad(
         "a new model over other files",
         lambda p: p.memorize("--out", p.at),
         "{at}: already holds files, which a checkpoint would replace; choose another --out",
@@ -163,10 +202,60 @@ OUTPUTS = [
         lambda p: ["demo", "--out", p.at],
         "{at}: already holds files; choose another --out or remove it",
     ),
+    *(
+        Bad(
+            f"{name} {where}",
+            _writing_to(make, path),
+            f"{{at}}/{path}: expected {what}, {found}; choose another {option}",
+        )
+        for name, make, what, option in _WRITERS
+        for where, path, found in (
+            ("into a file", "forget.jsonl", "found a file"),
+            ("below a file", "forget.jsonl/new", "but {at}/forget.jsonl is a file"),
+        )
+    ),
+    *(
+        Bad(
+            f"{name} where no one can write",
+            _writing_to(make, "/proc/new"),
+            f"/proc/new: the folder cannot be made (No such file or directory); choose another {option}",
+        )
+        for name, make, _, option in _WRITERS
+        if name != "cache"  # made only when there is something to put into it
+    ),
+    *(
+        Bad(name, make, f"{{at}}: is a folder; expected a file ({_SUFFIXES}) or a folder made by {_SAVED}")
+        for name, make in _READERS_OF_ROWS
+    ),
+    *(
+        Bad(name, make, "{at}/target: the settings file cannot be read (Is a directory); check the path")
+        for name, make in _READERS_OF_SETTINGS
+    ),
+    Bad(
+        "a folder as predictions",
+        lambda p: ["evaluate", "--predictions", p.at, "--out", p.at / "run"],
+        "{at}: expected a predictions.jsonl of evaluate, but it cannot be read (Is a directory); check the path",
+    ),
+    *(
+        Bad(f"{name} of a {where}", _writing_to(make, path), f"{{at}}/{path}: {what}; {_GOT_AS_OUT}")
+        for where, path, what in (
+            ("file", "forget.jsonl", "is a file"),
+            ("folder that is not there", "targt", "no such folder (did you mean 'target'?)"),
+        )
+        for name, make in _READERS_OF_FOLDERS
+    ),
+    *(
+        Bad(
+            f"{name} of a link to nothing",
+            _reading_link(make),
+            f"{{at}}/link: is a link to gone, which is not there; {_GOT_AS_OUT}",
+        )
+        for name, make in _READERS_OF_FOLDERS
+    ),
     Bad(
         "a cache that is a file",
         lambda p: p.unlearn("--cache-dir", p.at / "forget.jsonl"),
-        "cache_dir: expected a folder to keep reference stores in, {at}/forget.jsonl is a file",
+        "{at}/forget.jsonl: expected a folder for reference stores, found a file; choose another --cache-dir",
     ),
 ]
 
@@ -239,11 +328,6 @@ RESULTS = [
             "{at}/targt: no such folder (did you mean 'target'?); expected the folder that a run, an evaluation or a "
             "study got as --out"
         ),
-    ),
-    Bad(
-        "a report of a file",
-        lambda p: ["report", p.at / "forget.jsonl"],
-        "{at}/forget.jsonl: is a file; expected the folder that a run, an evaluation or a study got as --out",
     ),
     Bad(
         "a report of half a study",

@@ -213,7 +213,7 @@ def test_no_connection(tmp_path: Path, server: tuple[str, type[_Handler]]) -> No
     with pytest.raises(DataError, match=r"cannot be downloaded .*check the network"):
         download_lume(tmp_path / "lume", base_url="http://127.0.0.1:1")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the folder cannot be made"):
+    with pytest.raises(OutputError, match="expected a folder to write to, found a file"):
         download_lume(tmp_path / "file", base_url=server[0])
 
 

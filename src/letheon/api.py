@@ -3,7 +3,6 @@
 What draws figures and sums up studies is imported where it is used: a run needs neither, and they take long to import.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from letheon.evaluation.harness import check_harness
 from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
-from letheon.files import check_link, write_json, write_text
+from letheon.files import check_output_folder, open_output_folder, write_json, write_text
 from letheon.fingerprints import hash_checkpoint, hash_values
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
 _OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
+_ELSEWHERE = "choose another --out"
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -439,14 +439,7 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
 
 def _open_folder(folder: Path, *, model: str | None, private: bool = False) -> None:
     """Make the folder now, so that hours of work do not end with one that cannot be written."""
-    check_link(folder)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
+    check_output_folder(folder, advice=_ELSEWHERE)
     if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):
         raise OutputError(f"{folder}: lies inside the checkpoint {model}; choose a folder outside it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another --out") from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: no permission to write there; choose another --out")
+    open_output_folder(folder, advice=_ELSEWHERE, private=private)

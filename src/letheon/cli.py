@@ -249,8 +249,10 @@ def study(
     settings = read_study(study_path(file), changes=changes) if file else None
     console = Console()
     if report_only:
+        from letheon.outputs import check_is_folder
         from letheon.sweep.report import print_study, report_study
 
+        check_is_folder(out)
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"

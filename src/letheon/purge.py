@@ -17,6 +17,7 @@ from typing import Any
 from letheon.errors import LetheonError, OutputError
 from letheon.files import write_json, write_text
 from letheon.locks import file_lock_if_free, folder_lock
+from letheon.outputs import check_is_folder
 from letheon.outside import EVALUATIONS, outside_of
 from letheon.traces import (
     MARKS,
@@ -63,8 +64,10 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
 
     Raises:
+        EvaluationError: there is no such folder.
         OutputError: the folder is none of these or is in use, or files cannot be removed; all others are removed then.
     """
+    check_is_folder(folder)
     if not (folder / RECORD).is_file() and not any(home.path == folder for home in homes_below(folder)):
         raise OutputError(
             f"{folder}: expected the folder of a run, a study or an evaluation ({', '.join(MARKS)}), found none of "

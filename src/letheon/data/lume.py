@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from letheon.data.records import read_lines
 from letheon.data.rows import Rows, check_disjoint, read_rows
 from letheon.errors import DataError, LetheonError, OutputError, nearest
-from letheon.files import check_link, write_json
+from letheon.files import check_output_folder, open_output_folder, write_json
 
 SplitName = Literal["train", "validation", "all"]
 SetName = Literal["forget", "retain"]
@@ -28,6 +28,7 @@ _SHORT = {"train": "train", "validation": "val"}
 _OLD_RELEASE = (250, 250)
 _TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
+_ELSEWHERE = "choose another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +192,11 @@ def _read_task_part(folder: Path, name: SetName, split: str) -> Rows:
 
 
 def _check_writable(folder: Path, *, overwrite: bool) -> None:
-    check_link(folder)
+    check_output_folder(folder, advice=_ELSEWHERE)
     there = [p for p in folder.rglob("*") if p.name.startswith(_SETS) and p.suffix in (".jsonl", ".parquet")]
     if there and not overwrite:
         raise OutputError(f"{min(there)}: is there already; choose another folder, or ask for it to be overwritten")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another place") from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: no permission to write there; choose another folder")
+    open_output_folder(folder, advice=_ELSEWHERE)
 
 
 def _fetch_open_files(folder: Path, base_url: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import DataError, OutputError, SettingsError
-from letheon.files import check_link
+from letheon.files import open_output_folder
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
 from letheon.model.quantised import check_not_quantised
@@ -184,15 +184,7 @@ def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: 
 
 
 def _open_folder(out: Path) -> None:
-    check_link(out)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: expected a folder for the study, found a file; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    except OSError as error:
-        raise OutputError(
-            f"{out}: the study's folder cannot be made ({error.strerror}); choose another --out"
-        ) from error
+    open_output_folder(out, what="a folder for the study", advice="choose another --out")
+    held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if held and not held & {FILE, RUNS, HASHES, "original"}:
         raise OutputError(f"{out}: already holds files that are no study's; choose another --out")

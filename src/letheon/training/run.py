@@ -12,7 +12,7 @@ from torch import Tensor
 from letheon.cache import default_cache_dir
 from letheon.data.forms import check_form
 from letheon.errors import SettingsError
-from letheon.files import check_link, full_disk_is_an_error
+from letheon.files import check_output_folder, full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
@@ -197,9 +197,7 @@ def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
 def _check_cache(folder: Path | None) -> None:
     if folder is None:
         return
-    check_link(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"cache_dir: expected a folder to keep reference stores in, {folder} is a file")
+    check_output_folder(folder, what="a folder for reference stores", advice="choose another --cache-dir")
 
 
 def check_alone() -> None:
