@@ -38,7 +38,9 @@ from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training import plan as planning
+from letheon.training import prepare
 from letheon.training import run as training
+from letheon.training.interim import KeptRows
 from letheon.training.optimiser import build_optimiser
 from letheon.training.plan import check, machine
 from letheon.training.plan.advice import Advice, advise, changed, is_tight
@@ -301,6 +303,7 @@ CASES: list[dict[str, Any]] = [
     {"method": "undial"},
     {"validation": 0.34, "score_at": "1,2.5"},
     {"span": "text", "dtype": "bfloat16"},
+    {"patience": 9, "patience_on": "retain_kl", "validation": 0.34},
 ]
 
 
@@ -311,18 +314,30 @@ def test_tokens_store_and_scorings_are_those_of_the_run(
     rows: list[Row],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = short_run(tmp_path, rows, model, tokenizer) | {"end_of_sequence": "retain", **given}
     planned = training.plan(UnlearnSettings.of(values))
     assert not (tmp_path / "run").exists()
 
+    held: list[int] = []
+    real = prepare._kept_rows
+
+    def watched(*given: Any) -> KeptRows:
+        kept = real(*given)
+        held.append(kept.reference.num_bytes)
+        return kept
+
+    monkeypatch.setattr(prepare, "_kept_rows", watched)
     report = run(values)
 
+    assert bool(held) == any("the retain KL takes" in note for note in planned.plan.notes) == ("patience_on" in given)
     assert planned.refusal is None
     demand = planned.plan.demand
     assert demand.trained.read == report.num_tokens
     assert demand.num_steps == report.num_steps
     assert bytes_of(planned.plan, "values of the reference") == report.provenance["reference_store_bytes"]
+    assert bytes_of(planned.plan, "values of the reference for the retain KL of scorings") == sum(held)
     last = get_method(report.provenance["method"]["name"]).finish != "keep"  # not in the log: scored when it is over
     # At its start a run is scored by a pass of its own only where it trains on other tokens than it scores.
     apart = "validation" in given or given.get("span") == "text"

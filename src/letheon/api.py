@@ -155,6 +155,7 @@ def _no_empty_folder(job: _Job) -> _Job:
 
     @wraps(job)
     def do(settings: EvaluateSettings | MemorizeSettings, **given: Any) -> Any:
+        """Run the job; if it fails, remove `settings.out` where it is empty and was made here."""
         existed = settings.out.exists()
         try:
             return job(settings, **given)

@@ -32,6 +32,8 @@ class FormedRows:
 
     template: str
     date: str
+    is_dated: bool
+    """Whether the tokenizer has a chat template that writes `date` into a row in form "chat"."""
     known: Mapping[str, Known]
     """How well a sample of the rows is known in each form tried, best first; empty if none was to be chosen."""
     ends: bool
@@ -71,7 +73,8 @@ def form_rows(
             inputs.sets, inputs.tokenizer, template=template, max_length=inputs.max_length,
             overlong=settings.overlong, date=settings.date,
         )  # fmt: skip
-    if template == CHAT and writes_date(inputs.tokenizer):
+    is_dated = writes_date(inputs.tokenizer)
+    if template == CHAT and is_dated:
         notes.append(f"the chat template writes the date: every row has {settings.date} (--date)")
     ends = settings.end_of_sequence == "retain"
     if settings.end_of_sequence == "auto":
@@ -92,7 +95,9 @@ def form_rows(
     check_answerless(answerless, settings)
     if answerless:
         notes.append(answerless.note)
-    return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes), answerless)
+    return FormedRows(
+        template, settings.date, is_dated, known, ends, sequences, asked, trained, tuple(notes), answerless
+    )
 
 
 @torch.no_grad()
@@ -171,8 +176,13 @@ def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Meth
     ends = settings.end_of_sequence != "none"
     num_rows, template = len(inputs.rows), PLANNED_FORM if settings.template == AUTO else settings.template
     others = _alternatives(None, inputs, inputs.sequences, settings, method=method, template=template, ends=ends)
-    sequences = _with_ends(inputs, inputs.sequences) if ends else inputs.sequences
+    sequences = planned_rows(inputs, settings)
     return [*_trained(sequences[:num_rows], settings, inputs), *others, *sequences[num_rows:]]
+
+
+def planned_rows(inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+    """Return all rows, left-out ones included, in the form that `planned_sequences` takes."""
+    return _with_ends(inputs, inputs.sequences) if settings.end_of_sequence != "none" else inputs.sequences
 
 
 def _alternatives(

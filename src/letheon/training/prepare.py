@@ -118,6 +118,7 @@ def lay_ground(
     """
     needs = needs_of(tuple(term for one, method in zip(settings, methods, strict=True) for term in _all(one, method)))
     probe = probe_of([s for s in inputs.sequences if s.num_answer_tokens]).to(adapted.model.device)
+    measures_kl = any(waits_on_kl(one) for one in settings)
     engine = build_engine(
         adapted.model,
         probe,
@@ -126,8 +127,7 @@ def lay_ground(
         stores_lower=settings[0].store_lower,
         compiles=settings[0].compile,
     )
-    waits_on_kl = any(one.patience is not None and one.patience_on == "retain_kl" for one in settings)
-    _check_possible(engine, adapted, replace(needs, kl="forward") if waits_on_kl else needs, methods[0])
+    _check_possible(engine, adapted, replace(needs, kl="forward") if measures_kl else needs, methods[0])
     form = form_rows(loaded, engine, inputs, settings[0], methods[0])
     fingerprinted = fingerprint(adapted.model)
     reference = load_or_build_reference(
@@ -142,7 +142,7 @@ def lay_ground(
         on_path=partial(note_store, [one.out for one in settings]),
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
-    if waits_on_kl:
+    if measures_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     # The reference pass has read the rows as they are scored, unless they are trained on in another way.
     answers = stored_answers(reference, form.trained, probes)
@@ -283,11 +283,21 @@ def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: Unlearn
     return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
 
 
+def waits_on_kl(settings: UnlearnSettings) -> bool:
+    """Whether a run stops by the retain KL, so that the reference's values on the scored retain rows are held."""
+    return settings.patience is not None and settings.patience_on == "retain_kl"
+
+
+def kept_sequences(probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+    """Return the retain rows of the probes as they are trained on, which the retain KL of scorings is taken over."""
+    return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
+
+
 def _kept_rows(
     engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: UnlearnSettings
 ) -> KeptRows:
     """Return the retain rows of the probes with the reference's values, which are held in memory."""
-    sequences = retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
+    sequences = kept_sequences(probes, inputs, settings)
     store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
     # One copy of a trained head is enough for both stores.
     return KeptRows(sequences, replace(store, head=reference.head or store.head))
@@ -316,6 +326,11 @@ def notes_of_start(start: Start, form: FormedRows) -> list[str]:
             f"below {KNOWN_RECALL:g} in form '{form.template}' ({describe_known(form.known)}). What this run reports "
             f"of them is not forgetting; {advice}"
         )
+        if form.is_dated:
+            notes.append(
+                f"the chat template writes the date, and this run used {form.date}; the model may have been trained "
+                "with another one: set it by --date"
+            )
     return notes
 
 

@@ -15,14 +15,14 @@ from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.form import NUM_END_ROWS, planned_sequences
+from letheon.training.form import NUM_END_ROWS, planned_rows, planned_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.training.plan.demand import Data, Demand, demand_of
 from letheon.training.plan.estimate import Plan, estimate
 from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
 from letheon.training.plan.trace import empty_model
-from letheon.training.prepare import probes_of
+from letheon.training.prepare import kept_sequences, probes_of, waits_on_kl
 from letheon.training.resolve import build_schedule, terms_of
 
 SMALL = 1000
@@ -186,13 +186,14 @@ def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
     sequences = planned_sequences(inputs, settings, method=get_method(settings.method))
     num_left_out = sum(len(rows) for rows in inputs.left_out)
-    probes = probes_of(inputs, inputs.sequences, settings)
+    probes = probes_of(inputs, planned_rows(inputs, settings), settings)
     texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
     return Data(
         trained=sequences[: len(sequences) - num_left_out],
         num_forget=len(inputs.forget),
         num_retain=len(inputs.retain),
         scored=[*probes.answers, *texts],
+        kept=tuple(kept_sequences(probes, inputs, settings)) if waits_on_kl(settings) else (),
         choosing_tokens=_choosing_tokens(inputs, settings),
     )
 
@@ -221,4 +222,6 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
     chosen = get_method(settings.method).alternatives
     if chosen is not None and chosen.kind == "generated" and inputs.alternatives is None:
         found.append("other answers are made up with the model; the longest are counted, and not the time to make them")
+    if waits_on_kl(settings):
+        found.append("the time that the retain KL takes at each scoring is not counted")
     return found
