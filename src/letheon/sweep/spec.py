@@ -80,7 +80,7 @@ class StudySettings(Settings):
     command: ClassVar[str] = "study"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
-    name: str = Field("study", description="What tables and figures are headed by.")
+    name: str = Field("study", description="Title of tables and figures.")
     recipe: str | None = Field(None, description="Published configuration to begin from.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of `unlearn` that all runs share.")
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
