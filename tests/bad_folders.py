@@ -130,8 +130,8 @@ OUTPUTS = [
         "nothing to resume",
         lambda p: p.unlearn("--resume", out=p.at / "rnu"),
         (
-            "{at}/rnu: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
-            "--resume to begin one"
+            "{at}/rnu: no such folder, so there is no run to resume; give the --out of that run, or leave out "
+            "--resume to start a new one"
         ),
     ),
     Bad(
@@ -170,7 +170,7 @@ OUTPUTS = [
     Bad(
         "out is where the rows are",
         lambda p: p.unlearn(out=p.at),
-        "{at}: already holds files; choose another --out, or --resume to go on with the run that lies there",
+        "{at}: already holds files; choose another --out, or use --resume to continue the run there",
     ),
     Bad(
         "out inside the model",
@@ -185,7 +185,7 @@ OUTPUTS = [
     Bad(
         "a new model over other files",
         lambda p: p.memorize("--out", p.at),
-        "{at}: already holds files, which a checkpoint would replace; choose another --out",
+        "{at}: already holds files that a checkpoint would replace; choose another --out",
     ),
     Bad(
         "a benchmark over other files",
@@ -195,7 +195,7 @@ OUTPUTS = [
     Bad(
         "LUME over other files",
         lambda p: ["data", "lume", "--to", p.at],
-        "{at}/forget.jsonl: is there already; choose another folder, or ask for it to be overwritten",
+        "{at}/forget.jsonl: already exists; choose another folder, or pass overwrite=True in Python",
     ),
     Bad(
         "a demo over other files",
@@ -271,7 +271,7 @@ RESULTS = [
     Bad(
         "empty predictions",
         lambda p: p.rescore(""),
-        "{at}/p/predictions.jsonl: expected one prediction a line, but the file is empty; run evaluate again",
+        "{at}/p/predictions.jsonl: expected one prediction per line, but the file is empty; run evaluate again",
     ),
     Bad(
         "predictions that are none",
@@ -368,7 +368,7 @@ RESULTS = [
         lambda p: p.report("log.jsonl", "step 1\n{}\n"),
         (
             "{at}/old/log.jsonl:1: expected one JSON object, cannot read it (Expecting value: line 1 column 1 "
-            "(char 0)); restore the file, or remove that line to report without it"
+            "(char 0)); restore the file, or remove that line to make the report without it"
         ),
     ),
     Bad(
@@ -386,8 +386,8 @@ RESULTS = [
         lambda p: p.report("run.yaml", OBJECT),
         (
             "{at}/old/run.yaml: expected a mapping of names to values, cannot read it (line 1, column 7: could "
-            "not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'); restore "
-            "the file, or remove it to report without it"
+            "not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'); restore the "
+            "file, or remove it to make the report without it"
         ),
     ),
     Bad(

@@ -178,7 +178,7 @@ def test_a_run_goes_on_with_the_tokens_that_it_began_with(
     report = run(given, max_steps=2, checkpoint_epochs=100, score_at=(0.5,))
     before = json.loads((report.folder / FORM_FILE).read_text())
     CHANGES[what](given)
-    with pytest.raises(SettingsError, match=r"would go on with other inputs than it began with") as found:
+    with pytest.raises(SettingsError, match=r"would continue with other inputs than it started with") as found:
         run(given, max_steps=2, checkpoint_epochs=100, score_at=(0.5,), resume=True)
     assert what in str(found.value)
     assert json.loads((report.folder / FORM_FILE).read_text()) == before

@@ -435,7 +435,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
 
 def test_no_advice_where_nothing_helps(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 0.1)
-    with pytest.raises(SettingsError, match="take a larger machine or a smaller model"):
+    with pytest.raises(SettingsError, match="use a larger machine or a smaller model"):
         run(too_large | {"method": "low-rank-npo", "dtype": "bfloat16"})
 
 

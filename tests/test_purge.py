@@ -122,7 +122,7 @@ def test_purging_twice_finds_nothing_the_second_time(given: dict[str, Any]) -> N
     assert len(purge(folder, note=silent).traces) == 2
     again = purge(folder, note=silent)
     assert again.traces == ()
-    assert "nothing of the rows to forget is left" in invoke("purge", folder).output
+    assert "neither it nor the cache holds anything of the rows to forget" in invoke("purge", folder).output
 
 
 def test_a_killed_run_is_purged_by_what_its_log_says(given: dict[str, Any]) -> None:
@@ -183,7 +183,7 @@ def test_tables_that_cannot_be_written_anew_are_gone(tmp_path: Path) -> None:
     (tmp_path / "study.md").write_text("row f1qa0")
     notes: list[str] = []
     purge(tmp_path, note=notes.append)
-    assert "not written anew" in notes[0]
+    assert "could not be written again" in notes[0]
     assert json.loads((tmp_path / "study.json").read_text())["runs"][2]["reason"] == "no hope"
     assert "f1qa0" not in texts_below(tmp_path)
     assert not (tmp_path / "study.md").exists()
@@ -319,7 +319,7 @@ def test_a_store_that_another_process_is_making_is_left_and_said(given: dict[str
     with file_lock(store, note=silent, what="it"):
         said = invoke("purge", given["out"]).output
     assert store.exists()
-    assert f"{store}: a reference store that another process is making" in said
+    assert f"{store}: a reference store that is locked by another process" in said
     assert str(store) in invoke("purge", given["out"]).output
     assert not store.exists()
 

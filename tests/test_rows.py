@@ -197,9 +197,9 @@ def test_quoted_tables_are_read_whatever_separates_them(rows: list[tuple[str, st
 def test_packed_files_that_are_none(tmp_path: Path, write: Callable[..., Path]) -> None:
     packed = gzip.compress(lines(GOOD).encode())
     for content, message in (
-        (lines(GOOD).encode(), r"rows.jsonl.gz: expected a file packed by gzip \(Not a gzipped file"),
-        (packed[:-9], "expected a file packed by gzip .*ended before the end-of-stream marker"),
-        (packed[:20] + b"\0\0" + packed[22:], "expected a file packed by gzip"),
+        (lines(GOOD).encode(), r"rows.jsonl.gz: expected a gzip file \(Not a gzipped file"),
+        (packed[:-9], "expected a gzip file .*ended before the end-of-stream marker"),
+        (packed[:20] + b"\0\0" + packed[22:], "expected a gzip file"),
         (b"", "the file is empty"),
     ):
         with pytest.raises(DataError, match=message):

@@ -47,9 +47,9 @@ def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
             command = click.option(
                 "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=_HELP_ALL
             )(command)
-        return click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings; flags override it.")(
-            command
-        )
+        return click.option(
+            "--config", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
+        )(command)
 
     return decorate
 

@@ -31,7 +31,7 @@ def check_no_other_scores(out: Path, *, model: str, rows: Mapping[str, str]) -> 
     others = [f"{name} {found[name]}, not {asked[name]}" for name in asked if not _is_same(found[name], asked[name])]
     if others:
         raise OutputError(f"{out}: already holds an evaluation of {' and '.join(others)}; {advice}")
-    return f"{out}: the scores there, of the same model and rows, are replaced"
+    return f"{out}: replaces the scores there, which are of the same model and rows"
 
 
 def check_rescored(out: Path, results: Results, *, predictions: Path) -> None:

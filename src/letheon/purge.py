@@ -126,8 +126,8 @@ def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
     for path in found.reworded:
         yield f"{'would replace' if dry_run else 'replaced'} the reasons of failed runs in {path}"
     if not found.traces and not found.reworded:
-        yield f"{found.folder}: nothing of the rows to forget is left in it or in the cache"
-    yield "not removed, since Letheon did not write it or it is the result:"
+        yield f"{found.folder}: neither it nor the cache holds anything of the rows to forget"
+    yield "not removed, because it is the result or Letheon did not write it:"
     yield from (f"  {line}" for line in found.remains)
 
 
@@ -183,9 +183,9 @@ def _stores_left(stores: Mapping[Path, bool], removed: Collection[Trace]) -> Ite
     """Yield the reference stores that stay, and why."""
     for path, is_free in stores.items():
         if not is_free:
-            yield f"{path}: a reference store that another process is making or that may not be changed; purge again"
+            yield f"{path}: a reference store that is locked by another process or write-protected; purge again"
         elif path.exists() and path not in {trace.path for trace in removed}:
-            yield f"{path}: noted as a reference store of a run, but it does not read as one"
+            yield f"{path}: recorded as a run's reference store, but it is not one"
 
 
 def _remains(homes: Collection[Home]) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ def _remains(homes: Collection[Home]) -> tuple[str, ...]:
         found |= dict.fromkeys(_inputs_of(read_values(home.path / "run.yaml")))
         for path in outside_of(home.path, EVALUATIONS):
             if path.is_dir():
-                found[f"{path}: an evaluation of the result, which is purged by itself: letheon purge {path}"] = None
+                found[f"{path}: an evaluation of the result, to be purged separately: letheon purge {path}"] = None
         for name in RESULTS:
             if (home.path / name).is_dir():
                 found[f"{home.path / name}: the result"] = None
@@ -246,7 +246,7 @@ def _write_reports(found: Purge, note: Note) -> None:
             try:
                 write_report(trace.path.parent)
             except LetheonError as error:
-                note(f"{trace.path}: removed, but not written anew ({error})")
+                note(f"{trace.path}: removed, but could not be written again ({error})")
     for path in found.reworded:
         if path.name == "study.json":
             from letheon.sweep.report import report_study
@@ -256,7 +256,9 @@ def _write_reports(found: Purge, note: Note) -> None:
             try:
                 report_study(path.parent)
             except LetheonError as error:
-                note(f"{path.parent}: its tables that give reasons are removed, but not written anew ({error})")
+                note(
+                    f"{path.parent}: its tables that give reasons are removed, but could not be written again ({error})"
+                )
 
 
 def _record(found: Purge) -> None:

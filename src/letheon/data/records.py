@@ -121,7 +121,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield from unpacked
         except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path}: expected a file packed by gzip ({_first_line(error)}); pack it anew") from error
+            raise DataError(f"{path}: expected a gzip file ({_first_line(error)}); compress it again") from error
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -163,8 +163,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_with_names_once)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{where}: expected JSON, one object a line or a list of objects ({_reason(error)}); correct it or take it "
-            "out"
+            f"{where}: expected JSON, one object per line or a list of objects ({_reason(error)}); correct it or take "
+            f"it out"
         ) from error
 
 
@@ -182,7 +182,7 @@ def _with_names_once(pairs: list[tuple[str, Any]]) -> Record:
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name '{twice[:60]}' comes twice in one object")
+        raise ValueError(f"the name '{twice[:60]}' occurs twice in one object")
     return record
 
 
@@ -226,15 +226,17 @@ def check_text(value: object, column: str, where: str, *, may_be_empty: bool = F
     """
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is non-text; "
-            "put it in quotation marks or take the row out"
+            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is not text; put it in "
+            f"quotation marks or take the row out"
         )
     if not may_be_empty and not value.strip():
         raise DataError(f"{where}: column '{column}' is empty; give it some text or take the row out")
     if "\0" in value:
         raise DataError(f"{where}: column '{column}' holds a NUL character; take it out")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; fix it")
+        raise DataError(
+            f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; correct it"
+        )
     return value
 
 
@@ -300,7 +302,7 @@ def _unquoted_records(path: Path) -> list[str]:
 def _check_header(header: list[str], where: str) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise DataError(f"{where}: expected each column name once, found '{repeated[0]}' several times")
+        raise DataError(f"{where}: expected each column name once, found '{repeated[0]}' more than once")
 
 
 def _csv_record(header: list[str], cells: list[str], where: str, delimiter: str) -> Record:

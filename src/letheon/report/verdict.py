@@ -128,7 +128,7 @@ def _unknown_rows(start: RunStart) -> str:
     return (
         "the model does not know these rows in any form that was tried: before the first step it recalled too little "
         f"of the {sides} rows (recall in form '{start.template}': {recalls}), so what was measured afterwards is not "
-        "forgetting; give the rows as the model met them, or name their form by --template"
+        "forgetting; give the rows as the model was trained on them, or set their form by --template"
     )
 
 

@@ -202,9 +202,11 @@ def _check_sections(values: Mapping[str, Any]) -> None:
 def _check(study: StudySettings) -> None:
     _check_names(study)
     if study.search and (study.grid or study.entries):
-        raise SettingsError("search: a study is a search or a grid and list, not both; leave out one of them")
+        raise SettingsError("search: expected either a search, or a grid and a list, got both; leave out one of them")
     if study.pruner != "none" and len(study.objectives) > 1:
-        raise SettingsError("pruner: Optuna prunes by one objective only; leave out the pruner or name one objective")
+        raise SettingsError(
+            "pruner: Optuna can prune by one objective only; leave out the pruner or name one objective"
+        )
     for score in study.objectives:
         _known(score, SCORES, "objectives")
     if study.search and study.evaluate is None:
@@ -231,7 +233,7 @@ def _check_names(study: StudySettings) -> None:
         labels = ("name", "recipe") if place.startswith(("list", "baselines")) else ()
         for name in given:
             if name in _SET_BY_STUDY:
-                raise SettingsError(f"{place}: '{name}' is set by the study itself (seeds, --out); leave it out")
+                raise SettingsError(f"{place}: '{name}' is set by the study (seeds, --out); leave it out")
             if not name.startswith("coefficients."):
                 _known(name, [*of_runs, *labels], place)
     own = [*EvaluateSettings.model_fields, *_OWN_EVALUATION]

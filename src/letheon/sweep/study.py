@@ -187,4 +187,4 @@ def _open_folder(out: Path) -> None:
     open_output_folder(out, what="a folder for the study", advice="choose another --out")
     held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if held and not held & {FILE, RUNS, HASHES, "original"}:
-        raise OutputError(f"{out}: already holds files that are no study's; choose another --out")
+        raise OutputError(f"{out}: already holds files that do not belong to a study; choose another --out")

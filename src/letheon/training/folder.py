@@ -46,8 +46,8 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
     check_output_folder(folder, advice=_ELSEWHERE, what=_WHAT)
     if settings.resume and not folder.exists():
         raise OutputError(
-            f"{folder}: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
-            "--resume to begin one"
+            f"{folder}: no such folder, so there is no run to resume; give the --out of that run, or leave out "
+            f"--resume to start a new one"
         )
     if _is_inside(folder, Path(settings.model)):
         raise OutputError(f"{folder}: lies inside the checkpoint {settings.model}; choose a folder outside it")
@@ -106,7 +106,7 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE, OUTSIDE}
     if found - {"evaluation", OUTSIDE} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
-            f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
+            f"{folder}: already holds files; choose another --out, or use --resume to continue the run there"
         )
     if settings.resume and begun:
         _check_same_run(settings)

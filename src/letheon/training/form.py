@@ -84,8 +84,8 @@ def form_rows(
     asked = _asked(inputs, settings, template, ends=ends) if template == CHAT else {}
     if asked:
         notes.append(
-            "the chat template writes more before an answer than its generation prompt: rows are scored with it and "
-            "without it, and the worse counts"
+            "the chat template writes more before an answer than its generation prompt: rows are scored with and "
+            "without it, and the worse score counts"
         )
     others = _alternatives(loaded, inputs, sequences, settings, method=method, template=template, ends=ends)
     if ends:

@@ -298,8 +298,8 @@ def _check_finite(problem: Problem, step: int, rows: Collection[int], values: di
     broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
     if broken:
         raise DivergenceError(
-            f"step {step + 1}: {', '.join(broken)} is not finite on rows {problem.ids_of(rows)}; nothing was changed "
-            f"by this step, and checkpoints of earlier ones are as they were; {_CALMER}"
+            f"step {step + 1}: {', '.join(broken)} became NaN or infinite; rows in that step: "
+            f"{problem.ids_of(rows)}; the step changed nothing, and earlier checkpoints are intact; {_CALMER}"
         )
 
 
@@ -312,8 +312,8 @@ def _check_state(run: Run) -> None:
             run.problem, run.schedule.rows(run.step - 1), epoch=(run.step - 1) // run.schedule.steps_per_epoch
         )
         raise DivergenceError(
-            f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {run.problem.ids_of(rows)} "
-            f"having been; checkpoints of earlier steps are as they were; {_CALMER}"
+            f"step {run.step}: {broken[0]} became NaN or infinite after the update; rows in that step: "
+            f"{run.problem.ids_of(rows)}; earlier checkpoints are intact; {_CALMER}"
         )
 
 
@@ -393,7 +393,7 @@ def _restore(run: Run, kept: InterimScore) -> None:
     saved = load_checkpoint(folder)
     if saved is None:
         raise OutputError(
-            f"{folder}: the checkpoint to keep was damaged after it was written; go on with --resume, which makes it "
-            "again from an earlier one"
+            f"{folder}: the checkpoint to keep was damaged after it was written; run again with --resume, which makes "
+            f"it again from an earlier one"
         )
     run.problem.adapted.load_state(saved.parameters)

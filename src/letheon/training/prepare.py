@@ -220,20 +220,20 @@ def lora_settings(settings: UnlearnSettings) -> LoraSettings:
 def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Method) -> None:
     if needs.activations is not None and needs.activations < engine.begins_at:
         raise SettingsError(
-            f"store_lower: method '{method.name}' looks at layer {needs.activations}, below the lowest trained one "
-            f"({engine.begins_at}); leave it out"
+            f"store_lower: method '{method.name}' uses layer {needs.activations}, below the lowest trained one "
+            f"({engine.begins_at}); leave out --store-lower"
         )
     if engine.path != "logits":
         return
     if needs.activations is not None:
         raise ModelError(
-            f"method '{method.name}' needs hidden states, which cannot be had of {type(engine.model).__name__}: it "
-            "runs by its own forward here; choose another method"
+            f"method '{method.name}' needs hidden states, which are not available from {type(engine.model).__name__}: "
+            f"it runs by its own forward; choose another method"
         )
     if not adapted.is_switchable and (needs.kl is not None or needs.reference_logits):
         raise ModelError(
             f"method '{method.name}' needs the reference's distributions, which {type(engine.model).__name__} has "
-            "only while an adapter is switched off; use --adapt lora"
+            f"only while an adapter is off; use --adapt lora"
         )
 
 
@@ -258,7 +258,7 @@ def probes_of(
     if not 0 < num_forget < len(chosen):
         side = "retain" if num_forget else "forget"
         raise DataError(
-            f"{getattr(settings, side)}: the answers of all {side} rows lie beyond the model's context of "
+            f"{getattr(settings, side)}: the answers of all {side} rows are beyond the model's context of "
             f"{inputs.max_length} tokens, so none can be scored; shorten the prompts, or use --overlong truncate-prompt"
         )
     return Probes(
@@ -319,12 +319,12 @@ def notes_of_start(start: Start, form: FormedRows) -> list[str]:
         advice = (
             f"it knows them as --template {best}"
             if is_elsewhere
-            else "give the rows as the model met them, or name their form by --template"
+            else "give the rows as the model was trained on them, or set their form by --template"
         )
         notes.append(
             f"WARNING: the model does not know these rows {which}: recall of the {' and '.join(start.unknown)} rows is "
             f"below {KNOWN_RECALL:g} in form '{form.template}' ({describe_known(form.known)}). What this run reports "
-            f"of them is not forgetting; {advice}"
+            f"about them is not forgetting; {advice}"
         )
         if form.is_dated:
             notes.append(

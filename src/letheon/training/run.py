@@ -41,7 +41,7 @@ from letheon.training.tracking import Observer, Silent, check_trackers, open_log
 
 __all__ = ["WHEN_FULL", "RunReport", "check_alone", "default_cache_dir", "find_checkpoints", "plan", "read", "unlearn"]
 
-WHEN_FULL = "the checkpoints written so far are whole: free space and go on with --resume"
+WHEN_FULL = "the checkpoints so far are intact: free space and continue with --resume"
 """What to do about a full disk."""
 
 
@@ -209,8 +209,8 @@ def check_alone() -> None:
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise SettingsError(
-            f"unlearn runs in one process, but it was started as one of {num_processes} (WORLD_SIZE); "
-            "start it without a launcher"
+            f"unlearn runs in one process, but the launcher started {num_processes} (WORLD_SIZE); start it without a "
+            f"launcher"
         )
 
 

@@ -115,9 +115,9 @@ def _wasted_rank(rank: int, name: str, width: int) -> str | None:
     if rank <= width:
         return None
     return (
-        f"WARNING: rank {rank} is above {width}, the smaller side of {name}: its update has rank {width} at most, and "
-        f"the rest of the adapter costs memory and time to no effect; take --rank {width} or less (with --alpha in "
-        "proportion, for the same factor)"
+        f"WARNING: rank {rank} is above {width}, the smaller side of {name}: the update has rank {width} at most, and "
+        f"the rest of the adapter costs memory and time without effect; use --rank {width} or less (scale --alpha "
+        f"with it to keep the factor)"
     )
 
 
@@ -143,8 +143,7 @@ def refusal(settings: UnlearnSettings, inputs: Inputs, plan: Plan, machine: Mach
     found = advise(settings, plan, machine, replan=partial(plan_run, inputs=inputs, machine=machine))
     shown = "; or ".join(f"{advice.flags} ({_size(advice.plan)})" for advice in found)
     way_out = f"what would fit: {shown}" if found else (
-        "neither bfloat16 weights, an adapter nor smaller steps would make it fit; take a larger machine or a smaller "
-        "model"
+        "bfloat16 weights, an adapter and smaller steps do not make it fit; use a larger machine or a smaller model"
     )  # fmt: skip
     return SettingsError(f"this run cannot fit: {describe_fit(plan, machine)}; {way_out}")
 
@@ -216,12 +215,14 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
     """What a run finds out only with the model, in words."""
     found: list[str] = []
     if settings.template == AUTO:
-        found.append("the template is chosen with the model; tokens are counted as under 'joined'")
+        found.append("the template is chosen once the model is loaded; tokens are counted as with 'joined'")
     if settings.end_of_sequence == "auto":
-        found.append("whether retain rows are ended is found out with the model; an end is counted for each")
+        found.append("whether retain rows get an end is decided once the model is loaded; one is counted for each row")
     chosen = get_method(settings.method).alternatives
     if chosen is not None and chosen.kind == "generated" and inputs.alternatives is None:
-        found.append("other answers are made up with the model; the longest are counted, and not the time to make them")
+        found.append(
+            "the model generates the other answers; the longest possible are counted, but not the time for that"
+        )
     if waits_on_kl(settings):
         found.append("the time that the retain KL takes at each scoring is not counted")
     return found

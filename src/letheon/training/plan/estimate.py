@@ -260,8 +260,9 @@ def _trace(
             # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (
-        f"{type(model).__name__} cannot be run on tensors without values ({'; '.join(reasons)}), so the memory of "
-        "activations is a rough guess, and that of the head, the objective and the reference's values is left out"
+        f"{type(model).__name__} cannot run on tensors without values ({'; '.join(reasons)}), so the memory of "
+        f"activations is a rough guess, and the memory of the head, the objective and the reference's values is left "
+        f"out"
     )
     return _Traced(StepBytes(_rough_activations(model, demand.largest), 0, 0), PassBytes(0, {}), 0, 0, 0, notes=(note,))
 
