@@ -278,15 +278,20 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_relative_cache_is_found_from_another_folder(given: dict[str, Any], tmp_path: Path) -> None:
-    assert letheon(command_of(given, "--cache-dir", "cache here"), cwd=tmp_path).returncode == 0
+def test_a_relative_cache_is_found_from_another_folder(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke(*command_of(given, "--cache-dir", "cache here")).exit_code == 0
     (given["out"] / "provenance.json").unlink()
     assert len(files_in(tmp_path / "cache here")) == 1
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    said = letheon(["purge", str(given["out"])], cwd=elsewhere, cache=tmp_path / "other")
-    assert said.returncode == 0
-    assert str(tmp_path / "cache here" / "reference") in said.stdout
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "other"))
+    said = invoke("purge", given["out"])
+    assert said.exit_code == 0
+    assert str(tmp_path / "cache here" / "reference") in said.output
     assert files_in(tmp_path / "cache here") == []
 
 
@@ -307,9 +312,9 @@ def test_a_run_killed_before_its_first_step_is_purged(given: dict[str, Any], tmp
     cache = tmp_path / "first"
     assert letheon(command_of(given), cwd=tmp_path, cache=cache, kill_at_store=True).returncode == -signal.SIGKILL
     assert not (given["out"] / "run.yaml").exists()
-    said = letheon(["purge", str(given["out"])], cwd=tmp_path)
-    assert said.returncode == 0
-    assert "a store that a killed process was writing" in said.stdout
+    said = invoke("purge", given["out"])
+    assert said.exit_code == 0
+    assert "a store that a killed process was writing" in said.output
     assert files_in(cache) == []
 
 
