@@ -143,7 +143,7 @@ def data() -> None:
 
 
 @data.command("lume")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 def data_lume(folder: Path) -> None:
     """Download the LUME rows (Apache-2.0) and cut them by the task's split ids."""
     from letheon.data.lume import download_lume
@@ -153,7 +153,7 @@ def data_lume(folder: Path) -> None:
 
 
 @data.command("synthetic")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED), help="Seed of everything in it."
@@ -197,7 +197,7 @@ def methods(name: str | None, markdown: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--show-paths", is_flag=True, help="Also name paths, command line and machine in the cards.")
 def report(run: Path, show_paths: bool) -> None:
-    """Write report.html for a run's folder from its result files, and the cards in model/ and adapter/."""
+    """Write report.html and the cards in model/ and adapter/ from the result files of a run."""
     from letheon.api import write_report
 
     click.echo(write_report(run, show_paths=show_paths))
@@ -207,7 +207,7 @@ def report(run: Path, show_paths: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def purge(run: Path, dry_run: bool) -> None:
-    """Remove what a run, study or evaluation wrote of the rows to forget; keep model, adapter, scores and hashes."""
+    """Remove what a run, study or evaluation stored of the forget rows; keep model, adapter, scores and hashes."""
     from letheon.purge import describe_purge
     from letheon.purge import purge as remove
 
@@ -244,7 +244,7 @@ def study(
     retry_failed: bool,
     report_only: bool,
 ) -> None:
-    """Run the study in FILE, or one that comes with Letheon by its name: many settings, many seeds, tables, figures.
+    """Run the study in FILE, or a built-in one by its name: many settings, many seeds, tables, figures.
 
     The exit code is 0 when all runs are done, 1 when some or all failed or diverged, 143 or 130 after a signal.
     """

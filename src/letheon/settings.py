@@ -387,7 +387,7 @@ class MemorizeSettings(Settings):
     max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
     time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Device to run on.")
 
 
 class DemoSettings(Settings):
