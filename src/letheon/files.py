@@ -18,7 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush a folder by itself."""
 _OURS = ".letheon."
-"""What temporary names begin with, so that nobody else's hidden files are taken for them."""
+"""Prefix of our temporary names, which tells them from other people's hidden files."""
 _LEFTOVER = re.compile(re.escape(_OURS) + r".+\.(tmp|old)")
 
 
@@ -70,7 +70,7 @@ def replace_folder(folder: Path, *, advice: str = _ADVICE, private: bool = False
 
 
 def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
-    """Put the folder `complete` in the place of `folder` on the same disk, which never holds a half-written state."""
+    """Replace `folder` by the folder `complete` on the same disk, without a half-written state at any time."""
     os.chmod(complete, 0o700 if private else 0o755)
     for path in complete.rglob("*"):
         if path.is_file():

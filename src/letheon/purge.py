@@ -35,7 +35,7 @@ from letheon.traces import (
 RECORD = "purge.json"
 
 REASON_REMOVED = "removed by letheon purge, since it may name rows"
-"""What stands in the place of the reason of a run that failed."""
+"""What replaces the reason of a failed run."""
 
 _FAILED = ("failed", "diverged")
 _SHOWN = ("study.html", "study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NOTED_ROWS = 100_000
-"""After each so many rows it is said how far the reading is."""
+"""Rows between two notes on how far reading is."""
 
 _LARGEST_EXACT = 2.0**53
 """Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from letheon.data.rows import Row
 
 NOTED_ROWS = 100_000
-"""Progress is noted every so many tokenised rows."""
+"""Rows between two notes on how far tokenising is."""
 
 
 @dataclass(frozen=True, slots=True)

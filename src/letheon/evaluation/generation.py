@@ -17,7 +17,7 @@ from letheon.model.loading import context_length
 from letheon.model.rotation import changes_rotation
 
 FIRST_CUT = 80
-"""New tokens after which rows are regrouped, lest one hold up many, in a model that `decode` does not know."""
+"""New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""
 
 
 @dataclass(frozen=True, slots=True)

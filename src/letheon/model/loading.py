@@ -223,7 +223,7 @@ def _check_complete(
     mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
     source: str,
 ) -> None:
-    """Refuse weights that transformers made up, for want of them in the files."""
+    """Refuse weights that transformers initialised because the files do not have them."""
     if mismatched:
         name, there, wanted = min(mismatched)
         raise ModelError(

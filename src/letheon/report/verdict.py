@@ -40,7 +40,7 @@ class RunStart:
     recalls: Mapping[str, float]
     """By side, "forget" and "retain", 0 to 1."""
     unknown: tuple[str, ...]
-    """Sides of which it recalled too little for anything to be forgotten or kept."""
+    """Sides of which the model recalled too little to forget or keep anything."""
 
 
 @dataclass(frozen=True, slots=True)

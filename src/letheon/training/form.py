@@ -213,7 +213,7 @@ def _alternatives(
         else:
             made = generate_alternatives(loaded, of_forget, per_row=chosen.per_row, seed=seed)
     else:
-        # Another row's answer may be too long for this prompt, for which nobody is to blame.
+        # Another row's answer may be too long for this prompt, which is no mistake of the user.
         make, is_cut = (refusals if chosen.kind == "refusals" else other_answers), True
         rows = make(inputs.forget, per_row=chosen.per_row, seed=seed)
     if rows:

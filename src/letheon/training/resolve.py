@@ -119,7 +119,7 @@ def coefficients_of(
 
 
 def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Schedule:
-    """Return the steps of a run over so many rows."""
+    """Return what draws the steps of a run over these rows."""
     num_forget, num_retain = len(forget), len(retain)
     seed, epochs, batch_size = settings.seed, settings.epochs, settings.batch_size
     if settings.schedule == "mixed":

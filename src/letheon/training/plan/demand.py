@@ -32,7 +32,7 @@ class Tokens:
         )
 
     def times(self, factor: int) -> "Tokens":
-        """Return so many times as many."""
+        """Return all counts times `factor`."""
         return Tokens(self.read * factor, self.forget * factor, self.retain * factor, self.other * factor)
 
 
