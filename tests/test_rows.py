@@ -236,7 +236,7 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
         (lines(GOOD | {"input": " "}), r"line 1: column 'input' is empty"),
         (
             lines(GOOD | {"output": 5}),
-            r"line 1: expected text in column 'output', got a number \(5\), which is non-text",
+            r"line 1: expected text in column 'output', got a number \(5\), which is not text",
         ),
         (lines(GOOD | {"output": None}), r"line 1: expected text in column 'output', got null"),
         (lines(GOOD | {"input": ["a"]}), r"line 1: expected text in column 'input', got a list"),

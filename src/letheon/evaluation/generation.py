@@ -211,7 +211,7 @@ def _check(rows: Sequence[Sequence[int]], names: Sequence[str], context: int | N
             raise EvaluationError(
                 f"{name}: the prompt has {len(row)} tokens, but the model's context is {context} tokens, and the "
                 f"answer needs some of them; shorten the prompt, leave the row out, or evaluate a model with a longer "
-                f"context"
+                "context"
             )
 
 

@@ -240,7 +240,7 @@ def _check_same(study: StudySettings, found: "optuna.Study") -> None:
     elif there != own:
         changed = ", ".join(name for name in own if own[name] != there.get(name))
         raise SettingsError(
-            f"search: '{study.name}' already exists with another {changed}; give this one another name or --out"
+            f"search: '{study.name}' already exists with a different {changed}; give this one another name or --out"
         )
 
 
