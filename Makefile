@@ -12,10 +12,10 @@ demo: $(INSTALLED)  ## watch a small model forget, about a minute
 	$(BIN)/letheon demo --out demo-run
 
 test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow" -n auto
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-all: $(INSTALLED)  ## all tests; set LETHEON_DATA for those on real data
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(INSTALLED)  ## speed, memory and growth against a plain step, minutes; LETHEON_DATA for real rows
 	$(BIN)/python -m bench $(if $(LETHEON_DATA),--data $(LETHEON_DATA))
@@ -24,7 +24,7 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" -n auto
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 format: $(INSTALLED)  ## rewrite the code as the formatter wants it
 	$(BIN)/ruff format src tests bench

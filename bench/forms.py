@@ -254,19 +254,18 @@ def _pair(shares: tuple[float, float]) -> str:
 _TEXT = """\
 # Forms
 
-A model knows a row in the text in which it met it. `--template auto`, the default, reads a few rows in every form that
-the tokenizer allows and takes the one in which the answers cost the model least; `letheon unlearn --help` lists the
-forms. For `chat` the whole conversation is rendered by the tokenizer's own template, answer included, and the answer is
-located in it, so that a space, an empty think block, a header or a token that ends the turn is where the model knows
-it. What the template writes between its generation prompt and the answer is context in training; such rows are scored
-with it and without it, and the worse counts.
+A model knows a row in the form in which it was trained on it. `--template auto`, the default, tries every form that
+the tokenizer allows on a few rows and takes the one in which the answers have the lowest loss. `letheon unlearn
+--help` lists the forms. `chat` renders the whole conversation with the tokenizer's own template, answer included, and
+then finds the answer in the text. Spaces, empty think blocks, headers and tokens that end a turn are therefore where
+the model expects them. Text that the template writes between its generation prompt and the answer is context in
+training. Such rows are scored with and without this text, and the worse score counts.
 
-The table shows {num_rows} made-up questions to forget and as many to keep, known to small models (0.8 M parameters) in
-the forms of common chat templates and in plain text. Each was unlearned in the form found by `auto`, with
-`{settings}`.
-"Recall" is the run's own score. "Asked plainly" is the share of rows whose answer is in what the model says after the
-tokenizer's `apply_chat_template(..., add_generation_prompt=True)` and `generate`, or after the prompt alone, with
-nothing of Letheon in between.
+The table shows {num_rows} made-up questions to forget and {num_rows} to keep. Small models (0.8 M parameters) were
+trained on them in the forms of common chat templates and in plain text. Each run unlearned in the form that `auto`
+chose, with `{settings}`. "Recall" is the run's own score. "Asked plainly" does not use Letheon: it is the share of
+rows whose answer occurs in the text that `generate` returns for the tokenizer's `apply_chat_template(...,
+add_generation_prompt=True)`, or for the prompt alone.
 
 Made by `python -m bench.forms --out DIR --markdown docs/forms.md`.
 """

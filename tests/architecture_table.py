@@ -121,7 +121,7 @@ CASES = {
         hf.RecurrentGemmaConfig,
         {"attention_window_size": 64, "logits_soft_cap": 1.0, "num_hidden_layers": 3},
         path="logits",
-        reason="carry over",
+        reason="carries state over",
     ),
 }
 

@@ -27,8 +27,8 @@ def _conversion(load: str, tokenizer: str = "(d)") -> str:
 
 def _quantised(kind: str) -> str:
     return (
-        f"{{at}}/target: expected weights in float32, bfloat16 or float16, got quantised ones ({kind}), into which "
-        "what is trained cannot be merged; "
+        f"{{at}}/target: expected weights in float32, bfloat16 or float16, got quantised ones ({kind}), which a "
+        f"trained adapter cannot be merged into; "
     )
 
 
@@ -43,7 +43,7 @@ CHECKPOINTS = [
         lambda p: p.unlearn(model="at/targt"),
         (
             "at/targt: no such folder (did you mean 'target'?); expected a checkpoint folder or a hub id (owner/name), "
-            "and at is a folder here; for a hub id of that name start from another folder"
+            "and at is a folder here; to use the hub id of that name, run from another folder"
         ),
     ),
     Bad(
@@ -93,8 +93,8 @@ CHECKPOINTS = [
         "weights with code of their own",
         lambda p: p.config(model_type="own", auto_map=CODE).unlearn(),
         (
-            "{at}/target: comes with Python code of its own, which is not run unless you ask for it; read that "
-            "code, and where you trust it set --trust-remote-code"
+            "{at}/target: contains Python code, which runs only with your consent; read the code and, if you trust "
+            "it, set --trust-remote-code"
         ),
     ),
     Bad(
@@ -106,8 +106,8 @@ CHECKPOINTS = [
         "a pickle",
         lambda p: p.rename("model.safetensors", "pytorch_model.bin").unlearn(),
         (
-            "{at}/target: expected weights in *.safetensors, found only pytorch_model.bin, a pickle, which is "
-            "never read; convert it with transformers on a machine you trust: "
+            "{at}/target: expected weights in *.safetensors, found only pytorch_model.bin, a pickle, which Letheon "
+            "never reads; convert it with transformers on a machine you trust: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
         ),
     ),
@@ -115,7 +115,7 @@ CHECKPOINTS = [
         "a pickle .pt",
         lambda p: p.rename("model.safetensors", "model.pt").evaluate(),
         (
-            "{at}/target: expected weights in *.safetensors, found only model.pt, a pickle, which is never read; "
+            "{at}/target: expected weights in *.safetensors, found only model.pt, a pickle, which Letheon never reads; "
             "convert it with transformers on a machine you trust: "
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
         ),
@@ -148,7 +148,7 @@ CHECKPOINTS = [
         "a shard that is missing",
         lambda p: p.index('{"weight_map": {"a": "b.safetensors"}}').unlearn(),
         (
-            "{at}/target/model.safetensors.index.json: names the file b.safetensors, which is not there; "
+            "{at}/target/model.safetensors.index.json: lists the file b.safetensors, which does not exist; "
             "download the checkpoint again"
         ),
     ),
@@ -156,8 +156,8 @@ CHECKPOINTS = [
         "a shard elsewhere",
         lambda p: p.index('{"weight_map": {"a": "../../b.safetensors"}}').unlearn(),
         (
-            "{at}/target/model.safetensors.index.json: expected names of files beside it, got "
-            "'../../b.safetensors', which leads elsewhere"
+            "{at}/target/model.safetensors.index.json: expected names of files in the same folder, got "
+            "'../../b.safetensors'"
         ),
     ),
     Bad(
@@ -236,7 +236,7 @@ CHECKPOINTS = [
     Bad(
         "a file for a tokenizer",
         lambda p: p.memorize("--tokenizer", p.at / "target" / "tokenizer.json"),
-        "{at}/target/tokenizer.json: expected the folder of a tokenizer, got a file; give the folder that it lies in",
+        "{at}/target/tokenizer.json: expected the folder of a tokenizer, got a file; give the folder that contains it",
     ),
     Bad(
         "no end of sequence",
@@ -259,8 +259,8 @@ CHECKPOINTS = [
         "a model without a head",
         lambda p: p.weights(_without_head).unlearn(),
         (
-            "{at}/target: the weights lack lm_head.weight of GPTNeoXForCausalLM, which would be random numbers; "
-            "give a checkpoint of the whole language model, its head included"
+            "{at}/target: the weights lack lm_head.weight of GPTNeoXForCausalLM, so they would be random; give a "
+            "checkpoint of the whole language model, including its head"
         ),
         loads_weights=True,
     ),
@@ -269,8 +269,8 @@ CHECKPOINTS = [
         lambda p: p.config(intermediate_size=96).unlearn(),
         (
             "{at}/target: the weights of gpt_neox.layers.0.mlp.dense_4h_to_h.weight are 32 by 64, the "
-            "configuration says 32 by 96; config.json and weights are of different models, download the "
-            "checkpoint again"
+            "configuration says 32 by 96; config.json and weights belong to different models; download the checkpoint "
+            "again"
         ),
         loads_weights=True,
     ),
@@ -279,7 +279,7 @@ CHECKPOINTS = [
         lambda p: p.config(num_hidden_layers=1).unlearn(),
         (
             "{at}/target: the weights hold 2 layers in gpt_neox.layers, the configuration says 1; config.json and "
-            "weights are of different models, download the checkpoint again"
+            "weights belong to different models; download the checkpoint again"
         ),
         loads_weights=True,
     ),
@@ -287,9 +287,9 @@ CHECKPOINTS = [
         "a model that fills in masked words",
         lambda p: p.masked().unlearn(),
         (
-            "{at}/target: expected a causal language model, but in this BertLMHeadModel a later token changes what is "
-            "said at earlier positions, as in a model that fills in masked words; give a checkpoint that was trained "
-            "to continue text (where this one was, set is_decoder to true in its config.json)"
+            "{at}/target: expected a causal language model, but in this BertLMHeadModel a later token changes the "
+            "predictions at earlier positions, as in a masked language model; give a checkpoint that was trained to "
+            "continue text (if this one was, set is_decoder to true in its config.json)"
         ),
         loads_weights=True,
     ),
@@ -298,7 +298,7 @@ CHECKPOINTS = [
         lambda p: p.weights(_with_nan).evaluate(),
         (
             "{at}/target: the weights of gpt_neox.layers.1.mlp.dense_h_to_4h.weight are not all finite (NaN or "
-            "infinity), so the model says nothing; the checkpoint is broken, give an earlier one"
+            "infinity); the checkpoint is broken, give an earlier one"
         ),
         loads_weights=True,
     ),

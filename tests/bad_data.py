@@ -76,7 +76,7 @@ FILES = [
         "not JSON",
         rows_of(GOOD + "Who? Mira\n"),
         (
-            "{at}/bad.jsonl, line 2: expected JSON, one object a line or a list of objects (Expecting value at "
+            "{at}/bad.jsonl, line 2: expected JSON, one object per line or a list of objects (Expecting value at "
             "column 1); correct it or take it out"
         ),
     ),
@@ -84,7 +84,7 @@ FILES = [
         "JSON cut off",
         rows_of(GOOD[:-9]),
         (
-            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (Expecting value at "
+            "{at}/bad.jsonl, line 1: expected JSON, one object per line or a list of objects (Expecting value at "
             "column 39); correct it or take it out"
         ),
     ),
@@ -102,7 +102,7 @@ FILES = [
         "nested deeper than Python goes",
         rows_of("[" * 100_000),
         (
-            "{at}/bad.jsonl: expected JSON, one object a line or a list of objects (it is nested too deep); correct "
+            "{at}/bad.jsonl: expected JSON, one object per line or a list of objects (it is nested too deep); correct "
             "it or take it out"
         ),
     ),
@@ -110,7 +110,7 @@ FILES = [
         "an integer of 5000 digits",
         rows_of('{"input": ' + "9" * 5000 + "}"),
         (
-            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (Exceeds the limit "
+            "{at}/bad.jsonl, line 1: expected JSON, one object per line or a list of objects (Exceeds the limit "
             "(4300 digits) for integer string conversion: value has 5000 digits); correct it or take it out"
         ),
     ),
@@ -118,8 +118,8 @@ FILES = [
         "a name twice in an object",
         rows_of('{"input": "a", "output": "b", "input": "c"}'),
         (
-            "{at}/bad.jsonl, line 1: expected JSON, one object a line or a list of objects (the name 'input' "
-            "comes twice in one object); correct it or take it out"
+            "{at}/bad.jsonl, line 1: expected JSON, one object per line or a list of objects (the name 'input' "
+            "occurs twice in one object); correct it or take it out"
         ),
     ),
     Bad(
@@ -145,7 +145,10 @@ FILES = [
     Bad(
         "half a surrogate pair",
         rows_of('{"input": "a", "output": "\\ud83d"}\n'),
-        ("{at}/bad.jsonl, line 1: column 'output' holds half of a surrogate pair, which is not a character; fix it"),
+        (
+            "{at}/bad.jsonl, line 1: column 'output' holds half of a surrogate pair, which is not a character; correct "
+            "it"
+        ),
     ),
     Bad(
         "list with something else in it",
@@ -169,7 +172,7 @@ FILES = [
     Bad(
         "CSV with a column twice",
         rows_of("input,output,input\na,b,c\n", suffix="csv"),
-        "{at}/bad.csv, line 1: expected each column name once, found 'input' several times",
+        "{at}/bad.csv, line 1: expected each column name once, found 'input' more than once",
     ),
     Bad(
         "CSV with too many values",
@@ -187,7 +190,7 @@ FILES = [
     Bad(
         "packed in name only",
         rows_of(GOOD, suffix="jsonl.gz"),
-        "{at}/bad.jsonl.gz: expected a file packed by gzip (Not a gzipped file (b'{\"')); pack it anew",
+        "{at}/bad.jsonl.gz: expected a gzip file (Not a gzipped file (b'{\"')); compress it again",
     ),
     Bad(
         "Parquet in name only",
@@ -201,8 +204,8 @@ FILES = [
         "Parquet of numbers",
         lambda p: p.unlearn(forget=_parquet(p.at / "n.parquet", input=[1], output=[2])),
         (
-            "{at}/n.parquet, row 1: expected text in column 'input', got a number (1), which is non-text; put it "
-            "in quotation marks or take the row out"
+            "{at}/n.parquet, row 1: expected text in column 'input', got a number (1), which is not text; put it in "
+            "quotation marks or take the row out"
         ),
     ),
     Bad(
@@ -241,7 +244,7 @@ ROWS = [
         "a context beside the question",
         rows_of(row_line(question="a", answer="b", context="c")),
         (
-            "{at}/bad.jsonl, line 1: the column 'context' seems to belong to the prompt, but only 'question' would be "
+            "{at}/bad.jsonl, line 1: the column 'context' seems to be part of the prompt, but only 'question' would be "
             "read; write both into one column, or say with `fields` prompt=COLUMN which of them is the prompt"
         ),
     ),
@@ -273,16 +276,16 @@ ROWS = [
         "an answer that is nothing but an end",
         rows_of(row_line(input="a", output="<|endoftext|>")),
         (
-            "{at}/bad.jsonl, line 1 (id row1): the answer '<|endoftext|>' is nothing but an end of sequence; give it "
-            "some text or take the row out"
+            "{at}/bad.jsonl, line 1 (id row1): the answer '<|endoftext|>' is only an end of sequence; give it some "
+            "text or take the row out"
         ),
     ),
     Bad(
         "a row in both sets but for its end",
         rows_of(row_line(id="x", input="Who wrote letters?", output="The keeper<|endoftext|>")),
         (
-            "{at}/bad.jsonl, line 1 (id x): a row is to be either forgotten or kept, but {at}/retain.jsonl, line "
-            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two"
+            "{at}/bad.jsonl, line 1 (id x): expected a row either to forget or to keep, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two files"
         ),
     ),
     Bad(
@@ -294,23 +297,23 @@ ROWS = [
         "a number for a prompt",
         rows_of(row_line(input=7, output="b")),
         (
-            "{at}/bad.jsonl, line 1: expected text in column 'input', got a number (7), which is non-text; put "
-            "it in quotation marks or take the row out"
+            "{at}/bad.jsonl, line 1: expected text in column 'input', got a number (7), which is not text; put it in "
+            "quotation marks or take the row out"
         ),
     ),
     Bad(
         "an object for an answer",
         rows_of(row_line(input="a", output={"text": "b"})),
         (
-            "{at}/bad.jsonl, line 1: expected text in column 'output', got an object, which is non-text; put it "
-            "in quotation marks or take the row out"
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got an object, which is not text; put it in "
+            "quotation marks or take the row out"
         ),
     ),
     Bad(
         "null for an answer",
         rows_of(row_line(input="a", output=None)),
         (
-            "{at}/bad.jsonl, line 1: expected text in column 'output', got null, which is non-text; put it in "
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got null, which is not text; put it in "
             "quotation marks or take the row out"
         ),
     ),
@@ -318,8 +321,8 @@ ROWS = [
         "not a number",
         rows_of('{"input": "a", "output": NaN}'),
         (
-            "{at}/bad.jsonl, line 1: expected text in column 'output', got a number (nan), which is non-text; "
-            "put it in quotation marks or take the row out"
+            "{at}/bad.jsonl, line 1: expected text in column 'output', got a number (nan), which is not text; put it "
+            "in quotation marks or take the row out"
         ),
     ),
     Bad(
@@ -330,7 +333,7 @@ ROWS = [
     Bad(
         "an id twice",
         rows_of(GOOD + GOOD.replace("Who", "When")),
-        "{at}/bad.jsonl, line 2: the id 'a' is also that of line 1; ids must differ",
+        "{at}/bad.jsonl, line 2: the id 'a' is also that of line 1; give each row its own id",
     ),
     Bad(
         "an id in the first row only",
@@ -341,8 +344,8 @@ ROWS = [
         "a list for an id",
         rows_of(row_line(id=["a"], input="a", output="b")),
         (
-            "{at}/bad.jsonl, line 1: expected text in column 'id', got a list, which is non-text; put it in "
-            "quotation marks or take the row out"
+            "{at}/bad.jsonl, line 1: expected text in column 'id', got a list, which is not text; put it in quotation "
+            "marks or take the row out"
         ),
     ),
     Bad(
@@ -356,7 +359,7 @@ ROWS = [
     Bad(
         "escape sequences in an id",
         rows_of(2 * row_line(id="\x1b[2J\u202ea\n", input="a", output="b")),
-        "{at}/bad.jsonl, line 2: the id '\\x1b[2J\\u202ea\\n' is also that of line 1; ids must differ",
+        "{at}/bad.jsonl, line 2: the id '\\x1b[2J\\u202ea\\n' is also that of line 1; give each row its own id",
     ),
     Bad(
         "a column that is not there",
@@ -370,41 +373,42 @@ ROWS = [
         "the same file twice",
         lambda p: p.unlearn(retain=p.at / "forget.jsonl"),
         (
-            "{at}/forget.jsonl, line 1 (id f1sc1): a row is to be either forgotten or kept, but "
-            "{at}/forget.jsonl, line 1 (id f1sc1) has the same prompt and answer; take it out of one of the two"
+            "{at}/forget.jsonl, line 1 (id f1sc1): expected a row either to forget or to keep, but "
+            "{at}/forget.jsonl, line 1 (id f1sc1) has the same prompt and answer; take it out of one of the two files"
         ),
     ),
     Bad(
         "an id in both sets",
         rows_of(row_line(id="r1qa0", input="When?", output="At dawn.")),
         (
-            "{at}/bad.jsonl, line 1 (id r1qa0): a row is to be either forgotten or kept, but {at}/retain.jsonl, "
-            "line 2 (id r1qa0) has the same id; take it out of one of the two"
+            "{at}/bad.jsonl, line 1 (id r1qa0): expected a row either to forget or to keep, but {at}/retain.jsonl, "
+            "line 2 (id r1qa0) has the same id; take it out of one of the two files"
         ),
     ),
     Bad(
         "a question with another answer in the other set",
         rows_of(row_line(id="x", input=" Who wrote letters?", output="Mira")),
         (
-            "{at}/bad.jsonl, line 1 (id x): a question is to be either forgotten or kept, but {at}/retain.jsonl, line "
-            "2 (id r1qa0) asks the same and has another answer; take it out of one of the two, or, if the model is to "
-            "give the one answer and not the other, give both rows the kind 'completion' (column kind)"
+            "{at}/bad.jsonl, line 1 (id x): expected a question either to forget or to keep, but {at}/retain.jsonl, "
+            "line "
+            "2 (id r1qa0) asks the same and has another answer; take it out of one of the two files, or, if the model "
+            "should give one answer and not the other, give both rows the kind 'completion' (column kind)"
         ),
     ),
     Bad(
         "scores of a question with two answers",
         lambda p: p.evaluate("--forget", p.file("bad.jsonl", row_line(input="Who wrote letters?", output="Mira"))),
         (
-            "{at}/bad.jsonl, line 1 (id row1): a question is to be either forgotten or kept, but {at}/retain.jsonl, "
-            "line 2 (id r1qa0) asks the same and has another answer; take it out of one of the two, or, if the model "
-            "is to give the one answer and not the other, give both rows the kind 'completion' (column kind)"
+            "{at}/bad.jsonl, line 1 (id row1): expected a question either to forget or to keep, but {at}/retain.jsonl, "
+            "line 2 (id r1qa0) asks the same and has another answer; take it out of one of the two files, or, if the "
+            "model should give one answer and not the other, give both rows the kind 'completion' (column kind)"
         ),
     ),
     Bad(
         "one column for prompt and answer",
         rows_of(GOOD, "--fields", "prompt=output,answer=output"),
         (
-            "fields: prompt and answer are to be read from one column, 'output'; name a column for each, or leave one "
+            "fields: prompt and answer would be read from one column, 'output'; name a column for each, or leave one "
             "of them out"
         ),
     ),
@@ -430,8 +434,8 @@ ROWS = [
         "a row in both sets",
         rows_of(row_line(id="x", input="Who wrote letters? ", output="The keeper")),
         (
-            "{at}/bad.jsonl, line 1 (id x): a row is to be either forgotten or kept, but {at}/retain.jsonl, line "
-            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two"
+            "{at}/bad.jsonl, line 1 (id x): expected a row either to forget or to keep, but {at}/retain.jsonl, line "
+            "2 (id r1qa0) has the same prompt and answer; take it out of one of the two files"
         ),
     ),
     Bad(
@@ -439,8 +443,7 @@ ROWS = [
         rows_of(row_line(input="bees " * 300, output="b")),
         (
             "{at}/bad.jsonl, line 1 (id row1): prompt and answer take 303 tokens with template 'joined', at most "
-            "256 fit, so the answer would be cut off; shorten the row or raise --max-length (up to the model's "
-            "context)"
+            "256 fit, so the answer would be cut off; shorten the row or raise --max-length, up to the model's context"
         ),
     ),
     Bad(
@@ -448,8 +451,8 @@ ROWS = [
         rows_of(row_line(input="a", output="bees " * 200_000)),
         (
             "{at}/bad.jsonl, line 1 (id row1): prompt and answer take 200002 tokens with template 'joined', at "
-            "most 256 fit, so the answer would be cut off; shorten the row or raise --max-length (up to the "
-            "model's context)"
+            "most 256 fit, so the answer would be cut off; shorten the row or raise --max-length, up to the model's "
+            "context"
         ),
     ),
     Bad(
@@ -469,7 +472,7 @@ ROWS = [
         "alternatives to nothing",
         lambda p: p.unlearn("--method", "idk-dpo", "--alternatives", p.file("a.jsonl", GOOD)),
         (
-            "{at}/a.jsonl, line 1 (id a): there is no forget row of this id; an alternative has the id of its "
+            "{at}/a.jsonl, line 1 (id a): no forget row has this id; an alternative has the id of its "
             "forget row, with #1, #2, ... after it where there are several"
         ),
     ),
@@ -482,14 +485,14 @@ ROWS = [
             p.file("a.jsonl", row_line(id="f2qa0", input="Which harbour?", output="Veldhaven ")),
         ),
         (
-            "{at}/a.jsonl, line 1 (id f2qa0): expected another answer than the one to forget, got that one; give what "
-            "the model is to say in its place"
+            "{at}/a.jsonl, line 1 (id f2qa0): expected an answer that differs from the one to forget, got the same "
+            "one; give what the model should say instead"
         ),
     ),
     Bad(
         "members without non-members",
         lambda p: p.evaluate("--members", p.at / "forget.jsonl"),
-        "the membership attack needs both --members and --nonmembers, one of them is missing",
+        "the membership attack needs both --members and --nonmembers, but one of them is missing",
     ),
     Bad(
         "members that are non-members too",
@@ -525,16 +528,16 @@ ROWS = [
             "--members", p.file("d.jsonl", TEXT + row_line(text="c")), "--nonmembers", p.file("e.jsonl", SEEN)
         ),
         (
-            "nonmembers: {at}/e.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but documents "
-            "are wanted that the model never saw; take it out"
+            "nonmembers: {at}/e.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but the model "
+            "must never have seen these documents; take it out"
         ),
     ),
     Bad(
         "a forget row in the holdout",
         lambda p: p.unlearn("--holdout", p.file("h.jsonl", SEEN)),
         (
-            "holdout: {at}/h.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but documents are "
-            "wanted that the model never saw; take it out"
+            "holdout: {at}/h.jsonl: document 2 is the text of {at}/forget.jsonl, line 3 (id f2qa0), but the model "
+            "must never have seen these documents; take it out"
         ),
     ),
     Bad(
@@ -556,7 +559,7 @@ ROWS = [
     Bad(
         "a limit of questions without questions",
         lambda p: p.evaluate("--mmlu-limit", 3),
-        "mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one",
+        "mmlu_limit: has no effect without --mmlu or --mmlu-harness; leave it out, or set one of them",
     ),
     Bad(
         "MMLU without questions",

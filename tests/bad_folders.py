@@ -1,8 +1,10 @@
 """Folders that results cannot go to, and results that cannot be read."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
-from bad_place import Bad, row_line
+from bad_place import Bad, Place, row_line
 
 OBJECT = "rank: !!python/object/apply:os.system ['echo taken']\n"
 PREDICTION = {
@@ -15,22 +17,64 @@ PREDICTION = {
     "generation": "I",
 }
 RESULT = {"schema": "letheon.results/1", "suite": "lume", "model": "m", "mmlu": {"accuracy": "high"}}
+_FOLDER = "a folder to write to"
+_SUFFIXES = ".jsonl, .json, .parquet, .csv, .tsv"
+_SAVED = "the data set library's save_to_disk; name the file inside it"
+_GOT_AS_OUT = "expected the folder that a run, an evaluation or a study got as --out"
+
+_Make = Callable[[Place], list[object]]
+_MakeFor = Callable[[Place, Path], list[object]]
+
+_WRITERS: list[tuple[str, _MakeFor, str, str]] = [
+    ("benchmark", lambda p, to: ["data", "synthetic", "--to", to, "--size", "tiny"], _FOLDER, "folder"),
+    ("LUME", lambda p, to: ["data", "lume", "--to", to], _FOLDER, "folder"),
+    ("demo", lambda p, to: ["demo", "--out", to, "--size", "tiny"], _FOLDER, "--out"),
+    ("new model", lambda p, to: p.memorize("--out", to), _FOLDER, "--out"),
+    ("evaluation", lambda p, to: p.evaluate("--out", to), _FOLDER, "--out"),
+    ("rescoring", lambda p, to: [*p.rescore(row_line(**PREDICTION)), "--out", to], _FOLDER, "--out"),
+    ("study", lambda p, to: ["study", p.study(), "--out", to], "a folder for the study", "--out"),
+    ("cache", lambda p, to: p.unlearn("--cache-dir", to), "a folder for reference stores", "--cache-dir"),
+]
+_READERS_OF_ROWS: list[tuple[str, _Make]] = [
+    ("a folder as a holdout", lambda p: p.unlearn("--holdout", p.at)),
+    ("a folder as alternatives", lambda p: p.unlearn("--method", "alt-po", "--alternatives", p.at)),
+    ("a folder as text", lambda p: p.memorize("--text", p.at)),
+    ("a folder as members", lambda p: p.evaluate("--members", p.at, "--nonmembers", p.at / "forget.jsonl")),
+]
+_READERS_OF_SETTINGS: list[tuple[str, _Make]] = [
+    ("a folder as settings", lambda p: p.unlearn("--config", p.at / "target")),
+    ("a folder as a study", lambda p: ["study", p.at / "target", "--out", p.at / "run"]),
+]
+_READERS_OF_FOLDERS: list[tuple[str, _MakeFor]] = [
+    ("a report", lambda p, of: ["report", of]),
+    ("a purge", lambda p, of: ["purge", of]),
+    ("a study's report", lambda p, of: ["study", "--report-only", "--out", of]),
+]
+
+
+def _writing_to(make: _MakeFor, path: str) -> _Make:
+    return lambda p: make(p, p.at / path)
+
+
+def _reading_link(make: _MakeFor) -> _Make:
+    return lambda p: make(p, p.link("link", "gone"))
+
 
 OUTPUTS = [
     Bad(
         "out is a file",
         lambda p: p.unlearn(out=p.at / "forget.jsonl"),
-        "{at}/forget.jsonl: expected a folder for the run, found a file",
+        "{at}/forget.jsonl: expected a folder for the run, found a file; choose another --out",
     ),
     Bad(
         "out below a file",
         lambda p: p.unlearn(out=p.at / "forget.jsonl" / "run"),
-        "{at}/forget.jsonl/run: the run folder cannot be made (Not a directory)",
+        ("{at}/forget.jsonl/run: expected a folder for the run, but {at}/forget.jsonl is a file; choose another --out"),
     ),
     Bad(
         "out where no one can write",
         lambda p: p.unlearn(out="/proc/run"),
-        "/proc/run: the run folder cannot be made (No such file or directory)",
+        "/proc/run: the folder cannot be made (No such file or directory); choose another --out",
     ),
     Bad(
         "out with a name too long",
@@ -86,8 +130,8 @@ OUTPUTS = [
         "nothing to resume",
         lambda p: p.unlearn("--resume", out=p.at / "rnu"),
         (
-            "{at}/rnu: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
-            "--resume to begin one"
+            "{at}/rnu: no such folder, so there is no run to resume; give the --out of that run, or leave out "
+            "--resume to start a new one"
         ),
     ),
     Bad(
@@ -126,7 +170,7 @@ OUTPUTS = [
     Bad(
         "out is where the rows are",
         lambda p: p.unlearn(out=p.at),
-        "{at}: already holds files; choose another --out, or --resume to go on with the run that lies there",
+        "{at}: already holds files; choose another --out, or use --resume to continue the run there",
     ),
     Bad(
         "out inside the model",
@@ -139,14 +183,9 @@ OUTPUTS = [
         "{at}/target/scores: lies inside the checkpoint {at}/target; choose a folder outside it",
     ),
     Bad(
-        "scores into a file",
-        lambda p: p.evaluate("--out", p.at / "forget.jsonl"),
-        "{at}/forget.jsonl: expected a folder to write to, found a file; choose another --out",
-    ),
-    Bad(
         "a new model over other files",
         lambda p: p.memorize("--out", p.at),
-        "{at}: already holds files, which a checkpoint would replace; choose another --out",
+        "{at}: already holds files that a checkpoint would replace; choose another --out",
     ),
     Bad(
         "a benchmark over other files",
@@ -156,17 +195,67 @@ OUTPUTS = [
     Bad(
         "LUME over other files",
         lambda p: ["data", "lume", "--to", p.at],
-        "{at}/forget.jsonl: is there already; choose another folder, or ask for it to be overwritten",
+        "{at}/forget.jsonl: already exists; choose another folder, or pass overwrite=True in Python",
     ),
     Bad(
         "a demo over other files",
         lambda p: ["demo", "--out", p.at],
         "{at}: already holds files; choose another --out or remove it",
     ),
+    *(
+        Bad(
+            f"{name} {where}",
+            _writing_to(make, path),
+            f"{{at}}/{path}: expected {what}, {found}; choose another {option}",
+        )
+        for name, make, what, option in _WRITERS
+        for where, path, found in (
+            ("into a file", "forget.jsonl", "found a file"),
+            ("below a file", "forget.jsonl/new", "but {at}/forget.jsonl is a file"),
+        )
+    ),
+    *(
+        Bad(
+            f"{name} where no one can write",
+            _writing_to(make, "/proc/new"),
+            f"/proc/new: the folder cannot be made (No such file or directory); choose another {option}",
+        )
+        for name, make, _, option in _WRITERS
+        if name != "cache"  # made only when there is something to put into it
+    ),
+    *(
+        Bad(name, make, f"{{at}}: is a folder; expected a file ({_SUFFIXES}) or a folder made by {_SAVED}")
+        for name, make in _READERS_OF_ROWS
+    ),
+    *(
+        Bad(name, make, "{at}/target: the settings file cannot be read (Is a directory); check the path")
+        for name, make in _READERS_OF_SETTINGS
+    ),
+    Bad(
+        "a folder as predictions",
+        lambda p: ["evaluate", "--predictions", p.at, "--out", p.at / "run"],
+        "{at}: expected a predictions.jsonl of evaluate, but it cannot be read (Is a directory); check the path",
+    ),
+    *(
+        Bad(f"{name} of a {where}", _writing_to(make, path), f"{{at}}/{path}: {what}; {_GOT_AS_OUT}")
+        for where, path, what in (
+            ("file", "forget.jsonl", "is a file"),
+            ("folder that is not there", "targt", "no such folder (did you mean 'target'?)"),
+        )
+        for name, make in _READERS_OF_FOLDERS
+    ),
+    *(
+        Bad(
+            f"{name} of a link to nothing",
+            _reading_link(make),
+            f"{{at}}/link: is a link to gone, which is not there; {_GOT_AS_OUT}",
+        )
+        for name, make in _READERS_OF_FOLDERS
+    ),
     Bad(
         "a cache that is a file",
         lambda p: p.unlearn("--cache-dir", p.at / "forget.jsonl"),
-        "cache_dir: expected a folder to keep reference stores in, {at}/forget.jsonl is a file",
+        "{at}/forget.jsonl: expected a folder for reference stores, found a file; choose another --cache-dir",
     ),
 ]
 
@@ -182,7 +271,7 @@ RESULTS = [
     Bad(
         "empty predictions",
         lambda p: p.rescore(""),
-        "{at}/p/predictions.jsonl: expected one prediction a line, but the file is empty; run evaluate again",
+        "{at}/p/predictions.jsonl: expected one prediction per line, but the file is empty; run evaluate again",
     ),
     Bad(
         "predictions that are none",
@@ -241,11 +330,6 @@ RESULTS = [
         ),
     ),
     Bad(
-        "a report of a file",
-        lambda p: ["report", p.at / "forget.jsonl"],
-        "{at}/forget.jsonl: is a file; expected the folder that a run, an evaluation or a study got as --out",
-    ),
-    Bad(
         "a report of half a study",
         lambda p: p.report("study.json", "{}"),
         "{at}/old/study.json: expected schema 'letheon.study/1'; run the study again, which writes it anew",
@@ -284,7 +368,7 @@ RESULTS = [
         lambda p: p.report("log.jsonl", "step 1\n{}\n"),
         (
             "{at}/old/log.jsonl:1: expected one JSON object, cannot read it (Expecting value: line 1 column 1 "
-            "(char 0)); restore the file, or remove that line to report without it"
+            "(char 0)); restore the file, or remove that line to make the report without it"
         ),
     ),
     Bad(
@@ -302,8 +386,8 @@ RESULTS = [
         lambda p: p.report("run.yaml", OBJECT),
         (
             "{at}/old/run.yaml: expected a mapping of names to values, cannot read it (line 1, column 7: could "
-            "not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'); restore "
-            "the file, or remove it to report without it"
+            "not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system'); restore the "
+            "file, or remove it to make the report without it"
         ),
     ),
     Bad(

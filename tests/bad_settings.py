@@ -28,8 +28,8 @@ SETTINGS = [
         "nothing",
         lambda p: ["unlearn"],
         (
-            "model: unlearn needs it (--model); forget: unlearn needs it (--forget); retain: unlearn needs it "
-            "(--retain); out: unlearn needs it (--out)"
+            "model: unlearn needs this setting (--model); forget: unlearn needs this setting (--forget); retain: "
+            "unlearn needs this setting (--retain); out: unlearn needs this setting (--out)"
         ),
     ),
     Bad(
@@ -112,7 +112,7 @@ SETTINGS = [
     Bad(
         "no chat template",
         setting("--template", "chat"),
-        "template: 'chat' needs a tokenizer with a chat template, this one has none; try 'joined'",
+        "template: 'chat' needs a tokenizer with a chat template, but this one has none; use 'joined'",
     ),
     Bad(
         "an unknown recipe",
@@ -146,12 +146,12 @@ SETTINGS = [
     Bad(
         "a coefficient twice",
         setting("--beta", 1, "--coefficients", "beta=2"),
-        "beta: 1.0 here and '2' among the coefficients; give one of them",
+        "beta: expected one value, got 1.0 from the flag and '2' from the coefficients; give one of them",
     ),
     Bad(
         "a setting without effect",
         setting("--chunk-size", 4),
-        "chunk_size: has an effect only with --schedule chunked or annealed; leave it out, or set that too",
+        "chunk_size: has no effect without --schedule chunked or annealed; leave it out, or set that too",
     ),
     Bad(
         "a schedule without retain rows",
@@ -186,8 +186,8 @@ SETTINGS = [
         "a validation set of all rows",
         setting("--validation", 0.99),
         (
-            "validation: a share of 0.99 of 3 forget rows leaves 3 to score on; at least one row must be scored "
-            "on and one trained on"
+            "validation: a share of 0.99 of 3 forget rows leaves 3 rows to score on; at least one row must be left "
+            "for scoring and one for training"
         ),
     ),
     Bad(
@@ -198,7 +198,7 @@ SETTINGS = [
     Bad(
         "layers that the model has not",
         setting("--layers", "7:9"),
-        "layers: '7:9' names none of the model's 2 layers, 0 to 1",
+        "layers: '7:9' selects none of the model's 2 layers, 0 to 1",
     ),
     Bad(
         "modules that the model has not",
@@ -225,7 +225,7 @@ SETTINGS = [
     Bad(
         "no GPU",
         setting("--device", "cuda"),
-        "device: 'cuda' is asked for, but torch sees no GPU here; leave --device out or say cpu",
+        "device: expected a GPU for 'cuda', but torch finds none; leave out --device or use cpu",
     ),
     Bad(
         "an unknown field",
@@ -279,7 +279,8 @@ SETTINGS = [
     Bad(
         "a flag in a settings file",
         written("recipe: neko-1b"),
-        "{at}/c.yaml: recipe: is no setting but a flag, which a file of settings cannot hold; give --recipe",
+        "{at}/c.yaml: recipe: is a flag and not a setting, so a settings file cannot hold it; give --recipe on the "
+        "command line",
     ),
     Bad(
         "a study for settings",
@@ -350,17 +351,17 @@ SETTINGS = [
     Bad(
         "the size of a model that is there",
         lambda p: p.memorize("--model", p.at / "target", "--width", 64),
-        "width: of a new model, but --model {at}/target goes on; leave out one",
+        "width: only for a new model, but --model {at}/target is given; leave out one of them",
     ),
     Bad(
         "the size of a tokenizer that is there",
         lambda p: p.memorize("--tokenizer", p.at / "target", "--vocab-size", 400),
-        "vocab_size: of a new tokenizer, but --tokenizer names one; leave out one of them",
+        "vocab_size: only for a new tokenizer, but --tokenizer is given; leave out one of them",
     ),
     Bad(
         "how often general text comes, without any",
         lambda p: p.memorize("--text-every", 2),
-        "text_every: has an effect only with --text; leave it out, or set that too",
+        "text_every: has no effect without --text; leave it out, or set --text too",
     ),
     Bad(
         "heads that do not divide the width",

@@ -23,7 +23,12 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One thread, no network beyond this machine, caches in the test's own folder, no line for slow imports."""
+    """One thread, no network beyond this machine, caches in the test's own folder, no line for slow imports.
+
+    Nothing waits for the disk either: what is flushed when is tested by the order of calls (killing.py), and a quarter
+    of the time of a small run would be spent waiting.
+    """
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("letheon.progress.FIRST_S", math.inf)
     torch.set_num_threads(1)
     monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))

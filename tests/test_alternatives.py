@@ -58,7 +58,7 @@ def test_other_answers_are_of_the_same_kind_and_never_the_rows_own() -> None:
 def test_other_answers_of_another_kind_serve_where_there_are_no_others() -> None:
     made = other_answers([row("a", "x"), row("b", "long", "completion")], per_row=1, seed=0)
     assert [r.answer for r in made] == ["long", "x"]
-    with pytest.raises(DataError, match="row a: no other forget row has another answer"):
+    with pytest.raises(DataError, match="row a: expected another forget row with a different answer"):
         other_answers([row("a", "x"), row("b", "x")], per_row=1, seed=0)
 
 
@@ -97,7 +97,7 @@ def test_ids_may_hold_the_sign_that_numbers_alternatives() -> None:
 
 def test_given_alternatives_that_do_not_fit_are_refused() -> None:
     forget = rows_of([row("anna", "x"), row("b", "y")])
-    with pytest.raises(DataError, match=r"alt.jsonl, line 1 \(id ana\): there is no forget row of this id.*'anna'"):
+    with pytest.raises(DataError, match=r"alt.jsonl, line 1 \(id ana\): no forget row has this id.*'anna'"):
         given_alternatives(forget, rows_of([row("ana", "z")], source="alt.jsonl"), per_row=1)
     with pytest.raises(DataError, match=r"alt.jsonl: expected another answer to every forget row, but row b has none"):
         given_alternatives(forget, rows_of([row("anna", "z")], source="alt.jsonl"), per_row=1)
@@ -237,7 +237,7 @@ def test_a_validation_split_leaves_out_the_answers_of_its_rows(
     report = run(given, method="idk-dpo", epochs=1, alternatives=own, validation=0.34)
     assert report.reason == "finished"
     stray = write(tmp_path / "stray.jsonl", [*others, Row("nobody", "p", "a", "t", "question")])
-    with pytest.raises(DataError, match=r"stray.jsonl, line 4 \(id nobody\): there is no forget row of this id"):
+    with pytest.raises(DataError, match=r"stray.jsonl, line 4 \(id nobody\): no forget row has this id"):
         run(given, method="idk-dpo", epochs=1, alternatives=stray, validation=0.34, out=tmp_path / "stray")
 
 

@@ -275,5 +275,5 @@ def test_other_answers_to_rows_over_the_context(method: str, given: dict[str, An
 def test_a_side_of_which_nothing_can_be_scored_is_refused(given: dict[str, Any], rows: list[Row]) -> None:
     words = " ".join(f"word{i}" for i in range(200))
     write_rows([replace(row, prompt=f"{row.id} {words}") for row in rows[3:]], Path(given["retain"]))
-    with pytest.raises(DataError, match="the answers of all retain rows lie beyond the model's context of 256"):
+    with pytest.raises(DataError, match="the answers of all retain rows are beyond the model's context of 256"):
         run(given)

@@ -146,7 +146,7 @@ def test_a_kernel_that_lets_sequences_see_each_other_is_not_used(
     monkeypatch.setattr(engine_module, "kernels_for", lambda _: ("varlen", "sequences"))
     engine = build_engine(random_model(CASES["olmo"].config(len(tokenizer))), batches[0], adapter_off=nullcontext)
     assert (engine.path, engine.attention) == ("packed", "sequences")
-    assert "attention over variable lengths lets something carry over" in engine.notes[0]
+    assert "attention over variable lengths carries state over" in engine.notes[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

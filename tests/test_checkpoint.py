@@ -94,7 +94,7 @@ def test_each_harm_is_told_from_the_others(tmp_path: Path) -> None:
     flip_a_bit(path)
     assert damage(target) == f"{path}: differs from its checksum"
     cut_in_half(path)
-    assert damage(target) == f"{path}: is {size // 2} bytes long, {size} were written"
+    assert damage(target) == f"{path}: is {size // 2} bytes long, but {size} bytes were written"
     path.unlink()
     assert damage(target) == f"{path}: is missing"
 
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     save_checkpoint(checkpoint_of(2), tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(place, failure)
-        with pytest.raises(OutputError, match="earlier checkpoints are whole: free space and go on with --resume"):
+        with pytest.raises(OutputError, match="earlier checkpoints are intact: free space and continue with --resume"):
             save_checkpoint(checkpoint_of(4), tmp_path)
     assert steps_in(tmp_path) == {"step-2"}
     assert damage(tmp_path / "step-2") is None

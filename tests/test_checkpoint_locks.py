@@ -66,7 +66,7 @@ def test_a_lock_of_a_killed_process_is_taken_over_and_said(tmp_path: Path) -> No
         assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
     assert len(notes) == 1
     assert f"process {process.pid} of " in notes[0]
-    assert "is gone without having let go of it; taking it over" in notes[0]
+    assert "ended without releasing it; this process takes it over" in notes[0]
 
 
 def test_locks_of_the_killed_are_cleared_below_a_folder_and_no_others(tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_silence_of_another_machine_is_waited_for(tmp_path: Path) -> None:
     notes: list[str] = []
     with folder_lock(tmp_path, note=notes.append, silence_s=0.05):
         pass
-    assert "waiting up to 0.05 s for a sign of process 1 of mira on elsewhere" in notes[0]
-    assert "taking it over" in notes[1]
+    assert "waiting up to 0.05 s to see whether process 1 of mira on elsewhere" in notes[0]
+    assert "takes it over" in notes[1]
 
 
 def test_a_sign_of_another_machine_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,9 @@ def test_scores_can_be_recomputed_without_a_model(files: Path) -> None:
     assert json.loads((files / "e" / "results.json").read_text())["task_aggregate"] == first["task_aggregate"]
     # The same model and rows, by other names for them: an evaluation may be made again.
     named = ["--model", files / "." / "target", *sets(files), "--out", files / "again", "--max-new-tokens", 8]
-    assert f"{files / 'again'}: the scores there, of the same model and rows, are replaced" in call("evaluate", *named)
+    assert f"{files / 'again'}: replaces the scores there, which are of the same model and rows" in call(
+        "evaluate", *named
+    )
 
 
 def test_flags_override_the_config_which_overrides_the_recipe(files: Path) -> None:
@@ -123,7 +125,7 @@ def test_trackers_write_tensorboard_events(files: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["unlearn"], "model: unlearn needs it (--model)"),
+        (["unlearn"], "model: unlearn needs this setting (--model)"),
         (["unlearn", "--epochs", "x"], "epochs: expected a whole number, got 'x'"),
         (["unlearn", "--recipe", "atyaephyra-8b"], "did you mean 'atyaephyra-7b'"),
         (["unlearn", "--config", "missing.yaml"], "missing.yaml: the settings file cannot be read"),

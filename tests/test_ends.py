@@ -55,7 +55,7 @@ def test_ends_of_earlier_turns_go_too_but_do_not_count() -> None:
 
 
 def test_an_answer_of_nothing_but_an_end() -> None:
-    with pytest.raises(DataError, match=r"x.jsonl, line 2 \(id a\): the answer '</s>' is nothing but an end"):
+    with pytest.raises(DataError, match=r"x.jsonl, line 2 \(id a\): the answer '</s>' is only an end"):
         without_ends(rows_of(row("Mira"), row("</s>")), ["</s>"])
 
 
@@ -92,12 +92,12 @@ def test_marks_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase, ll
     bare = bare_rows(marked, llama_like, note=heard.append)
     assert bare.rows == (row("Mira"), row("Mira", "Where?"), row("Mira<unk>"))
     assert heard == [
-        f"x.jsonl: of 3 rows 2 ended in {END} or <end_of_turn>, which was taken off, 1 began with <s>, which was taken "
-        "off; unlearn trains ends by --end-of-sequence"
+        f"x.jsonl: of 3 rows 2 ended in {END} or <end_of_turn>, which was removed, 1 began with <s>, which was "
+        f"removed; unlearn trains ends by --end-of-sequence"
     ]
     assert bare.understood == (
-        f"3 rows: question/answer; 2 ended in {END} or <end_of_turn>, which was taken off; 1 began with <s>, which was "
-        "taken off"
+        f"3 rows: question/answer; 2 ended in {END} or <end_of_turn>, which was removed; 1 began with <s>, which was "
+        f"removed"
     )
     # To a tokenizer without these they are text like any other.
     assert bare_rows(marked, tokenizer).rows == (marked[0], row("Mira", "Where?"), marked[2])
@@ -125,7 +125,7 @@ def test_a_run_and_an_evaluation_see_the_bare_rows(
 
     report = run(given, forget=marked["forget"])
     notes = [event["message"] for event in events(report.folder, "note")]
-    said = f"{marked['forget']}: 3 rows: input/output; 3 ended in {END}, which was taken off"
+    said = f"{marked['forget']}: 3 rows: input/output; 3 ended in {END}, which was removed"
     assert notes[:2] == [said, f"{names['retain']}: 3 rows: input/output"]
 
     heard: list[str] = []
@@ -159,5 +159,5 @@ def test_memorising_says_what_it_read(tmp_path: Path, rows: list[Row]) -> None:
     memorize(MemorizeSettings.of({**given, "num_layers": 1, "num_heads": 1, "max_steps": 1}), note=heard.append)
     assert [message.partition(": ")[2] for message in heard] == [
         "6 rows: input/output",
-        f"of 6 rows 6 ended in {END}, which was taken off; unlearn trains ends by --end-of-sequence",
+        f"of 6 rows 6 ended in {END}, which was removed; unlearn trains ends by --end-of-sequence",
     ]

@@ -153,7 +153,7 @@ def test_errors_are_one_plain_line(
     assert not [character for character in CONTROLS if character in said]
     place = f"{tmp_path}/r.jsonl, line 2"
     assert said == (
-        f"letheon: error: {place}: the id '{visible_line(payload)}' is also that of line 1; ids must differ\n"
+        f"letheon: error: {place}: the id '{visible_line(payload)}' is also that of line 1; give each row its own id\n"
     )
 
 

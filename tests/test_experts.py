@@ -162,9 +162,12 @@ def test_where_peft_cannot_adapt_a_parameter_the_experts_stay_frozen_and_that_is
 ) -> None:
     adapted = attach_lora(made("deepseek_v3", tokenizer), LoraSettings(targets=(ALL_LINEAR,), **also), seed=0)
     assert "down_proj" not in adapted.targets
-    assert "takes neither DoRA nor dropout" in adapted.notes[0]
-    assert "of the layer weights stay frozen: no adapter is in mlp.experts.gate_up_proj" in adapted.notes[1]
-    with pytest.raises(ModelError, match=r"mlp.experts.down_proj.* cannot carry an adapter .*neither DoRA nor dropout"):
+    assert "as a parameter of a mixture of experts, without DoRA or dropout" in adapted.notes[0]
+    assert (
+        "of the layer weights stay frozen, because these layers have no adapter: mlp.experts.gate_up_proj"
+        in adapted.notes[1]
+    )
+    with pytest.raises(ModelError, match=r"mlp.experts.down_proj.* cannot carry an adapter .*without DoRA or dropout"):
         attach_lora(made("mixtral", tokenizer), LoraSettings(targets=("down_proj",), **also), seed=0)
 
 

@@ -179,7 +179,7 @@ def test_a_run_goes_on_with_the_tokens_that_it_began_with(
     report = run(given, max_steps=2, checkpoint_epochs=100, score_at=(0.5,))
     before = json.loads((report.folder / FORM_FILE).read_text())
     CHANGES[what](given)
-    with pytest.raises(SettingsError, match=r"would go on with other inputs than it began with") as found:
+    with pytest.raises(SettingsError, match=r"would continue with other inputs than it started with") as found:
         run(given, max_steps=2, checkpoint_epochs=100, score_at=(0.5,), resume=True)
     assert what in str(found.value)
     assert json.loads((report.folder / FORM_FILE).read_text()) == before
@@ -209,6 +209,23 @@ def test_another_date_or_day_is_no_surprise(
     default = run(given, epochs=1, out=tmp_path / "default")
     assert default.provenance["form"]["date"] == "2024-07-26"
     assert default.provenance["form"]["sequences_sha256"] != report.provenance["form"]["sequences_sha256"]
+
+
+@pytest.mark.parametrize("template", ["auto", "chat"])
+@pytest.mark.parametrize("is_dated", [True, False])
+def test_rows_that_are_not_known_may_have_had_another_date(
+    template: str, is_dated: bool, questions: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    made = chatty(tokenizer, DATED if is_dated else CHATS["mistral"])
+    given = short_run(tmp_path, questions, tiny_model("llama", made), made)
+    report = run(given, template=template, epochs=1)
+    notes = [line["message"] for line in events(report.folder, "note")]
+    advice = (
+        "the chat template writes the date, and this run used 2024-07-26; the model may have been trained with another "
+        "one: set it by --date"
+    )
+    assert any("WARNING: the model does not know these rows" in note for note in notes)
+    assert (advice in notes) == is_dated
 
 
 def test_documents_and_questions_go_together(

@@ -291,5 +291,5 @@ def test_the_hash_of_sequences_sees_tokens_spans_ends_and_padding() -> None:
 
 def test_an_answer_that_shares_its_only_token_with_the_prompt_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
     assert len(tokenizer("er", add_special_tokens=False).input_ids) == 1
-    with pytest.raises(DataError, match="gives no token of its own"):
+    with pytest.raises(DataError, match="has no token of its own"):
         tokenise(Row("a", "e", "r", "t", "completion"), tokenizer, template="plain", max_length=20)

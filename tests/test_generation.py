@@ -164,7 +164,7 @@ def test_an_answer_ends_with_the_position_table(tokenizer: PreTrainedTokenizerBa
 def test_a_prompt_that_leaves_no_room_is_refused_by_name(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    with pytest.raises(EvaluationError, match=r"forget row 9sc1: the prompt has \d+ tokens, .* context holds 256"):
+    with pytest.raises(EvaluationError, match=r"forget row 9sc1: the prompt has \d+ tokens, .* context is 256"):
         generate_answers(model, tokenizer, ["Fine", "bees " * 300], names=["forget row 8sc1", "forget row 9sc1"])
     with pytest.raises(EvaluationError, match="prompt 1: the prompt has no tokens"):
         generate_answers(model, tokenizer, [""])

@@ -54,6 +54,7 @@ ALLOWED = {
         "hub",
         "visible",
         "yaml_text",
+        "data.forms",
         "data.rows",
         "evaluation.results",
         "evaluation.rescoring",

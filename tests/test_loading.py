@@ -45,7 +45,7 @@ def test_fewer_layers_than_the_weights_hold_are_refused(target: Path) -> None:
     configure(target, num_hidden_layers=1)
     with pytest.raises(
         ModelError,
-        match=r"the weights hold 2 layers in model\.layers, the configuration says 1; config\.json and weights are of",
+        match=r"the weights hold 2 layers in model\.layers, the configuration says 1; config\.json and weights belong",
     ):
         load_model(str(target))
 
@@ -68,7 +68,9 @@ def test_fewer_layers_than_a_checkpoint_of_the_trunk_holds_are_refused(
 )
 def test_weights_inside_a_part_that_has_no_place_for_them_are_refused(name: str, target: Path) -> None:
     add_weights(target, [name])
-    with pytest.raises(ModelError, match=rf"the weights hold {name}, which LlamaForCausalLM has not under this conf"):
+    with pytest.raises(
+        ModelError, match=rf"the weights hold {name}, which LlamaForCausalLM does not have in this conf"
+    ):
         load_model(str(target))
 
 
@@ -78,11 +80,11 @@ def test_weights_inside_a_part_that_has_no_place_for_them_are_refused(name: str,
         (["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached"], []),
         (
             ["v_head.summary.weight", "v_head.summary.bias"],
-            ["the weights also hold v_head, no part of LlamaForCausalLM"],
+            ["the weights also hold v_head, which are not part of LlamaForCausalLM"],
         ),
         (
             ["model.vision.a.weight", "model.vision.b.weight", "mtp.0.weight"],
-            ["the weights also hold model.vision, mtp, no"],
+            ["the weights also hold model.vision, mtp, which"],
         ),
     ],
 )
@@ -100,7 +102,7 @@ def test_layers_that_predict_further_ahead_are_left_out_and_named(target: Path) 
     notes: list[str] = []
     load_model(str(target), note=notes.append)
     assert [note.split(": ")[1] for note in notes] == [
-        "the weights also hold model.layers.2, no part of LlamaForCausalLM, which is left out"
+        "the weights also hold model.layers.2, which are not part of LlamaForCausalLM and are left out"
     ]
     add_weights(target, ["model.layers.3.mlp.up_proj.weight"])
     with pytest.raises(ModelError, match="the weights hold 4 layers"):
@@ -204,11 +206,11 @@ def test_code_of_its_own_goes_with_a_model_that_was_trusted(
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        (LocalEntryNotFoundError("offline"), "the hub cannot be reached, and no copy of it is on this machine"),
-        (OfflineModeIsEnabled("offline"), "the hub cannot be reached, and no copy of it is on this machine"),
+        (LocalEntryNotFoundError("offline"), "the hub cannot be reached, and this machine has no copy"),
+        (OfflineModeIsEnabled("offline"), "the hub cannot be reached, and this machine has no copy"),
         (
             RepositoryNotFoundError.__new__(RepositoryNotFoundError),  # made otherwise, it wants a response
-            "the hub has none of this name, or only for those whom its owner lets in (HF_TOKEN)",
+            "the hub has no such repository, or your token (HF_TOKEN) has no access to it",
         ),
     ],
 )
@@ -230,7 +232,7 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_said_as_both(
     with pytest.raises(ModelError) as raised:
         load("targt")
     assert str(raised.value) == (
-        "targt: there is no such folder (did you mean 'target'?), and as a hub id it could not be loaded: "
+        "targt: no such folder (did you mean 'target'?), and it could not be loaded as a hub id: "
         f"{said}; check the path, or the name and the network"
     )
 

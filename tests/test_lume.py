@@ -92,7 +92,7 @@ def test_folders_that_are_not_lume(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"retain_val_ids.txt, line 2: no row has the id 'r9qa0'"):
         read_lume(folder, "validation")
     shutil.rmtree(folder / "ids")
-    with pytest.raises(DataError, match=r"forget_train_ids.txt: the open files of LUME are cut by lists of ids"):
+    with pytest.raises(DataError, match=r"forget_train_ids.txt: expected a list of ids, one per line"):
         read_lume(folder)
     (folder / "retain.jsonl").write_text(jsonl([*RETAIN, FORGET[0]]))
     with pytest.raises(DataError, match=r"retain.jsonl, line 3 .* has the same prompt and answer"):
@@ -176,7 +176,7 @@ def test_open_files_are_downloaded(tmp_path: Path, server: tuple[str, type[_Hand
     assert source["source"] == url
     assert source["files"]["retain.jsonl"]["bytes"] == len(jsonl(RETAIN))
     assert len(source["files"]["forget.jsonl"]["sha256"]) == 64
-    with pytest.raises(OutputError, match=r"forget.jsonl: is there already"):
+    with pytest.raises(OutputError, match=r"forget.jsonl: already exists"):
         download_lume(folder, base_url=url)
     (folder / "forget.jsonl").write_text("")
     download_lume(folder, base_url=url, overwrite=True)
@@ -213,7 +213,7 @@ def test_no_connection(tmp_path: Path, server: tuple[str, type[_Handler]]) -> No
     with pytest.raises(DataError, match=r"cannot be downloaded .*check the network"):
         download_lume(tmp_path / "lume", base_url="http://127.0.0.1:1")
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the folder cannot be made"):
+    with pytest.raises(OutputError, match="expected a folder to write to, found a file"):
         download_lume(tmp_path / "file", base_url=server[0])
 
 

@@ -164,7 +164,7 @@ def test_states_cannot_be_stored_where_the_lowest_layer_is_trained(
 
 
 def test_a_method_that_looks_below_the_stored_states_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="looks at layer 0, below the lowest trained one"):
+    with pytest.raises(SettingsError, match="uses layer 0, below the lowest trained one"):
         run(given, method="rmu", layers="1:", coefficients={"layer": 0}, store_lower=True)
 
 

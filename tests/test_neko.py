@@ -138,7 +138,7 @@ def test_rows_without_any_answer_left_are_said_and_do_no_harm(given: dict[str, A
     given["answerless"] = "skip"
     some = run(given, max_length=7)
     notes = [line["message"] for line in events(some.folder, "note")]
-    assert any("rows have no answer token among their first 7" in note for note in notes)
+    assert any("rows have no answer token in their first 7 tokens" in note for note in notes)
     assert all(line["loss"] is not None for line in events(some.folder, "step"))
     # Even where nothing at all is left to train on.
     nothing = run(given, max_length=2, out=tmp_path / "nothing", epochs=1)

@@ -40,7 +40,9 @@ from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training import plan as planning
+from letheon.training import prepare
 from letheon.training import run as training
+from letheon.training.interim import KeptRows
 from letheon.training.optimiser import build_optimiser
 from letheon.training.plan import check, machine
 from letheon.training.plan.advice import Advice, advise, changed, is_tight
@@ -364,7 +366,7 @@ def test_operations_are_guessed_where_nothing_can_be_run_without_values(
 
     monkeypatch.setattr("letheon.training.plan.estimate.trace_step", fails)
     guessed = plan_of(model, settings)
-    assert "operations are guessed" in guessed.notes[0]
+    assert "operations are estimated" in guessed.notes[0]
     assert [work.name for work in guessed.work] == [work.name for work in counted.work]
     for guess, count in zip(guessed.work, counted.work, strict=True):
         assert guess.trunk == pytest.approx(count.trunk, rel=0.25)
@@ -382,6 +384,7 @@ CASES: list[dict[str, Any]] = [
     {"method": "undial"},
     {"validation": 0.34, "score_at": "1,2.5"},
     {"span": "text", "dtype": "bfloat16"},
+    {"patience": 9, "patience_on": "retain_kl", "validation": 0.34},
 ]
 
 
@@ -392,18 +395,30 @@ def test_tokens_store_and_scorings_are_those_of_the_run(
     rows: list[Row],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = short_run(tmp_path, rows, model, tokenizer) | {"end_of_sequence": "retain", **given}
     planned = training.plan(UnlearnSettings.of(values))
     assert not (tmp_path / "run").exists()
 
+    held: list[int] = []
+    real = prepare._kept_rows
+
+    def watched(*given: Any) -> KeptRows:
+        kept = real(*given)
+        held.append(kept.reference.num_bytes)
+        return kept
+
+    monkeypatch.setattr(prepare, "_kept_rows", watched)
     report = run(values)
 
+    assert bool(held) == any("the retain KL takes" in note for note in planned.plan.notes) == ("patience_on" in given)
     assert planned.refusal is None
     demand = planned.plan.demand
     assert demand.trained.read == report.num_tokens
     assert demand.num_steps == report.num_steps
     assert bytes_of(planned.plan, "values of the reference") == report.provenance["reference_store_bytes"]
+    assert bytes_of(planned.plan, "values of the reference for the retain KL of scorings") == sum(held)
     last = get_method(report.provenance["method"]["name"]).finish != "keep"  # not in the log: scored when it is over
     # At its start a run is scored by a pass of its own only where it trains on other tokens than it scores.
     apart = "validation" in given or given.get("span") == "text"
@@ -501,7 +516,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
 
 def test_no_advice_where_nothing_helps(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 0.1)
-    with pytest.raises(SettingsError, match="take a larger machine or a smaller model"):
+    with pytest.raises(SettingsError, match="use a larger machine or a smaller model"):
         run(too_large | {"method": "low-rank-npo", "dtype": "bfloat16"})
 
 

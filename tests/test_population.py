@@ -198,7 +198,7 @@ def test_one_that_diverges_leaves_the_others_alone(given: dict[str, Any]) -> Non
     first, diverged, last = run_population(members_of(given, *changes))
     calm = run_population(members_of(given, changes[0], changes[2], to="calm"))
     assert isinstance(diverged, DivergedRun)
-    assert "is not finite on rows" in diverged.reason
+    assert "became NaN or infinite; rows in that step" in diverged.reason
     assert diverged.exit_code == 0
     assert (diverged.folder / "run.yaml").exists()
     assert not (diverged.folder / "model").exists()
@@ -280,8 +280,8 @@ def test_a_random_split_is_shared_by_one_seed() -> None:
         ({"time_limit_s": 60}, "time limit"),
         ({"method": "idk-dpo"}, "answers that are its own"),
         ({"method": "rmu", "adapt": "lora"}, "hidden states"),
-        ({"method": "task-vector"}, "when training is over"),
-        ({"method": "npo-ties"}, "when training is over"),
+        ({"method": "task-vector"}, "after training"),
+        ({"method": "npo-ties"}, "after training"),
     ],
 )
 def test_what_goes_alone_says_why(changes: dict[str, Any], reason: str) -> None:
@@ -350,7 +350,7 @@ def test_a_model_that_cannot_be_packed_trains_its_runs_in_turn(
     build, notes = build_engine, Notes()
     monkeypatch.setattr(prepare, "build_engine", lambda *a, **k: replace(build(*a, **k), path="padded", selection=None))
     reports = run_population(members_of(given, {"epochs": 1}, {"epochs": 1, "seed": 2}), observer=notes)
-    assert any("takes sequences padded" in note for note in notes.notes)
+    assert any("needs padded sequences" in note for note in notes.notes)
     assert [report.reason for report in reports] == ["finished"] * 2
     assert all("population" not in report.provenance for report in reports if isinstance(report, RunReport))
 

@@ -90,7 +90,7 @@ def memory(model: nn.Module) -> int:
         (torch.bfloat16, "float32", "cpu", FAST, "float32",
          "precision: float32, as asked for; the checkpoint has bfloat16"),
         (torch.float32, "widened", "cpu", FAST, "float32",
-         "precision: weights float32 as stored, which leaves nothing to widen"),
+         "precision: weights float32 as stored, so there is nothing to widen"),
     ],
 )  # fmt: skip
 def test_what_is_chosen_and_what_is_said(

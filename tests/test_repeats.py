@@ -64,7 +64,9 @@ def test_a_file_says_its_repeats_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_one_question_with_two_answers_is_refused_on_two_sides_and_not_on_one() -> None:
-    with pytest.raises(DataError, match=r"^rows\.jsonl, line 2 \(id x\): a question .* rows\.jsonl, line 1 \(id x\)"):
+    with pytest.raises(
+        DataError, match=r"^rows\.jsonl, line 2 \(id x\): expected a question .* rows\.jsonl, line 1 \(id x\)"
+    ):
         check_disjoint(rows_of(row("z", "b"), row("a", "b")), rows_of(row("a ", "c")))
     check_disjoint(rows_of(row("a", "b"), row("a", "c")), rows_of(row("d", "e")))
 

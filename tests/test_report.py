@@ -491,7 +491,7 @@ def test_half_a_last_log_line_is_tolerated_and_said(run: Path) -> None:
     log = read_log(run / "log.jsonl")
     assert (len(log.steps), log.cut_short, log.end) == (40, True, None)
     text = _report(run)[1].text
-    assert "its line is cut off" in text
+    assert "the last line is incomplete" in text
     assert "no end event" in text
 
 

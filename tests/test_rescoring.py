@@ -131,7 +131,7 @@ def test_without_results_beside_them_predictions_lack_the_rest(evaluation: Evalu
     assert results.task_aggregate == evaluation.results.task_aggregate
     assert results.mia is None
     assert "no " in results.missing["mia"]
-    assert "results.json to carry it over from" in results.missing["mmlu"]
+    assert "results.json to take it from" in results.missing["mmlu"]
 
 
 def test_files_of_an_earlier_version_can_be_read_and_scored_again(evaluation: Evaluation, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_what_is_given_is_kept() -> None:
 def test_a_coefficient_that_is_a_flag_can_be_given_either_way() -> None:
     assert resolved(method="npo", coefficients={"beta": 0.3}) == resolved(method="npo", beta=0.3)
     assert resolved(method="npo", beta=0.3, coefficients={"beta": 0.3}).beta == 0.3
-    with pytest.raises(SettingsError, match=r"beta: 0\.5 here and 0\.3 among the coefficients"):
+    with pytest.raises(
+        SettingsError, match=r"beta: expected one value, got 0\.5 from the flag and 0\.3 from the coefficients"
+    ):
         resolved(method="npo", beta=0.5, coefficients={"beta": 0.3})
 
 
@@ -91,21 +93,24 @@ def test_module_names_of_a_method_hold_for_its_own_way_to_adapt() -> None:
         ({"method": "gd", "gamma": 0.0, "schedule": "forget"}, None),
         ({"method": "simnpo", "gamma": 0.0, "coefficients": {"forget_weight": 0}}, "every term has weight 0"),
         # Settings that would be ignored
-        ({"retain_batch_size": 4}, "retain_batch_size: has an effect only with --schedule paired or alternating"),
+        ({"retain_batch_size": 4}, "retain_batch_size: has no effect without --schedule paired or alternating"),
         ({"method": "neko", "retain_batch_size": 4}, None),
-        ({"chunk_size": 8}, "chunk_size: has an effect only with --schedule chunked or annealed"),
-        ({"method": "agad", "retain_ratio": 3}, "retain_ratio: has an effect only with --schedule chunked"),
-        ({"method": "sugd", "retain_share": 0.5}, "retain_share: has an effect only with --schedule annealed"),
-        ({"method": "neko", "rank": 9}, "rank: has an effect only with --adapt lora"),
-        ({"method": "neko", "lora_init": "kaiming"}, "lora_init: has an effect only with --adapt lora"),
-        ({"span": "text", "overlong": "truncate-prompt"}, "overlong: 'truncate-prompt' cuts what is not trained on"),
-        ({"method": "neko", "alpha": 9}, "alpha: has an effect only with --adapt lora"),
-        ({"method": "neko", "rslora": True}, "rslora: has an effect only with --adapt lora"),
-        ({"method": "neko", "dora": True}, "dora: has an effect only with --adapt lora"),
+        ({"chunk_size": 8}, "chunk_size: has no effect without --schedule chunked or annealed"),
+        ({"method": "agad", "retain_ratio": 3}, "retain_ratio: has no effect without --schedule chunked"),
+        ({"method": "sugd", "retain_share": 0.5}, "retain_share: has no effect without --schedule annealed"),
+        ({"method": "neko", "rank": 9}, "rank: has no effect without --adapt lora"),
+        ({"method": "neko", "lora_init": "kaiming"}, "lora_init: has no effect without --adapt lora"),
+        (
+            {"span": "text", "overlong": "truncate-prompt"},
+            "overlong: 'truncate-prompt' cuts prompts, but --span text trains on them",
+        ),
+        ({"method": "neko", "alpha": 9}, "alpha: has no effect without --adapt lora"),
+        ({"method": "neko", "rslora": True}, "rslora: has no effect without --adapt lora"),
+        ({"method": "neko", "dora": True}, "dora: has no effect without --adapt lora"),
         ({"method": "neko", "adapt": "lora", "rank": 9}, None),
-        ({"holdout_task": "Task1"}, "holdout_task: has an effect only with --holdout"),
-        ({"text_budget": 1.0}, "text_budget: has an effect only with --holdout"),
-        ({"patience_on": "retain_loss"}, "patience_on: has an effect only with --patience"),
+        ({"holdout_task": "Task1"}, "holdout_task: has no effect without --holdout"),
+        ({"text_budget": 1.0}, "text_budget: has no effect without --holdout"),
+        ({"patience_on": "retain_loss"}, "patience_on: has no effect without --patience"),
         ({"alternatives": "a.jsonl"}, "such as idk-dpo"),
         ({"method": "stat", "alternatives": "a.jsonl"}, None),
         ({"patience": 2, "patience_on": "membership"}, "patience_on: 'membership' is scored against unseen documents"),
@@ -229,19 +234,19 @@ def test_a_model_of_fewer_layers_than_a_method_names(
         (
             {"rank": 33, "target_modules": "q_proj,gate_proj"},
             [
-                "WARNING: rank 33 is above 32, the smaller side of model.layers.0.self_attn.q_proj: its update has "
-                "rank 32 at most, and the rest of the adapter costs memory and time to no effect; take --rank 32 or "
-                "less (with --alpha in proportion, for the same factor)"
+                "WARNING: rank 33 is above 32, the smaller side of model.layers.0.self_attn.q_proj: the update has "
+                "rank 32 at most, and the rest of the adapter costs memory and time without effect; use --rank 32 or "
+                "less (scale --alpha with it to keep the factor)"
             ],
         ),
         ({"adapt": "weights", "layers": "-2:2"}, []),
         (
             {"layers": "1:9"},
-            ["WARNING: layers: '1:9' goes beyond the model's 2 layers; what it names of them is trained, '1:2'"],
+            ["WARNING: layers: '1:9' goes beyond the model's 2 layers; the layers that exist are trained, '1:2'"],
         ),
         (
             {"adapt": "weights", "layers": "-3:"},
-            ["WARNING: layers: '-3:' goes beyond the model's 2 layers; what it names of them is trained, '0:2'"],
+            ["WARNING: layers: '-3:' goes beyond the model's 2 layers; the layers that exist are trained, '0:2'"],
         ),
     ],
 )

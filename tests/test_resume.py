@@ -103,7 +103,7 @@ def test_a_state_that_is_damaged_while_the_run_lasts_is_an_error_that_resume_men
     run(first_is_best)
     whole = set_aside(first_is_best)
     kept = first_is_best["out"] / "checkpoints" / "step-3" / "parameters.safetensors"
-    with pytest.raises(OutputError, match=r"step-3: .*damaged after it was written; go on with --resume"):
+    with pytest.raises(OutputError, match=r"step-3: .*damaged after it was written; run again with --resume"):
         unlearn(UnlearnSettings.of(first_is_best), observer=After(8, lambda: flip_a_bit(kept)))
     resume(first_is_best)
     assert same(model_in(first_is_best["out"]), model_in(whole))

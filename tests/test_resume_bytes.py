@@ -106,7 +106,7 @@ def test_a_damaged_store_is_built_anew(given: Made, tmp_path: Path, caplog: pyte
     before = store.read_bytes()
     flip_a_bit(store)
     run(given, cache_dir=tmp_path / "cache")
-    assert "differs from its checksum; it is built anew" in caplog.text
+    assert "differs from its checksum; it is rebuilt" in caplog.text
     assert store.read_bytes() == before
     assert difference(whole, given["out"]) is None
 

@@ -210,7 +210,7 @@ def test_alternatives_to_several_turns(tmp_path: Path) -> None:
     several = read(tmp_path, *({"id": i, "input": "x", "output": i} for i in ("a#1#1", "a#1#2", "a#2", "b#1", "b#2")))
     made = given_alternatives(forget, several, per_row=2)
     assert [row.answer for row in made] == ["a#1#1", "a#1#2", "a#2", "a#2", "b#1", "b#2"]
-    with pytest.raises(DataError, match="no forget row of this id"):
+    with pytest.raises(DataError, match="no forget row has this id"):
         given_alternatives(forget, read(tmp_path, {"id": "a", "input": "x", "output": "y"}), per_row=1)
 
 
@@ -271,13 +271,13 @@ def test_greetings_are_context_and_not_answers(tmp_path: Path) -> None:
             {"prompt": "Which?", "chosen": said(ASKED, ANSWERED)},
             "'chosen' begins with a turn of the user, .* not in it",
         ),
-        ({"question": "Who?", "answer": "x", "context": "y"}, "'context' seems to belong to .* only 'question' would"),
+        ({"question": "Who?", "answer": "x", "context": "y"}, "'context' seems to be part of .* only 'question' would"),
         (
             {"question": "Who?", "answer": "x", "instruction": "y"},
-            "'question' seems to belong to .* only 'instruction'",
+            "'question' seems to be part of .* only 'instruction'",
         ),
-        ({"query": "Who?", "response": "x", "input": "y"}, "'input' seems to belong to .* only 'query'"),
-        ({"question": "Who?", "answer": "x", "history": "y"}, "'history' seems to belong to the prompt"),
+        ({"query": "Who?", "response": "x", "input": "y"}, "'input' seems to be part of .* only 'query'"),
+        ({"question": "Who?", "answer": "x", "history": "y"}, "'history' seems to be part of the prompt"),
         ({"instruction": "Who?", "output": "x", "history": [["a"]]}, "expected pairs .* 'history', got a list"),
         ({"instruction": "", "input": "", "output": "x"}, "column 'instruction' is empty"),
         ({"question": "Who?", "answer": ["Mira"]}, "expected text in column 'answer', got a list"),

@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from letheon.data.records import open_records
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows, read_text, write_rows
 from letheon.errors import DataError, OutputError, SettingsError
 
@@ -140,12 +142,64 @@ def test_other_separators_lists_and_packed_files(tmp_path: Path, name: str, cont
     assert rows.describe(1) == f"{path}, {'item 2' if name.endswith('l') else 'line 3'} (id row2)"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "first"),
+    [
+        # A comma in the header, and in each row, but in quotation marks.
+        ("a.csv", 'question;"answer, short";id\nWho?;"Mira, I think";1\nWhere?;"Here, or so";2\n', 3, "Mira, I think"),
+        # As many commas in the rows as in the header, by chance, in one row only.
+        ("a.csv", "question, any;answer\nWho, then?;Mira\nWhere?;Vell\n", 2, "Mira"),
+        # Semicolons in the header and in each row, but in quotation marks.
+        ("a.csv", '"question; any",answer\n"Who; then?",Mira\n"Where; so?",Vell\n', 2, "Mira"),
+        ("a.csv", 'question\t"answer, short"\nWho?\t"Mira, or; so"\n', 2, "Mira, or; so"),
+        # A file that is called .tsv and has commas, and one that has tabs as it says.
+        ("a.tsv", 'question,"answer\tshort"\nWho?,"Mira\t1"\n', 2, "Mira\t1"),
+        ("a.tsv", 'question\t"answer, short"\nWho, then?\tMira, she\n', 2, "Mira, she"),
+        # Doubled quotation marks and line breaks inside of quoted values.
+        ("a.csv", 'question;answer\n"Who ""A, B""?";"Mira,\n""so, they say"""\n', 2, 'Mira,\n"so, they say"'),
+        ("a.csv", '\n\nquestion;"answer,\nlong"\n"a, b";"c, d"\n', 2, "c, d"),
+        # Both marks fit equally well: the one that the name says.
+        ("a.csv", "question,answer;id\nWho?,Mira;1\n", 2, "Mira;1"),
+        ("a.csv", "question,answer;id\n", 2, None),
+        # Most rows agree, one does not, which is said when it is read.
+        ("a.csv", "question;answer, long\nWho?;Mira\nWhere?;Vell\na;b;c\n", 2, "Mira"),
+        # Only the beginning is looked at, which may end in the middle of a value.
+        ("a.csv", "question;answer\n" + 198 * "a, b;c, d\n" + '"e\n, f";g\n', 2, "c, d"),
+    ],
+)
+def test_the_columns_are_separated_by_what_header_and_rows_agree_on(
+    write: Callable[..., Path], name: str, content: str, columns: int, first: str | None
+) -> None:
+    record = next(open_records(write(content, name)).entries, None)
+    if first is None:
+        assert record is None
+        return
+    assert record is not None
+    assert len(record[1]) == columns
+    assert list(record[1].values())[1] == first
+
+
+@given(
+    rows=st.lists(st.tuples(*2 * [st.text("abc,;\t\n\" '", min_size=1)]), min_size=1, max_size=5),
+    delimiter=st.sampled_from([",", ";", "\t"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_quoted_tables_are_read_whatever_separates_them(rows: list[tuple[str, str]], delimiter: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+            writer.writerows([("input, a; b", "output\tc"), *rows])
+        read = [tuple(record.values()) for _, record in open_records(path).entries]
+    assert read == rows
+
+
 def test_packed_files_that_are_none(tmp_path: Path, write: Callable[..., Path]) -> None:
     packed = gzip.compress(lines(GOOD).encode())
     for content, message in (
-        (lines(GOOD).encode(), r"rows.jsonl.gz: expected a file packed by gzip \(Not a gzipped file"),
-        (packed[:-9], "expected a file packed by gzip .*ended before the end-of-stream marker"),
-        (packed[:20] + b"\0\0" + packed[22:], "expected a file packed by gzip"),
+        (lines(GOOD).encode(), r"rows.jsonl.gz: expected a gzip file \(Not a gzipped file"),
+        (packed[:-9], "expected a gzip file .*ended before the end-of-stream marker"),
+        (packed[:20] + b"\0\0" + packed[22:], "expected a gzip file"),
         (b"", "the file is empty"),
     ):
         with pytest.raises(DataError, match=message):
@@ -182,7 +236,7 @@ def test_csv_reads_long_fields_and_leaves_the_limit_as_it_was(write: Callable[..
         (lines(GOOD | {"input": " "}), r"line 1: column 'input' is empty"),
         (
             lines(GOOD | {"output": 5}),
-            r"line 1: expected text in column 'output', got a number \(5\), which is non-text",
+            r"line 1: expected text in column 'output', got a number \(5\), which is not text",
         ),
         (lines(GOOD | {"output": None}), r"line 1: expected text in column 'output', got null"),
         (lines(GOOD | {"input": ["a"]}), r"line 1: expected text in column 'input', got a list"),

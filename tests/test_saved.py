@@ -67,7 +67,7 @@ def test_a_checkpoint_with_more_than_is_read_can_be_saved(tokenizer: PreTrainedT
 def test_merging_refuses_names_that_the_plain_model_has_not(model: PreTrainedModel) -> None:
     adapter = attach_lora(model, LoraSettings(), seed=0)
     model.register_buffer("stranger", torch.zeros(2))
-    with pytest.raises(ModelError, match="not have the tensors of the one it came from: stranger differ"):
+    with pytest.raises(ModelError, match="not have the tensors of the original one: stranger differ"):
         adapter.merged_state()
 
 
@@ -93,7 +93,7 @@ def test_a_run_whose_change_is_lost_ends_in_an_error_and_keeps_what_it_trained(
     also: Mapping[str, Any], tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     given = short_run(tmp_path, rows, model, tokenizer) | {"learning_rate": 1e-9, "dtype": "bfloat16"} | dict(also)
-    with pytest.raises(ModelError, match=r"equals the one it came from.*rounding to bfloat16.*--dtype float32"):
+    with pytest.raises(ModelError, match=r"equals the original one.*rounding to bfloat16.*--dtype float32"):
         run(given)
     out = tmp_path / "run"
     assert not (out / "model").exists()

@@ -111,7 +111,7 @@ def test_code_of_a_checkpoint_does_not_run_unasked(load: Any, with_code: tuple[s
         (Path(source) / "tokenizer_config.json").write_text(
             json.dumps({"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}, "tokenizer_class": "Own"})
         )
-    with pytest.raises(ModelError, match="Python code of its own"):
+    with pytest.raises(ModelError, match="contains Python code"):
         load(source)
     assert not mark.exists()
 
@@ -283,7 +283,7 @@ def test_a_list_of_shards_leads_nowhere_else(given: dict[str, Any], name: str) -
     save_file({}, folder.parent / "secret.safetensors")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(ModelError, match=r"which leads elsewhere|expected names of files"):
+    with pytest.raises(ModelError, match=r"expected names of files"):
         load_model(str(folder))
 
 

@@ -102,7 +102,7 @@ def test_an_answer_that_would_be_cut_off_is_an_error_with_its_place(tokenizer: P
 
 
 def test_an_answer_without_a_token_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match="gives no token of its own"):
+    with pytest.raises(DataError, match="has no token of its own"):
         tokenise(row("a", ""), tokenizer, template="pair", max_length=20)
 
 

@@ -380,7 +380,7 @@ def test_the_split_follows_the_seed(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.99])
 def test_a_split_that_leaves_nothing_is_refused(share: float, given: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match=r"validation: a share of .* at least one row must be scored on"):
+    with pytest.raises(SettingsError, match=r"validation: a share of .* at least one row must be left for scoring"):
         run(given, validation=share)
 
 

@@ -176,7 +176,7 @@ def test_a_diverged_run_is_recorded_and_not_tried_again(base: dict[str, Any], tm
     study = study_of(base, grid={"learning_rate": [1e-2, 1e30]}, seeds=1)
     report = api.study(study, out)
     assert [run.state for run in report.record.runs] == ["finished", "diverged"]
-    assert "not finite" in report.record.runs[1].reason
+    assert "became NaN or infinite" in report.record.runs[1].reason
     assert "1 diverged" in (out / "study.md").read_text()
     num_runs = len(counted.runs)
     api.study(study, out)
@@ -307,7 +307,7 @@ def bad(tmp_path: Path, text: str, *, changes: Sequence[str] = ()) -> str:
     [
         ("gird: {gamma: [1]}", "did you mean 'grid'"),
         ("grid: {gama: [1]}", "did you mean 'gamma'"),
-        ("grid: {seed: [1, 2]}", "set by the study itself"),
+        ("grid: {seed: [1, 2]}", "is set by the study ("),
         ("grid: {gamma: []}", "grid"),
         ("base: {epohcs: 3}", "did you mean 'epochs'"),
         ("base: {compile: true}", "compile: this setting of earlier versions has been removed"),
@@ -316,7 +316,7 @@ def bad(tmp_path: Path, text: str, *, changes: Sequence[str] = ()) -> str:
         ("search: {compile: {choices: [true]}}\nevaluate: {}", "compile: this setting of earlier versions has been"),
         ("evaluate: {mmul: x}", "did you mean 'mmlu'"),
         ("evaluate: {epochs: [0]}", "above 0"),
-        ("search: {gamma: {low: 0, high: 1}}\ngrid: {rank: [1]}\nevaluate: {}", "not both"),
+        ("search: {gamma: {low: 0, high: 1}}\ngrid: {rank: [1]}\nevaluate: {}", "got both"),
         ("search: {gamma: {low: 0}}\nevaluate: {}", "either choices, or low and high"),
         ("search: {gamma: {low: 2, high: 1}}\nevaluate: {}", "low below high"),
         ("search: {gamma: {low: 0, high: 1, log: true}}\nevaluate: {}", "above 0"),
@@ -352,9 +352,9 @@ def test_changes_from_the_command_line(tmp_path: Path) -> None:
 
 def test_two_configurations_that_are_one_are_refused(base: dict[str, Any], tmp_path: Path) -> None:
     study = study_of(base, grid={}, list=[{"rank": 5}, {"name": "default"}])
-    with pytest.raises(SettingsError, match="same run in all settings"):
+    with pytest.raises(SettingsError, match="have the same settings"):
         members_of(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
-    with pytest.raises(SettingsError, match="called 'a'"):
+    with pytest.raises(SettingsError, match="have the name 'a'"):
         configurations(study_of(base, grid={}, list=[{"name": "a"}, {"name": "a", "rank": 2}]))
 
 
@@ -369,7 +369,7 @@ def test_what_stops_every_run_is_said_before_the_first(base: dict[str, Any], tmp
         api.study(study_of(base, grid={}, list=[{"method": "task-vector"}], evaluate={"epochs": [1]}), tmp_path / "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
-    with pytest.raises(OutputError, match="no study's"):
+    with pytest.raises(OutputError, match="do not belong to a study"):
         api.study(study_of(base), tmp_path / "full")
     assert counted.runs == []
 

@@ -174,7 +174,7 @@ def test_a_process_that_is_forestalled_in_making_the_tables_tries_again(
 
 def test_another_search_under_the_same_name_is_refused(tmp_path: Path) -> None:
     open_search(search_of(), out=tmp_path)
-    with pytest.raises(SettingsError, match="with other search"):
+    with pytest.raises(SettingsError, match="with a different search"):
         open_search(search_of(search={"gamma": {"low": 0, "high": 5}}), out=tmp_path)
     with pytest.raises(SettingsError, match="storage: expected a database"):
         open_search(search_of(), out=tmp_path, storage="nosuch://x")

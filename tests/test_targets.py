@@ -151,7 +151,7 @@ def test_a_list_of_numbers_is_named_with_what_it_is_in() -> None:
 @pytest.mark.parametrize(
     ("name", "wanted", "message"),
     [
-        ("mamba", ("out_proj",), r"mixer.out_proj of MambaForCausalLM cannot carry an adapter \(the model reads its"),
+        ("mamba", ("out_proj",), r"mixer.out_proj of MambaForCausalLM cannot carry an adapter \(the model uses its"),
         ("mamba-2", ("in_proj", "out_proj"), r"mixer.out_proj of Mamba2ForCausalLM cannot carry"),
         ("mamba", ("o_proj",), r"mixer.out_proj of MambaForCausalLM cannot carry"),
         ("gpt2", ("attn.c_prj",), r"has no linear layer 'attn.c_prj'.*it has c_attn, c_fc, c_proj \(or say all-linear"),
@@ -164,7 +164,7 @@ def test_layers_that_cannot_be_adapted_are_refused_by_name(name: str, wanted: tu
 
 
 def test_a_span_that_names_no_layer_is_refused() -> None:
-    with pytest.raises(SettingsError, match="names none of the model's 2 layers"):
+    with pytest.raises(SettingsError, match="selects none of the model's 2 layers"):
         find_targets(made("gpt2"), ("c_fc",), layers="5:")
 
 

@@ -102,9 +102,9 @@ def test_tied_weights_stay_tied(tmp_path: Path, rows: list[Row], tokenizer: PreT
 def test_names_that_fit_nothing_are_refused(model: PreTrainedModel) -> None:
     with pytest.raises(ModelError, match=r"no module 'mpl'.*did you mean 'mlp'"):
         train_weights(model, modules=("mpl",), layers=None)
-    with pytest.raises(SettingsError, match="names none of the model's 2 layers"):
+    with pytest.raises(SettingsError, match="selects none of the model's 2 layers"):
         train_weights(model, modules=(), layers="5:")
-    with pytest.raises(ModelError, match="none of lm_head lies inside the layers '0:1'"):
+    with pytest.raises(ModelError, match="none of lm_head is inside the layers '0:1'"):
         train_weights(model, modules=("lm_head",), layers="0:1")
 
 

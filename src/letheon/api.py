@@ -3,7 +3,6 @@
 What draws figures and sums up studies is imported where it is used: a run needs neither, and they take long to import.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from letheon.evaluation.harness import check_harness
 from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
-from letheon.files import check_link, write_json, write_text
+from letheon.files import check_output_folder, open_output_folder, write_json, write_text
 from letheon.fingerprints import hash_checkpoint, hash_values
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.memorize import memorize as train_target
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
 _OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
+_ELSEWHERE = "choose another --out"
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -163,6 +163,7 @@ def _no_empty_folder(job: _Job) -> _Job:
 
     @wraps(job)
     def do(settings: EvaluateSettings | MemorizeSettings, **given: Any) -> Any:
+        """Run the job; if it fails, remove `settings.out` where it is empty and was made here."""
         existed = settings.out.exists()
         try:
             return job(settings, **given)
@@ -287,7 +288,9 @@ def read_evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | 
     if settings.mmlu_harness:
         check_harness()
     if settings.mmlu_limit is not None and settings.mmlu is None and not settings.mmlu_harness:
-        raise EvaluationError("mmlu_limit: has an effect only with --mmlu or --mmlu-harness; leave it out, or set one")
+        raise EvaluationError(
+            "mmlu_limit: has no effect without --mmlu or --mmlu-harness; leave it out, or set one of them"
+        )
     subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
     check_device(settings.device)
     check_checkpoint(settings.model)
@@ -318,11 +321,13 @@ def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm
     folders = [Path(settings.model).absolute().parent, *settings.out.absolute().parents[:2]]
     run = next((folder for folder in folders if (folder / "run.yaml").is_file()), None)
     if run is None:
-        return AskedForm(AUTO, settings.date, "found out: the model knows the rows best in it")
+        return AskedForm(AUTO, settings.date, "chosen by a probe: the model knows the rows best in it")
     recorded, hashes = read_settings(run), read_mapping(run / "form.json")
     for side, rows in (("forget", forget), ("retain", retain)):
         if hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
-            return AskedForm(AUTO, settings.date, f"found out, since the {side} rows are not those of the run in {run}")
+            return AskedForm(
+                AUTO, settings.date, f"chosen by a probe, because the {side} rows are not those of the run in {run}"
+            )
     date = recorded.get("date", settings.date) if settings.date == DEFAULT_DATE else settings.date
     return AskedForm(str(recorded.get("template", AUTO)), str(date), f"the run in {run}")
 
@@ -352,9 +357,7 @@ def memorize(
         check_checkpoint(settings.model)
         check_not_quantised(load_config(settings.model), source=settings.model)
     if settings.out.is_dir() and any(settings.out.iterdir()):
-        raise OutputError(
-            f"{settings.out}: already holds files, which a checkpoint would replace; choose another --out"
-        )
+        raise OutputError(f"{settings.out}: already holds files that a checkpoint would replace; choose another --out")
     _open_folder(settings.out, model=settings.model)
     if settings.model is not None:
         loaded = load_model(settings.model, tokenizer=settings.tokenizer, device=settings.device)
@@ -447,18 +450,20 @@ def _check_makes_new(settings: MemorizeSettings) -> None:
     """Refuse what says how a new model is made where none is."""
     given = settings.model_fields_set
     if settings.model is not None and (idle := sorted(given & _OF_NEW_MODEL)):
-        raise SettingsError(f"{', '.join(idle)}: of a new model, but --model {settings.model} goes on; leave out one")
+        raise SettingsError(
+            f"{', '.join(idle)}: only for a new model, but --model {settings.model} is given; leave out one of them"
+        )
     if settings.tokenizer is not None and "vocab_size" in given:
-        raise SettingsError("vocab_size: of a new tokenizer, but --tokenizer names one; leave out one of them")
+        raise SettingsError("vocab_size: only for a new tokenizer, but --tokenizer is given; leave out one of them")
     if settings.text is None and "text_every" in given:
-        raise SettingsError("text_every: has an effect only with --text; leave it out, or set that too")
+        raise SettingsError("text_every: has no effect without --text; leave it out, or set --text too")
 
 
 def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:
     if settings.members is None and settings.nonmembers is None:
         return None, None
     if settings.members is None or settings.nonmembers is None:
-        raise EvaluationError("the membership attack needs both --members and --nonmembers, one of them is missing")
+        raise EvaluationError("the membership attack needs both --members and --nonmembers, but one of them is missing")
     if settings.members.exists() and settings.members.resolve() == settings.nonmembers.resolve():
         raise EvaluationError(
             f"nonmembers: {settings.nonmembers} is also --members; give documents that the model never saw"
@@ -470,14 +475,7 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
 
 def _open_folder(folder: Path, *, model: str | None, private: bool = False) -> None:
     """Make the folder now, so that hours of work do not end with one that cannot be written."""
-    check_link(folder)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: expected a folder to write to, found a file; choose another --out")
+    check_output_folder(folder, advice=_ELSEWHERE)
     if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):
         raise OutputError(f"{folder}: lies inside the checkpoint {model}; choose a folder outside it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another --out") from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: no permission to write there; choose another --out")
+    open_output_folder(folder, advice=_ELSEWHERE, private=private)

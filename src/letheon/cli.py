@@ -60,11 +60,11 @@ class _PlainFormatter(logging.Formatter):
 
 @cli.command(cls=SettingsCommand)
 @settings_options(UnlearnSettings)
-@click.option("--recipe", metavar="NAME", help="Published configuration to begin from, see `letheon methods`.")
-@click.option("--plan", is_flag=True, help="Print what memory and time the run needs, without loading the model.")
+@click.option("--recipe", metavar="NAME", help="Published configuration to start from; see `letheon methods NAME`.")
+@click.option("--plan", is_flag=True, help="Print the memory and time that the run needs, without loading the model.")
 @click.pass_context
 def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, plan: bool, **_: Any) -> None:
-    """Make a model forget --forget and keep --retain; leaves OUT/model and OUT/adapter."""
+    """Make a model forget --forget and keep --retain; writes OUT/model and OUT/adapter."""
     from letheon.recipes import read_recipe
 
     published, given = ({} if recipe is None else read_recipe(recipe)), given_values(context, config)
@@ -122,7 +122,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
 @settings_options(MemorizeSettings)
 @click.pass_context
 def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
-    """Train a model until it has memorised --rows: this is how targets for unlearning come to be."""
+    """Train a model until it has memorised --rows, to make a target for unlearning."""
     settings = MemorizeSettings.of(given_values(context, config))
     with open_display(Console(stderr=True), "memorising") as display:
         load_libraries()
@@ -143,7 +143,7 @@ def data() -> None:
 
 
 @data.command("lume")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 def data_lume(folder: Path) -> None:
     """Download the LUME rows (Apache-2.0) and cut them by the task's split ids."""
     from letheon.data.lume import download_lume
@@ -153,7 +153,7 @@ def data_lume(folder: Path) -> None:
 
 
 @data.command("synthetic")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED), help="Seed of everything in it."
@@ -182,9 +182,9 @@ def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print docs/methods.md: everything about all of them.")
+@click.option("--markdown", is_flag=True, help="Print docs/methods.md, which describes all methods in full.")
 def methods(name: str | None, markdown: bool) -> None:
-    """List the unlearning methods with paper and defaults, or show all about one method or recipe by its NAME."""
+    """List the unlearning methods with paper and defaults, or describe the method or recipe NAME."""
     from letheon.methods_text import describe, list_methods, to_markdown
 
     if markdown:
@@ -195,9 +195,9 @@ def methods(name: str | None, markdown: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--show-paths", is_flag=True, help="Name paths, command line and machine in the cards too.")
+@click.option("--show-paths", is_flag=True, help="Also name paths, command line and machine in the cards.")
 def report(run: Path, show_paths: bool) -> None:
-    """Write report.html for a run's folder from its result files, and the cards in model/ and adapter/."""
+    """Write report.html and the cards in model/ and adapter/ from the result files of a run."""
     from letheon.api import write_report
 
     click.echo(write_report(run, show_paths=show_paths))
@@ -205,9 +205,9 @@ def report(run: Path, show_paths: bool) -> None:
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def purge(run: Path, dry_run: bool) -> None:
-    """Remove what a run, study or evaluation wrote of the rows to forget; keep model, adapter, scores and hashes."""
+    """Remove what a run, study or evaluation stored of the forget rows; keep model, adapter, scores and hashes."""
     from letheon.purge import describe_purge
     from letheon.purge import purge as remove
 
@@ -217,13 +217,20 @@ def purge(run: Path, dry_run: bool) -> None:
 
 @cli.command()
 @click.argument("file", required=False)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the study; it goes on there.")
-@click.option("--model", metavar="TEXT", help="Checkpoint in place of the study's: --set model=TEXT.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the study; a study that is there already is continued.",
+)
+@click.option("--model", metavar="TEXT", help="Checkpoint instead of the study's own; short for --set model=TEXT.")
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of all runs, "
               "evaluate.NAME, or one of the study itself, such as seeds.")  # fmt: skip
-@click.option("--storage", metavar="URL", help="Database of a search, for many machines [a journal file in --out].")
+@click.option(
+    "--storage", metavar="URL", help="Database of a search, for use from many machines [a journal file in --out]."
+)
 @click.option("--retry-failed", is_flag=True, help="Try failed and diverged runs again.")
-@click.option("--report-only", is_flag=True, help="Write tables and figures of what is there; run nothing.")
+@click.option("--report-only", is_flag=True, help="Write tables and figures of the finished runs; run nothing.")
 @click.pass_context
 def study(
     context: click.Context,
@@ -237,7 +244,7 @@ def study(
     retry_failed: bool,
     report_only: bool,
 ) -> None:
-    """Run the study in FILE, or one that comes with Letheon by its name: many settings, many seeds, tables, figures.
+    """Run the study in FILE, or a built-in one by its name: many settings, many seeds, tables, figures.
 
     The exit code is 0 when all runs are done, 1 when some or all failed or diverged, 143 or 130 after a signal.
     """
@@ -249,12 +256,15 @@ def study(
     settings = read_study(study_path(file), changes=changes) if file else None
     console = Console()
     if report_only:
+        from letheon.outputs import check_is_folder
         from letheon.sweep.history import describe_unshown
         from letheon.sweep.report import print_study, report_study
 
+        check_is_folder(out)
         unshown = None if settings is None else describe_unshown(settings, out)
         if unshown is not None:
             _say(f"letheon: {unshown}")
+
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"
@@ -268,7 +278,7 @@ def study(
         report = run(settings, out, view=view, storage=storage, retry=retry_failed)
     print_study(report.record, console)
     if report.num_elsewhere:
-        click.echo(f"{report.num_elsewhere} runs are being done by another process", err=True)
+        click.echo(f"{report.num_elsewhere} runs are in progress in another process", err=True)
     if report.num_failed:
         click.echo(
             f"{report.num_failed} of {len(report.record.runs)} runs failed, diverged or could not be scored; "

@@ -13,7 +13,7 @@ from letheon.api import evaluate, memorize, unlearn, write_report
 from letheon.data.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
 from letheon.evaluation.suites import Evaluation
-from letheon.files import check_link
+from letheon.files import open_output_folder
 from letheon.memorizing.memorize import shown_on
 from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
@@ -77,8 +77,8 @@ def run_demo(settings: DemoSettings, *, console: Console) -> DemoReport:
     """
     started = time.monotonic()
     plan, out = PLANS[settings.size], settings.out
-    check_link(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    open_output_folder(out, advice="choose another --out")
+    if any(out.iterdir()):
         raise OutputError(f"{out}: already holds files; choose another --out or remove it")
     with stage(console, "making the benchmark"):
         files = write(generate(settings.seed, size=settings.size), out / "data")

@@ -18,7 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush a folder by itself."""
 _OURS = ".letheon."
-"""What temporary names begin with, so that nobody else's hidden files are taken for them."""
+"""Prefix of our temporary names, which tells them from other people's hidden files."""
 _LEFTOVER = re.compile(re.escape(_OURS) + r".+\.(tmp|old)")
 
 
@@ -70,7 +70,7 @@ def replace_folder(folder: Path, *, advice: str = _ADVICE, private: bool = False
 
 
 def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
-    """Put the folder `complete` in the place of `folder` on the same disk, which never holds a half-written state."""
+    """Replace `folder` by the folder `complete` on the same disk, without a half-written state at any time."""
     os.chmod(complete, 0o700 if private else 0o755)
     for path in complete.rglob("*"):
         if path.is_file():
@@ -130,7 +130,9 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     try:
         make_folder(path.parent, private=private)
     except OSError as error:
-        raise OutputError(f"{path.parent}: the folder cannot be made ({error.strerror})") from error
+        raise OutputError(
+            f"{path.parent}: the folder cannot be made ({error.strerror}); choose another folder"
+        ) from error
     with replace_file(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -188,6 +190,35 @@ def _flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _UNFLUSHABLE:
             raise
+
+
+def open_output_folder(folder: Path, *, advice: str, what: str = "a folder to write to", private: bool = False) -> None:
+    """Make the folder that a command writes to, or see that it is there and can be written to.
+
+    Raises:
+        OutputError: it is a file or a link to nothing, lies below one, or cannot be made or written to; `what` says
+            what was expected, and `advice` what to do.
+    """
+    check_output_folder(folder, advice=advice, what=what)
+    try:
+        make_folder(folder, private=private)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); {advice}") from error
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder}: no permission to write there; {advice}")
+
+
+def check_output_folder(folder: Path, *, advice: str, what: str = "a folder to write to") -> None:
+    """Refuse what cannot become a folder, without making it.
+
+    Raises:
+        OutputError: it is a file or a link to nothing, or lies below one.
+    """
+    check_link(folder)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        found = "found a file" if there == folder else f"but {there} is a file"
+        raise OutputError(f"{folder}: expected {what}, {found}; {advice}")
 
 
 def check_link(folder: Path) -> None:

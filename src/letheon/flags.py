@@ -53,14 +53,14 @@ def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
             command = click.option(
                 "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=_HELP_ALL
             )(command)
-        return click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings; flags win.")(
-            command
-        )
+        return click.option(
+            "--config", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
+        )(command)
 
     return decorate
 
 
-_HELP_ALL = "Show the rarer settings too and exit."
+_HELP_ALL = "Show all settings and exit."
 
 
 def _show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:

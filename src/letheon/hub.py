@@ -1,11 +1,13 @@
-"""What is a name on the Hugging Face hub and what a folder."""
+"""Which names are repositories on the Hugging Face hub and which are folders here."""
 
 import re
 from pathlib import Path
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PART = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
+_HUB_ID = re.compile(rf"(?!.*(?:--|\.\.|\.git$))(?:{_PART}/)?{_PART}", re.ASCII)
+"""What the hub allows: owner/name or name, of letters, digits and single "-", "_" and "."."""
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a checkpoint of this name is taken from the hub, so that others can find it there."""
+    """Whether `name` can only mean a repository on the hub: it has the form of one, and nothing here is called so."""
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()

@@ -158,7 +158,7 @@ def _owner_of(folder: Path) -> Owner | None:
 
 def _held(folder: Path, owner: Owner | None) -> OutputError:
     whom = f"is in use by {owner}" if owner else "is in use by another process"
-    return OutputError(f"{folder}: {whom}; wait until it is done, end it, or choose another --out")
+    return OutputError(f"{folder}: {whom}; wait for it, stop it, or choose another --out")
 
 
 def _check_gone(owner: Owner, folder: Path, *, note: Note, silence_s: float) -> None:
@@ -170,7 +170,7 @@ def _check_gone(owner: Owner, folder: Path, *, note: Note, silence_s: float) -> 
         OutputError: it is alive.
     """
     if owner.host != socket.gethostname():
-        note(f"{folder}: waiting up to {silence_s:g} s for a sign of {owner}")
+        note(f"{folder}: waiting up to {silence_s:g} s to see whether {owner} is still alive")
         last_word, until = _touched_ns(folder), monotonic() + silence_s
         while monotonic() < until:
             word = _touched_ns(folder)
@@ -179,7 +179,7 @@ def _check_gone(owner: Owner, folder: Path, *, note: Note, silence_s: float) -> 
             if word != last_word:
                 raise _held(folder, owner)
             sleep(min(HEARTBEAT_S, silence_s) / 10)
-    note(f"{folder}: {owner} is gone without having let go of it; taking it over")
+    note(f"{folder}: {owner} ended without releasing it; this process takes it over")
 
 
 def _touched_ns(folder: Path) -> int | None:

@@ -39,15 +39,16 @@ docs/methods.md` renews the page, which a test compares."""
 _INTRODUCTION = f"""\
 # Methods
 
-This page is printed by `letheon methods --markdown` from the declarations that the code runs on; a test keeps it so.
-`letheon methods NAME` shows one method or recipe. Pick a method with `--method NAME`, or a published configuration with
-`--recipe NAME`; flags and `--config` override both.
+`letheon methods --markdown` prints this page from the declarations that the code runs; a test keeps it up to date.
+`letheon methods NAME` shows one method or recipe. Choose a method with `--method NAME`, or a published configuration
+with `--recipe NAME`. Flags and `--config` override both.
 
 ## How to read it
 
-p is the probability of an answer token under the model in training, p_ref under the model as it was. A mean is over
-the answer tokens of the step that have the role in brackets; "by rows" or "over rows" means first within each row,
-then over rows. sg(x) is x without gradient, z are logits, y is the answer token, h hidden states, V the vocabulary.
+p is the probability of an answer token under the model in training, p_ref the one under the original model. A mean is
+over the answer tokens of the step with the role in brackets. "By rows" and "over rows" mean: first within each row,
+then over rows. sg(x) is x without gradient, z are logits, y is the answer token, h are hidden states, V is the
+vocabulary.
 
 * NLL(x) = mean of -log p at the answer tokens of x.
 * KL(retain) = mean over the retain answer tokens of KL(p_ref || p) over all of V (`--kl reverse`: KL(p || p_ref)).
@@ -55,28 +56,32 @@ then over rows. sg(x) is x without gradient, z are logits, y is the answer token
 * NPO = (2/beta) mean softplus(beta (log p - log p_ref)), the ratio taken by token, summed by row, or as one mean over
   the batch (`--npo`).
 
-Defaults are the published values where no note says otherwise. What a recipe sets beyond them, and what of it could
-not be verified, stands with it. Coefficients without a flag of their own go through `--coefficients NAME=VALUE,..`.
-Learning rates in recipes are for models of the size that they name; small models want larger ones. Weight decay is on
-all that is trained, as in PyTorch's AdamW; transformers' trainer, by which most of the published runs were made, leaves
-out norms and biases.
+Defaults are the published values unless a note says otherwise. Each recipe lists what it sets beyond them, and what
+could not be verified. Set coefficients that have no flag with `--coefficients NAME=VALUE,..`. Learning rates in
+recipes are for models of the size that they name; small models need larger ones. Weight decay applies to everything
+that is trained, as in PyTorch's AdamW. The trainer of transformers, which most of the published runs used, leaves out
+norms and biases.
 
-Structure is what a method is not itself without; any of it can be set otherwise where that makes sense. Schedules:
-`mixed` draws steps from the shuffled union of both sets, `forget` from the forget rows alone, `paired` takes a batch
-of each, `alternating` the two in turns, `chunked` goes through chunks of forget rows with their retain rows between,
-and `annealed` through chunks of forget rows with a part of the retain rows after each; the last two begin a new
-optimiser and decay with each block. `--adapt lora` trains an adapter, `--adapt weights` the weights themselves, all
-of them or those in `--layers` and `--target-modules`.
+Structure lists the settings that define a method; they can still be changed where that makes sense. Schedules:
 
-`--patience N` ends a run after N scorings (every `--checkpoint-epochs`, or `--checkpoint-steps`) without a better one.
-What must become better is `--patience-on`: the run's own `score` unless told otherwise, the harmonic mean over tasks
-and kinds of 1 - recall on forget rows and recall on retain rows, where recall is the share of an answer that greedy
-decoding gives before it departs from it (of a question's answer: all or nothing); or `retain_kl`, the mean KL(p_ref ||
-p) over the retain rows. With `--validation 0.1` both are measured on a tenth of either set that is left out of
-training. Forget rows that are left out are not unlearned: set it to choose settings, not to delete.
+* `mixed` draws steps from all rows, shuffled; `forget` from the forget rows alone.
+* `paired` takes a batch of each set in every step; `alternating` takes the two sets in turns.
+* `chunked` goes through chunks of forget rows, each row followed by retain rows; `annealed` goes through chunks of
+  forget rows with a share of the retain rows after each chunk. Both start a new optimiser and a new decay with each
+  chunk.
 
-`--positions all` takes the KL as NEKO's code does: retain rows are padded with the pad token to `--max-length`, the
-padding is masked in attention, and the mean is over all places, padding and the last one included.
+`--adapt lora` trains an adapter. `--adapt weights` trains the weights themselves, all of them or those in `--layers`
+and `--target-modules`.
+
+`--patience N` stops a run after N scorings (every `--checkpoint-epochs`, or `--checkpoint-steps`) without improvement
+of `--patience-on`. By default that is the run's own `score`: the harmonic mean, over tasks and kinds, of 1 - recall
+on forget rows and recall on retain rows. Recall is the share of an answer that greedy decoding gives before its first
+wrong token; for the answer to a question it is all or nothing. `retain_kl` is the mean KL(p_ref || p) over the retain
+rows. With `--validation 0.1` both are measured on a tenth of each set, which is left out of training. Forget rows
+that are left out are not unlearned: use this to choose settings, not to delete.
+
+`--positions all` takes the KL as NEKO's code does. Retain rows are padded with the pad token to `--max-length`, the
+padding is masked in attention, and the mean is over all positions, including the padding and the last one.
 
 ## How to add one
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from letheon.errors import EvaluationError, OutputError, nearest
 from letheon.evaluation.results import Results, read_results
+from letheon.files import open_output_folder
 
 RESULTS = "results.json"
 
@@ -30,15 +31,16 @@ def check_no_other_scores(out: Path, *, model: str, rows: Mapping[str, str]) -> 
     others = [f"{name} {found[name]}, not {asked[name]}" for name in asked if not _is_same(found[name], asked[name])]
     if others:
         raise OutputError(f"{out}: already holds an evaluation of {' and '.join(others)}; {advice}")
-    return f"{out}: the scores there, of the same model and rows, are replaced"
+    return f"{out}: replaces the scores there, which are of the same model and rows"
 
 
 def check_rescored(out: Path, results: Results, *, predictions: Path) -> None:
-    """Refuse a folder with scores of another model or of other rows than `predictions`, which lie there or elsewhere.
+    """Make the folder for scores of `predictions`, and refuse one with scores of another model or of other rows.
 
     Raises:
-        OutputError: the scores there are others, or cannot be read.
+        OutputError: `out` cannot be written to, or the scores there are others or cannot be read.
     """
+    open_output_folder(out, advice="choose another --out", private=True)
     if not _is_same(str(out), str(predictions.parent)):
         rows = {side: _source_of(results, side) for side in ("forget", "retain")}
         check_no_other_scores(out, model=results.model, rows=rows)
@@ -54,6 +56,8 @@ def check_is_folder(folder: Path) -> None:
         return
     around = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     what = "is a file" if folder.exists() else f"no such folder{nearest(folder.name, around)}"
+    if folder.is_symlink() and not folder.exists():
+        what = f"is a link to {folder.readlink()}, which is not there"
     raise EvaluationError(f"{folder}: {what}; expected the folder that a run, an evaluation or a study got as --out")
 
 

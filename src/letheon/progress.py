@@ -69,6 +69,7 @@ class _Stage:
     changed_s: float
 
     def describe(self, now_s: float) -> str:
+        """Return the stage's line at `now_s` (seconds of the display's clock): count, values, time left, age."""
         counted = f" {self.done}/{self.total}" if self.total else ""
         parts = [self.name + counted, *shown_values(self.values)]
         left = self._left_s(now_s)

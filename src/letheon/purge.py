@@ -17,6 +17,7 @@ from typing import Any
 from letheon.errors import LetheonError, OutputError
 from letheon.files import write_json, write_text
 from letheon.locks import file_lock_if_free, folder_lock
+from letheon.outputs import check_is_folder
 from letheon.outside import EVALUATIONS, outside_of
 from letheon.report.files import originals_of
 from letheon.traces import (
@@ -35,7 +36,7 @@ from letheon.traces import (
 RECORD = "purge.json"
 
 REASON_REMOVED = "removed by letheon purge, since it may name rows"
-"""What stands in the place of the reason of a run that failed."""
+"""What replaces the reason of a failed run."""
 
 _FAILED = ("failed", "diverged")
 _SHOWN = ("study.html", "study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
@@ -64,8 +65,10 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
 
     Raises:
+        EvaluationError: there is no such folder.
         OutputError: the folder is none of these or is in use, or files cannot be removed; all others are removed then.
     """
+    check_is_folder(folder)
     if not (folder / RECORD).is_file() and not any(home.path == folder for home in homes_below(folder)):
         raise OutputError(
             f"{folder}: expected the folder of a run, a study or an evaluation ({', '.join(MARKS)}), found none of "
@@ -124,8 +127,8 @@ def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
     for path in found.reworded:
         yield f"{'would replace' if dry_run else 'replaced'} the reasons of failed runs in {path}"
     if not found.traces and not found.reworded:
-        yield f"{found.folder}: nothing of the rows to forget is left in it or in the cache"
-    yield "not removed, since Letheon did not write it or it is the result:"
+        yield f"{found.folder}: neither it nor the cache holds anything of the rows to forget"
+    yield "not removed, because it is the result or Letheon did not write it:"
     yield from (f"  {line}" for line in found.remains)
 
 
@@ -181,9 +184,9 @@ def _stores_left(stores: Mapping[Path, bool], removed: Collection[Trace]) -> Ite
     """Yield the reference stores that stay, and why."""
     for path, is_free in stores.items():
         if not is_free:
-            yield f"{path}: a reference store that another process is making or that may not be changed; purge again"
+            yield f"{path}: a reference store that is locked by another process or write-protected; purge again"
         elif path.exists() and path not in {trace.path for trace in removed}:
-            yield f"{path}: noted as a reference store of a run, but it does not read as one"
+            yield f"{path}: recorded as a run's reference store, but it is not one"
 
 
 def _remains(homes: Collection[Home]) -> tuple[str, ...]:
@@ -192,7 +195,7 @@ def _remains(homes: Collection[Home]) -> tuple[str, ...]:
         found |= dict.fromkeys(_inputs_of(read_values(home.path / "run.yaml")))
         for path in outside_of(home.path, EVALUATIONS):
             if path.is_dir():
-                found[f"{path}: an evaluation of the result, which is purged by itself: letheon purge {path}"] = None
+                found[f"{path}: an evaluation of the result, to be purged separately: letheon purge {path}"] = None
         for path in originals_of(home.path) if home.is_run else ():
             if (path / "predictions.jsonl").exists() and not any(path == other.path for other in homes):
                 found[f"{path}: what the model before unlearning said, for all runs of the study"] = None
@@ -247,7 +250,7 @@ def _write_reports(found: Purge, note: Note) -> None:
             try:
                 write_report(trace.path.parent)
             except LetheonError as error:
-                note(f"{trace.path}: removed, but not written anew ({error})")
+                note(f"{trace.path}: removed, but could not be written again ({error})")
     for path in found.reworded:
         if path.name == "study.json":
             from letheon.sweep.report import report_study
@@ -257,7 +260,9 @@ def _write_reports(found: Purge, note: Note) -> None:
             try:
                 report_study(path.parent)
             except LetheonError as error:
-                note(f"{path.parent}: its tables that give reasons are removed, but not written anew ({error})")
+                note(
+                    f"{path.parent}: its tables that give reasons are removed, but could not be written again ({error})"
+                )
 
 
 def _record(found: Purge) -> None:

@@ -131,23 +131,25 @@ class RowSettings(Settings):
     """Where rows come from; shared by the commands that read forget and retain rows."""
 
     model: str = Field(description="Checkpoint: a local folder or a hub id.")
-    tokenizer: str | None = Field(None, description="Tokenizer folder or hub id, where the checkpoint has none.")
+    tokenizer: str | None = Field(None, description="Tokenizer folder or hub id, if the checkpoint has no tokenizer.")
     forget: str = Field(description="Rows to forget: .jsonl, .parquet, .csv, .tsv, or hub:owner/name@split.")
-    retain: str = Field(description="Rows to keep, likewise.")
+    retain: str = Field(description="Rows to keep, in the same formats.")
     fields: dict[str, str] | None = Field(
         None, description="Column names of your data, e.g. prompt=A,answer=B, or messages=C, or text=D."
     )
     turns: Literal["last", "every"] = Field(
-        "last", description="Which turns of the assistant in a conversation are rows: its last, or every one."
+        "last", description="Which assistant turns of a conversation are rows: the last one or every one."
     )
     dtype: Literal["auto", "float32", "bfloat16", "widened"] = Field(
         "auto",
-        description="Precision of the weights; auto: the checkpoint's own where this machine is fast in it, else "
-        "widened (16 bits in memory, multiplied in float32).",
+        description="Precision of the weights. auto: the checkpoint's own if this machine is fast in it, else widened "
+        "(16 bits in memory, multiplied in float32).",
     )
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run; by default a GPU if there is one.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Device to run on; default: a GPU if there is one.")
     date: IsoDate = Field(
-        DEFAULT_DATE, description="What a chat template that writes the date takes for today.", json_schema_extra=RARE
+        DEFAULT_DATE,
+        description="Date that a chat template takes for today, if it writes the date.",
+        json_schema_extra=RARE,
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the checkpoint.")
 
@@ -157,38 +159,42 @@ class UnlearnSettings(RowSettings):
 
     command: ClassVar[str] = "unlearn"
 
-    out: Path = Field(description="Run folder to make.")
-    method: str = Field("low-rank-npo", description="See `letheon methods`.")
+    out: Path = Field(description="Folder that the run writes to.")
+    method: str = Field("low-rank-npo", description="Unlearning method; `letheon methods` lists them.")
     epochs: int = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over the rows.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after so many steps.", json_schema_extra=RARE)
-    batch_size: int = Field(4, ge=1, description="Rows a step (paired, alternating: forget rows).")
+    max_steps: int | None = Field(None, ge=1, description="Stop after N steps.", json_schema_extra=RARE)
+    batch_size: int = Field(4, ge=1, description="Rows per step (forget rows per step with paired and alternating).")
     schedule: Literal["mixed", "forget", "paired", "alternating", "chunked", "annealed"] = Field(
-        "mixed", description="Which rows make a step: the shuffled union, forget rows alone, or both apart."
+        "mixed", description="Which rows make a step: all rows shuffled, forget rows alone, or both sets separately."
     )
     retain_batch_size: int | None = Field(
-        None, ge=1, description="Retain rows a step (paired, alternating).", json_schema_extra=RARE
+        None, ge=1, description="Retain rows per step (paired, alternating).", json_schema_extra=RARE
     )
     chunk_size: int = Field(
         32,
         ge=1,
-        description="Forget rows that have an optimiser of their own (chunked, annealed).",
+        description="Forget rows per chunk; each chunk has its own optimiser (chunked, annealed).",
         json_schema_extra=RARE,
     )
     retain_ratio: int = Field(
-        7, ge=0, description="Retain rows after each forget row (chunked).", json_schema_extra=RARE
+        7, ge=0, description="Retain rows that follow each forget row (chunked).", json_schema_extra=RARE
     )
     retain_share: float = Field(
-        0.25, gt=0, le=1, description="Share of the retain rows after a chunk (annealed).", json_schema_extra=RARE
+        0.25,
+        gt=0,
+        le=1,
+        description="Share of the retain rows that follows a chunk (annealed).",
+        json_schema_extra=RARE,
     )
     max_batch_tokens: int = Field(
-        16384, ge=16, description="Tokens a forward; a larger step is computed in pieces.", json_schema_extra=RARE
+        16384, ge=16, description="Tokens per forward; a larger step is computed in pieces.", json_schema_extra=RARE
     )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, a third to a half more time."
+        False, description="Recompute activations in the backward pass: less memory, a third to a half more time."
     )
     store_lower: bool = Field(
         False,
-        description="Keep the states of the frozen layers below --layers, so that no step runs them again.",
+        description="Store the states of the frozen layers below --layers, so that steps do not run these layers.",
         json_schema_extra=RARE,
     )
     learning_rate: float = Field(1e-4, gt=0, description="Step size of the optimiser.")
@@ -206,23 +212,23 @@ class UnlearnSettings(RowSettings):
         None, description="Modules to adapt, or all-linear [q_proj,v_proj; with --adapt weights: everything]."
     )
     layers: Span | None = Field(
-        None, description='Decoder layers to keep to, as a slice: "-8:" the last eight, "0:6" the first six.'
+        None, description='Decoder layers to train, as a slice: "-8:" is the last eight, "0:6" the first six.'
     )
     rank: int = Field(5, ge=1, le=MOST_RANKS, description="LoRA rank.")
     alpha: float = Field(5.0, gt=0, description="LoRA alpha; the adapter's factor is alpha / rank.")
     rslora: bool = Field(
-        False, description="Factor alpha / sqrt(rank) in place of alpha / rank.", json_schema_extra=RARE
+        False, description="Use the factor alpha / sqrt(rank) instead of alpha / rank.", json_schema_extra=RARE
     )
     dora: bool = Field(
-        False, description="Train magnitude and direction of the weights apart (DoRA).", json_schema_extra=RARE
+        False, description="Train magnitude and direction of the weights separately (DoRA).", json_schema_extra=RARE
     )
     lora_init: Literal["xavier", "kaiming"] = Field(
         "xavier",
-        description="How an adapter begins; kaiming is PEFT's default, 2.4 times smaller at width 2048.",
+        description="Initial values of the adapter; kaiming is PEFT's default, 2.4 times smaller at width 2048.",
         json_schema_extra=RARE,
     )
     lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share of an adapter's inputs that a step drops.", json_schema_extra=RARE
+        0.0, ge=0, lt=1, description="Share of the adapter's inputs that each step drops.", json_schema_extra=RARE
     )
     beta: float | None = Field(None, gt=0, description="NPO temperature.")
     gamma: float | None = Field(None, ge=0, description="Weight of the retain NLL.")
@@ -234,86 +240,93 @@ class UnlearnSettings(RowSettings):
     )
     alternatives: Path | None = Field(
         None,
-        description="Other answers to the forget rows, as rows of the same ids, for methods that train on them.",
+        description="File of other answers to the forget rows, with the same ids, for methods that train on them.",
         json_schema_extra=RARE,
     )
     template: str = Field(
         "auto",
-        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto: the one in which the "
-        "model knows them best.",
+        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto (the form that the "
+        "model knows best).",
     )
     end_of_sequence: Literal["auto", "retain", "none"] = Field(
-        "auto", description="End retain rows with the end-of-sequence token; auto: if the model ends them so."
+        "auto", description="End retain rows with the end-of-sequence token; auto: if the model does so itself."
     )
     span: Literal["answer", "text"] = Field(
         "answer",
-        description="Which tokens of a row are trained on: its answer, or prompt and answer.",
+        description="What to train on: the answer, or prompt and answer.",
         json_schema_extra=RARE,
     )
     positions: Literal["answer", "all"] = Field(
         "answer",
-        description="Where the retain KL is taken; all: every place of rows padded to --max-length.",
+        description="Where to take the retain KL; all: at every position of rows padded to --max-length.",
         json_schema_extra=RARE,
     )
     max_length: int = Field(2048, ge=2, description="Longest row, in tokens.")
     overlong: Literal["refuse", "truncate", "truncate-prompt"] = Field(
         "refuse",
-        description="What to do with longer rows: truncate trains on their first tokens; truncate-prompt first cuts "
-        "prompts down to their end, at most four fifths of --max-length.",
+        description="What to do with rows longer than --max-length: truncate trains on their first tokens; "
+        "truncate-prompt first cuts off the beginning of prompts, down to four fifths of --max-length.",
         json_schema_extra=RARE,
     )
     answerless: Literal["refuse", "skip"] = Field(
         "refuse",
-        description="What to do with forget rows that --overlong cuts off before their answers; skip: nothing of them "
-        "is unlearned.",
+        description="What to do with forget rows whose answers --overlong cuts off; skip leaves them out, so they are "
+        "not unlearned.",
         json_schema_extra=RARE,
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of the adapter and the order of rows.")
-    checkpoint_epochs: int = Field(5, ge=1, description="Score and save each so many epochs.")
+    checkpoint_epochs: int = Field(5, ge=1, description="Score and save every N epochs.")
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="Score and save every so many steps, in place of the above.", json_schema_extra=RARE
+        None, ge=1, description="Score and save every N steps, instead of --checkpoint-epochs.", json_schema_extra=RARE
     )
     score_at: Numbers | None = Field(
-        None, description="Epochs after which to score and save, in place of the above.", json_schema_extra=RARE
+        None,
+        description="Epochs after which to score and save, instead of --checkpoint-epochs.",
+        json_schema_extra=RARE,
     )
     checkpoint_minutes: float | None = Field(
         10.0,
         gt=0,
-        description="Save, without scoring, after so many minutes too; at most a twentieth of the time goes into it.",
+        description="Also save every X minutes, without scoring; saving takes at most a twentieth of the time.",
         json_schema_extra=RARE,
     )
     keep_checkpoints: int = Field(
-        2, ge=1, description="How many of the newest checkpoints stay, beside the one to keep.", json_schema_extra=RARE
+        2, ge=1, description="How many of the newest checkpoints to keep, besides the best one.", json_schema_extra=RARE
     )
     keep: Literal["best", "last"] = Field("best", description="Which scored state becomes the result.")
     validation: float | None = Field(
-        None, gt=0, lt=1, description="Share of the rows left out of training, to score on."
+        None, gt=0, lt=1, description="Share of the rows to leave out of training and score on."
     )
     holdout: Path | None = Field(
-        None, description="Documents the model never saw; the kept state then also hides what was a member."
+        None,
+        description="Documents that the model never saw; the kept state then also has to hide which texts were "
+        "trained on.",
     )
     holdout_task: str | None = Field(
-        None, description="The task whose forget rows the holdout documents resemble.", json_schema_extra=RARE
+        None, description="Task whose forget rows are like the holdout documents.", json_schema_extra=RARE
     )
-    patience: int | None = Field(None, ge=1, description="Stop after so many scorings without a better one.")
+    patience: int | None = Field(None, ge=1, description="Stop after N scorings without improvement.")
     patience_on: Literal["score", "membership", "forget_recall", "retain_recall", "retain_loss", "retain_kl"] = Field(
-        "score", description="What must become better.", json_schema_extra=RARE
+        "score", description="What has to improve for --patience.", json_schema_extra=RARE
     )
     retain_budget: float | None = Field(
-        None, gt=0, description="Stop when the retain loss has risen by this, nats a token.", json_schema_extra=RARE
+        None,
+        gt=0,
+        description="Stop when the loss on the retain rows has risen by X nats per token.",
+        json_schema_extra=RARE,
     )
     text_budget: float | None = Field(
         None,
         gt=0,
-        description="Stop when the loss of the --holdout documents has risen by this, nats a token.",
+        description="Stop when the loss on the --holdout documents has risen by X nats per token.",
         json_schema_extra=RARE,
     )
-    time_limit_s: float | None = Field(None, gt=0, description="Stop in time, keeping the best state, seconds.")
-    cache_dir: Path | None = Field(None, description="Where reference stores are kept (default ~/.cache/letheon).")
+    time_limit_s: float | None = Field(None, gt=0, description="Stop within X seconds and keep the best state.")
+    cache_dir: Path | None = Field(None, description="Folder for reference stores (default ~/.cache/letheon).")
     trackers: Names = Field(
-        ("tensorboard",), description='accelerate\'s trackers beside log.jsonl; "" for none.', json_schema_extra=RARE
+        ("tensorboard",), description='Trackers of accelerate, besides log.jsonl; "" for none.', json_schema_extra=RARE
     )
-    resume: bool = Field(False, description="Go on from the newest valid checkpoint in --out.")
+    resume: bool = Field(False, description="Continue from the newest valid checkpoint in --out.")
 
 
 class EvaluateSettings(RowSettings):
@@ -324,17 +337,17 @@ class EvaluateSettings(RowSettings):
     out: Path = Field(description="Folder for results.json, predictions.jsonl and evaluation_results.jsonl.")
     template: str | None = Field(
         None,
-        description="Form in which rows are asked beside the raw prompts, as for unlearn; by default that of the run "
-        "to which --model or --out belongs, else auto.",
+        description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
+        "of the run that --model or --out belongs to, else auto.",
     )
-    members: Path | None = Field(None, description="Documents the model was trained on (jsonl, field document).")
-    nonmembers: Path | None = Field(None, description="Documents it never saw.")
+    members: Path | None = Field(None, description="Documents that the model was trained on (JSONL, field document).")
+    nonmembers: Path | None = Field(None, description="Documents that the model never saw.")
     mmlu: Path | None = Field(None, description="Folder with MMLU's dev/ and test/ CSV files.")
-    mmlu_limit: int | None = Field(None, ge=1, description="Ask only the first so many questions of a subject.")
+    mmlu_limit: int | None = Field(None, ge=1, description="Ask only the first N questions of each subject.")
     mmlu_harness: bool = Field(False, description="Ask MMLU through lm-evaluation-harness, which downloads it.")
     exact: bool = Field(False, description="Decode one row at a time, as the official script does.")
     whole_generations: bool = Field(
-        False, description="Generate to the end even where a question can no longer be matched; no score changes."
+        False, description="Generate to the end even if the answer can no longer match; scores do not change."
     )
     batch_size: int = Field(32, ge=1, description="Rows decoded at once.")
     max_new_tokens: int = Field(256, ge=1, description="Longest generation, in tokens.")
@@ -356,30 +369,32 @@ class MemorizeSettings(Settings):
 
     rows: Sources = Field(description="Files of rows to memorise.")
     template: str = Field(
-        "joined", description="Form in which the rows are learnt: joined, plain, pair, question-answer, neko or chat."
+        "joined", description="Form in which to learn the rows: joined, plain, pair, question-answer, neko or chat."
     )
     date: IsoDate = Field(
-        DEFAULT_DATE, description="What a chat template that writes the date takes for today.", json_schema_extra=RARE
+        DEFAULT_DATE,
+        description="Date that a chat template takes for today, if it writes the date.",
+        json_schema_extra=RARE,
     )
     text: Path | None = Field(None, description="General text, documents separated by blank lines.")
     out: Path = Field(description="Folder for the checkpoint.")
-    model: str | None = Field(None, description="Checkpoint to go on from; by default a new model is made.")
+    model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
     architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2, for a new model.")
-    tokenizer: str | None = Field(None, description="Tokenizer folder; by default one is trained on the rows.")
+    tokenizer: str | None = Field(None, description="Tokenizer folder; default: train one on the rows.")
     fields: dict[str, str] | None = Field(None, description="Column names of your data.")
-    turns: Literal["last", "every"] = Field("last", description="Which turns of the assistant are rows, as in unlearn.")
+    turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
     vocab_size: int = Field(8192, ge=300, description="Size of a trained tokenizer.")
     width: int = Field(256, ge=8, description="Width of a new model.")
     num_layers: int = Field(4, ge=1, description="Layers of a new model.")
     num_heads: int = Field(4, ge=1, description="Attention heads of a new model.")
     context: int = Field(1024, ge=16, description="Longest sequence of a new model, in tokens.")
     learning_rate: float = Field(2e-3, gt=0, description="Step size; about 1e-5 for checkpoints of 1B and up.")
-    batch_tokens: int = Field(1024, ge=16, description="Tokens a step.")
-    text_every: int = Field(4, ge=1, description="Every so many steps one is on the general text.")
-    max_steps: int = Field(3000, ge=1, description="Give up after so many steps.")
-    time_limit_s: float | None = Field(None, gt=0, description="Stop after so many seconds.")
+    batch_tokens: int = Field(1024, ge=16, description="Tokens per step.")
+    text_every: int = Field(4, ge=1, description="Train on general text in every Nth step.")
+    max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
+    time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Where to run.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Device to run on.")
 
 
 class DemoSettings(Settings):
@@ -388,7 +403,7 @@ class DemoSettings(Settings):
     command: ClassVar[str] = "demo"
 
     out: Path = Field(Path("demo-run"), description="Folder for everything the demo makes.")
-    size: Literal["tiny", "small", "default"] = Field("default", description="How much made-up data.")
+    size: Literal["tiny", "small", "default"] = Field("default", description="Amount of made-up data.")
     architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of data, target and unlearning.")
 

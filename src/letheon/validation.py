@@ -83,7 +83,9 @@ def explain(error: ValidationError, *, command: str, fields: Mapping[str, FieldI
 def explain_unknown(name: str, *, command: str, known: Iterable[str]) -> str:
     """Return that a command has no setting of this name, and what to write in its place if that can be told."""
     if name in FLAGS_ONLY:
-        return f"{name}: is no setting but a flag, which a file of settings cannot hold; give --{name}"
+        return (
+            f"{name}: is a flag and not a setting, so a settings file cannot hold it; give --{name} on the command line"
+        )
     if name in REMOVED.get(command, {}):
         return f"{name}: this setting of earlier versions has been removed; leave it out"
     return f"{name}: no such setting of {command}{nearest(name, known)}"
@@ -109,7 +111,7 @@ def _explain_one(name: str, details: Sequence[dict[str, Any]], command: str, fie
     if detail["type"] == "extra_forbidden":
         return explain_unknown(name, command=command, known=fields)
     if detail["type"] == "missing":
-        return f"{name}: {command} needs it (--{name.replace('_', '-')})"
+        return f"{name}: {command} needs this setting (--{name.replace('_', '-')})"
     given = detail["input"]
     expected = " or ".join(dict.fromkeys(_expected(each) for each in details))
     got = "nothing" if given is None else shown(given)

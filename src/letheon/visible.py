@@ -1,4 +1,4 @@
-"""Text that nobody has vouched for, with what cannot be seen in it written out.
+"""Untrusted text, with its invisible characters written as escapes.
 
 A terminal obeys escape sequences, and bidirectional overrides make a line read otherwise than it is. Errors, notes and
 reports therefore show each invisible or controlling character as a visible escape.

@@ -53,7 +53,8 @@ def other_answers(forget: Collection[Row], *, per_row: int, seed: int) -> list[R
         others = others or [r.answer for r in rows if r.answer != row.answer]
         if not others:
             raise DataError(
-                f"row {row.id}: no other forget row has another answer, so there is none to train on instead"
+                f"row {row.id}: expected another forget row with a different answer to train on instead, found none; "
+                f"add one or choose another method"
             )
         picks = torch.randint(len(others), (per_row,), generator=generator).tolist()
         made += [replace(row, answer=others[pick]) for pick in picks]
@@ -94,13 +95,13 @@ def given_alternatives(
             continue
         if row_id not in answers:
             raise DataError(
-                f"{given.describe(index)}: there is no forget row of this id{nearest(row_id, answers)}; an alternative "
+                f"{given.describe(index)}: no forget row has this id{nearest(row_id, answers)}; an alternative "
                 "has the id of its forget row, with #1, #2, ... after it where there are several"
             )
         if row.answer.strip() == forgotten[row_id]:
             raise DataError(
-                f"{given.describe(index)}: expected another answer than the one to forget, got that one; give what the "
-                "model is to say in its place"
+                f"{given.describe(index)}: expected an answer that differs from the one to forget, got the same one; "
+                f"give what the model should say instead"
             )
         answers[row_id].append(row.answer)
     made: list[Row] = []

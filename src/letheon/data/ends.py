@@ -31,9 +31,9 @@ def bare_rows(rows: Rows, tokenizer: "PreTrainedTokenizerBase", *, note: Callabl
     said = []
     if num_ended:
         found = [end for end in ends if any(row.answer.rstrip().endswith(end) for row in rows)]
-        said.append(f"{num_ended:,} ended in {' or '.join(found)}, which was taken off")
+        said.append(f"{num_ended:,} ended in {' or '.join(found)}, which was removed")
     if num_begun:
-        said.append(f"{num_begun:,} began with {begin}, which was taken off")
+        said.append(f"{num_begun:,} began with {begin}, which was removed")
     if not said:
         return bare
     if note is not None:
@@ -54,8 +54,8 @@ def without_ends(rows: Rows, ends: Collection[str]) -> tuple[Rows, int]:
     for index, row in enumerate(bare):
         if not row.answer.strip():
             raise DataError(
-                f"{rows.describe(index)}: the answer {rows[index].answer!r} is nothing but an end of sequence; give it "
-                "some text or take the row out"
+                f"{rows.describe(index)}: the answer {rows[index].answer!r} is only an end of sequence; give it some "
+                f"text or take the row out"
             )
     num_ended = sum(row.answer != given.answer for row, given in zip(bare, rows, strict=True))
     return replace(rows, rows=tuple(bare)), num_ended

@@ -142,7 +142,9 @@ def as_asked(row: Row) -> Row:
 def _conversation(row: Row, tokenizer: "PreTrainedTokenizerBase", *, date: str, where: str) -> Rendered:
     """Render the conversation, answer included, and find the answer in it: where two answers make it differ."""
     if not getattr(tokenizer, "chat_template", None):
-        raise SettingsError("template: 'chat' needs a tokenizer with a chat template, this one has none; try 'joined'")
+        raise SettingsError(
+            "template: 'chat' needs a tokenizer with a chat template, but this one has none; use 'joined'"
+        )
     asked = [*row.turns, Turn("user", row.prompt)]
     marker = next((m for m in _MARKERS if m not in row.answer and m not in row.prompt), "\ufffc")
     whole = _filled(tokenizer, [*asked, Turn("assistant", row.answer)], date=date, where=where)

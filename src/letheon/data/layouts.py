@@ -90,7 +90,7 @@ def check_fields(fields: Mapping[str, str]) -> None:
     for one, other in (("prompt", "answer"), ("messages", "text")):
         if one in fields and fields[one] == fields.get(other):
             raise SettingsError(
-                f"fields: {one} and {other} are to be read from one column, '{fields[one]}'; name a column for each, "
+                f"fields: {one} and {other} would be read from one column, '{fields[one]}'; name a column for each, "
                 "or leave one of them out"
             )
 
@@ -267,7 +267,7 @@ def _check_left_out(record: Record, layout: Layout, where: str) -> None:
         value = record.get(name)
         if name not in (layout.prompt, layout.answer) and not is_absent(value) and not isinstance(value, list):
             raise DataError(
-                f"{where}: the column '{name}' seems to belong to the prompt, but only '{layout.prompt}' would be "
+                f"{where}: the column '{name}' seems to be part of the prompt, but only '{layout.prompt}' would be "
                 "read; write both into one column, or say with `fields` prompt=COLUMN which of them is the prompt"
             )
 
@@ -275,7 +275,7 @@ def _check_left_out(record: Record, layout: Layout, where: str) -> None:
 def _turns_before(record: Record, layout: Layout, where: str) -> tuple[Turn, ...]:
     """Return the system message and the earlier turns that a record has in columns of their own."""
     if layout.shape == "conversation" and record.get("tools") not in (None, "", [], "[]"):
-        raise DataError(f"{where}: holds definitions of tools, which are not read; take the row out")
+        raise DataError(f"{where}: holds definitions of tools, which Letheon does not read; take the row out")
     system = next((name for name in _SYSTEM if not is_absent(record.get(name))), None)
     turns = [Turn("system", check_text(record[system], system, where))] if system is not None else []
     history = record.get("history")
@@ -318,7 +318,7 @@ def _conversation(
         return exchanges((*whole, *said), answers=answers, column=layout.answer, where=where, begin=begin)
     if turns[-1] not in said:
         raise DataError(
-            f"{where}: '{layout.answer}' begins with a turn of the {said[0].role}, so it should be the whole "
+            f"{where}: '{layout.answer}' begins with a turn of the {said[0].role}, so expected the whole "
             f"conversation, but the text of '{layout.prompt}' is not in it; correct the row"
         )
     return exchanges(_joined(before, said), answers=answers, column=layout.answer, where=where)

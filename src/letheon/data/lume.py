@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from letheon.data.records import read_lines
 from letheon.data.rows import Rows, check_disjoint, read_rows
 from letheon.errors import DataError, LetheonError, OutputError, nearest
-from letheon.files import check_link, write_json
+from letheon.files import check_output_folder, open_output_folder, write_json
 
 SplitName = Literal["train", "validation", "all"]
 SetName = Literal["forget", "retain"]
@@ -28,6 +28,7 @@ _SHORT = {"train": "train", "validation": "val"}
 _OLD_RELEASE = (250, 250)
 _TIMEOUT_S = 60.0
 _CHUNK_BYTES = 2**20
+_ELSEWHERE = "choose another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def download_lume(
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder that holds a forget and a retain set; there is none")
+        raise DataError(f"{folder}: expected a folder that holds a forget and a retain set, found no folder")
 
 
 def _read_open_set(folder: Path, name: SetName, split: SplitName) -> Rows:
@@ -155,8 +156,8 @@ def _read_open_set(folder: Path, name: SetName, split: SplitName) -> Rows:
     path = folder / "ids" / f"{name}_{_SHORT[split]}_ids.txt"
     if not path.is_file():
         raise DataError(
-            f"{path}: the open files of LUME are cut by lists of ids, one a line, and this one is missing; put it "
-            "there, or use the split 'all' or the task's Parquet files"
+            f"{path}: expected a list of ids, one per line, that says which rows are in this split, but the file is "
+            f"missing; put it there, or use the split 'all' or the task's Parquet files"
         )
     index = {row.id: i for i, row in enumerate(rows)}
     return rows.select(
@@ -166,7 +167,7 @@ def _read_open_set(folder: Path, name: SetName, split: SplitName) -> Rows:
 
 def _index_of(row_id: str, index: dict[str, int], where: str) -> int:
     if row_id not in index:
-        raise DataError(f"{where}: no row has the id '{row_id}'; the list and the rows are of different releases")
+        raise DataError(f"{where}: no row has the id '{row_id}'; the list and the rows are from different releases")
     return index[row_id]
 
 
@@ -191,16 +192,11 @@ def _read_task_part(folder: Path, name: SetName, split: str) -> Rows:
 
 
 def _check_writable(folder: Path, *, overwrite: bool) -> None:
-    check_link(folder)
+    check_output_folder(folder, advice=_ELSEWHERE)
     there = [p for p in folder.rglob("*") if p.name.startswith(_SETS) and p.suffix in (".jsonl", ".parquet")]
     if there and not overwrite:
-        raise OutputError(f"{min(there)}: is there already; choose another folder, or ask for it to be overwritten")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another place") from error
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: no permission to write there; choose another folder")
+        raise OutputError(f"{min(there)}: already exists; choose another folder, or pass overwrite=True in Python")
+    open_output_folder(folder, advice=_ELSEWHERE)
 
 
 def _fetch_open_files(folder: Path, base_url: str) -> str:
@@ -218,7 +214,7 @@ def _fetch(url: str, path: Path) -> None:
         raise DataError(f"{url}: cannot be downloaded ({error}); check the network and try again") from error
     size = path.stat().st_size
     if expected is not None and size != int(expected):
-        raise DataError(f"{url}: expected {expected} bytes, got {size}; the connection broke, try again")
+        raise DataError(f"{url}: expected {expected} bytes, got {size}; the connection broke; try again")
 
 
 def _fetch_hub_files(folder: Path, token: str | None) -> str:
@@ -261,7 +257,7 @@ def _check_plain_files(folder: Path) -> None:
     """Refuse what a download has no need of and that could lead out of the folder."""
     for path in folder.rglob("*"):
         if path.is_symlink():
-            raise DataError(f"{path.relative_to(folder)}: the download holds a symbolic link, which no data needs")
+            raise DataError(f"{path.relative_to(folder)}: the download holds a symbolic link, which is refused")
 
 
 def _facts(path: Path) -> dict[str, str | int]:

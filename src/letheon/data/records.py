@@ -7,7 +7,9 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +22,10 @@ PACKED = ".gz"
 """What the name of a packed text file ends in, after its own ending."""
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_NUM_SAMPLE_LINES = 200
+"""How many lines of a table tell what separates its columns."""
+_QUOTED = re.compile(r'"[^"]*(?:"|$)')
+"""A quoted value, or the part of one up to a doubled quotation mark; up to the end of the text where none closes it."""
 _FIELD_SIZE_LIMIT = 2**31 - 1
 _HUB = re.compile(r"hub:(?P<name>[^:@\s]+)(?::(?P<config>[^@\s]+))?@(?P<split>\S+)")
 _NAME_ENDS = re.compile(r'"\s*:')
@@ -72,8 +78,8 @@ def open_records(source: str | Path) -> Records:
     if suffix == ".parquet":
         return Records(str(path), "row", _parquet(path))
     if suffix in (".csv", ".tsv"):
-        header, line = next(((n, line) for n, line in read_lines(path) if line.strip()), (1, ""))
-        return Records(str(path), "line", _csv(path, header, _delimiter(path, line)), header)
+        header = next((n for n, line in read_lines(path) if line.strip()), 1)
+        return Records(str(path), "line", _csv(path, header, _delimiter(path)), header)
     if _first_character(path) == "[":
         return Records(str(path), "item", _json_list(path))
     return Records(str(path), "line", _json_lines(path))
@@ -115,7 +121,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield from unpacked
         except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path}: expected a file packed by gzip ({_first_line(error)}); pack it anew") from error
+            raise DataError(f"{path}: expected a gzip file ({_first_line(error)}); compress it again") from error
 
 
 def _decode(raw: bytes, where: str) -> str:
@@ -157,8 +163,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=_with_names_once)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{where}: expected JSON, one object a line or a list of objects ({_reason(error)}); correct it or take it "
-            "out"
+            f"{where}: expected JSON, one object per line or a list of objects ({_reason(error)}); correct it or take "
+            f"it out"
         ) from error
 
 
@@ -176,7 +182,7 @@ def _with_names_once(pairs: list[tuple[str, Any]]) -> Record:
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name '{twice[:60]}' comes twice in one object")
+        raise ValueError(f"the name '{twice[:60]}' occurs twice in one object")
     return record
 
 
@@ -220,15 +226,17 @@ def check_text(value: object, column: str, where: str, *, may_be_empty: bool = F
     """
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is non-text; "
-            "put it in quotation marks or take the row out"
+            f"{where}: expected text in column '{column}', got {describe_type(value)}, which is not text; put it in "
+            f"quotation marks or take the row out"
         )
     if not may_be_empty and not value.strip():
         raise DataError(f"{where}: column '{column}' is empty; give it some text or take the row out")
     if "\0" in value:
         raise DataError(f"{where}: column '{column}' holds a NUL character; take it out")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; fix it")
+        raise DataError(
+            f"{where}: column '{column}' holds half of a surrogate pair, which is not a character; correct it"
+        )
     return value
 
 
@@ -263,17 +271,38 @@ def _csv(path: Path, header_line: int, delimiter: str) -> Iterator[tuple[int, Re
         csv.field_size_limit(previous_limit)
 
 
-def _delimiter(path: Path, header: str) -> str:
-    """Return what separates the columns: what the name says, unless the header has only another mark."""
+def _delimiter(path: Path) -> str:
+    """Return what separates the columns: the mark that comes as often in the rows as in the header.
+
+    Marks inside quotation marks do not count. Where two marks do equally well it is the one that the file's name says.
+    """
     usual = "\t" if _suffix(path) == ".tsv" else ","
-    others = [mark for mark in ("\t", ";", ",") if mark in header]
-    return others[0] if others and usual not in header else usual
+    header, *rows = _unquoted_records(path)
+    candidates = [mark for mark in _DELIMITERS if mark in header]
+    if not candidates:
+        return usual
+
+    def agreement(mark: str) -> tuple[int, bool, int]:
+        num_agreeing = sum(row.count(mark) == header.count(mark) for row in rows)
+        return num_agreeing, mark == usual, header.count(mark)
+
+    return max(candidates, key=agreement)
+
+
+def _unquoted_records(path: Path) -> list[str]:
+    """Return the first records of a table, the header first, without what stands in quotation marks."""
+    lines: list[str] = []
+    with suppress(DataError):  # said with its place when the row is read
+        lines.extend(line for _, line in islice(read_lines(path), _NUM_SAMPLE_LINES))
+    is_whole = len(lines) < _NUM_SAMPLE_LINES
+    records = [line for line in _QUOTED.sub('""', "".join(lines)).split("\n") if line.strip()]
+    return (records if is_whole else records[:-1]) or [""]
 
 
 def _check_header(header: list[str], where: str) -> None:
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
-        raise DataError(f"{where}: expected each column name once, found '{repeated[0]}' several times")
+        raise DataError(f"{where}: expected each column name once, found '{repeated[0]}' more than once")
 
 
 def _csv_record(header: list[str], cells: list[str], where: str, delimiter: str) -> Record:

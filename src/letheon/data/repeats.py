@@ -46,9 +46,9 @@ def check_questions(forget: "Rows", retain: "Rows") -> None:
         match = asked.get(asked_key(row)) if row.kind == "question" and not row.is_document else None
         if match is not None:
             raise DataError(
-                f"{forget.describe(i)}: a question is to be either forgotten or kept, but {retain.describe(match)} "
-                "asks the same and has another answer; take it out of one of the two, or, if the model is to give the "
-                "one answer and not the other, give both rows the kind 'completion' (column kind)"
+                f"{forget.describe(i)}: expected a question either to forget or to keep, but {retain.describe(match)} "
+                f"asks the same and has another answer; take it out of one of the two files, or, if the model should "
+                f"give one answer and not the other, give both rows the kind 'completion' (column kind)"
             )
 
 
@@ -66,8 +66,8 @@ def check_unseen(documents: Sequence[str], sets: Iterable["Rows"], *, source: st
             number = None if row.turns else numbers.get(whole_text(row))
             if number is not None:
                 raise DataError(
-                    f"{source}: document {number} is the text of {rows.describe(i)}, but documents are wanted that the "
-                    "model never saw; take it out"
+                    f"{source}: document {number} is the text of {rows.describe(i)}, but the model must never have "
+                    f"seen these documents; take it out"
                 )
 
 

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NOTED_ROWS = 100_000
-"""After each so many rows it is said how far the reading is."""
+"""Rows between two notes on how far reading is."""
 
 _LARGEST_EXACT = 2.0**53
 """Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""
@@ -173,7 +173,8 @@ def read_rows(
         for row in _rows_from(found, record, layout, labels, row_id=row_id, where=where):
             if row.id in seen:
                 raise DataError(
-                    f"{where}: the id '{row.id}' is also that of {records.unit} {seen[row.id]}; ids must differ"
+                    f"{where}: the id '{row.id}' is also that of {records.unit} {seen[row.id]}; give each row its own "
+                    f"id"
                 )
             seen[row.id] = number
             rows.append(row)
@@ -223,8 +224,8 @@ def check_disjoint(forget: Rows, retain: Rows) -> None:
         ):
             if match is not None:
                 raise DataError(
-                    f"{forget.describe(i)}: a row is to be either forgotten or kept, but {retain.describe(match)} "
-                    f"has the same {what}; take it out of one of the two"
+                    f"{forget.describe(i)}: expected a row either to forget or to keep, but {retain.describe(match)} "
+                    f"has the same {what}; take it out of one of the two files"
                 )
     check_questions(forget, retain)
 

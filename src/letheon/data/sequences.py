@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from letheon.data.rows import Row
 
 NOTED_ROWS = 100_000
-"""Progress is noted every so many tokenised rows."""
+"""Rows between two notes on how far tokenising is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +107,14 @@ def tokenise(
     if len(ids) > max_length:
         raise DataError(
             f"{where}: prompt and answer take {len(ids)} tokens with template '{template}', at most {max_length} fit, "
-            "so the answer would be cut off; shorten the row or raise --max-length (up to the model's context)"
+            "so the answer would be cut off; shorten the row or raise --max-length, up to the model's context"
         )
     if max(start, 1) >= len(ids):  # nothing predicts the first token of a text
-        raise DataError(f"{where}: the answer {row.answer!r} gives no token of its own, so nothing of it can be scored")
+        raise DataError(f"{where}: the answer {row.answer!r} has no token of its own, so it cannot be scored")
     if not str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip():
         raise DataError(
-            f"{where}: the tokenizer turns the answer {row.answer!r} into nothing but unknown tokens and spaces, so "
-            "nothing of it can be unlearned; take the row out or use a model whose tokenizer knows its script"
+            f"{where}: the tokenizer turns the answer {row.answer!r} into unknown tokens and spaces only, so it "
+            f"cannot be unlearned; take the row out or use a model whose tokenizer knows its script"
         )
     return _sequence(ids, start, end)
 

@@ -17,7 +17,7 @@ from letheon.data import synthetic_text as words
 from letheon.data.rows import Row, write_rows
 from letheon.data.synthetic_documents import Document, Maker, make_biography, make_profile, make_story
 from letheon.errors import OutputError, SettingsError, nearest
-from letheon.files import check_link, write_text
+from letheon.files import open_output_folder, write_text
 
 NUM_SHOTS = 5
 LETTERS = "ABCD"
@@ -141,8 +141,8 @@ def write(benchmark: SyntheticBenchmark, folder: str | Path) -> BenchmarkFiles:
         OutputError: the folder holds files, or cannot be written.
     """
     folder = Path(folder)
-    check_link(folder)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    open_output_folder(folder, advice="choose another folder")
+    there = sorted(path.name for path in folder.iterdir())
     if there:
         raise OutputError(f"{folder}: already holds files, {there[0]} among them; choose another folder")
     sets = {

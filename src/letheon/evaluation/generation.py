@@ -17,7 +17,7 @@ from letheon.model.loading import context_length
 from letheon.model.rotation import changes_rotation
 
 FIRST_CUT = 80
-"""New tokens after which rows are regrouped, lest one hold up many, in a model that `decode` does not know."""
+"""New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +209,9 @@ def _check(rows: Sequence[Sequence[int]], names: Sequence[str], context: int | N
             raise EvaluationError(f"{name}: the prompt has no tokens, so nothing can be generated; give it some text")
         if context is not None and len(row) >= context:
             raise EvaluationError(
-                f"{name}: the prompt has {len(row)} tokens, but the model's context holds {context} and the answer "
-                "needs room too; shorten the prompt, leave the row out, or evaluate a model with a longer context"
+                f"{name}: the prompt has {len(row)} tokens, but the model's context is {context} tokens, and the "
+                f"answer needs some of them; shorten the prompt, leave the row out, or evaluate a model with a longer "
+                "context"
             )
 
 

@@ -140,7 +140,8 @@ def score_mmlu(
         found = letter_probabilities(model, prompts, letters, batch_size=batch_size, exact=exact)
         if not torch.isfinite(found).all():
             raise EvaluationError(
-                f"MMLU, {subject.name}: the model's probabilities are not finite, the model is broken"
+                f"MMLU, {subject.name}: the model's probabilities are not finite; the checkpoint is broken, use an "
+                f"earlier one"
             )
         choices = [LETTERS[i] for i in found.argmax(dim=1).tolist()]
         num_right[subject.name] = sum(a == q.answer for a, q in zip(choices, subject.questions, strict=True))

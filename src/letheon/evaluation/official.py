@@ -52,7 +52,7 @@ class TaskAggregate:
 def predict(row: Row, split: SplitName, generation: str, *, is_cut: bool = False) -> Prediction:
     """Score one generation against its row; both scores are kept whatever the row's kind.
 
-    `is_cut` marks the first part of a generation of which it is known that the whole is no exact match.
+    `is_cut` marks a generation that was stopped early because it could no longer match exactly.
     """
     recall = rouge_recall(generation, row.answer)
     return Prediction(

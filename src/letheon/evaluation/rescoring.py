@@ -86,7 +86,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
                 )
             predictions.append(prediction)
     if not predictions:
-        raise EvaluationError(f"{path}: expected one prediction a line, but the file is empty; run evaluate again")
+        raise EvaluationError(f"{path}: expected one prediction per line, but the file is empty; run evaluate again")
     return tuple(predictions)
 
 
@@ -162,7 +162,7 @@ def _membership_contradictions(results: Results) -> list[str]:
     if results.mmlu is not None and subjects:
         accuracy = results.mmlu.accuracy
         if not min(subjects) - _TOLERANCE <= accuracy <= max(subjects) + _TOLERANCE:
-            said.append(f"mmlu.accuracy is {accuracy:g}, which no mean of its subjects gives")
+            said.append(f"mmlu.accuracy is {accuracy:g}, which is not a mean of its subjects' accuracies")
     return said
 
 
@@ -198,7 +198,7 @@ def _form_again(form: FormScores | None, predictions: tuple[Prediction, ...]) ->
 
 
 def _unknown(beside: Path) -> Results:
-    reason = f"scored again from predictions, and there is no {beside} to carry it over from"
+    reason = f"scored again from predictions, and there is no {beside} to take it from"
     return Results(suite="lume", model="unknown", missing={"mia": reason, "mmlu": reason})
 
 

@@ -146,7 +146,7 @@ class MmluScores:
     num_questions: int
     num_shots: int
     limit_per_subject: int | None
-    """Only the first so many questions of each subject were asked; None: all of them."""
+    """How many questions of each subject were asked, the first ones; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,9 @@ def _encode_rows(
         raise DataError("memorize: expected at least one row to memorise, got none")
     check_form(template)
     if template == AUTO:
-        raise SettingsError("template: memorize must be told the form to learn, 'auto' only finds it; use 'joined'")
+        raise SettingsError(
+            "template: expected a form to learn, got 'auto', which only finds the form that a model knows; use 'joined'"
+        )
     _end_of_sequence(tokenizer)
     sequences = []
     for row in rows:
@@ -240,8 +242,8 @@ def _encode_text(text: Collection[str], tokenizer: PreTrainedTokenizerBase, *, m
 def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ModelError(
-            "the tokenizer has no end-of-sequence token, so no answer could end; set tokenizer.eos_token, "
-            "or let memorize train a tokenizer"
+            "the tokenizer has no end-of-sequence token, so no answer can end; set tokenizer.eos_token, or let "
+            "memorize train a tokenizer"
         )
     return int(tokenizer.eos_token_id)
 

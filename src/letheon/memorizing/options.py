@@ -14,7 +14,7 @@ class MemorizeOptions:
     """
 
     max_steps: int = 3000
-    """Give up after so many steps, cool-down included."""
+    """Steps after which to give up, cool-down included."""
     batch_tokens: int = 1024
     """Tokens a step; a longer row stands alone."""
     learning_rate: float = 2e-3
@@ -28,7 +28,7 @@ class MemorizeOptions:
     text, which takes about twice as long."""
     weight_decay: float = 0.0
     text_every: int = 4
-    """Every so many steps one is on general text; ignored without text."""
+    """One step in this many is on general text; ignored without text."""
     target_accuracy: float = 1.0
     """Stop when at least this share of the answer tokens, ends of sequence included, is likeliest after a cool-down."""
     cool_at: float = 0.985
@@ -36,7 +36,7 @@ class MemorizeOptions:
     check_every: int = 25
     """Steps between checks of the recall."""
     time_limit_s: float | None = None
-    """Stop after so many seconds, wherever training stands."""
+    """Seconds after which training stops, whatever it has reached."""
     seed: int = 0
     """Order of the rows and of the text."""
 

@@ -65,7 +65,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     for module in trunk_of(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
             return module
-    raise ModelError(f"{type(model).__name__}: its decoder layers cannot be told, so --layers cannot choose among them")
+    raise ModelError(
+        f"{type(model).__name__}: Letheon cannot find its decoder layers, so --layers cannot select any; leave it out"
+    )
 
 
 def layers_in(span: str, num_layers: int) -> range:
@@ -77,7 +79,7 @@ def layers_in(span: str, num_layers: int) -> range:
     start, _, end = span.partition(":")
     chosen = range(num_layers)[int(start) if start else None : int(end) if end else None]
     if not chosen:
-        raise SettingsError(f"layers: '{span}' names none of the model's {num_layers} layers, 0 to {num_layers - 1}")
+        raise SettingsError(f"layers: '{span}' selects none of the model's {num_layers} layers, 0 to {num_layers - 1}")
     return chosen
 
 
@@ -91,7 +93,7 @@ def beyond(span: str, num_layers: int) -> str | None:
     if all(not bound or abs(int(bound)) <= num_layers for bound in span.split(":")):
         return None
     return (
-        f"WARNING: layers: '{span}' goes beyond the model's {num_layers} layers; what it names of them is trained, "
+        f"WARNING: layers: '{span}' goes beyond the model's {num_layers} layers; the layers that exist are trained, "
         f"'{chosen.start}:{chosen.stop}'"
     )
 

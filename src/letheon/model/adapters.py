@@ -293,8 +293,8 @@ def _check_same_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torc
     different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
     if different:
         raise ModelError(
-            f"the merged model would not have the tensors of the one it came from: {', '.join(different[:3])} differ; "
-            "the checkpoints are as they were"
+            f"the merged model would not have the tensors of the original one: {', '.join(different[:3])} differ; the "
+            f"checkpoints are unchanged"
         )
 
 

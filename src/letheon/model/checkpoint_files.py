@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from letheon.errors import ModelError, nearest, shown
+from letheon.hub import is_hub_id
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,7 +25,6 @@ WHOLE_NOT_ADAPTER = (
     "merge_and_unload(), save the result, and give that folder"
 )
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
@@ -125,11 +124,11 @@ def check_source(source: str) -> None:
     if folder.is_symlink():
         raise ModelError(f"{source}: is a link to {folder.readlink()}, which is not there; give the folder itself")
     what = f"{source}: no such folder{_neighbour(folder)}; expected a checkpoint folder or a hub id (owner/name)"
-    if _HUB_ID.fullmatch(source) is None:
+    if not is_hub_id(source):
         raise ModelError(what)
     if "/" in source and folder.parent.is_dir():
         raise ModelError(
-            f"{what}, and {folder.parent} is a folder here; for a hub id of that name start from another folder"
+            f"{what}, and {folder.parent} is a folder here; to use the hub id of that name, run from another folder"
         )
 
 
@@ -139,15 +138,15 @@ def not_had(source: str, error: Exception) -> ModelError | None:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     if any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled) for cause in causes):
-        why = "the hub cannot be reached, and no copy of it is on this machine"
+        why = "the hub cannot be reached, and this machine has no copy"
     elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        why = "the hub has none of this name, or only for those whom its owner lets in (HF_TOKEN)"
+        why = "the hub has no such repository, or your token (HF_TOKEN) has no access to it"
     else:
         return None
     hint = _neighbour(Path(source))
     return ModelError(
-        f"{source}: there is no such folder{hint}, and as a hub id it could not be loaded: {why}; check the path, or "
-        "the name and the network"
+        f"{source}: no such folder{hint}, and it could not be loaded as a hub id: {why}; check the path, or the name "
+        f"and the network"
     )
 
 
@@ -171,7 +170,7 @@ def weight_files(folder: Path) -> list[Path]:
     if others:
         raise ModelError(f"{folder}: expected weights in {WEIGHTS} or a list of shards in {INDEX}, found {others[0]}")
     pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    found = f"only {pickled[0]}, a pickle, which is never read; {_CONVERT}" if pickled else "none"
+    found = f"only {pickled[0]}, a pickle, which Letheon never reads; {_CONVERT}" if pickled else "none"
     raise ModelError(f"{folder}: expected weights in *.safetensors, found {found}")
 
 
@@ -183,9 +182,9 @@ def _shards(folder: Path) -> list[Path]:
     shards = sorted(set(names.values()))
     for name in shards:
         if len(PurePosixPath(name).parts) != 1 or name == ".." or "\\" in name:
-            raise ModelError(f"{index}: expected names of files beside it, got '{name}', which leads elsewhere")
+            raise ModelError(f"{index}: expected names of files in the same folder, got '{name}'")
         if not (folder / name).is_file():
-            raise ModelError(f"{index}: names the file {name}, which is not there; download the checkpoint again")
+            raise ModelError(f"{index}: lists the file {name}, which does not exist; download the checkpoint again")
     return [folder / name for name in shards]
 
 

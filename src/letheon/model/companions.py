@@ -75,7 +75,7 @@ def _folder_of(source: str, names: tuple[str, ...], *, local_files_only: bool) -
     try:
         return Path(snapshot_download(source, allow_patterns=list(names), local_files_only=local_files_only))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        _logger.debug("%s: its small files cannot be had (%s)", source, error)
+        _logger.debug("%s: its small files cannot be downloaded (%s)", source, error)
         return None
 
 

@@ -160,7 +160,7 @@ def build_engine(
     """
     if model.training:
         raise ModelError(
-            f"{type(model).__name__}: the model is in training mode, where dropout makes its terms random; call eval()"
+            f"{type(model).__name__}: the model is in training mode, where dropout makes its losses random; call eval()"
         )
     expected = _checked_log_probs(model, probe)
     if not torch.isfinite(expected).all():
@@ -192,7 +192,7 @@ def build_engine(
         if objection is None:
             return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
         if kernel == "varlen":
-            notes.append(f"attention over variable lengths {objection}; each sequence attends by itself")
+            notes.append(f"attention over variable lengths {objection}; each sequence is attended separately")
         if selection is None:
             notes.append(f"the {path} forward {objection}; falling back to a slower path")
     return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
@@ -211,9 +211,9 @@ def _check_causal(model: PreTrainedModel, probe: PackedBatch) -> None:
     if is_ahead:
         raise ModelError(
             f"{model.name_or_path or type(model).__name__}: expected a causal language model, but in this "
-            f"{type(model).__name__} a later token changes what is said at earlier positions, as in a model that fills "
-            "in masked words; give a checkpoint that was trained to continue text (where this one was, set is_decoder "
-            "to true in its config.json)"
+            f"{type(model).__name__} a later token changes the predictions at earlier positions, as in a masked "
+            f"language model; give a checkpoint that was trained to continue text (if this one was, set is_decoder to "
+            f"true in its config.json)"
         )
 
 
@@ -235,8 +235,8 @@ def _checked_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     except Exception as error:  # whatever an architecture trips over, of which only its own code knows
         reason, _, _ = str(error).partition("\n")
         raise ModelError(
-            f"{model.name_or_path or type(model).__name__}: expected a causal language model that token ids alone are "
-            f"enough for, but the forward of this {type(model).__name__} fails ({type(error).__name__}: {reason}); if "
+            f"{model.name_or_path or type(model).__name__}: expected a causal language model that needs only token "
+            f"ids, but the forward of this {type(model).__name__} fails ({type(error).__name__}: {reason}); if "
             "it runs without an adapter, name the layers to adapt by --target-modules"
         ) from error
 
@@ -258,7 +258,7 @@ def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | No
         with engine.running():
             # In bfloat16 a small leak hides within the tolerance of the values.
             if engine.path == "packed" and leak_between_sequences(engine.model, probe) > 0:
-                return "lets something carry over from one sequence to the next (a recurrent layer, a convolution)"
+                return "carries state over from one sequence to the next (a recurrent layer, a convolution)"
             with torch.no_grad():
                 found = engine.label_terms(probe).log_probs
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError) as error:

@@ -59,7 +59,7 @@ class Head:
         return not self.weight.requires_grad
 
     def copy(self) -> "Head":
-        """Return the head as it is now, cut off from what becomes of its weight."""
+        """Return a copy of the head that later changes of its weight do not affect."""
         bias = None if self.bias is None else self.bias.detach().clone()
         return replace(self, weight=self.weight.detach().clone(), bias=bias)
 

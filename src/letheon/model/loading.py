@@ -108,7 +108,7 @@ def load_model(
         widen(model, stored, exact=_exact_weights(source))
         if not computes_wide(model):
             widen_wholly(model)
-            note(f"{type(model).__name__} reads its matrices in its own ways, so all weights are float32 in memory")
+            note(f"{type(model).__name__} uses its matrices in its own way, so all weights are float32 in memory")
     move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
 
@@ -139,7 +139,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
     """
     check_source(source)
     if Path(source).is_file():
-        raise ModelError(f"{source}: expected the folder of a tokenizer, got a file; give the folder that it lies in")
+        raise ModelError(f"{source}: expected the folder of a tokenizer, got a file; give the folder that contains it")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -147,7 +147,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
             source, f"no tokenizer could be loaded from here ({_reason(error)}); {_NAME_TOKENIZER}", error
         ) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ModelError(f"{source}: there is no tokenizer here, tokenizer.json is missing; {_NAME_TOKENIZER}")
+        raise ModelError(f"{source}: no tokenizer here: tokenizer.json is missing; {_NAME_TOKENIZER}")
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{source}: the tokenizer has no end-of-sequence token, which generation needs to stop; set eos_token in "
@@ -186,7 +186,7 @@ def check_device(device: str | None) -> None:
         SettingsError: "cuda" is asked for, and torch sees no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device: 'cuda' is asked for, but torch sees no GPU here; leave --device out or say cpu")
+        raise SettingsError("device: expected a GPU for 'cuda', but torch finds none; leave out --device or use cpu")
 
 
 def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
@@ -211,8 +211,8 @@ def _check_finite(model: PreTrainedModel, *, source: str) -> None:
         # The sum is finite where all values are, and takes no memory of the tensor's size.
         if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not _is_finite(tensor):
             raise ModelError(
-                f"{source}: the weights of {name} are not all finite (NaN or infinity), so the model says nothing; "
-                "the checkpoint is broken, give an earlier one"
+                f"{source}: the weights of {name} are not all finite (NaN or infinity); the checkpoint is broken, "
+                f"give an earlier one"
             )
 
 
@@ -223,19 +223,19 @@ def _check_complete(
     mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
     source: str,
 ) -> None:
-    """Refuse weights that transformers made up, for want of them in the files."""
+    """Refuse weights that transformers initialised because the files do not have them."""
     if mismatched:
         name, there, wanted = min(mismatched)
         raise ModelError(
             f"{source}: the weights of {name} are {_size(there)}, the configuration says {_size(wanted)}; config.json "
-            "and weights are of different models, download the checkpoint again"
+            f"and weights belong to different models; download the checkpoint again"
         )
     if missing:
         names = sorted(missing)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
-            f"{source}: the weights lack {', '.join(names[:3])}{more} of {type(model).__name__}, which would be random "
-            "numbers; give a checkpoint of the whole language model, its head included"
+            f"{source}: the weights lack {', '.join(names[:3])}{more} of {type(model).__name__}, so they would be "
+            f"random; give a checkpoint of the whole language model, including its head"
         )
 
 
@@ -325,8 +325,8 @@ def _failure(source: str, what: str, error: Exception) -> ModelError:
         return absent
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"{source}: comes with Python code of its own, which is not run unless you ask for it; read that code, and "
-            "where you trust it set --trust-remote-code"
+            f"{source}: contains Python code, which runs only with your consent; read the code and, if you trust it, "
+            f"set --trust-remote-code"
         )
     return ModelError(f"{source}: {what}")
 

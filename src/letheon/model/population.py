@@ -160,10 +160,12 @@ def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: 
         ModelError: a layer of the model does more than a low-rank product (see `is_plain`), so members cannot share it.
     """
     if any(isinstance(module, ParamWrapper) for module in shared.peft.modules()):
-        raise ModelError("the adapters are in routed experts too, so several cannot go through them")
+        raise ModelError("some adapters are in routed experts, which cannot compute several adapters at once")
     odd = [name for name, layer in _layers(shared).items() if not is_plain(layer)]
     if odd:
-        raise ModelError(f"{odd[0]}: is not a plain linear layer with an adapter, so several cannot go through it")
+        raise ModelError(
+            f"{odd[0]}: is not a plain linear layer with an adapter, so it cannot compute several adapters at once"
+        )
     made = []
     for one, seed in zip(settings, seeds, strict=True):
         first = first_values(shared, rank=one.rank, seed=seed, init=one.init)
@@ -197,7 +199,9 @@ class _Together:
             return low_rank_linear(states, self._weight, self._bias, down=downs[0], up=ups[0], scaling=scalings[0])
         segments = self._present.segments.get(states.shape[:-1].numel())
         if segments is None:
-            raise ModelError("a layer is given some of the positions alone, so whose they are cannot be told")
+            raise ModelError(
+                "a layer gets only some of the positions, so Letheon cannot tell which adapter they belong to"
+            )
         return segmented_linear(
             states, self._weight, self._bias, downs=downs, ups=ups, scalings=scalings, segments=segments
         )

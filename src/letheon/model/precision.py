@@ -66,7 +66,7 @@ def choose_precision(stored: torch.dtype, *, asked: Asked, device: str | None, w
             "times slower; --dtype auto keeps 16-bit weights and multiplies them in float32",
         )
     if asked == "widened" and stored not in NARROW:
-        return Choice("float32", f"precision: weights {_name(stored)} as stored, which leaves nothing to widen")
+        return Choice("float32", f"precision: weights {_name(stored)} as stored, so there is nothing to widen")
     return Choice(asked, f"precision: {asked}, as asked for; the checkpoint has {_name(stored)}")
 
 

@@ -29,8 +29,8 @@ def check_not_quantised(config: PreTrainedConfig, *, source: str) -> None:
         else "transformers cannot dequantise it, so give the checkpoint that it was quantised from"
     )
     raise ModelError(
-        f"{source}: expected weights in float32, bfloat16 or float16, got quantised ones ({kind}), into which what is "
-        f"trained cannot be merged; {way_out}"
+        f"{source}: expected weights in float32, bfloat16 or float16, got quantised ones ({kind}), which a trained "
+        f"adapter cannot be merged into; {way_out}"
     )
 
 

@@ -143,12 +143,12 @@ def _load(path: Path, sequences: Collection[Sequence], num_forget_rows: int) -> 
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             written = (file.metadata() or {}).get("sha256")
         if _sha256(values) != written:
-            _logger.warning("%s: the stored reference differs from its checksum; it is built anew", path)
+            _logger.warning("%s: the stored reference differs from its checksum; it is rebuilt", path)
             return None
         store = ReferenceStore(
             starts=starts, num_forget_rows=num_forget_rows, token_starts=token_starts(sequences), **values
         )
     except (SafetensorError, TypeError, OSError) as error:
-        _logger.warning("%s: the stored reference cannot be read (%s); it is built anew", path, error)
+        _logger.warning("%s: the stored reference cannot be read (%s); it is rebuilt", path, error)
         return None
     return store if store.log_probs.shape[0] == starts[-1] else None

@@ -50,9 +50,9 @@ def check_lengths(config: PreTrainedConfig, lengths: Collection[int], *, can_be_
             continue
         if kind == "dynamic" or (min(lengths) <= limit and not can_be_mixed):
             raise ModelError(
-                f"the model rotates positions otherwise in sequences of more than {limit} tokens (rope type '{kind}'), "
-                f"for all that share a batch with one; sequences of {min(lengths)} to {max(lengths)} tokens are "
-                f"there; give --max-length {limit}"
+                f"expected sequences of at most {limit} tokens, because the model changes its position encoding for a "
+                f"whole batch above that (rope type '{kind}'), got sequences of {min(lengths)} to {max(lengths)} "
+                f"tokens; give --max-length {limit}"
             )
 
 

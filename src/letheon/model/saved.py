@@ -35,7 +35,7 @@ def check_saved(folder: Path, model: PreTrainedModel) -> None:
         if names:
             raise ModelError(
                 f"the saved weights would {what} {_first(names)}, so {type(model).__name__} could not be loaded from "
-                "them and nothing is written; the adapter and the checkpoints of the run are whole, please report this"
+                f"them. Nothing was written, and the run's adapter and checkpoints are intact; please report this"
             )
 
 

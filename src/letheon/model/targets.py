@@ -82,7 +82,7 @@ def find_targets(
         inside = names_in_layers(model, layers)
         chosen = [path for path in chosen if path.startswith(inside)]
         if not chosen:
-            raise ModelError(f"layers: none of {', '.join(wanted)} lies inside the wanted layers")
+            raise ModelError(f"layers: none of {', '.join(wanted)} is inside the selected layers")
     refused = _refused(model, chosen, takes_parameters=takes_parameters)
     if refused and not is_all:
         raise ModelError(
@@ -239,12 +239,12 @@ def _refused(model: PreTrainedModel, paths: Collection[str], *, takes_parameters
         except ValueError:
             is_refused = True
         if is_refused:
-            refused[path] = "the model reads its weight past any adapter"
+            refused[path] = "the model uses its weight directly, without the adapter"
     lost = _lost_by_peft(model, paths)
     refused.update(dict.fromkeys(lost, "PEFT loads its adapter under another name"))
     if not takes_parameters:
         by_parameter = {path for path in paths if _is_expert_matrix(model, path)} | renamed_by_peft(model, paths)
-        reason = "PEFT reaches it in a mixture of experts as a parameter, which takes neither DoRA nor dropout"
+        reason = "PEFT adapts it as a parameter of a mixture of experts, without DoRA or dropout"
         refused.update({path: reason for path in paths if path in by_parameter})
     return {path: refused[path] for path in paths if path in refused}
 
@@ -264,7 +264,9 @@ def _notes(model: PreTrainedModel, kept: Collection[str], refused: dict[str, str
         notes.append(f"all-linear leaves out {_listed(refused)} ({reasons})")
     share, names = _frozen(model, kept)
     if share > _MOST_UNSAID:
-        notes.append(f"{share:.0%} of the layer weights stay frozen: no adapter is in {_listed(names)}")
+        notes.append(
+            f"{share:.0%} of the layer weights stay frozen, because these layers have no adapter: {_listed(names)}"
+        )
     return tuple(notes)
 
 

@@ -43,13 +43,15 @@ def check_unexpected(model: PreTrainedModel, unexpected: Collection[str], *, sou
         return None
     more = f" and {len(apart) - _MOST_NAMED} more" if len(apart) > _MOST_NAMED else ""
     parts = ", ".join(list(apart)[:_MOST_NAMED])
-    return f"{source}: the weights also hold {parts}{more}, no part of {type(model).__name__}, which is left out"
+    return (
+        f"{source}: the weights also hold {parts}{more}, which are not part of {type(model).__name__} and are left out"
+    )
 
 
 def _what(model: PreTrainedModel, name: str, part: str, layers: nn.ModuleList | None, left_out: Collection[str]) -> str:
-    advice = "config.json and weights are of different models, download the checkpoint again"
+    advice = "config.json and weights belong to different models; download the checkpoint again"
     if layers is None:
-        return f"the weights hold {name}, which {type(model).__name__} has not under this configuration; {advice}"
+        return f"the weights hold {name}, which {type(model).__name__} does not have in this configuration; {advice}"
     held = 1 + max(_index(other, part) for other in left_out if _nearest_part(model, other)[0] == part)
     return f"the weights hold {held} layers in {part}, the configuration says {len(layers)}; {advice}"
 

@@ -105,7 +105,7 @@ def train_weights(model: PreTrainedModel, *, modules: Collection[str], layers: s
             exact[name] = _exact(parameter)
     if not exact:
         raise ModelError(
-            f"target_modules: none of {', '.join(modules)} lies inside the layers '{layers}' of {type(model).__name__}"
+            f"target_modules: none of {', '.join(modules)} is inside the layers '{layers}' of {type(model).__name__}"
         )
     first_sums = {} if model.device.type == "meta" else {name: _sum(value) for name, value in exact.items()}
     return TrainedWeights(model=model, targets=tuple(modules) or ("all",), exact=exact, first_sums=first_sums)

@@ -80,6 +80,7 @@ def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
     """Return DPO of the alternatives over the forget rows."""
 
     def value(values: TokenTerms, roles: Roles) -> Tensor:
+        """Return DPO's loss (scalar) of a step: its alternatives are chosen, its forget rows rejected."""
         chosen, rejected = roles.alternative, roles.forget
         return dpo(
             values.log_probs[chosen.index],

@@ -259,7 +259,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise EvaluationError(
             f"{path}: expected a mapping of names to values, cannot read it ({' '.join(str(error).split())}); restore "
-            "the file, or remove it to report without it"
+            f"the file, or remove it to make the report without it"
         ) from error
     if not isinstance(data, dict):
         raise EvaluationError(f"{path}: expected a mapping of names to values, got {type(data).__name__}")
@@ -283,7 +283,7 @@ def _json_lines(path: Path, *, allow_cut: bool) -> tuple[list[tuple[int, dict[st
                 return records, True
             raise EvaluationError(
                 f"{path}:{number}: expected one JSON object, cannot read it ({error}); "
-                "restore the file, or remove that line to report without it"
+                "restore the file, or remove that line to make the report without it"
             ) from error
         if not isinstance(record, dict):
             raise EvaluationError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")

@@ -321,7 +321,9 @@ def _log_gaps(run: RunFiles) -> list[Gap]:
         return [Gap("Loss curves", "the run's folder has no log.jsonl")]
     gaps = []
     if run.log.cut_short:
-        gaps.append(Gap("The last log record", "its line is cut off, as when a process is killed; it is left out here"))
+        gaps.append(
+            Gap("The last log record", "the last line is incomplete, as after a killed process, and is left out")
+        )
     if run.log.end is None:
         gaps.append(Gap("The end of training", "log.jsonl has no end event: the run was stopped or is still going"))
     return gaps

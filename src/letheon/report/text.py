@@ -1,4 +1,4 @@
-"""Text that nobody has vouched for, made safe to show: what a model generated, what a file of rows holds.
+"""Untrusted text made safe to show: generations of a model, rows of a file.
 
 A terminal obeys escape sequences and a browser obeys tags and bidirectional overrides. Each invisible or controlling
 character is therefore written out as a visible escape wherever a report shows text.

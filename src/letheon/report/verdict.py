@@ -41,7 +41,7 @@ class RunStart:
     recalls: Mapping[str, float]
     """By side, "forget" and "retain", 0 to 1."""
     unknown: tuple[str, ...]
-    """Sides of which it recalled too little for anything to be forgotten or kept."""
+    """Sides of which the model recalled too little to forget or keep anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _unknown_rows(start: RunStart) -> str:
     return (
         "the model does not know these rows in any form that was tried: before the first step it recalled too little "
         f"of the {sides} rows (recall in form '{start.template}': {recalls}), so what was measured afterwards is not "
-        "forgetting; give the rows as the model met them, or name their form by --template"
+        "forgetting; give the rows as the model was trained on them, or set their form by --template"
     )
 
 

@@ -40,7 +40,9 @@ def configurations(study: StudySettings) -> list[Configuration]:
     labels = [configuration.label for configuration in found]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise SettingsError(f"study: two configurations are called '{twice[0]}'; give them a `name` or drop one")
+        raise SettingsError(
+            f"study: two configurations have the name '{twice[0]}'; give each its own `name`, or remove one"
+        )
     return found
 
 
@@ -80,7 +82,7 @@ def _varied(study: StudySettings) -> list[Configuration]:
             cell = dict(zip(names, product, strict=True))
             both = entry.keys() & cell.keys()
             if both:
-                raise SettingsError(f"list: '{min(both)}' is in the grid too; leave it out of one of them")
+                raise SettingsError(f"list: '{min(both)}' is also in the grid; leave it out of one of them")
             label = {"name": ", ".join(filter(None, (entry["name"], label_of(cell))))} if "name" in entry else {}
             found.append(configuration_of(study, {**entry, **cell, **label}))
     return found

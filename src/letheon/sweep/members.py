@@ -93,9 +93,7 @@ def members_of(study: StudySettings, found: Sequence[Configuration], *, out: Pat
     for member in members:
         other = named.setdefault(member.identity, member)
         if other is not member:
-            raise SettingsError(
-                f"study: '{other.name}' and '{member.name}' are the same run in all settings; drop one of them"
-            )
+            raise SettingsError(f"study: '{other.name}' and '{member.name}' have the same settings; remove one of them")
     return members
 
 
@@ -141,8 +139,8 @@ def _check_epochs(study: StudySettings, settings: UnlearnSettings) -> None:
     method = get_method(settings.method)
     if study.epochs and settings.score_at and method.finish != "keep":
         raise SettingsError(
-            f"evaluate.epochs: method '{method.name}' changes the weights when training is over, so that its states "
-            "before are not results; leave out the epochs"
+            f"evaluate.epochs: method '{method.name}' changes the weights after training, so earlier states are not "
+            f"results; leave out the epochs"
         )
 
 

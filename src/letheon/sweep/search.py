@@ -257,7 +257,7 @@ def _check_same(study: StudySettings, found: "optuna.Study", alike: Mapping[str,
     if changed:
         prints = "; ".join(f"{name}: {there[name]} there, {own[name]} here" for name in changed if name in alike)
         raise SettingsError(
-            f"search: '{study.name}' is there already with other {', '.join(changed)}"
+            f"search: '{study.name}' already exists with a different {', '.join(changed)}"
             f"{f' ({prints})' if prints else ''}; give this one another name or --out"
         )
 

@@ -96,7 +96,7 @@ class StudySettings(Settings):
     command: ClassVar[str] = "study"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
-    name: str = Field("study", description="What tables and figures are headed by.")
+    name: str = Field("study", description="Title of tables and figures.")
     recipe: str | None = Field(None, description="Published configuration to begin from.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings of `unlearn` that all runs share.")
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
@@ -227,9 +227,11 @@ def _check_sections(values: Mapping[str, Any]) -> None:
 def _check(study: StudySettings) -> None:
     _check_names(study)
     if study.search and (study.grid or study.entries):
-        raise SettingsError("search: a study is a search or a grid and list, not both; leave out one of them")
+        raise SettingsError("search: expected either a search, or a grid and a list, got both; leave out one of them")
     if study.pruner != "none" and len(study.objectives) > 1:
-        raise SettingsError("pruner: Optuna prunes by one objective only; leave out the pruner or name one objective")
+        raise SettingsError(
+            "pruner: Optuna can prune by one objective only; leave out the pruner or name one objective"
+        )
     if study.pruner not in ("none", "median") and not study.search:
         raise SettingsError(
             f"pruner: {study.pruner} ends runs of a search only; in a grid or list write median, or leave it out"
@@ -260,7 +262,7 @@ def _check_names(study: StudySettings) -> None:
         labels = ("name", "recipe") if place.startswith(("list", "baselines")) else ()
         for name in UnlearnSettings.without_removed(given):
             if name in _SET_BY_STUDY:
-                raise SettingsError(f"{place}: '{name}' is set by the study itself (seeds, --out); leave it out")
+                raise SettingsError(f"{place}: '{name}' is set by the study (seeds, --out); leave it out")
             if not name.startswith("coefficients."):
                 _known(name, [*of_runs, *labels], place)
     own = [*EvaluateSettings.model_fields, *_OWN_EVALUATION]

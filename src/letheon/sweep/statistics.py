@@ -12,7 +12,7 @@ from letheon.sweep.spec import Deviation
 
 NUM_RESAMPLES = 10_000
 MOST_ENUMERATED = 6
-"""Up to so many values all their resamples with replacement are taken, 6 ** 6 of them, instead of random ones."""
+"""Up to this many values, all 6 ** 6 resamples with replacement are taken instead of random ones."""
 NUM_FLIPS = 100_000
 """More than 2 ** 16, so that up to 16 differences all of their sign patterns are counted."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
-from letheon.files import check_link
+from letheon.files import open_output_folder
 from letheon.report.files import ORIGINAL
 from letheon.sweep.checks import Checks, check_study
 from letheon.sweep.grid import Configuration, configuration_of, configurations
@@ -198,15 +198,7 @@ def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: 
 
 
 def _open_folder(out: Path) -> None:
-    check_link(out)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: expected a folder for the study, found a file; choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    except OSError as error:
-        raise OutputError(
-            f"{out}: the study's folder cannot be made ({error.strerror}); choose another --out"
-        ) from error
+    open_output_folder(out, what="a folder for the study", advice="choose another --out")
+    held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if held and not held & {FILE, RUNS, HASHES, ORIGINAL}:
-        raise OutputError(f"{out}: already holds files that are no study's; choose another --out")
+        raise OutputError(f"{out}: already holds files that do not belong to a study; choose another --out")

@@ -252,7 +252,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _script_notes(record: StudyRecord) -> list[str]:
-    """Say once, of the first state of which it was found, what the official scores miss of the rows' script."""
+    """Return one note on what the official scores miss of the rows' script, by the first state that shows it."""
     found: dict[str, str] = {}
     for label, state in labelled_states(record):
         for note in state.script_notes:

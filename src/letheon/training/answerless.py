@@ -37,7 +37,7 @@ class Answerless:
         """Name the rows of each side; `so` says what follows for them."""
         named = "; ".join(f"{side} {_named(ids)}" for side, ids in self.sides.items() if ids)
         num = len(self.forget) + len(self.retain)
-        return f"{num} rows have no answer token among their first {self.num_tokens} and are {so}: {named}"
+        return f"{num} rows have no answer token in their first {self.num_tokens} tokens and are {so}: {named}"
 
 
 def find_answerless(

@@ -35,7 +35,7 @@ FILES = ("parameters.safetensors", "optimiser.safetensors", "state.json")
 MANIFEST = "manifest.json"
 LARGEST_SHARE = 0.05
 """Of the time, that goes into saving between scorings."""
-_ADVICE = "earlier checkpoints are whole: free space and go on with --resume"
+_ADVICE = "earlier checkpoints are intact: free space and continue with --resume"
 _SMALL_FILES = 2**16
 """Room for what lies beside the tensors, bytes."""
 
@@ -143,7 +143,7 @@ def damage(target: Path) -> str | None:
             if not path.is_file():
                 return f"{path}: is missing"
             if path.stat().st_size != written["bytes"]:
-                return f"{path}: is {path.stat().st_size} bytes long, {written['bytes']} were written"
+                return f"{path}: is {path.stat().st_size} bytes long, but {written['bytes']} bytes were written"
             if _sha256(path) != written["sha256"]:
                 return f"{path}: differs from its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from letheon.errors import OutputError, SettingsError
-from letheon.files import check_link, check_room, is_leftover, sweep
+from letheon.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
 from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
@@ -30,6 +30,8 @@ stored lower states round differently, so that a run that changed them half-way 
 POPULATION = "population.json"
 """What a member of a population keeps of it while that goes on (see populations/together.py)."""
 
+_WHAT, _ELSEWHERE = "a folder for the run", "choose another --out"
+
 
 @contextmanager
 def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
@@ -41,20 +43,15 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
         SettingsError: the run there has other settings.
     """
     folder = settings.out
-    check_link(folder)
+    check_output_folder(folder, advice=_ELSEWHERE, what=_WHAT)
     if settings.resume and not folder.exists():
         raise OutputError(
-            f"{folder}: no such folder, so there is no run to go on with; give the --out of that run, or leave out "
-            "--resume to begin one"
+            f"{folder}: no such folder, so there is no run to resume; give the --out of that run, or leave out "
+            f"--resume to start a new one"
         )
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: expected a folder for the run, found a file")
     if _is_inside(folder, Path(settings.model)):
         raise OutputError(f"{folder}: lies inside the checkpoint {settings.model}; choose a folder outside it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the run folder cannot be made ({error.strerror})") from error
+    open_output_folder(folder, advice=_ELSEWHERE, what=_WHAT)
     with folder_lock(folder, note=note):
         resumes = _goes_on(settings)
         if settings.resume:
@@ -109,7 +106,7 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE, OUTSIDE}
     if found - {"evaluation", OUTSIDE} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
-            f"{folder}: already holds files; choose another --out, or --resume to go on with the run that lies there"
+            f"{folder}: already holds files; choose another --out, or use --resume to continue the run there"
         )
     if settings.resume and begun:
         _check_same_run(settings)

@@ -32,6 +32,8 @@ class FormedRows:
 
     template: str
     date: str
+    is_dated: bool
+    """Whether the tokenizer has a chat template that writes `date` into a row in form "chat"."""
     known: Mapping[str, Known]
     """How well a sample of the rows is known in each form tried, best first; empty if none was to be chosen."""
     ends: bool
@@ -80,7 +82,8 @@ def form_rows(
             inputs.sets, inputs.tokenizer, template=template, max_length=inputs.max_length,
             overlong=settings.overlong, date=settings.date,
         )  # fmt: skip
-    if template == CHAT and writes_date(inputs.tokenizer):
+    is_dated = writes_date(inputs.tokenizer)
+    if template == CHAT and is_dated:
         notes.append(f"the chat template writes the date: every row has {settings.date} (--date)")
     ends = settings.end_of_sequence == "retain"
     if settings.end_of_sequence == "auto":
@@ -90,8 +93,8 @@ def form_rows(
     asked = _asked(inputs, settings, template, ends=ends) if template == CHAT else {}
     if asked:
         notes.append(
-            "the chat template writes more before an answer than its generation prompt: rows are scored with it and "
-            "without it, and the worse counts"
+            "the chat template writes more before an answer than its generation prompt: rows are scored with and "
+            "without it, and the worse score counts"
         )
     others = _alternatives(loaded, inputs, sequences, settings, method=method, template=template, ends=ends)
     if ends:
@@ -101,7 +104,9 @@ def form_rows(
     check_answerless(answerless, settings)
     if answerless:
         notes.append(answerless.note)
-    return FormedRows(template, settings.date, known, ends, sequences, asked, trained, tuple(notes), answerless)
+    return FormedRows(
+        template, settings.date, is_dated, known, ends, sequences, asked, trained, tuple(notes), answerless
+    )
 
 
 @torch.no_grad()
@@ -180,8 +185,13 @@ def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Meth
     ends = settings.end_of_sequence != "none"
     num_rows, template = len(inputs.rows), PLANNED_FORM if settings.template == AUTO else settings.template
     others = _alternatives(None, inputs, inputs.sequences, settings, method=method, template=template, ends=ends)
-    sequences = _with_ends(inputs, inputs.sequences) if ends else inputs.sequences
+    sequences = planned_rows(inputs, settings)
     return [*_trained(sequences[:num_rows], settings, inputs), *others, *sequences[num_rows:]]
+
+
+def planned_rows(inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+    """Return all rows, left-out ones included, in the form that `planned_sequences` takes."""
+    return _with_ends(inputs, inputs.sequences) if settings.end_of_sequence != "none" else inputs.sequences
 
 
 def _alternatives(
@@ -212,7 +222,7 @@ def _alternatives(
         else:
             made = generate_alternatives(loaded, of_forget, per_row=chosen.per_row, seed=seed)
     else:
-        # Another row's answer may be too long for this prompt, for which nobody is to blame.
+        # Another row's answer may be too long for this prompt, which is no mistake of the user.
         make, is_cut = (refusals if chosen.kind == "refusals" else other_answers), True
         rows = make(inputs.forget, per_row=chosen.per_row, seed=seed)
     if rows:

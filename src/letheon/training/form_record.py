@@ -82,7 +82,7 @@ def check_same_inputs(folder: Path, now: Mapping[str, Any]) -> None:
         changed = differences(then, now, _COMPARED)
         if changed:
             raise SettingsError(
-                f"resume: the run in {folder} would go on with other inputs than it began with "
+                f"resume: the run in {folder} would continue with other inputs than it started with "
                 f"({'; '.join(changed)}; from {place}); resume with the model, rows, tokenizer and form of the run, or "
                 "choose another --out"
             )

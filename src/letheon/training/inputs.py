@@ -137,8 +137,8 @@ def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows
     num_left_out = round(settings.validation * len(rows))
     if not 0 < num_left_out < len(rows):
         raise SettingsError(
-            f"validation: a share of {settings.validation:g} of {len(rows)} {name} rows leaves {num_left_out} to score "
-            "on; at least one row must be scored on and one trained on"
+            f"validation: a share of {settings.validation:g} of {len(rows)} {name} rows leaves {num_left_out} rows to "
+            f"score on; at least one row must be left for scoring and one for training"
         )
     order = shuffled(len(rows), settings.seed, 0)
     return rows.select(sorted(order[num_left_out:])), rows.select(sorted(order[:num_left_out]))

@@ -135,8 +135,8 @@ def _check_state(run: Run[Job]) -> None:
     if broken and not run.course.ends_on_collapse:
         rows = run.job.rows_of_step(run.step - 1)
         raise DivergenceError(
-            f"step {run.step}: after it {broken[0]} is not finite, its gradient on rows {run.job.ids_of(rows)} "
-            f"having been; checkpoints of earlier steps are as they were; {run.job.advice}"
+            f"step {run.step}: {broken[0]} became NaN or infinite after the update; rows in that step: "
+            f"{run.job.ids_of(rows)}; earlier checkpoints are intact; {run.job.advice}"
         )
 
 
@@ -207,7 +207,7 @@ def _restore(run: Run[Job], kept: StateScore) -> None:
     saved = load_checkpoint(folder)
     if saved is None:
         raise OutputError(
-            f"{folder}: the checkpoint to keep was damaged after it was written; go on with --resume, which makes it "
-            "again from an earlier one"
+            f"{folder}: the checkpoint to keep was damaged after it was written; run again with --resume, which makes "
+            f"it again from an earlier one"
         )
     run.job.adapted.load_state(saved.parameters)

@@ -120,6 +120,7 @@ def lay_ground(
     """
     needs = needs_of(tuple(term for one, method in zip(settings, methods, strict=True) for term in _all(one, method)))
     probe = probe_of([s for s in inputs.sequences if s.num_answer_tokens]).to(adapted.model.device)
+    measures_kl = any(waits_on_kl(one) for one in settings)
     engine = build_engine(
         adapted.model,
         probe,
@@ -127,8 +128,7 @@ def lay_ground(
         recomputes=settings[0].gradient_checkpointing,
         stores_lower=settings[0].store_lower,
     )
-    waits_on_kl = any(one.patience is not None and one.patience_on == "retain_kl" for one in settings)
-    _check_possible(engine, adapted, replace(needs, kl="forward") if waits_on_kl else needs, methods[0])
+    _check_possible(engine, adapted, replace(needs, kl="forward") if measures_kl else needs, methods[0])
     form = form_rows(loaded, engine, inputs, settings[0], methods[0], found=known or {})
     fingerprinted = fingerprint(adapted.model)
     reference = load_or_build_reference(
@@ -143,7 +143,7 @@ def lay_ground(
         on_path=partial(note_store, [one.out for one in settings]),
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
-    if waits_on_kl:
+    if measures_kl:
         probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
     # The reference pass has read the rows as they are scored, unless they are trained on in another way.
     answers = stored_answers(reference, form.trained, probes)
@@ -222,20 +222,20 @@ def lora_settings(settings: UnlearnSettings) -> LoraSettings:
 def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Method) -> None:
     if needs.activations is not None and needs.activations < engine.begins_at:
         raise SettingsError(
-            f"store_lower: method '{method.name}' looks at layer {needs.activations}, below the lowest trained one "
-            f"({engine.begins_at}); leave it out"
+            f"store_lower: method '{method.name}' uses layer {needs.activations}, below the lowest trained one "
+            f"({engine.begins_at}); leave out --store-lower"
         )
     if engine.path != "logits":
         return
     if needs.activations is not None:
         raise ModelError(
-            f"method '{method.name}' needs hidden states, which cannot be had of {type(engine.model).__name__}: it "
-            "runs by its own forward here; choose another method"
+            f"method '{method.name}' needs hidden states, which are not available from {type(engine.model).__name__}: "
+            f"it runs by its own forward; choose another method"
         )
     if not adapted.is_switchable and (needs.kl is not None or needs.reference_logits):
         raise ModelError(
             f"method '{method.name}' needs the reference's distributions, which {type(engine.model).__name__} has "
-            "only while an adapter is switched off; use --adapt lora"
+            f"only while an adapter is off; use --adapt lora"
         )
 
 
@@ -260,7 +260,7 @@ def probes_of(
     if not 0 < num_forget < len(chosen):
         side = "retain" if num_forget else "forget"
         raise DataError(
-            f"{getattr(settings, side)}: the answers of all {side} rows lie beyond the model's context of "
+            f"{getattr(settings, side)}: the answers of all {side} rows are beyond the model's context of "
             f"{inputs.max_length} tokens, so none can be scored; shorten the prompts, or use --overlong truncate-prompt"
         )
     return Probes(
@@ -285,11 +285,21 @@ def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: Unlearn
     return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
 
 
+def waits_on_kl(settings: UnlearnSettings) -> bool:
+    """Whether a run stops by the retain KL, so that the reference's values on the scored retain rows are held."""
+    return settings.patience is not None and settings.patience_on == "retain_kl"
+
+
+def kept_sequences(probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+    """Return the retain rows of the probes as they are trained on, which the retain KL of scorings is taken over."""
+    return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
+
+
 def _kept_rows(
     engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: UnlearnSettings
 ) -> KeptRows:
     """Return the retain rows of the probes with the reference's values, which are held in memory."""
-    sequences = retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
+    sequences = kept_sequences(probes, inputs, settings)
     store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
     # One copy of a trained head is enough for both stores.
     return KeptRows(sequences, replace(store, head=reference.head or store.head))
@@ -311,13 +321,18 @@ def notes_of_start(start: Start, form: FormedRows) -> list[str]:
         advice = (
             f"it knows them as --template {best}"
             if is_elsewhere
-            else "give the rows as the model met them, or name their form by --template"
+            else "give the rows as the model was trained on them, or set their form by --template"
         )
         notes.append(
             f"WARNING: the model does not know these rows {which}: recall of the {' and '.join(start.unknown)} rows is "
             f"below {KNOWN_RECALL:g} in form '{form.template}' ({describe_known(form.known)}). What this run reports "
-            f"of them is not forgetting; {advice}"
+            f"about them is not forgetting; {advice}"
         )
+        if form.is_dated:
+            notes.append(
+                f"the chat template writes the date, and this run used {form.date}; the model may have been trained "
+                "with another one: set it by --date"
+            )
     return notes
 
 

@@ -139,8 +139,8 @@ def leave(
     if adapted.is_lost_in(merged):
         dtype = str(adapted.model.dtype).removeprefix("torch.")
         raise ModelError(
-            f"{settings.out}: the model that would be saved equals the one it came from, though training moved what "
-            f"was trained: the changes are lost in rounding to {dtype}; train longer, with a higher --learning-rate, "
+            f"{settings.out}: the model to save equals the original one, although training changed the adapter or "
+            f"weights: rounding to {dtype} loses the changes; train longer, with a higher --learning-rate, "
             "or with --dtype float32 (the adapter and the checkpoints are kept)"
         )
     save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=merged)
@@ -153,7 +153,7 @@ def leave(
         "attempts": [asdict(one) for one in attempts],
         "result": {
             "reason": outcome.reason,
-            "kept": asdict(outcome.kept),
+            "kept": outcome.kept.flat(),
             "model_sha256": hash_checkpoint(settings.out / "model"),
             "adapter_sha256": hash_checkpoint(settings.out / "adapter"),
             "num_steps": outcome.step,
@@ -201,7 +201,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         "adapt": settings.adapt,
         "read": dict(problem.read),
         "form": describe_form(prepared.form, problem.read),
-        "before": asdict(prepared.problem.start.score) if prepared.problem.start else None,
+        "before": prepared.problem.start.score.flat() if prepared.problem.start else None,
         "precision": {
             "setting": settings.dtype,
             "chosen": prepared.precision,

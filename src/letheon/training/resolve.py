@@ -86,7 +86,8 @@ def given_coefficients(settings: UnlearnSettings) -> dict[str, Value]:
     for name in flags.keys() & others.keys():
         if flags[name] != others[name]:
             raise SettingsError(
-                f"{name}: {flags[name]!r} here and {others[name]!r} among the coefficients; give one of them"
+                f"{name}: expected one value, got {flags[name]!r} from the flag and {others[name]!r} "
+                "from the coefficients; give one of them"
             )
     return {**flags, **others}
 
@@ -101,7 +102,9 @@ def terms_of(
     """
     terms = method.terms(coefficients_of(method, settings, member=member, layer=layer))
     if not terms:
-        raise SettingsError(f"method '{method.name}': every term has weight 0, so there is nothing to minimise")
+        raise SettingsError(
+            f"method '{method.name}': every term has weight 0, so there is nothing to minimise; set a weight above 0"
+        )
     return terms
 
 
@@ -116,7 +119,7 @@ def coefficients_of(
 
 
 def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Schedule:
-    """Return the steps of a run over so many rows."""
+    """Return what draws the steps of a run over these rows."""
     num_forget, num_retain = len(forget), len(retain)
     seed, epochs, batch_size = settings.seed, settings.epochs, settings.batch_size
     if settings.schedule == "mixed":
@@ -201,7 +204,7 @@ def _check_taken(settings: UnlearnSettings) -> None:
         has_effect, wants = _TAKEN[name]
         is_default = getattr(settings, name) == UnlearnSettings.model_fields[name].default
         if not is_default and not has_effect(settings):
-            raise SettingsError(f"{name}: has an effect only with {wants}; leave it out, or set that too")
+            raise SettingsError(f"{name}: has no effect without {wants}; leave it out, or set that too")
 
 
 def _check_scoring(settings: UnlearnSettings) -> None:
@@ -211,19 +214,19 @@ def _check_scoring(settings: UnlearnSettings) -> None:
                 f"score_at: expected epochs above 0 and at most {settings.epochs} (--epochs), got {epoch:g}"
             )
     if settings.patience is not None and settings.patience_on == "membership" and settings.holdout is None:
-        raise SettingsError("patience_on: 'membership' is scored against unseen documents only; give them by --holdout")
+        raise SettingsError("patience_on: 'membership' is scored against unseen documents; give them by --holdout")
 
 
 def _check_method(settings: UnlearnSettings, method: Method) -> None:
     terms = terms_of(method, settings, layer=0)
     if method.finish != "keep" and (settings.adapt != "lora" or settings.dora):
         raise SettingsError(
-            f"method '{method.name}' works on low-rank adapters when training is over; use --adapt lora without --dora"
+            f"method '{method.name}' works on low-rank adapters after training; use --adapt lora without --dora"
         )
     if method.finish != "keep" and settings.keep != "last":
         raise SettingsError(
-            f"method '{method.name}' changes the weights when training is over, so no scored state can be kept in its "
-            "place; use --keep last"
+            f"method '{method.name}' changes the weights after training, so no scored state can be kept instead; use "
+            f"--keep last"
         )
     if settings.schedule == "forget" and any(term.role == "retain" for term in terms):
         raise SettingsError(
@@ -232,8 +235,7 @@ def _check_method(settings: UnlearnSettings, method: Method) -> None:
         )
     if settings.overlong == "truncate-prompt" and settings.span == "text":
         raise SettingsError(
-            "overlong: 'truncate-prompt' cuts what is not trained on, but --span text trains on prompts too; "
-            "use --overlong truncate"
+            "overlong: 'truncate-prompt' cuts prompts, but --span text trains on them; use --overlong truncate"
         )
     retained = [term for term in terms if term.role == "retain"]
     if settings.positions == "all" and not (retained and all(term.needs.kl for term in retained)):

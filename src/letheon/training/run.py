@@ -12,7 +12,7 @@ from torch import Tensor
 from letheon.cache import default_cache_dir
 from letheon.data.forms import check_form
 from letheon.errors import SettingsError
-from letheon.files import check_link, full_disk_is_an_error
+from letheon.files import check_output_folder, full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
@@ -55,7 +55,7 @@ __all__ = [
     "unlearn",
 ]
 
-WHEN_FULL = "the checkpoints written so far are whole: free space and go on with --resume"
+WHEN_FULL = "the checkpoints so far are intact: free space and continue with --resume"
 """What to do about a full disk."""
 
 
@@ -241,9 +241,7 @@ def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
 def _check_cache(folder: Path | None) -> None:
     if folder is None:
         return
-    check_link(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"cache_dir: expected a folder to keep reference stores in, {folder} is a file")
+    check_output_folder(folder, what="a folder for reference stores", advice="choose another --cache-dir")
 
 
 def check_alone() -> None:
@@ -255,8 +253,8 @@ def check_alone() -> None:
     num_processes = os.environ.get("WORLD_SIZE", "1")
     if num_processes != "1":
         raise SettingsError(
-            f"unlearn runs in one process, but it was started as one of {num_processes} (WORLD_SIZE); "
-            "start it without a launcher"
+            f"unlearn runs in one process, but the launcher started {num_processes} (WORLD_SIZE); start it without a "
+            f"launcher"
         )
 
 

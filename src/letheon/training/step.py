@@ -90,8 +90,8 @@ def _check_finite(job: Job, step: int, rows: Collection[int], values: Mapping[st
     broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
     if broken:
         raise DivergenceError(
-            f"step {step + 1}: {', '.join(broken)} is not finite on rows {job.ids_of(rows)}; nothing was changed "
-            f"by this step, and checkpoints of earlier ones are as they were; {job.advice}"
+            f"step {step + 1}: {', '.join(broken)} became NaN or infinite; rows in that step: "
+            f"{job.ids_of(rows)}; the step changed nothing, and earlier checkpoints are intact; {job.advice}"
         )
 
 

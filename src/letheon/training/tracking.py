@@ -86,7 +86,7 @@ def open_log(path: Path, *, keep_events: int = 0) -> Iterator[Log]:
     with open(path, "a", encoding="utf-8", opener=_for_its_owner) as file:
         num_bytes, num_events = first_events(path, keep_events)
         if num_events < keep_events:
-            _logger.warning("%s: its end is lost; it goes on after the last whole line", path)
+            _logger.warning("%s: the last line is incomplete; logging continues after the last whole one", path)
         file.truncate(num_bytes)
         yield Log(file, num_events)
 
@@ -117,7 +117,7 @@ def check_trackers(names: Collection[str]) -> None:
         if name not in known:
             raise SettingsError(f"trackers: expected some of {', '.join(known)}, got '{name}'{nearest(name, known)}")
         if name not in installed:
-            raise SettingsError(f"trackers: '{name}' needs its own package, which is not installed; pip install it")
+            raise SettingsError(f"trackers: '{name}' needs a package that is not installed; install it with pip")
 
 
 @contextmanager

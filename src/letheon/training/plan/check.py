@@ -15,14 +15,14 @@ from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.form import NUM_END_ROWS, planned_sequences
+from letheon.training.form import NUM_END_ROWS, planned_rows, planned_sequences
 from letheon.training.inputs import Inputs
 from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.training.plan.demand import Data, Demand, demand_of
 from letheon.training.plan.estimate import Plan, estimate
 from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
 from letheon.training.plan.trace import empty_model
-from letheon.training.prepare import probes_of
+from letheon.training.prepare import kept_sequences, probes_of, waits_on_kl
 from letheon.training.resolve import build_schedule, terms_of
 
 SMALL = 1000
@@ -115,9 +115,9 @@ def _wasted_rank(rank: int, name: str, width: int) -> str | None:
     if rank <= width:
         return None
     return (
-        f"WARNING: rank {rank} is above {width}, the smaller side of {name}: its update has rank {width} at most, and "
-        f"the rest of the adapter costs memory and time to no effect; take --rank {width} or less (with --alpha in "
-        "proportion, for the same factor)"
+        f"WARNING: rank {rank} is above {width}, the smaller side of {name}: the update has rank {width} at most, and "
+        f"the rest of the adapter costs memory and time without effect; use --rank {width} or less (scale --alpha "
+        f"with it to keep the factor)"
     )
 
 
@@ -144,8 +144,7 @@ def refusal(settings: UnlearnSettings, inputs: Inputs, plan: Plan, machine: Mach
     found = advise(settings, plan, machine, replan=partial(plan_run, inputs=inputs, machine=machine))
     shown = "; or ".join(f"{advice.flags} ({_size(advice.plan)})" for advice in found)
     way_out = f"what would fit: {shown}" if found else (
-        "neither bfloat16 weights, an adapter nor smaller steps would make it fit; take a larger machine or a smaller "
-        "model"
+        "bfloat16 weights, an adapter and smaller steps do not make it fit; use a larger machine or a smaller model"
     )  # fmt: skip
     return SettingsError(f"this run cannot fit: {describe_fit(plan, machine)}; {way_out}")
 
@@ -187,13 +186,14 @@ def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
     sequences = planned_sequences(inputs, settings, method=get_method(settings.method))
     num_left_out = sum(len(rows) for rows in inputs.left_out)
-    probes = probes_of(inputs, inputs.sequences, settings)
+    probes = probes_of(inputs, planned_rows(inputs, settings), settings)
     texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
     return Data(
         trained=sequences[: len(sequences) - num_left_out],
         num_forget=len(inputs.forget),
         num_retain=len(inputs.retain),
         scored=[*probes.answers, *texts],
+        kept=tuple(kept_sequences(probes, inputs, settings)) if waits_on_kl(settings) else (),
         choosing_tokens=_choosing_tokens(inputs, settings),
     )
 
@@ -216,10 +216,14 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
     """What a run finds out only with the model, in words."""
     found: list[str] = []
     if settings.template == AUTO:
-        found.append("the template is chosen with the model; tokens are counted as under 'joined'")
+        found.append("the template is chosen once the model is loaded; tokens are counted as with 'joined'")
     if settings.end_of_sequence == "auto":
-        found.append("whether retain rows are ended is found out with the model; an end is counted for each")
+        found.append("whether retain rows get an end is decided once the model is loaded; one is counted for each row")
     chosen = get_method(settings.method).alternatives
     if chosen is not None and chosen.kind == "generated" and inputs.alternatives is None:
-        found.append("other answers are made up with the model; the longest are counted, and not the time to make them")
+        found.append(
+            "the model generates the other answers; the longest possible are counted, but not the time for that"
+        )
+    if waits_on_kl(settings):
+        found.append("the time that the retain KL takes at each scoring is not counted")
     return found

@@ -40,7 +40,7 @@ class Tokens:
         )
 
     def times(self, factor: int) -> "Tokens":
-        """Return so many times as many."""
+        """Return all counts times `factor`."""
         parts = (self.read, self.forget, self.retain, self.other, self.squares)
         return Tokens(*(part * factor for part in parts))
 
@@ -54,6 +54,8 @@ class Data:
     num_retain: int
     scored: list[Sequence]
     """Everything that one scoring reads."""
+    kept: tuple[Sequence, ...] = ()
+    """Retain rows whose reference values are held in memory, for patience on the retain KL."""
     choosing_tokens: int = 0
     """Tokens read to find out the template and whether rows are ended."""
 
@@ -119,6 +121,8 @@ class Demand:
     scoring_group: Piece
     num_scorings: int
     choosing_tokens: int
+    kept: Tokens = Tokens()
+    """Of the retain rows whose reference values are held for the retain KL of scorings."""
 
 
 def demand_of(
@@ -156,6 +160,7 @@ def demand_of(
         scoring_group=_largest_group(scored),
         num_scorings=_num_scorings(settings, schedule) * num_runs + (method.finish != "keep"),
         choosing_tokens=data.choosing_tokens,
+        kept=Data(list(data.kept), 0, len(data.kept), []).count(range(len(data.kept))),
     )
 
 

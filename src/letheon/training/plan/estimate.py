@@ -6,7 +6,7 @@ A answer tokens (A_f to forget, A_r to keep).
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -20,9 +20,9 @@ from letheon.model.head import Head, head_of
 from letheon.model.loading import move_model
 from letheon.model.precision import settled
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Term, needs_of
+from letheon.objective.methods import Needs, Term, needs_of
 from letheon.settings import UnlearnSettings
-from letheon.training.plan.demand import Demand, Piece
+from letheon.training.plan.demand import Demand, Piece, Tokens
 from letheon.training.plan.machine import Rates
 from letheon.training.plan.operations import Work, rough_work, work_of
 from letheon.training.plan.trace import (
@@ -46,6 +46,8 @@ OVERHEAD = 0.05
 """What allocators lose between blocks of memory, as a share of all."""
 WORKSPACE = {"cpu": 320 * 2**20, "cuda": 640 * 2**20}
 """What kernels take for themselves (packed copies of a matrix, cuBLAS) and what is imported late, bytes."""
+
+_OF_RETAIN_KL = Needs(kl="forward")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def estimate(
         trained: 4 P_t, an adapter's own or float32 copies of bfloat16 weights; 0 where the weights are float32
         moments: 8 P_t, Adam's two
         head as it was: 4 V D where a trained head's reference is needed
-    and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state.
+    and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state; with
+    patience on the retain KL those of the scored retain rows once more.
     In one stage after the other: loading (to a GPU: b P in main memory), the self-check (the model's own logits of the
     longest row; the gradients of four rows), the reference pass and a scoring (at most
     4096 tokens at once), a step (see `StepBytes`; 4 P_t more where gradients of earlier
@@ -156,7 +159,8 @@ def estimate(
             num_bytes=num_bytes,
             num_trained=num_trained,
             num_checkpoints=most_checkpoints(settings),
-            store=_store_bytes(traced.reference.stored, demand),
+            store=_store_bytes(traced.reference.stored, demand.reference),
+            kept=_store_bytes(traced.kept, demand.kept),
         ),
     )
     work: tuple[Work, ...] = ()
@@ -181,7 +185,7 @@ _on_device = partial(Part, place="device")
 def _constant_parts(
     model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_bytes: int, num_trained: int
 ) -> list[Part]:
-    head, stored = head_of(model), traced.reference.stored
+    head, stored = head_of(model), traced.reference.stored.keys() | traced.kept.keys()
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and ("retain_states" in stored or "forget_states" in stored)
     return [
@@ -210,14 +214,15 @@ def _passing_parts(traced: "_Traced", demand: Demand, *, num_trained: int) -> li
 
 
 def _host_and_disk_parts(
-    device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int
+    device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int, kept: int
 ) -> list[Part]:
     moved = num_bytes if device == "cuda" else 0
     return [
         Part("weights on their way to the GPU", moved, "host", "loading"),
         Part("weights on their way to disk", moved, "host", "saving"),
         Part("values of the reference", store, "host"),
-        Part("values of the reference, put together", store, "host", "reference pass"),
+        Part("values of the reference for the retain KL of scorings", kept, "host"),
+        Part("values of the reference, put together", max(store, kept), "host", "reference pass"),
         Part("model", num_bytes, "disk"),
         Part("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
         Part("values of the reference", store, "disk"),
@@ -235,6 +240,8 @@ class _Traced:
     check: int
     engine: Engine | None = None
     """Of the path that could be run; None if none could."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """What a token of the rows for the retain KL gives to keep, as `PassBytes.stored`."""
     notes: tuple[str, ...] = ()
 
 
@@ -254,14 +261,15 @@ def _trace(
                 merging=trace_merging(adapted),
                 check=trace_check(engine, demand.longest),
                 engine=engine,
+                kept=trace_reference(engine, _OF_RETAIN_KL, demand.reference_group).stored if demand.kept.read else {},
             )
         except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError, LookupError) as error:
             # Whatever an unknown architecture trips over without values, the guess below serves it, and says so.
             reasons.append(str(error).partition("\n")[0])
     note = (
-        f"{type(model).__name__} cannot be run on tensors without values ({'; '.join(reasons)}), so the memory of "
+        f"{type(model).__name__} cannot run on tensors without values ({'; '.join(reasons)}), so the memory of "
         "activations is a rough guess, that of the head, the objective and the reference's values is left out, and "
-        "operations are guessed from the number of parameters"
+        "operations are estimated from the number of parameters"
     )
     return _Traced(StepBytes(_rough_activations(model, demand.largest), 0, 0), PassBytes(0, {}), 0, 0, 0, notes=(note,))
 
@@ -274,15 +282,14 @@ def _rough_activations(model: PreTrainedModel, piece: Piece) -> int:
     return int(padded * config.num_hidden_layers * 20 * config.hidden_size * product_dtype(model).itemsize)
 
 
-def _store_bytes(stored: dict[str, Tensor], demand: Demand) -> int:
+def _store_bytes(stored: dict[str, Tensor], tokens: Tokens) -> int:
     """Return the bytes of the reference's values: what a token of each role takes, times such tokens."""
-    reference = demand.reference
-    roles = {"log_probs": reference.answers, "is_likeliest": reference.answers, "lower": reference.read}
-    roles |= {"forget_states": reference.forget, "forget_norms": 0}
+    roles = {"log_probs": tokens.answers, "is_likeliest": tokens.answers, "lower": tokens.read}
+    roles |= {"forget_states": tokens.forget, "forget_norms": 0}
     total = 4 if "forget_norms" in stored else 0  # their mean
     for name, values in stored.items():
         per_token = values.element_size() * math.prod(values.shape[1:])
-        total += per_token * roles.get(name, demand.reference.retain)
+        total += per_token * roles.get(name, tokens.retain)
     return total
 
 

@@ -62,7 +62,9 @@ def _summary(plan: Plan, machine: Machine) -> str:
         rates = (
             f"{plan.rates.trunk / 1e9:,.0f} GFLOP/s in the weights' precision, {plan.rates.head / 1e9:,.0f} in float32"
         )
-        lines.append(f"time is counted at the rate of this machine's matrix products, {rates}: a run takes longer")
+        lines.append(
+            f"time is the least possible, at the speed of this machine's matrix products ({rates}); a run takes longer"
+        )
     lines += [f"{fit.memory} that is free: {gib(fit.free)}" for fit in fits_of(plan, machine)]
     return "\n".join(lines)
 

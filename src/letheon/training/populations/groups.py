@@ -24,18 +24,21 @@ OWN = frozenset(
 """Settings in which the members of a population may differ; all others they have in common."""
 
 _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
-    (lambda s, _: s.adapt != "lora", "trains the weights themselves (--adapt weights), of which there is one set"),
-    (lambda s, _: s.dora, "trains magnitudes of the weights (--dora) beside the low-rank product"),
+    (
+        lambda s, _: s.adapt != "lora",
+        "trains the weights themselves (--adapt weights), which several runs cannot share",
+    ),
+    (lambda s, _: s.dora, "trains magnitudes of the weights (--dora) besides the low-rank product"),
     (lambda s, _: s.lora_dropout > 0, "drops inputs of its adapter at random (--lora-dropout)"),
     (
         lambda s, _: s.gradient_checkpointing,
         "computes its layers again in the backward pass (--gradient-checkpointing)",
     ),
     (lambda s, _: s.store_lower, "begins its steps at stored states (--store-lower)"),
-    (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it does less beside others"),
+    (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it gets less done beside others"),
     (lambda _, m: m.alternatives is not None, "trains on answers that are its own"),
     (lambda _, m: m.layer is not None, "looks at hidden states of a layer of its own"),
-    (lambda _, m: len(m.members) > 1 or m.finish != "keep", "changes its adapter when training is over"),
+    (lambda _, m: len(m.members) > 1 or m.finish != "keep", "changes its adapter after training"),
 )
 
 

@@ -170,8 +170,8 @@ def _check_group(members: Collection[UnlearnSettings]) -> None:
         reasons = [f"{one.out}: {reason}" for one in members if (reason := why_alone(one)) is not None]
         raise SettingsError(
             "population: expected runs that share model, rows, template and adapted layers, got "
-            f"{len(groups_of(members))} groups of them{f' ({reasons[0]})' if reasons else ''}; groups_of tells which "
-            "go together"
+            f"{len(groups_of(members))} groups of them{f' ({reasons[0]})' if reasons else ''}; groups_of returns the "
+            f"runs that go together"
         )
 
 
@@ -242,7 +242,7 @@ def _objection(whole: _Together) -> str | None:
     """Why several members cannot go through the model at once, if so."""
     engine = whole.ground.engine
     if engine.path != "packed":
-        return f"{type(engine.model).__name__} takes sequences padded, so that members cannot share a pass"
+        return f"{type(engine.model).__name__} needs padded sequences, so members cannot share a pass"
     probe = probe_of(whole.inputs.sequences).to(engine.model.device)
     try:
         two = [lora_settings(one) for one in (*whole.members, whole.members[0])[:2]]
@@ -260,8 +260,8 @@ def _cut(whole: _Together, at_once: int) -> list[Part]:
     kept = [part for part in before if len(part.members) <= at_once]
     if len(kept) < len(before):
         whole.note(
-            f"no more than {at_once} members fit into the memory that is free now, so that they go on in other parts "
-            "than before: with other roundings than they would have had"
+            f"only {at_once} members at once fit into the memory that is free now, so they continue in other groups "
+            f"than before and round differently"
         )
     held = {m for part in kept for m in part.members}
     others = [m for m in range(len(whole.members)) if m not in held]
