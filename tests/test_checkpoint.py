@@ -237,6 +237,30 @@ def test_sweeping_takes_what_was_left_half_written_and_nothing_else(tmp_path: Pa
     assert steps_in(tmp_path / "checkpoints") == set()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_file_written_again_takes_with_it_what_killed_processes_of_this_machine_left(tmp_path: Path) -> None:
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    write_text(tmp_path / "a.json", "1")
+    with replace_file(tmp_path / "a.json") as temporary:
+        machine = temporary.suffixes[-2].partition("_")[2]
+        temporary.write_text("2")
+    gone = tmp_path / f".letheon.a.json.{dead}_{machine}.tmp"
+    left = [
+        tmp_path / f".letheon.a.json.{os.getpid()}_{machine}.tmp",  # of a process that is alive: it may be written now
+        tmp_path / f".letheon.a.json.{dead}_0123abcd.tmp",  # of another machine, whose processes nobody here knows
+        tmp_path / f".letheon.b.json.{dead}_{machine}.tmp",  # of another file
+    ]
+    for path in (gone, *left):
+        path.write_text("half")
+    with replace_file(tmp_path / "a.json") as temporary:
+        temporary.write_text("3")
+        left.remove(temporary)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", *left])
+
+
 @pytest.mark.parametrize("leave", [replace_file, replace_folder])
 def test_what_we_leave_half_written_is_known_as_ours(leave: Any, tmp_path: Path) -> None:
     with leave(tmp_path / "made") as temporary:

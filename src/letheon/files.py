@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +28,13 @@ _LEFTOVER = re.compile(re.escape(_OURS) + r".+\.(tmp|old)")
 def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
 
-    A private file is readable by its owner alone, from its first byte on.
+    A private file is readable by its owner alone, from its first byte on. What a killed process of this machine left of
+    the same file is removed.
 
     Raises:
         OutputError: the file cannot be written (folder missing, no permission, disk full); `path` is as it was.
     """
-    temporary = path.with_name(f"{_OURS}{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_OURS}{path.name}.{os.getpid()}_{_here()}.tmp")
     try:
         if private:
             temporary.unlink(missing_ok=True)
@@ -40,6 +43,9 @@ def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, path)
         _flush_folder(path.parent)
+        for left in leftovers_of(path):
+            if _is_of_dead_process(left):
+                left.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {_ADVICE}") from error
     finally:
@@ -110,6 +116,25 @@ def leftovers_of(path: Path) -> list[Path]:
     """Return what processes that were killed while they wrote `path` left beside it."""
     written = re.compile(re.escape(f"{_OURS}{path.name}.") + r"\w+\.(tmp|old)")
     return sorted(found for found in path.parent.glob(f"{_OURS}*") if written.fullmatch(found.name))
+
+
+def _here() -> str:
+    """A short name of this machine that does not give away its own."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_of_dead_process(leftover: Path) -> bool:
+    """Whether a temporary file was being written by a process of this machine that is gone."""
+    process, _, machine = leftover.suffixes[-2].removeprefix(".").partition("_")
+    if machine != _here() or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def make_folder(folder: Path, *, private: bool = False) -> None:
