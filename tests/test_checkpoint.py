@@ -243,7 +243,7 @@ def test_a_file_written_again_takes_with_it_what_killed_processes_of_this_machin
     if dead == 0:
         os._exit(0)
     os.waitpid(dead, 0)
-    write_text(tmp_path / "a.json", "1")
+    (tmp_path / "a.json").write_text("1")
     with replace_file(tmp_path / "a.json") as temporary:
         machine = temporary.suffixes[-2].partition("_")[2]
         temporary.write_text("2")
