@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from bench.machine import default_device, describe_machine, run_module
-from letheon.files import write_json, write_text
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_json, write_text
 
 
 @dataclass(frozen=True, slots=True)

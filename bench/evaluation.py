@@ -26,9 +26,9 @@ from letheon.evaluation.generation import Generation, generate
 from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.official import TaskAggregate, predict, score_predictions
 from letheon.evaluation.results import Prediction, SplitName
-from letheon.files import write_json
 from letheon.model.loading import load_model
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_json
 
 RANDOM = "50m"
 SUBJECTS = ("astronomy", "high_school_us_history", "moral_disputes")

@@ -24,12 +24,12 @@ from transformers.utils import logging
 from letheon.data.forms import TEXT_FORMS
 from letheon.data.rows import Row, write_rows
 from letheon.data.synthetic import generate
-from letheon.files import write_text
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.loading import save_model
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_text
 
 NUM_STEPS = 600
 """Steps in which a checkpoint learns its rows by heart."""

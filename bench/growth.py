@@ -19,11 +19,11 @@ from bench.machine import clock_for, default_device, describe_machine, peak_byte
 from bench.rows import Workload, random_row
 from bench.shapes import Shape, make_model
 from letheon.data.schedules import batches
-from letheon.files import write_json
 from letheon.model.loading import fingerprint
 from letheon.model.reference_cache import load_or_build_reference
 from letheon.objective.methods import needs_of
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_json
 
 REPEATS = 5
 SMALL = Shape("small", width=128, num_layers=2, num_heads=4, intermediate=512, vocab_size=8192, is_tied=True)

@@ -19,8 +19,8 @@ from letheon.data.lume import read_lume
 from letheon.data.rows import read_documents, write_rows
 from letheon.evaluation.results import Results, read_results
 from letheon.evaluation.suites import read_predictions
-from letheon.files import write_text
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_markdown
+from letheon.storage.files import write_text
 
 STEADY = ["--delta", "1", "--learning-rate-schedule", "linear", "--max-gradient-norm", "1"]
 ALL_LINEAR = [*STEADY, "--learning-rate", "2e-3", "--target-modules", "all-linear", "--beta", "1"]

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch.nn.functional import linear
 
-from letheon.provenance import describe_environment
+from letheon.storage.provenance import describe_environment
 
 Clock = Literal["process", "wall"]
 Precision = Literal["float32", "tf32", "bfloat16"]

@@ -29,11 +29,11 @@ from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import read_text
 from letheon.data.sequences import text_sequence
 from letheon.evaluation.results import Results, read_results
-from letheon.files import write_json
 from letheon.model.engine import build_engine
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json
 from letheon.training.inputs import read_inputs
 from letheon.training.interim import text_losses
 from letheon.training.resolve import build_schedule, resolve_settings

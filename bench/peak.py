@@ -19,9 +19,9 @@ from bench.machine import Precision, default_device, describe_machine, dtype_of,
 from bench.plain import plain_step
 from bench.rows import Workload, largest_step
 from bench.shapes import SHAPES, make_model, shape_of
-from letheon.files import write_json
-from letheon.provenance import peak_memory_bytes
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_json
+from letheon.storage.provenance import peak_memory_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

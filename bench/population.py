@@ -36,11 +36,11 @@ from bench.machine import (
 from bench.rows import workload
 from bench.shapes import SHAPES, make_model, shape_of
 from letheon.data.schedules import MixedSchedule
-from letheon.files import write_json
 from letheon.model.adapters import LoraSettings
 from letheon.model.population import Population, populate
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json
 from letheon.training.populations.step import accumulate_together
 from letheon.training.problem import Problem
 from letheon.training.run import begin_run

@@ -19,8 +19,8 @@ from bench.rows import largest_step
 from bench.shapes import SHAPES, make_model, shape_of
 from letheon.model.precision import Precision, product_rates
 from letheon.model.widening import widen
-from letheon.provenance import peak_memory_bytes
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.provenance import peak_memory_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ import torch
 
 from bench.machine import describe_machine, peak_bytes_of, run_module
 from letheon.data.rows import Row, read_rows, write_rows
-from letheon.files import write_json
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.loading import save_model
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json
 from letheon.training.run import plan, unlearn
 
 NUM_RUNS = 4

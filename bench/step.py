@@ -36,8 +36,8 @@ from bench.machine import (
 from bench.plain import plain_step
 from bench.rows import smallest_steps, workload
 from bench.shapes import SHAPES, Flops, Shape, make_model, shape_of
-from letheon.files import write_json
 from letheon.report.tables import Table, to_markdown
+from letheon.storage.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from killing import flip_a_bit
 from letheon.errors import OutputError
-from letheon.files import (
+from letheon.storage.files import (
     check_room,
     full_disk_is_an_error,
     is_leftover,

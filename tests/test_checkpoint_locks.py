@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from letheon import locks
 from letheon.errors import OutputError
-from letheon.locks import LOCK, OWNER, clear_locks, file_lock, folder_lock
+from letheon.storage import locks
+from letheon.storage.locks import LOCK, OWNER, clear_locks, file_lock, folder_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from letheon.locks import folder_lock
+from letheon.storage.locks import folder_lock
 with folder_lock(Path(sys.argv[1]), note=print):
     print("held", flush=True)
     sys.stdin.read()

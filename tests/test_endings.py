@@ -14,8 +14,8 @@ from commands import finish, signalled, start
 from letheon.data.rows import Row
 from letheon.endings import Ending, run_to_end
 from letheon.errors import DivergenceError, LetheonError
-from letheon.files import is_leftover
 from letheon.signals import Interrupted, finishing, signals_raised
+from letheon.storage.files import is_leftover
 from running import events, model_of, run, same, short_run
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]

@@ -21,7 +21,7 @@ from letheon.evaluation.results import Prediction, Results
 from letheon.progress import Bars, Lines
 from letheon.report.card import model_card
 from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
-from letheon.visible import visible_line
+from letheon.storage.visible import visible_line
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 

@@ -34,11 +34,11 @@ from letheon.settings import (
     UnlearnSettings,
     read_config,
 )
+from letheon.storage.visible import visible_line
+from letheon.storage.yaml_text import parse_yaml
 from letheon.sweep.records import read_study_record
 from letheon.sweep.spec import StudySettings, read_study
 from letheon.training.resolve import resolve_settings
-from letheon.visible import visible_line
-from letheon.yaml_text import parse_yaml
 
 few = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 

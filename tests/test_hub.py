@@ -7,8 +7,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from letheon.errors import ModelError
-from letheon.hub import is_hub_id
 from letheon.model.checkpoint_files import check_source
+from letheon.storage.hub import is_hub_id
 
 NAMES = [
     *("gpt2", "allenai/OLMo-1B-0724-hf", "owner/_name", "_owner/name", "o/n.v1_2", "1/2", "a_/b"),

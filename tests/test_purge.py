@@ -19,9 +19,9 @@ from letheon.api import evaluate, study, unlearn
 from letheon.cli import cli
 from letheon.data.rows import Row
 from letheon.errors import OutputError
-from letheon.locks import file_lock, folder_lock
 from letheon.purge import REASON_REMOVED, purge
 from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.storage.locks import file_lock, folder_lock
 from letheon.sweep.records import read_study_record
 from letheon.sweep.spec import StudySettings
 from running import events, short_run

@@ -324,7 +324,7 @@ def test_a_disk_without_room_for_the_run_is_said_before_the_first_step(
 def _with_free(free: Any) -> Callable[..., None]:
     from unittest.mock import patch
 
-    from letheon.files import check_room
+    from letheon.storage.files import check_room
 
     def checked(*args: Any, **kwargs: Any) -> None:
         with patch("shutil.disk_usage", lambda _: free):

@@ -23,8 +23,6 @@ from letheon.evaluation.harness import check_harness
 from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
-from letheon.files import check_output_folder, open_output_folder, write_json, write_text
-from letheon.fingerprints import hash_checkpoint, hash_values
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.memorize import memorize as train_target
 from letheon.memorizing.options import MemorizeOptions
@@ -45,13 +43,15 @@ from letheon.model.loading import (
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.outputs import check_is_folder, check_no_other_scores
-from letheon.outside import note_evaluation
-from letheon.provenance import describe_environment
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
+from letheon.storage.files import check_output_folder, open_output_folder, write_json, write_text
+from letheon.storage.fingerprints import hash_checkpoint, hash_values
+from letheon.storage.outside import note_evaluation
+from letheon.storage.provenance import describe_environment
 from letheon.training import run as training
 from letheon.training.form_record import hash_tokenizer
 from letheon.training.populations import GivesUp, Report, groups_of, run_population

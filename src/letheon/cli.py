@@ -21,7 +21,7 @@ from letheon.settings import (
     RescoreSettings,
     UnlearnSettings,
 )
-from letheon.visible import visible_line
+from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
     from letheon.evaluation.results import Results

@@ -13,12 +13,12 @@ from letheon.api import evaluate, memorize, unlearn, write_report
 from letheon.data.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
 from letheon.evaluation.suites import Evaluation
-from letheon.files import open_output_folder
 from letheon.memorizing.memorize import shown_on
 from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import Interrupted
+from letheon.storage.files import open_output_folder
 from letheon.training.run import RunReport
 from letheon.training.tracking import Shown
 

@@ -21,7 +21,7 @@ import click
 
 from letheon.errors import LetheonError, without_secrets
 from letheon.signals import HEEDED, Interrupted, signals_raised
-from letheon.visible import visible_line
+from letheon.storage.visible import visible_line
 
 DONE, FAILED, MISTAKE = 0, 1, 2
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from letheon.errors import EvaluationError, OutputError, nearest
 from letheon.evaluation.results import Results, read_results
-from letheon.files import open_output_folder
+from letheon.storage.files import open_output_folder
 
 RESULTS = "results.json"
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeRemainingColumn as RemainingColumn
 from rich.table import Column
 
-from letheon.visible import visible, visible_line
+from letheon.storage.visible import visible, visible_line
 
 INTERVAL_S = 30.0
 """How long a log may go without a line, seconds."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import LetheonError, OutputError
-from letheon.files import write_json, write_text
-from letheon.locks import file_lock_if_free, folder_lock
 from letheon.outputs import check_is_folder
-from letheon.outside import EVALUATIONS, outside_of
 from letheon.report.files import originals_of
+from letheon.storage.files import write_json, write_text
+from letheon.storage.locks import file_lock_if_free, folder_lock
+from letheon.storage.outside import EVALUATIONS, outside_of
 from letheon.traces import (
     MARKS,
     RESULTS,

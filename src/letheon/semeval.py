@@ -7,12 +7,12 @@ from typing import Any
 
 from letheon.data.lume import read_sets
 from letheon.errors import OutputError
-from letheon.files import replace_folder
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model
 from letheon.model.quantised import check_not_quantised
 from letheon.recipes import read_recipe
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import replace_folder
 from letheon.training.run import unlearn as run
 
 TIME_LIMIT_S = 3600.0

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from letheon.cache import STORES, default_cache_dir, store_path
-from letheon.files import is_leftover, leftovers_of
-from letheon.outside import OUTSIDE, outside_of
-from letheon.outside import STORES as NOTED_STORES
-from letheon.yaml_text import parse_yaml
+from letheon.storage.cache import STORES, default_cache_dir, store_path
+from letheon.storage.files import is_leftover, leftovers_of
+from letheon.storage.outside import OUTSIDE, outside_of
+from letheon.storage.outside import STORES as NOTED_STORES
+from letheon.storage.yaml_text import parse_yaml
 
 RUN_MARKS = ("run.yaml", "log.jsonl", "form.json", "provenance.json", OUTSIDE)
 EVALUATION_MARK = "results.json"

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from letheon.data.records import read_lines
 from letheon.data.rows import Rows, check_disjoint, read_rows
 from letheon.errors import DataError, LetheonError, OutputError, nearest
-from letheon.files import check_output_folder, open_output_folder, write_json
+from letheon.storage.files import check_output_folder, open_output_folder, write_json
 
 SplitName = Literal["train", "validation", "all"]
 SetName = Literal["forget", "retain"]

@@ -25,7 +25,7 @@ from letheon.data.layouts import (
 from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
 from letheon.data.repeats import check_questions, describe_repeats, text_key, whole_text
 from letheon.errors import DataError
-from letheon.files import write_text
+from letheon.storage.files import write_text
 
 __all__ = [
     "FIELDS",

@@ -17,7 +17,7 @@ from letheon.data import synthetic_text as words
 from letheon.data.rows import Row, write_rows
 from letheon.data.synthetic_documents import Document, Maker, make_biography, make_profile, make_story
 from letheon.errors import OutputError, SettingsError, nearest
-from letheon.files import open_output_folder, write_text
+from letheon.storage.files import open_output_folder, write_text
 
 NUM_SHOTS = 5
 LETTERS = "ABCD"

@@ -11,7 +11,7 @@ from letheon.data.rows import Kind, Row
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.official import complete_results, official_text, predict, score_in_form
 from letheon.evaluation.results import FormScores, Prediction, Results, SplitName, read_results
-from letheon.files import write_text
+from letheon.storage.files import write_text
 
 PREDICTIONS_FILE = "predictions.jsonl"
 FORM_FILE = "predictions_in_form.jsonl"

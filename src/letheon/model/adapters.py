@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, OutputError
-from letheon.files import replace_folder
-from letheon.hub import is_hub_id
 from letheon.model.experts import keep_fused, merged_experts
 from letheon.model.lowrank import ADAPTER
 from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
 from letheon.model.widening import widening_of
+from letheon.storage.files import replace_folder
+from letheon.storage.hub import is_hub_id
 
 Init = Literal["xavier", "kaiming"]
 

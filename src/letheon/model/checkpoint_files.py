@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from letheon.errors import ModelError, nearest, shown
-from letheon.hub import is_hub_id
+from letheon.storage.hub import is_hub_id
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from letheon.errors import ModelError, OutputError, SettingsError
-from letheon.files import replace_folder
 from letheon.model.checkpoint_files import (
     WHOLE_NOT_ADAPTER,
     check_checkpoint,
@@ -35,6 +34,7 @@ from letheon.model.precision import Asked, choose_precision
 from letheon.model.saved import check_saved
 from letheon.model.unexpected import check_unexpected
 from letheon.model.widening import as_stored, computes_wide, widen, widen_wholly, widening_of
+from letheon.storage.files import replace_folder
 
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
 

@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from letheon.cache import store_path
 from letheon.data.packing import PASS_TOKENS
 from letheon.data.sequences import Sequence
 from letheon.errors import OutputError
-from letheon.files import check_room, replace_file
-from letheon.locks import file_lock
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Needs
 from letheon.progress import Progressed
+from letheon.storage.cache import store_path
+from letheon.storage.files import check_room, replace_file
+from letheon.storage.locks import file_lock
 
 FORMAT = "letheon.reference/5"
 _ELSEWHERE = "free space or choose another --cache-dir"

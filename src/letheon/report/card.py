@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import yaml
 
 from letheon.evaluation.results import Results, SplitScores
-from letheon.hub import is_hub_id
 from letheon.report.files import flat_items
 from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings, shareable_text
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
 from letheon.report.verdict import CUT_SHORT, membership_reading
+from letheon.storage.hub import is_hub_id
 
 
 def model_card(

@@ -13,7 +13,7 @@ from letheon.errors import EvaluationError, shown
 from letheon.evaluation.rescoring import contradictions
 from letheon.evaluation.results import Prediction, Results, read_results
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
-from letheon.yaml_text import parse_yaml
+from letheon.storage.yaml_text import parse_yaml
 
 ORIGINAL = "original"
 """The folder of a study that holds an evaluation of each model before unlearning, which its runs share."""

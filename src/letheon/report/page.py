@@ -14,7 +14,6 @@ from typing import Any
 from markupsafe import Markup
 
 from letheon.evaluation.results import MembershipScores, Prediction, Results
-from letheon.files import write_text
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
@@ -41,6 +40,7 @@ from letheon.report.verdict import (
     membership_reading,
     verdict,
 )
+from letheon.storage.files import write_text
 
 _SAMPLES_PER_SPLIT = 4
 _ASKED_FIRST = ("method", "model", "forget", "retain")

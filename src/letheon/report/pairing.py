@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from letheon.data.forms import CHAT
 from letheon.evaluation.results import Results
-from letheon.fingerprints import CALLED, short
+from letheon.storage.fingerprints import CALLED, short
 
 Side = Literal["before", "after"]
 SIDES: tuple[Side, ...] = ("before", "after")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from letheon.hub import is_hub_id
+from letheon.storage.hub import is_hub_id
 
 PLACES = ("model", "forget", "retain", "out", "tokenizer", "alternatives", "holdout", "cache_dir")
 """Settings that say where something lies."""

@@ -9,7 +9,7 @@ import re
 from markupsafe import Markup, escape
 from rich.text import Text
 
-from letheon.visible import pieces, visible, visible_line
+from letheon.storage.visible import pieces, visible, visible_line
 
 __all__ = ["pieces", "shorten", "to_markdown_text", "to_markup", "to_rich_text", "visible", "visible_line"]
 

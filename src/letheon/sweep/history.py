@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import EvaluationError, OutputError, SettingsError
-from letheon.files import write_json
-from letheon.fingerprints import short
 from letheon.report.files import flat_items, read_mapping
+from letheon.storage.files import write_json
+from letheon.storage.fingerprints import short
 from letheon.sweep.records import FILE, StudyRecord, read_study_record
 from letheon.sweep.spec import SHOWN, StudySettings
 

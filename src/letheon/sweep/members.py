@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import OutputError, SettingsError
-from letheon.files import write_json
 from letheon.objective.catalogue import get_method
-from letheon.provenance import hash_file
 from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.storage.files import write_json
+from letheon.storage.provenance import hash_file
 from letheon.sweep.grid import Configuration
 from letheon.sweep.spec import StudySettings
 from letheon.training.resolve import effective, resolve_settings

@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from letheon.files import write_text
-from letheon.fingerprints import short
 from letheon.report.html import render_page
 from letheon.report.page import Setting, list_settings
 from letheon.report.tables import Table
 from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_text
+from letheon.storage.fingerprints import short
 from letheon.sweep.aggregate import Row, forgotten_score, name_of, rows_of
 from letheon.sweep.forgetting import NOT_KNOWN, Forgetting, forgetting_of
 from letheon.sweep.history import study_facts

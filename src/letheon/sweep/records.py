@@ -10,8 +10,8 @@ from typing import Any, Literal
 from letheon.errors import EvaluationError
 from letheon.evaluation.official import script_warnings, task_terms
 from letheon.evaluation.results import FormScores, Results, SplitScores
-from letheon.files import write_json
 from letheon.report.pairing import named_form
+from letheon.storage.files import write_json
 from letheon.sweep.grid import Role
 from letheon.sweep.spec import IN_FORM, UNICODE, StudySettings
 

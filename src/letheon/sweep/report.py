@@ -5,10 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from letheon.files import write_text
 from letheon.report.latex import to_latex
 from letheon.report.tables import to_csv, to_markdown, to_rich
 from letheon.report.text import to_markdown_text
+from letheon.storage.files import write_text
 from letheon.sweep.records import StudyRecord, read_study_record
 from letheon.sweep.spec import SHOWN, StudySettings
 from letheon.sweep.tables import NAMES, runs_data, scores_data, tables_of

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from letheon.errors import EvaluationError
-from letheon.files import write_text
 from letheon.report.files import originals_of, read_run
 from letheon.report.page import render
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_text
 from letheon.sweep.origins import run_folder
 from letheon.sweep.records import StudyRecord
 

@@ -10,9 +10,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from letheon.errors import DivergenceError, LetheonError, OutputError
-from letheon.files import write_json
-from letheon.locks import clear_locks
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json
+from letheon.storage.locks import clear_locks
 from letheon.sweep.history import begun_under, note_begun
 from letheon.sweep.live import View
 from letheon.sweep.members import RUNS, Member

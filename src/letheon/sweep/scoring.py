@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from letheon.data.forms import AUTO
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
-from letheon.files import sweep, write_json
 from letheon.progress import Progressed
-from letheon.provenance import hash_file
 from letheon.report.files import ORIGINAL, read_mapping
 from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.storage.files import sweep, write_json
+from letheon.storage.provenance import hash_file
 from letheon.sweep.members import Hashes, Member, identity_of
 from letheon.sweep.records import StateScores, scores_of_interim, state_scores
 from letheon.sweep.spec import StudySettings

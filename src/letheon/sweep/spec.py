@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from letheon.errors import SettingsError, nearest
 from letheon.settings import EvaluateSettings, Names, Settings, UnlearnSettings, read_config
-from letheon.yaml_text import parse_yaml
+from letheon.storage.yaml_text import parse_yaml
 
 Deviation = Literal["sample", "population"]
 

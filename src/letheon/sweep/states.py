@@ -15,13 +15,13 @@ from letheon.errors import EvaluationError
 from letheon.model.loading import load_model, save_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
+from letheon.storage.yaml_text import parse_yaml
 from letheon.training.checkpoint import load_checkpoint, step_folder
 from letheon.training.prepare import adapt
-from letheon.yaml_text import parse_yaml
 
 _TEMPORARY = ".letheon.state.tmp"
 _DROPPED = ".letheon.model.old"
-"""Temporary names, which files.py sweeps."""
+"""Temporary names, which storage/files.py sweeps."""
 
 
 @dataclass(frozen=True, slots=True)

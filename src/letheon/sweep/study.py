@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
-from letheon.files import open_output_folder
 from letheon.report.files import ORIGINAL
+from letheon.storage.files import open_output_folder
 from letheon.sweep.checks import Checks, check_study
 from letheon.sweep.grid import Configuration, configuration_of, configurations
 from letheon.sweep.history import describe_change, note_study

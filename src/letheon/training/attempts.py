@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from letheon.errors import DivergenceError, GivenUpError, OutputError
-from letheon.files import write_json
-from letheon.provenance import describe_environment, peak_memory_bytes
+from letheon.storage.files import write_json
+from letheon.storage.provenance import describe_environment, peak_memory_bytes
 
 ATTEMPTS_FILE = "attempts.json"
 

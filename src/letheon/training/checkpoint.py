@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from letheon.errors import OutputError
-from letheon.files import check_room, replace_folder
+from letheon.storage.files import check_room, replace_folder
 from letheon.training.judge import StateScore
 
 _logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Position:
     control: dict[str, float]
     """The state of the method's control; empty if it has none."""
     read: dict[str, Any] = field(default_factory=dict)
-    """Fingerprints of what the run read (see fingerprints.py); empty in a checkpoint of an earlier version."""
+    """Fingerprints of what the run read (see storage/fingerprints.py); empty in a checkpoint of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 import yaml
 
 from letheon.errors import OutputError, SettingsError
-from letheon.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
-from letheon.locks import Note, folder_lock, is_lock_file
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
-from letheon.outside import OUTSIDE
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
+from letheon.storage.locks import Note, folder_lock, is_lock_file
+from letheon.storage.outside import OUTSIDE
+from letheon.storage.yaml_text import parse_yaml
 from letheon.training.form_record import FORM_FILE
 from letheon.training.resolve import effective, most_checkpoints
-from letheon.yaml_text import parse_yaml
 
 FREE_TO_CHANGE = frozenset(
     {

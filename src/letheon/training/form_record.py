@@ -14,9 +14,9 @@ from letheon.data.probing import Known
 from letheon.data.rows import hash_rows
 from letheon.data.sequences import hash_sequences
 from letheon.errors import OutputError, SettingsError
-from letheon.files import write_json
-from letheon.fingerprints import CALLED, differences
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json
+from letheon.storage.fingerprints import CALLED, differences
 from letheon.training.form import FormedRows
 from letheon.training.inputs import Inputs
 

@@ -16,7 +16,6 @@ from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_kno
 from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, Sequence
 from letheon.errors import DataError, ModelError, SettingsError
-from letheon.fingerprints import hash_checkpoint
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.companions import local_folder
@@ -27,9 +26,10 @@ from letheon.model.reference_cache import load_or_build_reference
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Needs, Term, needs_of
-from letheon.outside import note_store
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
+from letheon.storage.fingerprints import hash_checkpoint
+from letheon.storage.outside import note_store
 from letheon.training.answerless import Answerless, find_answerless
 from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
 from letheon.training.form_record import what_was_read

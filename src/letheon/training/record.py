@@ -9,13 +9,13 @@ from typing import Any, Literal
 import yaml
 
 from letheon.errors import ModelError
-from letheon.files import write_json, write_text
-from letheon.fingerprints import hash_checkpoint
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
-from letheon.provenance import describe_environment
 from letheon.settings import UnlearnSettings
+from letheon.storage.files import write_json, write_text
+from letheon.storage.fingerprints import hash_checkpoint
+from letheon.storage.provenance import describe_environment
 from letheon.training.attempts import Attempt, costs_by_now, costs_of, end_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.form_record import describe_form, keep_form

@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from letheon.cache import default_cache_dir
 from letheon.data.forms import check_form
 from letheon.errors import SettingsError
-from letheon.files import check_output_folder, full_disk_is_an_error
 from letheon.model.adapted import Adapted, layers_in
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
@@ -23,6 +21,8 @@ from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
+from letheon.storage.cache import default_cache_dir
+from letheon.storage.files import check_output_folder, full_disk_is_an_error
 from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.course import SetCourse

@@ -13,13 +13,13 @@ from letheon.data.forms import AUTO
 from letheon.data.packing import join, probe_of
 from letheon.data.probing import Known
 from letheon.errors import DivergenceError, GivenUpError, ModelError, SettingsError
-from letheon.files import full_disk_is_an_error
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, load_model
 from letheon.model.population import populate
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
+from letheon.storage.files import full_disk_is_an_error
 from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.course import SetCourse

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import DivergenceError, GivenUpError
-from letheon.files import write_json
+from letheon.storage.files import write_json
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.folder import POPULATION
 

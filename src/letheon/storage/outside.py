@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from letheon.errors import OutputError
-from letheon.files import write_text
+from letheon.storage.files import write_text
 
 OUTSIDE = "outside.json"
 STORES = "reference_stores"

@@ -20,7 +20,7 @@ from time import monotonic, sleep
 from filelock import FileLock, Timeout
 
 from letheon.errors import OutputError
-from letheon.files import write_json
+from letheon.storage.files import write_json
 
 LOCK = ".lock"
 OWNER = ".owner.json"
