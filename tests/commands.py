@@ -19,7 +19,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(*arguments: object, setup: str = "") -> "subprocess.Popen[str]":
     """Start a command line as the shell would, after the Python code `setup`, which may slow it down."""
-    code = f"{setup}\nfrom letheon.cli import main\nmain()\n"
+    code = f"{setup}\nfrom letheon.cli.main import main\nmain()\n"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,

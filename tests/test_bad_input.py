@@ -15,7 +15,7 @@ from bad_data import FILES, ROWS
 from bad_folders import OUTPUTS, RESULTS
 from bad_place import Bad, Place
 from bad_settings import SETTINGS
-from letheon.cli import main
+from letheon.cli.main import main
 from letheon.data.rows import Row, write_rows
 from letheon.errors import DivergenceError, ModelError
 from letheon.model import loading

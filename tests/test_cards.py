@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.api import evaluate
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.report.card import adapter_card, model_card
 from letheon.report.shareable import HIDDEN, PLACES, shareable_provenance, shareable_settings, shareable_text

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.cli import cli, main
+from letheon.cli.main import cli, main
 from letheon.data.rows import Row, write_rows
 from letheon.errors import SettingsError
 from letheon.model.loading import save_model

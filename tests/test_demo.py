@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from letheon.demo import run_demo
+from letheon.cli.demo import run_demo
 from letheon.errors import OutputError
 from letheon.evaluation.results import Results
 from letheon.settings import DemoSettings

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from letheon.api import write_report
-from letheon.cli import main
+from letheon.cli.main import main
 from letheon.data.rows import Row
 from letheon.evaluation.official import complete_results, predict
 from letheon.evaluation.rescoring import Evaluation, write_evaluation
@@ -133,7 +133,7 @@ def test_notes_and_warnings_are_plain_lines(payload: str, capsys: pytest.Capture
         with display:
             display.note(f"row {payload}")
             display.show(payload, 1, 2)
-    from letheon.cli import _PlainFormatter
+    from letheon.cli.main import _PlainFormatter
 
     record = logging.LogRecord("letheon", logging.WARNING, "", 1, "%s", (payload,), None)
     for said in (screen.getvalue(), _PlainFormatter("letheon: %(message)s").format(record)):

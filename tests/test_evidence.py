@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from transformers import PreTrainedTokenizerBase
 
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings, read_config

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import SettingsError
 from letheon.model.loading import save_model

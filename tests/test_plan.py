@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from architecture_table import random_model
 from expert_families import config_of
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.schedules import MixedSchedule, steps_from

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row, write_rows
 from letheon.memorizing.memorize import memorize, shown_on
 from letheon.memorizing.options import MemorizeOptions

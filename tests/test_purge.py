@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.api import evaluate, study, unlearn
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import OutputError
 from letheon.purge import REASON_REMOVED, purge
@@ -267,7 +267,7 @@ def letheon(
         "    os.kill(os.getpid(), 9)\n"
         "cache.save_file = save\n"
     )
-    code = f"import sys\nfrom letheon.cli import main\n{dies if kill_at_store else ''}main()"
+    code = f"import sys\nfrom letheon.cli.main import main\n{dies if kill_at_store else ''}main()"
     environment = {**os.environ, "LETHEON_CACHE": str(cache)} if cache else dict(os.environ)
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False

@@ -183,7 +183,7 @@ def test_pythons_hash_seed_changes_no_byte(
     for seed in ("1", "2"):
         out, cache = tmp_path / f"run-{seed}", tmp_path / f"cache-{seed}"
         done = subprocess.run(
-            [sys.executable, "-c", "from letheon.cli import main; main()", "unlearn", *pairs, "--trackers", "",
+            [sys.executable, "-c", "from letheon.cli.main import main; main()", "unlearn", *pairs, "--trackers", "",
              "--out", str(out), "--cache-dir", str(cache)],
             env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.api import evaluate, unlearn, write_report
-from letheon.cli import main
+from letheon.cli.main import main
 from letheon.data import lume
 from letheon.data.records import open_records
 from letheon.data.rows import Row

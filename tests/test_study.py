@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import api
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import DataError, EvaluationError, OutputError, SettingsError
 from letheon.evaluation.results import read_results

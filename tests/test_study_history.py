@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import api
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row, write_rows
 from letheon.errors import SettingsError
 from letheon.sweep.history import begun_under, changes, describe_change, study_facts

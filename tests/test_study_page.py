@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 from transformers import PreTrainedTokenizerBase
 
-from letheon.cli import cli
+from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
 from letheon.evaluation.results import FormScores, Results

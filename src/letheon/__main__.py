@@ -1,6 +1,6 @@
 """`python -m letheon` and `accelerate launch -m letheon`."""
 
-from letheon.cli import main
+from letheon.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from letheon.cli.flags import SettingsCommand, given_values, settings_options
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
-from letheon.flags import SettingsCommand, given_values, settings_options
 from letheon.progress import open_display
 from letheon.settings import (
     LARGEST_SEED,
@@ -175,7 +175,7 @@ def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
     if not settings.out.exists():
         _ending_of(context).removed_first = settings.out
     load_libraries()
-    from letheon.demo import run_demo
+    from letheon.cli.demo import run_demo
 
     run_demo(settings, console=Console())
 
@@ -185,7 +185,7 @@ def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
 @click.option("--markdown", is_flag=True, help="Print docs/methods.md, which describes all methods in full.")
 def methods(name: str | None, markdown: bool) -> None:
     """List the unlearning methods with paper and defaults, or describe the method or recipe NAME."""
-    from letheon.methods_text import describe, list_methods, to_markdown
+    from letheon.cli.methods_page import describe, list_methods, to_markdown
 
     if markdown:
         click.echo(to_markdown(), nl=False)
