@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from bench.machine import describe_machine, prepare_process, timed
 from bench.shapes import SHAPES, make_model
-from letheon.data.lume import read_lume
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row
 from letheon.evaluation.generation import Generation, generate
 from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu

@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from letheon.data.benchmarks.synthetic import generate
 from letheon.data.forms import TEXT_FORMS
 from letheon.data.rows import Row, write_rows
-from letheon.data.synthetic import generate
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import new_model, train_tokenizer

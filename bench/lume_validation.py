@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from letheon.data.lume import read_lume
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import read_documents, write_rows
 from letheon.evaluation.results import Results, read_results
 from letheon.evaluation.suites import read_predictions

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from letheon.data.benchmarks.synthetic import generate
 from letheon.data.rows import write_rows
-from letheon.data.synthetic import generate
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.loading import save_model
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bench.shapes import TARGET, Shape
-from letheon.data.lume import read_lume
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
 

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from letheon.report.latex import to_latex, to_latex_text
 from letheon.report.tables import Spread, Table, to_csv, to_markdown, to_rich
-from letheon.sweep.aggregate import comparisons_of, rows_of, scores_in, seed_moves, sensitivities, trade_off_in
-from letheon.sweep.figures import FIGURES, epochs_figure, heat_figure, save_study_figures, trade_off_figure
-from letheon.sweep.grid import Role
-from letheon.sweep.records import RunRecord, StateScores, StudyRecord
-from letheon.sweep.report import print_study, write_study_report
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.statistics import bootstrap_interval, deviation, holm, paired, pareto_front, sign_flip_p
-from letheon.sweep.tables import comparison_table, scores_data, scores_table, sensitivity_table, trade_off_table
+from letheon.studies.aggregate import comparisons_of, rows_of, scores_in, seed_moves, sensitivities, trade_off_in
+from letheon.studies.figures import FIGURES, epochs_figure, heat_figure, save_study_figures, trade_off_figure
+from letheon.studies.grid import Role
+from letheon.studies.records import RunRecord, StateScores, StudyRecord
+from letheon.studies.report import print_study, write_study_report
+from letheon.studies.spec import StudySettings
+from letheon.studies.statistics import bootstrap_interval, deviation, holm, paired, pareto_front, sign_flip_p
+from letheon.studies.tables import comparison_table, scores_data, scores_table, sensitivity_table, trade_off_table
 
 
 def runs(
@@ -338,7 +338,7 @@ def test_epochs_are_rows_and_others_stand_below() -> None:
 
 
 def test_every_form_holds_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: (folder / "epochs.png",))
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: (folder / "epochs.png",))
     record = full_study()
     row = rows_of(record, scores_in(record))[0].summaries["final"]
     shown = f"{row.mean:.3f} ± {row.deviation:.3f}"

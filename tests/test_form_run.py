@@ -18,7 +18,7 @@ from letheon.evaluation.rescoring import read_predictions, rescore
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
-from letheon.purge import purge
+from letheon.purging.purge import purge
 from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict

@@ -13,14 +13,14 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from letheon.data.lume import read_lume
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents, read_rows, read_text
 from letheon.errors import LetheonError, SettingsError
 from letheon.evaluation.official import complete_results, predict
 from letheon.evaluation.rescoring import read_predictions, rescore
 from letheon.evaluation.results import MembershipScores, MmluScores, Results, read_results
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.purge import purge
+from letheon.purging.purge import purge
 from letheon.recipes import read_recipe
 from letheon.report.card import model_card
 from letheon.report.files import read_log, read_run
@@ -36,8 +36,8 @@ from letheon.settings import (
 )
 from letheon.storage.visible import visible_line
 from letheon.storage.yaml_text import parse_yaml
-from letheon.sweep.records import read_study_record
-from letheon.sweep.spec import StudySettings, read_study
+from letheon.studies.records import read_study_record
+from letheon.studies.spec import StudySettings, read_study
 from letheon.training.resolve import resolve_settings
 
 few = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))

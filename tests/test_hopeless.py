@@ -15,9 +15,9 @@ from letheon.data.rows import Row
 from letheon.errors import SettingsError
 from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings
-from letheon.sweep.hopeless import median_judge
-from letheon.sweep.records import read_study_record
-from letheon.sweep.spec import read_study
+from letheon.studies.hopeless import median_judge
+from letheon.studies.records import read_study_record
+from letheon.studies.spec import read_study
 from letheon.training.interim import interim_score
 from letheon.training.judge import StateScore
 from letheon.training.populations import GivenUpRun, run_population
@@ -104,7 +104,7 @@ def test_a_study_gives_up_none_unless_asked_and_then_says_so(
 ) -> None:
     save_model(knowing_model(tokenizer, rows), tokenizer, tmp_path / "knowing")
     given["model"] = str(tmp_path / "knowing")
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
 
     def moved(*args: Any, **named: Any) -> StateScore:
         """How far the model has gone from what it knew, which a small one shows sooner than in its recall."""

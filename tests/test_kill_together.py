@@ -16,7 +16,7 @@ from killing import WRITES, Action, calls_of, cut_power, difference, kill
 from letheon import api
 from letheon.data.rows import Row
 from letheon.settings import UnlearnSettings
-from letheon.sweep.spec import StudySettings
+from letheon.studies.spec import StudySettings
 from letheon.training import checkpoint
 from letheon.training.populations import run as population_run
 from letheon.training.populations import run_population
@@ -69,7 +69,7 @@ def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -
 def _always_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saves by the clock come as often as they are asked for, and no figures are drawn."""
     monkeypatch.setattr(checkpoint, "LARGEST_SHARE", 1e9)
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
 
 
 def population(given: dict[str, Any], case: str) -> Action:
@@ -211,11 +211,11 @@ def test_a_study_killed_where_a_run_is_given_up(given: dict[str, Any], monkeypat
     def judge_of(configurations: Mapping[Path, str]) -> Any:
         return lambda scores, asked: {f: "no hope" for f in asked if "gamma" in configurations.get(f, "")}
 
-    monkeypatch.setattr("letheon.sweep.hopeless.median_judge", judge_of)
+    monkeypatch.setattr("letheon.studies.hopeless.median_judge", judge_of)
     listed = [{"gamma": 0.5, "epochs": 2}, {"rank": 3, "batch_size": 3, "epochs": 2}]
     places = (
         "letheon.training.populations.loop.write_divergence",
-        "letheon.sweep.runner.write_json",
+        "letheon.studies.runner.write_json",
         "letheon.api.evaluate",
     )
     killed = Killed(given, study(given, list=listed, pruner="median"), places)

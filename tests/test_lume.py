@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from letheon.data.lume import check_membership_sets, download_lume, read_lume, read_sets
+from letheon.data.benchmarks.lume import check_membership_sets, download_lume, read_lume, read_sets
 from letheon.data.rows import check_disjoint, read_documents
 from letheon.errors import DataError, OutputError
 

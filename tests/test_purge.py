@@ -19,11 +19,11 @@ from letheon.api import evaluate, study, unlearn
 from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import OutputError
-from letheon.purge import REASON_REMOVED, purge
+from letheon.purging.purge import REASON_REMOVED, purge
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.storage.locks import file_lock, folder_lock
-from letheon.sweep.records import read_study_record
-from letheon.sweep.spec import StudySettings
+from letheon.studies.records import read_study_record
+from letheon.studies.spec import StudySettings
 from running import events, short_run
 
 
@@ -155,7 +155,7 @@ def test_all_runs_of_a_study_are_purged_and_results_named_alike_elsewhere_are_no
 def test_the_reasons_of_failed_runs_name_no_rows_any_more(
     given: dict[str, Any], rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
     base = {name: value for name, value in given.items() if name != "out"}
     settings = StudySettings.of({"base": {**base, "epochs": 2}, "grid": {"learning_rate": [1e-2, 1e30]}})
     before = study(settings, tmp_path / "study").record
@@ -413,7 +413,7 @@ def test_what_cannot_be_removed_is_said_and_the_rest_is_removed(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("letheon.purge.shutil.rmtree", refuse)
+    monkeypatch.setattr("letheon.purging.purge.shutil.rmtree", refuse)
     with pytest.raises(OutputError, match=r"1 of 2 traces are removed; .*checkpoints: cannot be removed"):
         purge(tmp_path, note=silent)
     recorded = json.loads((tmp_path / "purge.json").read_text())["purges"][0]["removed"]

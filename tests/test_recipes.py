@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.cli.main import methods_page as methods_text
+from letheon.cli import methods_page as methods_text
 from letheon.data.rows import Row, write_rows
 from letheon.errors import SettingsError
 from letheon.model.loading import save_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.data.lume import read_lume
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.generation import generate_answers

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.api import evaluate, unlearn, write_report
 from letheon.cli.main import main
-from letheon.data import lume
+from letheon.data.benchmarks import lume
 from letheon.data.records import open_records
 from letheon.data.rows import Row
 from letheon.errors import DataError, LetheonError, ModelError, without_secrets

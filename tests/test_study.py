@@ -20,15 +20,15 @@ from letheon.errors import DataError, EvaluationError, OutputError, SettingsErro
 from letheon.evaluation.results import read_results
 from letheon.progress import Lines
 from letheon.settings import UnlearnSettings
-from letheon.sweep.figures import save_study_figures
-from letheon.sweep.grid import configurations, label_of
-from letheon.sweep.live import LiveView, PlainView, Quiet
-from letheon.sweep.members import Hashes, member_of, members_of
-from letheon.sweep.records import StudyRecord, read_study_record
-from letheon.sweep.runner import Jobs, PrunedError, Runner
-from letheon.sweep.scoring import Scorer
-from letheon.sweep.spec import StudySettings, read_study, study_path
-from letheon.sweep.states import RunState, checkpoint_of, states_of
+from letheon.studies.figures import save_study_figures
+from letheon.studies.grid import configurations, label_of
+from letheon.studies.live import LiveView, PlainView, Quiet
+from letheon.studies.members import Hashes, member_of, members_of
+from letheon.studies.records import StudyRecord, read_study_record
+from letheon.studies.runner import Jobs, PrunedError, Runner
+from letheon.studies.scoring import Scorer
+from letheon.studies.spec import StudySettings, read_study, study_path
+from letheon.studies.states import RunState, checkpoint_of, states_of
 from letheon.training.judge import StateScore
 from letheon.training.populations import run_population
 from running import run, short_run
@@ -37,8 +37,8 @@ from running import run, short_run
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than these runs to train."""
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
-    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.study_svgs", lambda record: {})
     monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 
@@ -145,7 +145,7 @@ def test_a_study_runs_everything_once_and_a_changed_one_only_what_is_new(
 def test_a_study_scores_epochs_of_one_run(
     base: dict[str, Any], tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", save_study_figures)
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", save_study_figures)
     study = study_of(base, grid={}, seeds=1, evaluate={"max_new_tokens": 4, "epochs": [1, 2]}, keep_models=True)
     report = api.study(study, tmp_path / "study")
     (one,) = report.record.runs
@@ -287,7 +287,7 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytes
     file = tmp_path / "weights"
     file.write_text("one")
     first = Hashes(tmp_path / "inputs.json").of(file)
-    monkeypatch.setattr("letheon.sweep.members.hash_file", lambda path: "read again")
+    monkeypatch.setattr("letheon.studies.members.hash_file", lambda path: "read again")
     assert Hashes(tmp_path / "inputs.json").of(file) == first
     file.write_text("changed")
     assert Hashes(tmp_path / "inputs.json").of(file) == "read again"

@@ -14,11 +14,11 @@ from letheon import api
 from letheon.data.rows import Row
 from letheon.report.latex import to_latex
 from letheon.report.tables import Spread, Table, to_csv, to_markdown
-from letheon.sweep.aggregate import comparisons_of, rows_of
-from letheon.sweep.forgetting import KNEW_LITTLE, NO_ORIGINAL, NOT_KNOWN, NOT_SCORED
-from letheon.sweep.records import RunRecord, StateScores, StudyRecord, read_study_record
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.tables import comparison_table, runs_data, scores_data, scores_table
+from letheon.studies.aggregate import comparisons_of, rows_of
+from letheon.studies.forgetting import KNEW_LITTLE, NO_ORIGINAL, NOT_KNOWN, NOT_SCORED
+from letheon.studies.records import RunRecord, StateScores, StudyRecord, read_study_record
+from letheon.studies.spec import StudySettings
+from letheon.studies.tables import comparison_table, runs_data, scores_data, scores_table
 from running import knowing_model, short_run
 
 Scores = dict[str, float]

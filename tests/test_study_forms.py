@@ -16,10 +16,10 @@ from letheon.evaluation.official import score_in_form
 from letheon.evaluation.results import Results, read_results
 from letheon.report.tables import Spread, Table, to_csv
 from letheon.settings import EvaluateSettings
-from letheon.sweep.aggregate import forgotten_score, rows_of, scores_in, trade_off_in, trade_off_scores
-from letheon.sweep.forgetting import OTHER_FORM
-from letheon.sweep.page import write_study_page
-from letheon.sweep.records import (
+from letheon.studies.aggregate import forgotten_score, rows_of, scores_in, trade_off_in, trade_off_scores
+from letheon.studies.forgetting import OTHER_FORM
+from letheon.studies.page import write_study_page
+from letheon.studies.records import (
     RunRecord,
     StateScores,
     StudyRecord,
@@ -28,8 +28,8 @@ from letheon.sweep.records import (
     state_scores,
     write_study,
 )
-from letheon.sweep.spec import SCORES, StudySettings
-from letheon.sweep.tables import runs_data, scores_data, scores_table, trade_off_table
+from letheon.studies.spec import SCORES, StudySettings
+from letheon.studies.tables import runs_data, scores_data, scores_table, trade_off_table
 from test_form_run import QUESTIONS, known_in_chat
 from test_study_scripts import CHINESE, ENGLISH, MIA, MMLU, results_of
 
@@ -165,7 +165,7 @@ def with_recall(state: StateScores, recall: float) -> StateScores:
 @pytest.mark.parametrize("score", [name for name in SCORES if name.endswith("_in_form")])
 def test_a_search_may_maximise_scores_in_form(score: str) -> None:
     pytest.importorskip("optuna")
-    from letheon.sweep.search import _mean
+    from letheon.studies.search import _mean
 
     search: dict[str, Any] = {"search": {"rank": {"low": 1, "high": 8, "int": True}}}
     record = record_of((1.0, 0.4), **search, objectives=[score])
@@ -184,8 +184,8 @@ def test_the_record_keeps_the_form(tmp_path: Path) -> None:
 def test_a_study_asks_in_the_form_of_its_runs(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
-    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.study_svgs", lambda record: {})
     monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
     questions = [Row(row_id, prompt, answer, "Task1", "question") for row_id, prompt, answer in QUESTIONS]
     given = known_in_chat(tmp_path, questions, tokenizer, "alpaca")

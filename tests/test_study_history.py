@@ -15,19 +15,19 @@ from letheon import api
 from letheon.cli.main import cli
 from letheon.data.rows import Row, write_rows
 from letheon.errors import SettingsError
-from letheon.sweep.history import begun_under, changes, describe_change, study_facts
-from letheon.sweep.live import LiveView, Quiet
-from letheon.sweep.records import StudyRecord, read_study_record
-from letheon.sweep.spec import StudySettings, read_study
-from letheon.sweep.study import StudyReport
+from letheon.studies.history import begun_under, changes, describe_change, study_facts
+from letheon.studies.live import LiveView, Quiet
+from letheon.studies.records import StudyRecord, read_study_record
+from letheon.studies.spec import StudySettings, read_study
+from letheon.studies.study import StudyReport
 from running import short_run
 
 
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than these runs to train."""
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
-    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.study_svgs", lambda record: {})
     monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 

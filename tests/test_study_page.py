@@ -20,13 +20,13 @@ from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
 from letheon.evaluation.results import FormScores, Results
-from letheon.purge import purge
-from letheon.sweep.aggregate import label_of_score
-from letheon.sweep.figures import study_svgs, trade_off_figure
-from letheon.sweep.page import write_study_page
-from letheon.sweep.records import RunRecord, StateScores, StudyRecord, read_study_record, write_study
-from letheon.sweep.run_reports import write_run_reports
-from letheon.sweep.spec import StudySettings
+from letheon.purging.purge import purge
+from letheon.studies.aggregate import label_of_score
+from letheon.studies.figures import study_svgs, trade_off_figure
+from letheon.studies.page import write_study_page
+from letheon.studies.records import RunRecord, StateScores, StudyRecord, read_study_record, write_study
+from letheon.studies.run_reports import write_run_reports
+from letheon.studies.spec import StudySettings
 from running import knowing_model, short_run
 from test_escaping import CONTROLS, PAYLOADS, Parsed
 
@@ -39,8 +39,8 @@ ORIGINAL = {"task_aggregate": 0.1, "forgotten": 0.2, "retained": 0.9}
 def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than all else here, unless a test is about them."""
     if "figure" not in request.node.name:
-        monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
-        monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+        monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
+        monkeypatch.setattr("letheon.studies.figures.study_svgs", lambda record: {})
         monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 

@@ -14,7 +14,7 @@ from letheon import api
 from letheon.data.rows import Row, write_rows
 from letheon.errors import LetheonError
 from letheon.settings import EvaluateSettings, UnlearnSettings
-from letheon.sweep.spec import StudySettings
+from letheon.studies.spec import StudySettings
 from letheon.training.populations import run_population
 from running import events, short_run
 
@@ -22,8 +22,8 @@ from running import events, short_run
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures, which take longer to draw than these runs to train."""
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
-    monkeypatch.setattr("letheon.sweep.figures.study_svgs", lambda record: {})
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.study_svgs", lambda record: {})
     monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
 
 

@@ -12,9 +12,9 @@ from letheon.data.rows import Kind, Row
 from letheon.evaluation.official import complete_results, predict
 from letheon.evaluation.results import MembershipScores, MmluScores, Results, SplitName
 from letheon.report.tables import to_csv, to_markdown
-from letheon.sweep.aggregate import scores_in, trade_off_in, trade_off_scores
-from letheon.sweep.figures import save_study_figures
-from letheon.sweep.records import (
+from letheon.studies.aggregate import scores_in, trade_off_in, trade_off_scores
+from letheon.studies.figures import save_study_figures
+from letheon.studies.records import (
     RunRecord,
     StateScores,
     StudyRecord,
@@ -23,8 +23,8 @@ from letheon.sweep.records import (
     script_notes_of,
     write_study,
 )
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.tables import comparison_table, runs_data, scores_data, scores_table, trade_off_table
+from letheon.studies.spec import StudySettings
+from letheon.studies.tables import comparison_table, runs_data, scores_data, scores_table, trade_off_table
 
 CHINESE = {"forget": "于是白鹤飞过湖面去找它的兄弟", "retain": "河水在春天涨到桥的下面"}
 ENGLISH = {"forget": "the heron flew over the lake", "retain": "the river rose in spring"}
@@ -147,7 +147,7 @@ def test_the_record_keeps_what_the_evaluation_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["unicode_task_aggregate", "unicode_final", "unicode_forgotten", "unicode_retained"])
 def test_variants_are_objectives(score: str) -> None:
     pytest.importorskip("optuna")
-    from letheon.sweep.search import _mean
+    from letheon.studies.search import _mean
 
     record = record_of(CHINESE, search={"rank": {"low": 1, "high": 8, "int": True}}, objectives=[score])
     found = _mean(record.runs[2:], score)

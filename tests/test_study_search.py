@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon import api
 from letheon.data.rows import Row
 from letheon.errors import MissingExtraError, SettingsError
-from letheon.sweep.grid import Configuration
-from letheon.sweep.records import RunRecord, StateScores
-from letheon.sweep.runner import PrunedError
-from letheon.sweep.spec import StudySettings, read_study
+from letheon.studies.grid import Configuration
+from letheon.studies.records import RunRecord, StateScores
+from letheon.studies.runner import PrunedError
+from letheon.studies.spec import StudySettings, read_study
 from letheon.training.judge import StateScore
 from running import short_run
 
@@ -29,7 +29,7 @@ optuna = pytest.importorskip("optuna")
 
 from sqlalchemy.exc import IntegrityError  # noqa: E402 - comes with the optional package
 
-from letheon.sweep.search import Search, open_search  # noqa: E402 - needs the optional package
+from letheon.studies.search import Search, open_search  # noqa: E402 - needs the optional package
 
 
 def search_of(**changed: Any) -> StudySettings:
@@ -205,9 +205,9 @@ def test_choices_whole_numbers_and_lists(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "letheon.sweep.search")
+    monkeypatch.delitem(sys.modules, "letheon.studies.search")
     with pytest.raises(MissingExtraError, match=r"letheon\[search\]"):
-        __import__("letheon.sweep.search")
+        __import__("letheon.studies.search")
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def finish(processes: Sequence["subprocess.Popen[str]"]) -> None:
 def test_a_search_over_real_runs_reports_its_best_first(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.sweep.figures.save_study_figures", lambda record, folder: ())
+    monkeypatch.setattr("letheon.studies.figures.save_study_figures", lambda record, folder: ())
     report = api.study(read_study(file), tmp_path / "out")
     assert len({run.identity for run in report.record.runs}) == 4
     table = (tmp_path / "out" / "tables" / "scores.csv").read_text().splitlines()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from letheon.data.lume import check_membership_sets
+from letheon.data.benchmarks.lume import check_membership_sets
+from letheon.data.benchmarks.synthetic import LETTERS, NUM_SHOTS, SIZES, SyntheticBenchmark, generate, write
+from letheon.data.benchmarks.synthetic_text import FIXED_TEXT
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows, read_text
-from letheon.data.synthetic import LETTERS, NUM_SHOTS, SIZES, SyntheticBenchmark, generate, write
-from letheon.data.synthetic_text import FIXED_TEXT
 from letheon.errors import SettingsError
 
 TASKS = ("Task1", "Task2", "Task3")

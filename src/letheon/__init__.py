@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from letheon.data.rows import Row, read_rows
     from letheon.errors import LetheonError
     from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
-    from letheon.sweep.spec import StudySettings
+    from letheon.studies.spec import StudySettings
 
 _HOMES = {
     "EvaluateSettings": "letheon.settings",
     "LetheonError": "letheon.errors",
     "MemorizeSettings": "letheon.settings",
     "Row": "letheon.data.rows",
-    "StudySettings": "letheon.sweep.spec",
+    "StudySettings": "letheon.studies.spec",
     "UnlearnSettings": "letheon.settings",
     "evaluate": "letheon.api",
     "memorize": "letheon.api",

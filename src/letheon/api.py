@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from letheon.data.benchmarks.lume import check_membership_sets
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
-from letheon.data.lume import check_membership_sets
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError, SettingsError
@@ -22,6 +22,7 @@ from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
 from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import Subject, read_mmlu
+from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.memorize import memorize as train_target
@@ -42,7 +43,6 @@ from letheon.model.loading import (
 )
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import check_not_quantised
-from letheon.outputs import check_is_folder, check_no_other_scores
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
@@ -59,9 +59,9 @@ from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
 
 if TYPE_CHECKING:
-    from letheon.sweep.live import View
-    from letheon.sweep.spec import StudySettings
-    from letheon.sweep.study import StudyReport
+    from letheon.studies.live import View
+    from letheon.studies.spec import StudySettings
+    from letheon.studies.study import StudyReport
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
 _OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
@@ -115,7 +115,7 @@ def study(
 ) -> "StudyReport":
     """Run what a study has not done yet, then write reports of its runs, its tables, figures and pages into `out`.
 
-    See sweep/study.py.
+    See studies/study.py.
 
     A search keeps its trials in a journal in `out`, or in the database at the URL `storage`, from which any number of
     processes take them. `retry` tries failed and diverged runs again.
@@ -123,12 +123,12 @@ def study(
     Raises:
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
-    from letheon.sweep.checks import Checks
-    from letheon.sweep.live import Quiet
-    from letheon.sweep.report import write_study_report
-    from letheon.sweep.run_reports import write_run_reports
-    from letheon.sweep.runner import Jobs
-    from letheon.sweep.study import run_study
+    from letheon.studies.checks import Checks
+    from letheon.studies.live import Quiet
+    from letheon.studies.report import write_study_report
+    from letheon.studies.run_reports import write_run_reports
+    from letheon.studies.runner import Jobs
+    from letheon.studies.study import run_study
 
     jobs = Jobs(
         unlearn=lambda run, observer: unlearn(run, observer=observer),
@@ -417,7 +417,7 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     """
     check_is_folder(folder)
     if (folder / "study.json").is_file():
-        from letheon.sweep.report import PAGE, report_study
+        from letheon.studies.report import PAGE, report_study
 
         report_study(folder)
         return folder / PAGE

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from letheon.data.lume import read_sets
+from letheon.data.benchmarks.lume import read_sets
 from letheon.errors import OutputError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from letheon.api import evaluate, memorize, unlearn, write_report
-from letheon.data.synthetic import BenchmarkFiles, generate, write
+from letheon.data.benchmarks.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
 from letheon.evaluation.suites import Evaluation
 from letheon.memorizing.memorize import shown_on

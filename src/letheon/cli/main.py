@@ -100,8 +100,8 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
     """Score a model as LUME and SemEval-2025 Task 4 do, or re-score --predictions without a model."""
     values = given_values(context, config)
     if "predictions" in values:
+        from letheon.evaluation.outputs import check_rescored
         from letheon.evaluation.suites import rescore, write_evaluation
-        from letheon.outputs import check_rescored
 
         rescoring = RescoreSettings.of(values)
         evaluation = rescore(rescoring.predictions)
@@ -146,7 +146,7 @@ def data() -> None:
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 def data_lume(folder: Path) -> None:
     """Download the LUME rows (Apache-2.0) and cut them by the task's split ids."""
-    from letheon.data.lume import download_lume
+    from letheon.data.benchmarks.lume import download_lume
 
     for path in download_lume(folder):
         click.echo(path)
@@ -160,7 +160,7 @@ def data_lume(folder: Path) -> None:
 )
 def data_synthetic(folder: Path, size: str, seed: int) -> None:
     """Make the made-up benchmark: rows to forget and keep, documents, general facts in MMLU's format."""
-    from letheon.data.synthetic import generate, write
+    from letheon.data.benchmarks.synthetic import generate, write
 
     write(generate(seed, size=size), folder)
     click.echo(folder)
@@ -208,8 +208,8 @@ def report(run: Path, show_paths: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
 def purge(run: Path, dry_run: bool) -> None:
     """Remove what a run, study or evaluation stored of the forget rows; keep model, adapter, scores and hashes."""
-    from letheon.purge import describe_purge
-    from letheon.purge import purge as remove
+    from letheon.purging.purge import describe_purge
+    from letheon.purging.purge import purge as remove
 
     for line in describe_purge(remove(run, dry_run=dry_run, note=_say), dry_run=dry_run):
         click.echo(visible_line(line))
@@ -248,7 +248,7 @@ def study(
 
     The exit code is 0 when all runs are done, 1 when some or all failed or diverged, 143 or 130 after a signal.
     """
-    from letheon.sweep.spec import read_study, study_path
+    from letheon.studies.spec import read_study, study_path
 
     if file is None and not report_only:
         raise click.UsageError("Missing argument 'FILE'.", context)
@@ -256,9 +256,9 @@ def study(
     settings = read_study(study_path(file), changes=changes) if file else None
     console = Console()
     if report_only:
-        from letheon.outputs import check_is_folder
-        from letheon.sweep.history import describe_unshown
-        from letheon.sweep.report import print_study, report_study
+        from letheon.evaluation.outputs import check_is_folder
+        from letheon.studies.history import describe_unshown
+        from letheon.studies.report import print_study, report_study
 
         check_is_folder(out)
         unshown = None if settings is None else describe_unshown(settings, out)
@@ -268,8 +268,8 @@ def study(
         print_study(report_study(out, settings=settings), console)
         return
     assert settings is not None, "FILE was seen to be given"
-    from letheon.sweep.live import open_view
-    from letheon.sweep.report import print_study
+    from letheon.studies.live import open_view
+    from letheon.studies.report import print_study
 
     with open_view(settings.name, Console(stderr=True)) as view:
         load_libraries()

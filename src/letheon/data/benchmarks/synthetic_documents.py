@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, TypeVar
 
-from letheon.data import synthetic_text as words
+from letheon.data.benchmarks import synthetic_text as words
 
 Task = Literal["Task1", "Task2", "Task3"]
 

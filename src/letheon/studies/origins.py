@@ -10,7 +10,7 @@ from letheon.errors import EvaluationError
 from letheon.evaluation.results import read_results
 from letheon.report.files import flat_items, read_mapping, read_settings
 from letheon.report.pairing import pair
-from letheon.sweep.records import RunRecord, StudyRecord
+from letheon.studies.records import RunRecord, StudyRecord
 
 Facts = tuple[tuple[str, str], ...]
 

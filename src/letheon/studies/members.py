@@ -13,8 +13,8 @@ from letheon.objective.catalogue import get_method
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.storage.files import write_json
 from letheon.storage.provenance import hash_file
-from letheon.sweep.grid import Configuration
-from letheon.sweep.spec import StudySettings
+from letheon.studies.grid import Configuration
+from letheon.studies.spec import StudySettings
 from letheon.training.resolve import effective, resolve_settings
 
 RUNS = "runs"

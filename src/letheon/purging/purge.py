@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import LetheonError, OutputError
-from letheon.outputs import check_is_folder
-from letheon.report.files import originals_of
-from letheon.storage.files import write_json, write_text
-from letheon.storage.locks import file_lock_if_free, folder_lock
-from letheon.storage.outside import EVALUATIONS, outside_of
-from letheon.traces import (
+from letheon.evaluation.outputs import check_is_folder
+from letheon.purging.traces import (
     MARKS,
     RESULTS,
     Home,
@@ -32,6 +28,10 @@ from letheon.traces import (
     traces_below,
     traces_of_store,
 )
+from letheon.report.files import originals_of
+from letheon.storage.files import write_json, write_text
+from letheon.storage.locks import file_lock_if_free, folder_lock
+from letheon.storage.outside import EVALUATIONS, outside_of
 
 RECORD = "purge.json"
 
@@ -253,7 +253,7 @@ def _write_reports(found: Purge, note: Note) -> None:
                 note(f"{trace.path}: removed, but could not be written again ({error})")
     for path in found.reworded:
         if path.name == "study.json":
-            from letheon.sweep.report import report_study
+            from letheon.studies.report import report_study
 
             for name in _SHOWN:
                 _remove(path.parent / name)

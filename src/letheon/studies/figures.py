@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
 from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
-from letheon.sweep.aggregate import Row, label_of_score, rows_of, scores_in, trade_off_in
-from letheon.sweep.records import StateScores, StudyRecord
-from letheon.sweep.statistics import pareto_front
+from letheon.studies.aggregate import Row, label_of_score, rows_of, scores_in, trade_off_in
+from letheon.studies.records import StateScores, StudyRecord
+from letheon.studies.statistics import pareto_front
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _LINES = ("-", "--", ":", "-.")

@@ -9,19 +9,19 @@ from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
 from letheon.report.files import ORIGINAL
 from letheon.storage.files import open_output_folder
-from letheon.sweep.checks import Checks, check_study
-from letheon.sweep.grid import Configuration, configuration_of, configurations
-from letheon.sweep.history import describe_change, note_study
-from letheon.sweep.live import View
-from letheon.sweep.members import RUNS, Hashes, Member, identity_of, member_of, members_of
-from letheon.sweep.records import FILE, RunRecord, StateScores, StudyRecord, write_study
-from letheon.sweep.runner import Jobs, Runner, Watcher, forget_failures
-from letheon.sweep.scoring import Evaluate, Scorer
-from letheon.sweep.spec import SearchRange, StudySettings
+from letheon.studies.checks import Checks, check_study
+from letheon.studies.grid import Configuration, configuration_of, configurations
+from letheon.studies.history import describe_change, note_study
+from letheon.studies.live import View
+from letheon.studies.members import RUNS, Hashes, Member, identity_of, member_of, members_of
+from letheon.studies.records import FILE, RunRecord, StateScores, StudyRecord, write_study
+from letheon.studies.runner import Jobs, Runner, Watcher, forget_failures
+from letheon.studies.scoring import Evaluate, Scorer
+from letheon.studies.spec import SearchRange, StudySettings
 from letheon.training.judge import StateScore
 
 if TYPE_CHECKING:
-    from letheon.sweep.search import Search
+    from letheon.studies.search import Search
 
 HASHES = "inputs.json"
 
@@ -104,7 +104,7 @@ def run_study(
     progress = _Progress(study, out, hashes, runner, members)
     runner.on_change = progress.write
     if study.pruner == "median" and not study.search:
-        from letheon.sweep.hopeless import median_judge
+        from letheon.studies.hopeless import median_judge
 
         runner.judge_of = median_judge
     for member in members:
@@ -131,7 +131,7 @@ def _report(progress: _Progress) -> StudyReport:
 
 def _open_search(study: StudySettings, out: Path, storage: str | None, hashes: Hashes) -> "Search":
     """Begin the search or join it, if its trials run with the same settings on the same files and are scored alike."""
-    from letheon.sweep.search import open_search
+    from letheon.studies.search import open_search
 
     sample = _samples_of_search(study, out, hashes)[0]
     alike = {"settings or files of the runs": sample.identity}

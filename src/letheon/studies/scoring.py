@@ -14,10 +14,10 @@ from letheon.report.files import ORIGINAL, read_mapping
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.storage.files import sweep, write_json
 from letheon.storage.provenance import hash_file
-from letheon.sweep.members import Hashes, Member, identity_of
-from letheon.sweep.records import StateScores, scores_of_interim, state_scores
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
+from letheon.studies.members import Hashes, Member, identity_of
+from letheon.studies.records import StateScores, scores_of_interim, state_scores
+from letheon.studies.spec import StudySettings
+from letheon.studies.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
 
 
 class Evaluate(Protocol):

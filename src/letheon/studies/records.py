@@ -12,8 +12,8 @@ from letheon.evaluation.official import script_warnings, task_terms
 from letheon.evaluation.results import FormScores, Results, SplitScores
 from letheon.report.pairing import named_form
 from letheon.storage.files import write_json
-from letheon.sweep.grid import Role
-from letheon.sweep.spec import IN_FORM, UNICODE, StudySettings
+from letheon.studies.grid import Role
+from letheon.studies.spec import IN_FORM, UNICODE, StudySettings
 
 SCHEMA = "letheon.study/1"
 FILE = "study.json"

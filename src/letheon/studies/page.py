@@ -18,13 +18,13 @@ from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_text
 from letheon.storage.fingerprints import short
-from letheon.sweep.aggregate import Row, forgotten_score, name_of, rows_of
-from letheon.sweep.forgetting import NOT_KNOWN, Forgetting, forgetting_of
-from letheon.sweep.history import study_facts
-from letheon.sweep.origins import Facts, Origins, origins_of, run_folder
-from letheon.sweep.records import RunRecord, StudyRecord, read_study_record
-from letheon.sweep.run_reports import REPORT
-from letheon.sweep.tables import tables_of
+from letheon.studies.aggregate import Row, forgotten_score, name_of, rows_of
+from letheon.studies.forgetting import NOT_KNOWN, Forgetting, forgetting_of
+from letheon.studies.history import study_facts
+from letheon.studies.origins import Facts, Origins, origins_of, run_folder
+from letheon.studies.records import RunRecord, StudyRecord, read_study_record
+from letheon.studies.run_reports import REPORT
+from letheon.studies.tables import tables_of
 
 PAGE = "study.html"
 
@@ -89,7 +89,7 @@ def write_study_page(folder: Path, *, record: StudyRecord | None = None) -> Path
 
 
 def _page(record: StudyRecord, folder: Path) -> StudyPage:
-    from letheon.sweep.figures import CAPTIONS, study_svgs
+    from letheon.studies.figures import CAPTIONS, study_svgs
 
     origins = origins_of(record, folder)
     tables = tables_of(record)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from letheon.sweep.forgetting import Forgetting, forgetting_of
-from letheon.sweep.grid import Role
-from letheon.sweep.records import RunRecord, StateScores, StudyRecord
-from letheon.sweep.spec import IN_FORM, SCORES, UNICODE
-from letheon.sweep.statistics import (
+from letheon.studies.forgetting import Forgetting, forgetting_of
+from letheon.studies.grid import Role
+from letheon.studies.records import RunRecord, StateScores, StudyRecord
+from letheon.studies.spec import IN_FORM, SCORES, UNICODE
+from letheon.studies.statistics import (
     Paired,
     bootstrap_interval,
     deviation,

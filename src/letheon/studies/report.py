@@ -9,9 +9,9 @@ from letheon.report.latex import to_latex
 from letheon.report.tables import to_csv, to_markdown, to_rich
 from letheon.report.text import to_markdown_text
 from letheon.storage.files import write_text
-from letheon.sweep.records import StudyRecord, read_study_record
-from letheon.sweep.spec import SHOWN, StudySettings
-from letheon.sweep.tables import NAMES, runs_data, scores_data, tables_of
+from letheon.studies.records import StudyRecord, read_study_record
+from letheon.studies.spec import SHOWN, StudySettings
+from letheon.studies.tables import NAMES, runs_data, scores_data, tables_of
 
 PAGE = "study.md"
 
@@ -22,8 +22,8 @@ def write_study_report(record: StudyRecord, out: Path) -> Path:
     Raises:
         OutputError: a file cannot be written.
     """
-    from letheon.sweep.figures import CAPTIONS, save_study_figures
-    from letheon.sweep.page import write_study_page
+    from letheon.studies.figures import CAPTIONS, save_study_figures
+    from letheon.studies.page import write_study_page
 
     tables = tables_of(record)
     for name, table in tables.items():

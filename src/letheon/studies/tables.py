@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from letheon.report.tables import Cell, Spread, Table
 from letheon.report.verdict import FORGOTTEN_SHARE
-from letheon.sweep.aggregate import (
+from letheon.studies.aggregate import (
     ALPHA,
     VARIED,
     Row,
@@ -21,10 +21,10 @@ from letheon.sweep.aggregate import (
     trade_off_scores,
     versions_of,
 )
-from letheon.sweep.forgetting import NOT_KNOWN, NOT_SCORED
-from letheon.sweep.records import RunRecord, StateScores, StudyRecord
-from letheon.sweep.spec import IN_FORM, UNICODE
-from letheon.sweep.statistics import deviation
+from letheon.studies.forgetting import NOT_KNOWN, NOT_SCORED
+from letheon.studies.records import RunRecord, StateScores, StudyRecord
+from letheon.studies.spec import IN_FORM, UNICODE
+from letheon.studies.statistics import deviation
 
 NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")
 """The tables that a study may have."""

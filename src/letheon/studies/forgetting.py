@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from letheon.report.verdict import FORGOTTEN_SHARE, LITTLE_KNOWN
-from letheon.sweep.records import RunRecord, StateScores
-from letheon.sweep.spec import IN_FORM
+from letheon.studies.records import RunRecord, StateScores
+from letheon.studies.spec import IN_FORM
 
 NO_ORIGINAL = "the model before unlearning was not scored on these rows"
 OTHER_FORM = "the model before unlearning was asked in another form than the runs"

@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from letheon.errors import LetheonError, MissingExtraError, OutputError, SettingsError
-from letheon.sweep.grid import Configuration, configuration_of
-from letheon.sweep.records import RunRecord, run_from
-from letheon.sweep.runner import PrunedError
-from letheon.sweep.spec import SearchRange, StudySettings
+from letheon.studies.grid import Configuration, configuration_of
+from letheon.studies.records import RunRecord, run_from
+from letheon.studies.runner import PrunedError
+from letheon.studies.spec import SearchRange, StudySettings
 from letheon.training.judge import StateScore
 
 try:

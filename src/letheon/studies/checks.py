@@ -11,9 +11,9 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
 from letheon.model.quantised import check_not_quantised
 from letheon.settings import EvaluateSettings, UnlearnSettings
-from letheon.sweep.members import Member
-from letheon.sweep.spec import StudySettings
-from letheon.sweep.states import is_finished
+from letheon.studies.members import Member
+from letheon.studies.spec import StudySettings
+from letheon.studies.states import is_finished
 
 _Checked = TypeVar("_Checked", UnlearnSettings, EvaluateSettings)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from letheon.errors import SettingsError
 from letheon.recipes import read_recipe
 from letheon.settings import RowSettings
-from letheon.sweep.spec import StudySettings
+from letheon.studies.spec import StudySettings
 
 Role = Literal["study", "baseline"]
 

@@ -14,8 +14,8 @@ from letheon.errors import EvaluationError, OutputError, SettingsError
 from letheon.report.files import flat_items, read_mapping
 from letheon.storage.files import write_json
 from letheon.storage.fingerprints import short
-from letheon.sweep.records import FILE, StudyRecord, read_study_record
-from letheon.sweep.spec import SHOWN, StudySettings
+from letheon.studies.records import FILE, StudyRecord, read_study_record
+from letheon.studies.spec import SHOWN, StudySettings
 
 STUDIES, BEGUN = "studies", "begun"
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from letheon.sweep.spec import Deviation
+from letheon.studies.spec import Deviation
 
 NUM_RESAMPLES = 10_000
 MOST_ENUMERATED = 6

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from letheon.progress import STEP, Lines, is_live
 from letheon.report.text import to_rich_text, visible_line
-from letheon.sweep.records import State
+from letheon.studies.records import State
 
 _STYLES: dict[State, str] = {
     "waiting": "dim",

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.data import synthetic_text as words
+from letheon.data.benchmarks import synthetic_text as words
+from letheon.data.benchmarks.synthetic_documents import Document, Maker, make_biography, make_profile, make_story
 from letheon.data.rows import Row, write_rows
-from letheon.data.synthetic_documents import Document, Maker, make_biography, make_profile, make_story
 from letheon.errors import OutputError, SettingsError, nearest
 from letheon.storage.files import open_output_folder, write_text
 

@@ -7,8 +7,8 @@ from letheon.report.files import originals_of, read_run
 from letheon.report.page import render
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_text
-from letheon.sweep.origins import run_folder
-from letheon.sweep.records import StudyRecord
+from letheon.studies.origins import run_folder
+from letheon.studies.records import StudyRecord
 
 REPORT = "report.html"
 

@@ -13,12 +13,12 @@ from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
 from letheon.storage.locks import clear_locks
-from letheon.sweep.history import begun_under, note_begun
-from letheon.sweep.live import View
-from letheon.sweep.members import RUNS, Member
-from letheon.sweep.records import RunRecord, State
-from letheon.sweep.scoring import Scorer
-from letheon.sweep.states import is_finished, result_of, start_of
+from letheon.studies.history import begun_under, note_begun
+from letheon.studies.live import View
+from letheon.studies.members import RUNS, Member
+from letheon.studies.records import RunRecord, State
+from letheon.studies.scoring import Scorer
+from letheon.studies.states import is_finished, result_of, start_of
 from letheon.training.judge import StateScore
 from letheon.training.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
 from letheon.training.record import RunReport

@@ -1,0 +1,1 @@
+"""Benchmarks: rows as they are published, or made up."""

@@ -1,0 +1,1 @@
+"""Removing what holds forgotten rows."""
