@@ -17,10 +17,11 @@ from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import ModelError
-from letheon.model.adapted import Adapted, decoder_layers
+from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import Engine, build_engine
 from letheon.model.engine import Path as EnginePath
+from letheon.model.layers import decoder_layers
 from letheon.model.loading import fingerprint
 from letheon.model.reference import ReferenceStore, build_reference, token_terms
 from letheon.model.reference_cache import load_or_build_reference

@@ -14,10 +14,11 @@ from letheon.data.packing import pack
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
 from letheon.errors import SettingsError
-from letheon.model.adapted import Adapted, decoder_layers
+from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.architectures import new_model
 from letheon.model.engine import Engine, build_engine
+from letheon.model.layers import decoder_layers
 from letheon.model.lower import lowest_trained_layer
 from letheon.model.reference import build_reference, token_terms
 from letheon.objective.methods import Needs

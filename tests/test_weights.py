@@ -18,10 +18,11 @@ from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import ModelError, SettingsError
-from letheon.model.adapted import Adapted, layers_in, names_in_layers
+from letheon.model.adapted import Adapted
 from letheon.model.adapters import Init, LoraAdapter, LoraSettings, attach_lora, first_values
 from letheon.model.architectures import new_model
 from letheon.model.engine import Engine, build_engine
+from letheon.model.layers import layers_in, names_in_layers
 from letheon.model.loading import save_model
 from letheon.model.reference import build_reference, token_terms
 from letheon.model.weights import train_weights

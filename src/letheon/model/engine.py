@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
 from letheon.errors import ModelError
-from letheon.model.adapted import decoder_layers
 from letheon.model.attention import Kernel, kernels_for
 from letheon.model.experts import fused_experts
 from letheon.model.gated import gated_blocks, lean_blocks
 from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
+from letheon.model.layers import decoder_layers
 from letheon.model.lower import begun_at, first_layer_run
 from letheon.model.lowrank import fused_adapters
 from letheon.model.recomputing import recomputed_layers

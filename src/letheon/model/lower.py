@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError, SettingsError
-from letheon.model.adapted import decoder_layers
 from letheon.model.forwards import replaced_forwards
-from letheon.model.trunk import trunk_of
+from letheon.model.layers import decoder_layers, trunk_of
 
 
 def lowest_trained_layer(model: PreTrainedModel) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from letheon.model.adapted import decoder_layers
 from letheon.model.forwards import replaced_forwards
+from letheon.model.layers import decoder_layers
 
 
 @contextmanager

@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, nearest
-from letheon.model.adapted import names_in_layers
+from letheon.model.layers import names_in_layers, trunk_of
 from letheon.model.lowrank import LINEAR_FORWARDS
-from letheon.model.trunk import trunk_of
 
 SEED_TARGETS = ("q_proj", "v_proj")
 ALL_LINEAR = "all-linear"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError
-from letheon.model.adapted import decoder_layers
 from letheon.model.forwards import replaced_forwards
+from letheon.model.layers import decoder_layers
 
 POSITION_WISE = ("mlp", "self_attn.q_proj", "self_attn.o_proj")
 """Modules of a decoder layer that work on each position by itself, where it has modules of these names."""

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -88,14 +87,6 @@ def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     with rotated_alone(trunk_of(model), lengths_of(batch.boundaries), is_packed=False):
         logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
     return logits[is_token][batch.answer_positions].float()
-
-
-def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the module below the head, e.g. OlmoModel inside OlmoForCausalLM; of one that sees, the part for text."""
-    # BERT's kin call the last matrix of their head a decoder; Llama 4 finds itself.
-    candidates: tuple[object, ...] = (model.get_decoder(), model.base_model, getattr(model, "model", None))
-    inner = (found for found in candidates if isinstance(found, PreTrainedModel) and found is not model)
-    return next(inner, cast("PreTrainedModel", model.base_model))
 
 
 def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:

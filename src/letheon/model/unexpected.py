@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError
-from letheon.model.adapted import decoder_layers
+from letheon.model.layers import decoder_layers
 
 _HARMLESS = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|(cos|sin)_cached$|position_ids$")
 """Buffers that older versions of transformers stored, and that follow from the configuration."""

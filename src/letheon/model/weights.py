@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError, nearest
-from letheon.model.adapted import names_in_layers
+from letheon.model.layers import names_in_layers
 from letheon.model.widening import widening_of
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from letheon.data.forms import check_form
 from letheon.errors import SettingsError
-from letheon.model.adapted import Adapted, layers_in
+from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
 from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.layers import layers_in
 from letheon.model.loading import LoadedModel, check_device, check_vocabulary, load_config, load_model, stored_dtype
 from letheon.model.precision import Choice, choose_precision
 from letheon.model.quantised import check_not_quantised

@@ -8,7 +8,7 @@ from pathlib import Path
 from letheon.data.forms import AUTO, forms_to_try
 from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
-from letheon.model.adapted import beyond
+from letheon.model.layers import beyond
 from letheon.model.loading import load_config
 from letheon.model.precision import settled
 from letheon.model.targets import find_targets, narrowest

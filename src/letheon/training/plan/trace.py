@@ -30,11 +30,11 @@ from letheon.model.engine import Engine, Path
 from letheon.model.experts import fused_experts
 from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of, logit_terms
+from letheon.model.layers import trunk_of
 from letheon.model.lower import first_layer_run
 from letheon.model.precision import Precision
 from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
 from letheon.model.trimming import Selection
-from letheon.model.trunk import trunk_of
 from letheon.model.widening import widen
 from letheon.objective.methods import Needs, Term, compose, needs_of
 from letheon.objective.terms import roles_of
