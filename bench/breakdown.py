@@ -16,8 +16,8 @@ from letheon.report.tables import Table
 PARTS = {
     "letheon.training.problem.pack": "packing",
     "letheon.model.engine.Engine.states": "trunk forward",
-    "letheon.model.reference.label_terms": "head",
-    "letheon.model.reference._stored_kl": "divergence",
+    "letheon.model.terms.label_terms": "head",
+    "letheon.model.terms._stored_kl": "divergence",
     "letheon.training.problem.compose": "objective",
     "torch.Tensor.backward": "backward",
     "bench.case.update": "optimiser",

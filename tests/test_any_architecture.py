@@ -28,12 +28,13 @@ from letheon.model.engine import Path as Route
 from letheon.model.head import head_of, project
 from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.loading import context_length, load_model, save_model
-from letheon.model.reference import build_reference, token_terms
+from letheon.model.reference import build_reference
 from letheon.model.rotation import check_lengths
 from letheon.model.targets import ALL_LINEAR, SEED_TARGETS, find_targets
+from letheon.model.terms import token_terms
 from letheon.model.trunk import leak_between_sequences, packed_attention, packed_states
 from letheon.model.weights import train_weights
-from letheon.objective.methods import Needs
+from letheon.objective.terms import Needs
 
 NUM_FORGET = 3
 every = pytest.mark.parametrize("name", CASES)

@@ -21,14 +21,16 @@ from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.engine import Engine, build_engine
 from letheon.model.engine import Path as EnginePath
+from letheon.model.head import forward_kl, reverse_kl
 from letheon.model.layers import decoder_layers
 from letheon.model.loading import fingerprint
-from letheon.model.reference import ReferenceStore, build_reference, token_terms
+from letheon.model.reference import ReferenceStore, build_reference
 from letheon.model.reference_cache import load_or_build_reference
+from letheon.model.terms import token_terms
 from letheon.model.trunk import padded_logits, reads_ahead
 from letheon.objective.catalogue import METHODS, get_method
-from letheon.objective.methods import Coefficients, Needs, Term, needs_of, resolve
-from letheon.objective.retain import forward_kl, reverse_kl
+from letheon.objective.methods import Coefficients, Term, needs_of, resolve
+from letheon.objective.terms import Needs
 from letheon.training.interim import Probes, answer_values, interim_score, text_losses
 from letheon.training.problem import Problem
 from letheon.training.step import accumulate

@@ -9,8 +9,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from letheon.model import head as head_module
-from letheon.model.head import Head, expected_embedding, head_of, kl_from_expectation, label_terms, likeliest, project
-from letheon.objective.retain import forward_kl, reverse_kl
+from letheon.model.head import (
+    Head,
+    expected_embedding,
+    forward_kl,
+    head_of,
+    kl_from_expectation,
+    label_terms,
+    likeliest,
+    project,
+    reverse_kl,
+)
 
 NUM_TOKENS, WIDTH, VOCABULARY = 7, 5, 11
 

@@ -20,8 +20,9 @@ from letheon.model.architectures import new_model
 from letheon.model.engine import Engine, build_engine
 from letheon.model.layers import decoder_layers
 from letheon.model.lower import lowest_trained_layer
-from letheon.model.reference import build_reference, token_terms
-from letheon.objective.methods import Needs
+from letheon.model.reference import build_reference
+from letheon.model.terms import token_terms
+from letheon.objective.terms import Needs
 from running import model_of, run, same, short_run
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]

@@ -14,7 +14,7 @@ from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
 from letheon.errors import DataError
 from letheon.model.loading import load_model
-from letheon.model.reference import token_terms
+from letheon.model.terms import token_terms
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import needs_of
 from letheon.objective.retain import mean_kl

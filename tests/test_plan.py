@@ -32,7 +32,8 @@ from letheon.model.gated import gated_blocks
 from letheon.model.head import head_of
 from letheon.model.loading import save_model
 from letheon.model.lower import first_layer_run
-from letheon.model.reference import build_reference, token_terms
+from letheon.model.reference import build_reference
+from letheon.model.terms import token_terms
 from letheon.model.trimming import Selection
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method

@@ -24,9 +24,10 @@ from letheon.model.architectures import new_model
 from letheon.model.engine import Engine, build_engine
 from letheon.model.layers import layers_in, names_in_layers
 from letheon.model.loading import save_model
-from letheon.model.reference import build_reference, token_terms
+from letheon.model.reference import build_reference
+from letheon.model.terms import token_terms
 from letheon.model.weights import train_weights
-from letheon.objective.methods import Needs
+from letheon.objective.terms import Needs
 from running import events, model_of, run, same, short_run
 from small import tiny_model
 

@@ -155,6 +155,17 @@ def divergence_by_logits(
     return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
 
 
+def forward_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(ref || theta) at each position: (A, V), (A, V) float32 -> (A,), range [0, inf)."""
+    log_p, log_q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+def reverse_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(theta || ref) at each position: (A, V), (A, V) float32 -> (A,), range [0, inf)."""
+    return forward_kl(reference_logits, logits)
+
+
 def logit_terms(logits: Tensor, labels: Tensor) -> LabelTerms:
     """Return the same from logits (A, V), float32, by plain autograd."""
     return LabelTerms(

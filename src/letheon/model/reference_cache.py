@@ -23,7 +23,7 @@ from letheon.errors import OutputError
 from letheon.model.engine import Engine
 from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Needs
+from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.storage.cache import store_path
 from letheon.storage.files import check_room, replace_file

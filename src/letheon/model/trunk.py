@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
 from letheon.model.attention import NAMES, Kernel, bounds_of
+from letheon.model.layers import trunk_of
 from letheon.model.rotation import lengths_of, rotated_alone
 
 _MOST_PROBED = 16

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from letheon.errors import SettingsError, nearest
 from letheon.objective.control import Control
-from letheon.objective.terms import Roles, Tokens, TokenTerms
+from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
 Role = Literal["forget", "retain", "alternative"]
 Value = float | str
@@ -49,20 +49,6 @@ class Coefficient:
     """The least value of a number."""
     is_share: bool = False
     """Whether it is a share: above 0 and at most 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What the terms ask of the model and the reference beyond label log-probabilities."""
-
-    kl: Literal["forward", "reverse"] | None = None
-    """A full-vocabulary divergence at the retain tokens."""
-    forget_logits: bool = False
-    """The policy's logits at the forget tokens."""
-    reference_logits: bool = False
-    """The reference's logits at the forget tokens."""
-    activations: int | None = None
-    """Hidden states after this decoder layer, counted from 0, at all answer tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from typing import Literal, cast
 from torch import Tensor
 
 from letheon.objective import activation, forget, retain
-from letheon.objective.methods import Coefficients, Needs, Role, Term, tokens_of
+from letheon.objective.methods import Coefficients, Role, Term, tokens_of
 from letheon.objective.preference import dpo
-from letheon.objective.terms import Roles, Tokens, TokenTerms
+from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
 OnTokens = Callable[[Tensor, Tokens], Tensor]
 """A loss of the label log-probabilities (A,) of one role."""

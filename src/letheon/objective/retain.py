@@ -1,4 +1,4 @@
-"""Losses on the retain rows, and divergences between next-token distributions. All in nats, minimised."""
+"""Losses on the retain rows. All in nats, minimised."""
 
 from torch import Tensor
 
@@ -38,14 +38,3 @@ def gold_kl(log_probs: Tensor, reference_log_probs: Tensor, tokens: Tokens) -> T
     reproduce their tables. Both inputs (A,) float32 at retain tokens; gives a scalar, 0 if there are none.
     """
     return tokens.mean(reference_log_probs.exp() * (reference_log_probs - log_probs))
-
-
-def forward_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(ref || theta) at each position: (A, V), (A, V) float32 -> (A,), range [0, inf)."""
-    log_p, log_q = logits.log_softmax(-1), reference_logits.log_softmax(-1)
-    return (log_q.exp() * (log_q - log_p)).sum(-1)
-
-
-def reverse_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL(theta || ref) at each position: (A, V), (A, V) float32 -> (A,), range [0, inf)."""
-    return forward_kl(reference_logits, logits)

@@ -1,11 +1,26 @@
 """What an objective sees of a batch: per-token values and who owns each token."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from letheon.data.packing import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the terms ask of the model and the reference beyond label log-probabilities."""
+
+    kl: Literal["forward", "reverse"] | None = None
+    """A full-vocabulary divergence at the retain tokens."""
+    forget_logits: bool = False
+    """The policy's logits at the forget tokens."""
+    reference_logits: bool = False
+    """The reference's logits at the forget tokens."""
+    activations: int | None = None
+    """Hidden states after this decoder layer, counted from 0, at all answer tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, Sequence
 from letheon.model.engine import Engine
-from letheon.model.reference import ReferenceStore, token_terms
-from letheon.objective.methods import Needs
+from letheon.model.reference import ReferenceStore
+from letheon.model.terms import token_terms
+from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.training.judge import SCORE, Better, StateScore
 

@@ -21,11 +21,13 @@ from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.companions import local_folder
 from letheon.model.engine import Engine, build_engine
 from letheon.model.loading import LoadedModel, fingerprint
-from letheon.model.reference import ReferenceStore, build_reference, token_terms
+from letheon.model.reference import ReferenceStore, build_reference
 from letheon.model.reference_cache import load_or_build_reference
+from letheon.model.terms import token_terms
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Method, Needs, Term, needs_of
+from letheon.objective.methods import Method, Term, needs_of
+from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint

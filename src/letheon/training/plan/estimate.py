@@ -20,7 +20,8 @@ from letheon.model.head import Head, head_of
 from letheon.model.loading import move_model
 from letheon.model.precision import settled
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Needs, Term, needs_of
+from letheon.objective.methods import Term, needs_of
+from letheon.objective.terms import Needs
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Demand, Piece, Tokens
 from letheon.training.plan.machine import Rates

@@ -33,11 +33,12 @@ from letheon.model.head import head_of, logit_terms
 from letheon.model.layers import trunk_of
 from letheon.model.lower import first_layer_run
 from letheon.model.precision import Precision
-from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts, token_terms
+from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts
+from letheon.model.terms import token_terms
 from letheon.model.trimming import Selection
 from letheon.model.widening import widen
-from letheon.objective.methods import Needs, Term, compose, needs_of
-from letheon.objective.terms import roles_of
+from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.terms import Needs, roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.plan.demand import Piece
 from letheon.training.randomness import dropout_of_step, dropouts_of

@@ -1,0 +1,155 @@
+"""The step's forward: what the policy and the reference say of a batch's answer tokens, from one pass.
+
+Trunk, states at answer positions, head; the reference's values come from its store (reference.py).
+"""
+
+import torch
+from torch import Tensor
+
+from letheon.data.packing import PackedBatch
+from letheon.model.engine import Engine
+from letheon.model.head import (
+    Head,
+    LabelTerms,
+    divergence_by_logits,
+    forward_kl,
+    kl_from_expectation,
+    label_terms,
+    logit_terms,
+    project,
+    reverse_kl,
+)
+from letheon.model.reference import ReferenceStore
+from letheon.model.trunk import padded_logits
+from letheon.objective.terms import Needs, TokenTerms
+
+
+def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenTerms:
+    """Return the policy's and the reference's values at the answer tokens of `batch`, differentiable in the policy.
+
+    A batch without answer tokens is not run through the model: its values are empty and depend on nothing.
+    """
+    if not len(batch.labels):
+        return _no_terms(engine, batch, needs)
+    if engine.path == "logits":
+        reference_log_probs = store.log_probs[store.tokens_of(batch.row_index)].to(batch.labels.device)
+        return _terms_by_logits(engine, batch, reference_log_probs, needs)
+    activations, lower = None, store.lower_of(batch.row_index)
+    lower = None if lower is None else lower.to(batch.labels.device)
+    if needs.activations is None:
+        states = engine.states(batch, lower=lower)
+    else:
+        states, activations = engine.states_and_activations(batch, layer=needs.activations, lower=lower)
+    terms = label_terms(states, batch.labels, engine.head)
+    return terms_of_states(engine, store, batch, states, terms, needs=needs, activations=activations)
+
+
+def _no_terms(engine: Engine, batch: PackedBatch, needs: Needs) -> TokenTerms:
+    """The values of no answer token, on the batch's device, of the shapes that the terms expect."""
+    head = engine.model.get_output_embeddings()
+    vocabulary, width = head.weight.shape if isinstance(head, torch.nn.Linear) else (1, 1)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.zeros(0, *shape, device=batch.labels.device)
+
+    return TokenTerms(
+        log_probs=empty(),
+        reference_log_probs=empty(),
+        labels=batch.labels,
+        kl=None if needs.kl is None else empty(),
+        logits=empty(vocabulary) if needs.forget_logits else None,
+        reference_logits=empty(vocabulary) if needs.reference_logits else None,
+        activations=None if needs.activations is None else empty(width),
+        reference_activations=None if needs.activations is None else empty(width),
+        reference_norm=None if needs.activations is None else 0.0,
+    )
+
+
+def terms_of_states(
+    engine: Engine,
+    store: ReferenceStore,
+    batch: PackedBatch,
+    states: Tensor,
+    terms: LabelTerms,
+    *,
+    needs: Needs,
+    activations: Tensor | None = None,
+) -> TokenTerms:
+    """Return `token_terms` of a batch from its final states (A, D), what the head says of its labels, and, where they
+    are needed, the hidden states (A, D) of a layer."""
+    tokens = store.tokens_of(batch.row_index)
+    head = engine.head
+    is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
+    retained = tokens[is_retain.cpu()] - store.starts[store.num_forget_rows]
+    kl = None
+    if needs.kl is not None:
+        kl = _stored_kl(
+            engine,
+            store,
+            rows=retained,
+            states=states[is_retain],
+            log_normalisers=terms.log_normalisers[is_retain],
+            needs=needs,
+        )
+    return TokenTerms(
+        log_probs=terms.log_probs,
+        reference_log_probs=store.log_probs[tokens].to(states.device),
+        labels=batch.labels,
+        kl=kl,
+        logits=project(states[is_forget], head) if needs.forget_logits else None,
+        reference_logits=_reference_logits(store, tokens[is_forget.cpu()], head) if needs.reference_logits else None,
+        activations=activations,
+        reference_activations=None if store.activations is None else store.activations[retained].to(states.device),
+        reference_norm=None if store.forget_norm is None else float(store.forget_norm),
+    )
+
+
+@torch.no_grad()
+def _reference_logits(store: ReferenceStore, tokens: Tensor, head: Head) -> Tensor:
+    assert store.forget_states is not None
+    return project(store.forget_states[tokens].to(head.weight.device), store.head or head)
+
+
+def _stored_kl(
+    engine: Engine, store: ReferenceStore, *, rows: Tensor, states: Tensor, log_normalisers: Tensor, needs: Needs
+) -> Tensor:
+    if store.embedding is not None and store.offset is not None:
+        return kl_from_expectation(
+            log_normalisers,
+            states,
+            embedding=store.embedding[rows].to(states.device),
+            offset=store.offset[rows].to(states.device),
+            head=engine.head,
+        )
+    assert store.retain_states is not None
+    head = engine.head
+    return divergence_by_logits(
+        states,
+        store.retain_states[rows].to(states.device),
+        head=head,
+        reference_head=store.head or head,
+        divergence=forward_kl if needs.kl == "forward" else reverse_kl,
+    )
+
+
+def _terms_by_logits(engine: Engine, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs) -> TokenTerms:
+    logits = padded_logits(engine.model, batch)
+    is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
+    reference_logits = None
+    if needs.kl is not None or needs.reference_logits:
+        with torch.no_grad(), engine.adapter_off():
+            reference_logits = padded_logits(engine.model, batch)
+    kl = None
+    if needs.kl is not None and reference_logits is not None:
+        divergence = forward_kl if needs.kl == "forward" else reverse_kl
+        kl = divergence(logits[is_retain], reference_logits[is_retain])
+    return TokenTerms(
+        log_probs=logit_terms(logits, batch.labels).log_probs,
+        reference_log_probs=reference_log_probs,
+        labels=batch.labels,
+        kl=kl,
+        logits=logits[is_forget] if needs.forget_logits else None,
+        reference_logits=None
+        if reference_logits is None or not needs.reference_logits
+        else reference_logits[is_forget],
+    )
