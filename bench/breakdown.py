@@ -15,9 +15,9 @@ from letheon.report.tables import Table
 
 PARTS = {
     "letheon.training.problem.pack": "packing",
-    "letheon.model.engine.Engine.states": "trunk forward",
-    "letheon.model.terms.label_terms": "head",
-    "letheon.model.terms._stored_kl": "divergence",
+    "letheon.engine.engine.Engine.states": "trunk forward",
+    "letheon.engine.terms.label_terms": "head",
+    "letheon.engine.terms._stored_kl": "divergence",
     "letheon.training.problem.compose": "objective",
     "torch.Tensor.backward": "backward",
     "bench.case.update": "optimiser",

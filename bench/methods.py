@@ -28,8 +28,8 @@ from bench.lume_validation import Files, prepare
 from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import read_text
 from letheon.data.sequences import text_sequence
+from letheon.engine.engine import build_engine
 from letheon.evaluation.results import Results, read_results
-from letheon.model.engine import build_engine
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings

@@ -36,8 +36,8 @@ from bench.machine import (
 from bench.rows import workload
 from bench.shapes import SHAPES, make_model, shape_of
 from letheon.data.schedules import MixedSchedule
+from letheon.engine.population import Population, populate
 from letheon.model.adapters import LoraSettings
-from letheon.model.population import Population, populate
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json

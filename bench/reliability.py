@@ -120,7 +120,7 @@ def _kills(folder: Path, wanted: int) -> dict[str, str]:
 
 
 def _store(folder: Path) -> dict[str, str]:
-    from letheon.model.reference import build_reference
+    from letheon.engine.reference import build_reference
 
     given = {**short_run(folder), "cache_dir": folder / "shared"}
     built, build = folder / "built", build_reference
@@ -154,7 +154,7 @@ def _forked(action: Callable[[], None]) -> int:
 
 
 def _run_with(build: Callable[..., Any], given: dict[str, Any]) -> None:
-    from letheon.model import reference_cache
+    from letheon.engine import reference_cache
 
     setattr(reference_cache, "build_reference", build)  # noqa: B010 - it is no public name there
     unlearn(UnlearnSettings.of(given))

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from letheon.model.engine import Path
+from letheon.engine.engine import Path
 from letheon.model.targets import SEED_TARGETS
 
 WINDOW = 5

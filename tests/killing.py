@@ -32,7 +32,7 @@ WRITES = (
     "os.unlink",
     "shutil.rmtree",
     "letheon.training.checkpoint.save_file",
-    "letheon.model.reference_cache.save_file",
+    "letheon.engine.reference_cache.save_file",
     "letheon.training.checkpoint._sha256",
     "letheon.training.tracking.Log.write",
     "letheon.training.tracking.Log.flush",

@@ -13,7 +13,6 @@ from letheon.data.alternatives import REFUSALS, given_alternatives, other_answer
 from letheon.data.rows import Row, Rows
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import DataError
-from letheon.model.alternatives import EXTRA_TOKENS, generate_alternatives
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
@@ -21,6 +20,7 @@ from letheon.training.inputs import read_inputs
 from letheon.training.prepare import Prepared, prepare
 from letheon.training.resolve import resolve_settings
 from letheon.training.tracking import Silent
+from letheon.unlearning.made_up import EXTRA_TOKENS, generate_alternatives
 from running import model_of, run, same, short_run
 
 

@@ -19,20 +19,20 @@ from architecture_table import ALTERNATING, CASES, LLAMA3_ROPE, WINDOW, random_m
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
+from letheon.engine.attention import NAMES
+from letheon.engine.engine import TOLERANCE, Engine, build_engine
+from letheon.engine.engine import Path as Route
+from letheon.engine.head import head_of, project
+from letheon.engine.patches.rotation import check_lengths
+from letheon.engine.reference import build_reference
+from letheon.engine.terms import token_terms
+from letheon.engine.trunk import leak_between_sequences, packed_attention, packed_states
 from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
-from letheon.model.attention import NAMES
-from letheon.model.engine import TOLERANCE, Engine, build_engine
-from letheon.model.engine import Path as Route
-from letheon.model.head import head_of, project
 from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.loading import context_length, load_model, save_model
-from letheon.model.reference import build_reference
-from letheon.model.rotation import check_lengths
 from letheon.model.targets import ALL_LINEAR, SEED_TARGETS, find_targets
-from letheon.model.terms import token_terms
-from letheon.model.trunk import leak_between_sequences, packed_attention, packed_states
 from letheon.model.weights import train_weights
 from letheon.objective.terms import Needs
 

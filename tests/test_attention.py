@@ -13,12 +13,12 @@ from architecture_table import CASES, WINDOW, random_model
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
-from letheon.model import attention
-from letheon.model import engine as engine_module
-from letheon.model.attention import kernels_for
-from letheon.model.engine import Engine, build_engine
-from letheon.model.head import project
-from letheon.model.trunk import padded_logits
+from letheon.engine import attention
+from letheon.engine import engine as engine_module
+from letheon.engine.attention import kernels_for
+from letheon.engine.engine import Engine, build_engine
+from letheon.engine.head import project
+from letheon.engine.trunk import padded_logits
 
 PACKED = [name for name, case in CASES.items() if case.path == "packed"]
 WITHOUT = {"gemma-2": "a cap, sinks or dropout", "gpt-oss": "a cap, sinks or dropout"}

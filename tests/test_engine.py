@@ -16,18 +16,18 @@ from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
+from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Path as EnginePath
+from letheon.engine.head import forward_kl, reverse_kl
+from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.reference_cache import load_or_build_reference
+from letheon.engine.terms import token_terms
+from letheon.engine.trunk import padded_logits, reads_ahead
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
-from letheon.model.engine import Engine, build_engine
-from letheon.model.engine import Path as EnginePath
-from letheon.model.head import forward_kl, reverse_kl
 from letheon.model.layers import decoder_layers
 from letheon.model.loading import fingerprint
-from letheon.model.reference import ReferenceStore, build_reference
-from letheon.model.reference_cache import load_or_build_reference
-from letheon.model.terms import token_terms
-from letheon.model.trunk import padded_logits, reads_ahead
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Term, needs_of, resolve
 from letheon.objective.terms import Needs
@@ -238,7 +238,7 @@ def test_an_engine_falls_back_where_the_packed_forward_differs(
 ) -> None:
     sequences = sequences_of(rows, tokenizer)
     adapted = moved(model)
-    monkeypatch.setattr("letheon.model.engine.packed_states", lambda *_: torch.zeros(10_000, 32))
+    monkeypatch.setattr("letheon.engine.engine.packed_states", lambda *_: torch.zeros(10_000, 32))
     engine = engine_of(adapted, sequences)
     assert engine.path == "padded"
     assert "packed forward differs" in engine.notes[0]
@@ -280,7 +280,7 @@ def test_reference_store_is_reused_and_rebuilt_when_rows_or_weights_change(
         built.append(1)
         return build_reference(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("letheon.model.reference_cache.build_reference", counting)
+    monkeypatch.setattr("letheon.engine.reference_cache.build_reference", counting)
 
     def get(wanted: list[Sequence]) -> ReferenceStore:
         return load_or_build_reference(

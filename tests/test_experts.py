@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from architecture_table import random_model
 from expert_families import FAMILIES, FAST, config_of
 from letheon.data.rows import Row
+from letheon.engine.population import populate
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.experts import _Stack, factors, fused_experts, merged_experts
 from letheon.model.loading import save_model
 from letheon.model.lowrank import ADAPTER, fused_adapters
-from letheon.model.population import populate
 from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import widen
 from letheon.settings import UnlearnSettings

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from letheon.model import head as head_module
-from letheon.model.head import (
+from letheon.engine import head as head_module
+from letheon.engine.head import (
     Head,
     expected_embedding,
     forward_kl,

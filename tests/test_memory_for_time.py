@@ -13,15 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.data.packing import pack
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
+from letheon.engine.engine import Engine, build_engine
+from letheon.engine.patches.lower import lowest_trained_layer
+from letheon.engine.reference import build_reference
+from letheon.engine.terms import token_terms
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.architectures import new_model
-from letheon.model.engine import Engine, build_engine
 from letheon.model.layers import decoder_layers
-from letheon.model.lower import lowest_trained_layer
-from letheon.model.reference import build_reference
-from letheon.model.terms import token_terms
 from letheon.objective.terms import Needs
 from running import model_of, run, same, short_run
 

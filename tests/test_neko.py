@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
+from letheon.engine.terms import token_terms
 from letheon.errors import DataError
 from letheon.model.loading import load_model
-from letheon.model.terms import token_terms
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import needs_of
 from letheon.objective.retain import mean_kl

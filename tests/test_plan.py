@@ -24,17 +24,17 @@ from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.schedules import MixedSchedule, steps_from
 from letheon.data.sequences import Sequence
+from letheon.engine.engine import Engine
+from letheon.engine.head import head_of
+from letheon.engine.patches.gated import gated_blocks
+from letheon.engine.patches.lower import first_layer_run
+from letheon.engine.patches.trimming import Selection
+from letheon.engine.reference import build_reference
+from letheon.engine.terms import token_terms
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.architectures import new_model
-from letheon.model.engine import Engine
-from letheon.model.gated import gated_blocks
-from letheon.model.head import head_of
 from letheon.model.loading import save_model
-from letheon.model.lower import first_layer_run
-from letheon.model.reference import build_reference
-from letheon.model.terms import token_terms
-from letheon.model.trimming import Selection
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, compose, needs_of

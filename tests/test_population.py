@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
+from letheon.engine.engine import build_engine
+from letheon.engine.segments import segmented_linear, segments_of
 from letheon.errors import SettingsError
-from letheon.model.engine import build_engine
-from letheon.model.segments import segmented_linear, segments_of
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training import prepare

@@ -19,10 +19,10 @@ from letheon.api import evaluate
 from letheon.data.packing import pack
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
+from letheon.engine.engine import build_engine
 from letheon.errors import SettingsError
 from letheon.model import precision
 from letheon.model.adapters import LoraSettings, attach_lora
-from letheon.model.engine import build_engine
 from letheon.model.loading import fingerprint, load_model, save_model
 from letheon.model.precision import Asked, ProductRates, choose_precision
 from letheon.model.targets import ALL_LINEAR

@@ -261,7 +261,7 @@ def letheon(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own; with `kill_at_store` one that is killed while it writes a store."""
     dies = (
-        "import os, letheon.model.reference_cache as cache\n"
+        "import os, letheon.engine.reference_cache as cache\n"
         "def save(tensors, path, **_):\n"
         "    open(path, 'wb').write(b'half a store')\n"
         "    os.kill(os.getpid(), 9)\n"

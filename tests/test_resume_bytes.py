@@ -130,8 +130,8 @@ def test_many_runs_at_once_build_one_store(given: Made, tmp_path: Path) -> None:
 
 
 def _build_and_mark(given: Made, marks: Path) -> None:
-    from letheon.model import reference_cache
-    from letheon.model.reference import build_reference
+    from letheon.engine import reference_cache
+    from letheon.engine.reference import build_reference
 
     build = build_reference
 

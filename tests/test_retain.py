@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from letheon.model.head import forward_kl, reverse_kl
+from letheon.engine.head import forward_kl, reverse_kl
 from letheon.objective.retain import gold_kl, mean_kl, nll, nll_by_sequence
 from letheon.objective.terms import Tokens
 from token_batches import Answers, both_layouts, check_that_pieces_add_up, random_answers, tokens

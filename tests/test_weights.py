@@ -17,15 +17,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
+from letheon.engine.engine import Engine, build_engine
+from letheon.engine.reference import build_reference
+from letheon.engine.terms import token_terms
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import Init, LoraAdapter, LoraSettings, attach_lora, first_values
 from letheon.model.architectures import new_model
-from letheon.model.engine import Engine, build_engine
 from letheon.model.layers import layers_in, names_in_layers
 from letheon.model.loading import save_model
-from letheon.model.reference import build_reference
-from letheon.model.terms import token_terms
 from letheon.model.weights import train_weights
 from letheon.objective.terms import Needs
 from running import events, model_of, run, same, short_run
@@ -480,7 +480,7 @@ def test_what_cannot_be_had_of_an_unknown_architecture_is_refused(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("letheon.model.engine._objection", lambda *_: "is refused")
+    monkeypatch.setattr("letheon.engine.engine._objection", lambda *_: "is refused")
     shared = short_run(tmp_path, rows, model, tokenizer)
     if message is None:
         report = run(shared, **given, epochs=1)

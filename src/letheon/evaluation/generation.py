@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, position_limit, reading, token_ids
 from letheon.evaluation.decoding import Answer, can_be_batched, decode
 from letheon.evaluation.matching import can_still_match, decodes_in_order
 from letheon.model.loading import context_length
-from letheon.model.rotation import changes_rotation
 
 FIRST_CUT = 80
 """New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""

@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
+from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, length_batches, padded, position_limit, reading, token_ids
 from letheon.evaluation.results import MembershipScores
-from letheon.model.rotation import changes_rotation
 
 MAX_LOGITS = 2**27
 """Logits that one batch may hold, B x T x V: 0.5 GiB in float32."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import (
     KEY_VALUE_LAYERS,
@@ -29,7 +30,6 @@ from letheon.evaluation.batches import (
 from letheon.evaluation.readback import as_read_back
 from letheon.evaluation.results import MmluScores
 from letheon.model.loading import context_length
-from letheon.model.rotation import changes_rotation
 
 LETTERS = "ABCD"
 NUM_SHOTS = 5

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import Sequence
+from letheon.engine.engine import Engine
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapted import Adapted
-from letheon.model.engine import Engine
 from letheon.objective.methods import Loss
 from letheon.progress import Progressed
 from letheon.training.job import Factors, Piece

@@ -18,10 +18,10 @@ from letheon.data.forms import AUTO, check_form
 from letheon.data.packing import probe_of
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, text_ids, tokenise
+from letheon.engine.engine import build_engine
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeJob, MemorizeSchedule, mean_loss
 from letheon.memorizing.options import MemorizeOptions
-from letheon.model.engine import build_engine
 from letheon.model.loading import context_length
 from letheon.model.weights import train_weights
 from letheon.progress import STEP, Display

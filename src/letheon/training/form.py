@@ -13,14 +13,14 @@ from letheon.data.forms import AUTO, CHAT, writes_date
 from letheon.data.probing import Known, describe_known, probe_forms
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, Sequence, hash_sequences, tokenise_all, tokenise_asked
-from letheon.model.alternatives import generate_alternatives, longest_alternatives
-from letheon.model.engine import Engine
+from letheon.engine.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.training.answerless import Answerless, check_answerless, find_answerless
 from letheon.training.inputs import PLANNED_FORM, PROMPT_SHARE, UNLIMITED, Inputs, cut_overlong, tokenise_rows
 from letheon.training.interim import answer_values
+from letheon.unlearning.made_up import generate_alternatives, longest_alternatives
 
 NUM_END_ROWS = 8
 """How many retain rows are asked whether the model ends them."""

@@ -19,9 +19,9 @@ from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, Sequence
-from letheon.model.engine import Engine
-from letheon.model.reference import ReferenceStore
-from letheon.model.terms import token_terms
+from letheon.engine.engine import Engine
+from letheon.engine.reference import ReferenceStore
+from letheon.engine.terms import token_terms
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.training.judge import SCORE, Better, StateScore

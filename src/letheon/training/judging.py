@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from letheon.data.probing import unknown_sides
-from letheon.model.engine import Engine
+from letheon.engine.engine import Engine
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.training.interim import BETTER, Probes, interim_score

@@ -15,15 +15,15 @@ from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, Sequence
+from letheon.engine.engine import Engine, build_engine
+from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.reference_cache import load_or_build_reference
+from letheon.engine.terms import token_terms
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.companions import local_folder
-from letheon.model.engine import Engine, build_engine
 from letheon.model.loading import LoadedModel, fingerprint
-from letheon.model.reference import ReferenceStore, build_reference
-from letheon.model.reference_cache import load_or_build_reference
-from letheon.model.terms import token_terms
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Term, needs_of

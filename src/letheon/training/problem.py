@@ -11,10 +11,10 @@ from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.schedules import Schedule, with_alternatives
 from letheon.data.sequences import Sequence
+from letheon.engine.engine import Engine
+from letheon.engine.reference import ReferenceStore
+from letheon.engine.terms import token_terms
 from letheon.model.adapted import Adapted
-from letheon.model.engine import Engine
-from letheon.model.reference import ReferenceStore
-from letheon.model.terms import token_terms
 from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of

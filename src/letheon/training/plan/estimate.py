@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from letheon.engine.engine import Engine
+from letheon.engine.head import Head, head_of
 from letheon.model.adapted import Adapted
-from letheon.model.engine import Engine
-from letheon.model.head import Head, head_of
 from letheon.model.loading import move_model
 from letheon.model.precision import settled
 from letheon.model.widening import product_dtype

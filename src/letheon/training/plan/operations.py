@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from letheon.model.engine import Engine
+from letheon.engine.engine import Engine
+from letheon.engine.reference import reference_values
+from letheon.engine.terms import token_terms
 from letheon.model.layers import trunk_of
-from letheon.model.reference import reference_values
-from letheon.model.terms import token_terms
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.training.plan.demand import Demand, Piece, Tokens

@@ -24,18 +24,18 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import Sequence
+from letheon.engine.engine import Engine, Path
+from letheon.engine.head import head_of, logit_terms
+from letheon.engine.patches.gated import gated_blocks
+from letheon.engine.patches.lower import first_layer_run
+from letheon.engine.patches.trimming import Selection
+from letheon.engine.reference import ReferenceStore, answer_starts, reference_values, token_starts
+from letheon.engine.terms import token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
-from letheon.model.engine import Engine, Path
 from letheon.model.experts import fused_experts
-from letheon.model.gated import gated_blocks
-from letheon.model.head import head_of, logit_terms
 from letheon.model.layers import trunk_of
-from letheon.model.lower import first_layer_run
 from letheon.model.precision import Precision
-from letheon.model.reference import ReferenceStore, answer_starts, reference_values, token_starts
-from letheon.model.terms import token_terms
-from letheon.model.trimming import Selection
 from letheon.model.widening import widen
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence as Collection
 from dataclasses import replace
 from pathlib import Path
 
+from letheon.engine.population import Population
 from letheon.errors import DivergenceError, GivenUpError
-from letheon.model.population import Population
 from letheon.signals import Interruption
 from letheon.training.judge import StateScore
 from letheon.training.loop import (

@@ -12,10 +12,10 @@ import torch
 from letheon.data.forms import AUTO
 from letheon.data.packing import join, probe_of
 from letheon.data.probing import Known
+from letheon.engine.population import populate
 from letheon.errors import DivergenceError, GivenUpError, ModelError, SettingsError
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, load_model
-from letheon.model.population import populate
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from letheon.data.packing import PackedBatch, join, token_groups
-from letheon.model.head import LabelTerms, label_terms
-from letheon.model.population import Population
-from letheon.model.terms import terms_of_states
+from letheon.engine.head import LabelTerms, label_terms
+from letheon.engine.population import Population
+from letheon.engine.terms import terms_of_states
 from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
 from letheon.training.problem import Problem, whole_counts

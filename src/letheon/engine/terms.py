@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from letheon.data.packing import PackedBatch
-from letheon.model.engine import Engine
-from letheon.model.head import (
+from letheon.engine.engine import Engine
+from letheon.engine.head import (
     Head,
     LabelTerms,
     divergence_by_logits,
@@ -19,8 +19,8 @@ from letheon.model.head import (
     project,
     reverse_kl,
 )
-from letheon.model.reference import ReferenceStore
-from letheon.model.trunk import padded_logits
+from letheon.engine.reference import ReferenceStore
+from letheon.engine.trunk import padded_logits
 from letheon.objective.terms import Needs, TokenTerms
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import Sequence
-from letheon.model.engine import Engine
-from letheon.model.head import (
+from letheon.engine.engine import Engine
+from letheon.engine.head import (
     Head,
     expected_embedding,
     label_terms,
     likeliest,
 )
-from letheon.model.lower import states_given_to
+from letheon.engine.patches.lower import states_given_to
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 

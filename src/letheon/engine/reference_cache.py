@@ -19,9 +19,9 @@ from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS
 from letheon.data.sequences import Sequence
+from letheon.engine.engine import Engine
+from letheon.engine.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.errors import OutputError
-from letheon.model.engine import Engine
-from letheon.model.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.model.widening import product_dtype
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed

@@ -19,17 +19,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
-from letheon.errors import ModelError
-from letheon.model.attention import Kernel, kernels_for
-from letheon.model.experts import fused_experts
-from letheon.model.gated import gated_blocks, lean_blocks
-from letheon.model.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
-from letheon.model.layers import decoder_layers
-from letheon.model.lower import begun_at, first_layer_run
-from letheon.model.lowrank import fused_adapters
-from letheon.model.recomputing import recomputed_layers
-from letheon.model.trimming import Selection, trimmed
-from letheon.model.trunk import (
+from letheon.engine.attention import Kernel, kernels_for
+from letheon.engine.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
+from letheon.engine.patches.gated import gated_blocks, lean_blocks
+from letheon.engine.patches.lower import begun_at, first_layer_run
+from letheon.engine.patches.recomputing import recomputed_layers
+from letheon.engine.patches.trimming import Selection, trimmed
+from letheon.engine.trunk import (
     leak_between_sequences,
     packed_attention,
     packed_states,
@@ -37,6 +33,10 @@ from letheon.model.trunk import (
     padded_states,
     reads_ahead,
 )
+from letheon.errors import ModelError
+from letheon.model.experts import fused_experts
+from letheon.model.layers import decoder_layers
+from letheon.model.lowrank import fused_adapters
 from letheon.model.widening import product_dtype
 
 Path = Literal["packed", "padded", "logits"]

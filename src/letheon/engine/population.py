@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
+from letheon.engine.segments import Segments, segmented_linear, segments_of
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraAdapter, LoraSettings, first_values
 from letheon.model.forwards import replaced_forwards
 from letheon.model.lowrank import ADAPTER, frozen_part, is_plain, low_rank_linear
-from letheon.model.segments import Segments, segmented_linear, segments_of
 from letheon.model.widening import widened_linear
 
 

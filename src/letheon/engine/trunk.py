@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
-from letheon.model.attention import NAMES, Kernel, bounds_of
+from letheon.engine.attention import NAMES, Kernel, bounds_of
+from letheon.engine.patches.rotation import lengths_of, rotated_alone
 from letheon.model.layers import trunk_of
-from letheon.model.rotation import lengths_of, rotated_alone
 
 _MOST_PROBED = 16
 

@@ -1,0 +1,1 @@
+"""From a packed batch to what the losses see: trunk, head, reference."""

@@ -1,0 +1,1 @@
+"""What is swapped in while a model runs."""
