@@ -14,11 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from letheon.report.tables import Table
 
 PARTS = {
-    "letheon.training.problem.pack": "packing",
+    "letheon.unlearning.problem.pack": "packing",
     "letheon.engine.engine.Engine.states": "trunk forward",
     "letheon.engine.terms.label_terms": "head",
     "letheon.engine.terms._stored_kl": "divergence",
-    "letheon.training.problem.compose": "objective",
+    "letheon.unlearning.problem.compose": "objective",
     "torch.Tensor.backward": "backward",
     "bench.case.update": "optimiser",
 }

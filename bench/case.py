@@ -18,10 +18,10 @@ from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, needs_of, resolve
 from letheon.settings import UnlearnSettings
-from letheon.training.interim import Probes
 from letheon.training.optimiser import build_optimiser
-from letheon.training.problem import Problem
 from letheon.training.step import accumulate
+from letheon.unlearning.interim import Probes
+from letheon.unlearning.problem import Problem
 
 WEIGHTS = Weights()
 LEARNING_RATE = 1e-4

@@ -69,7 +69,7 @@ def run(out: Path, name: str, method: list[str]) -> int:
 def imports_alone() -> int:
     """Return the peak bytes of a process that only loads what a run loads."""
     measure = "from letheon.storage.provenance import peak_memory_bytes; print(peak_memory_bytes())"
-    code = f"import letheon.training.run; {measure}"
+    code = f"import letheon.unlearning.run; {measure}"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return int(done.stdout)
 

@@ -34,9 +34,9 @@ from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
-from letheon.training.inputs import read_inputs
-from letheon.training.interim import text_losses
-from letheon.training.resolve import build_schedule, resolve_settings
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.interim import text_losses
+from letheon.unlearning.resolve import build_schedule, resolve_settings
 
 COMMON: dict[str, Any] = {
     "template": "joined",

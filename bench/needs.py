@@ -20,12 +20,12 @@ from bench.shapes import SHAPES
 from letheon.data.schedules import MixedSchedule
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.plan.advice import gib
-from letheon.training.plan.demand import Data, demand_of
-from letheon.training.plan.estimate import Place, Plan, estimate
-from letheon.training.plan.machine import Rates
-from letheon.training.plan.table import duration
-from letheon.training.resolve import resolve_settings, terms_of
+from letheon.unlearning.planning.advice import gib
+from letheon.unlearning.planning.demand import Data, demand_of
+from letheon.unlearning.planning.estimate import Place, Plan, estimate
+from letheon.unlearning.planning.machine import Rates
+from letheon.unlearning.planning.table import duration
+from letheon.unlearning.resolve import resolve_settings, terms_of
 
 NUM_ROWS, EPOCHS = 1000, 20
 

@@ -41,12 +41,12 @@ from letheon.model.adapters import LoraSettings
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
-from letheon.training.populations.step import accumulate_together
-from letheon.training.problem import Problem
-from letheon.training.run import begin_run
 from letheon.training.state import Hooks, Run
 from letheon.training.step import accumulate, update
 from letheon.training.tracking import Log, Silent
+from letheon.unlearning.populations.step import accumulate_together
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.run import begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

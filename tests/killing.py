@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, newest_checkpoint
-from letheon.training.populations.together import divergence_of
-from letheon.training.run import unlearn
 from letheon.training.tracking import first_events
+from letheon.unlearning.populations.together import divergence_of
+from letheon.unlearning.run import unlearn
 
-PIECES = ("letheon.training.problem.compose",)
+PIECES = ("letheon.unlearning.problem.compose",)
 """Called once for each piece of a step."""
 WRITES = (
     "os.fsync",

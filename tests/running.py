@@ -17,8 +17,8 @@ from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
-from letheon.training.run import RunReport, unlearn
 from letheon.training.tracking import Silent
+from letheon.unlearning.run import RunReport, unlearn
 from small import tiny_model
 
 

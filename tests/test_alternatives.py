@@ -16,11 +16,11 @@ from letheon.errors import DataError
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.inputs import read_inputs
-from letheon.training.prepare import Prepared, prepare
-from letheon.training.resolve import resolve_settings
 from letheon.training.tracking import Silent
+from letheon.unlearning.inputs import read_inputs
 from letheon.unlearning.made_up import EXTRA_TOKENS, generate_alternatives
+from letheon.unlearning.prepare import Prepared, prepare
+from letheon.unlearning.resolve import resolve_settings
 from running import model_of, run, same, short_run
 
 

@@ -19,15 +19,15 @@ from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
 from letheon.training import step
-from letheon.training.answerless import Answerless
-from letheon.training.inputs import read_inputs
-from letheon.training.populations import run_population
-from letheon.training.prepare import prepare
-from letheon.training.problem import Problem
-from letheon.training.record import RunReport
-from letheon.training.resolve import resolve_settings
-from letheon.training.run import unlearn
 from letheon.training.tracking import Silent
+from letheon.unlearning.answerless import Answerless
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.populations import run_population
+from letheon.unlearning.prepare import prepare
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.record import RunReport
+from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.run import unlearn
 from running import After, events, knowing_model, model_of, run, short_run
 
 LENGTH = 6
@@ -178,7 +178,7 @@ def test_forget_rows_without_an_answer_are_refused_by_name(
     template: str, given: dict[str, Any], answerless: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if template != "auto":
-        monkeypatch.setattr("letheon.training.run.load_model", None)  # it is said before the model is loaded
+        monkeypatch.setattr("letheon.unlearning.run.load_model", None)  # it is said before the model is loaded
     num = len(answerless[0])
     expected = rf"{num} forget rows? ha(s|ve) no answer token among the first 6, .*: {', '.join(answerless[0])}; raise"
     with pytest.raises(DataError, match=expected):

@@ -23,9 +23,9 @@ from letheon.model.loading import load_model, save_model
 from letheon.objective.methods import compose
 from letheon.report.page import write_report
 from letheon.settings import UnlearnSettings
-from letheon.training import problem
 from letheon.training.checkpoint import newest_checkpoint
-from letheon.training.run import unlearn
+from letheon.unlearning import problem
+from letheon.unlearning.run import unlearn
 from running import After, run, short_run
 from small import tiny_model
 

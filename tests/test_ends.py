@@ -14,7 +14,7 @@ from letheon.data.ends import bare_rows, without_begin, without_ends
 from letheon.data.rows import Row, Rows, Turn, write_rows
 from letheon.errors import DataError
 from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
-from letheon.training.inputs import read_inputs
+from letheon.unlearning.inputs import read_inputs
 from running import events, run, short_run
 
 END = "<|endoftext|>"

@@ -31,9 +31,9 @@ from letheon.model.loading import fingerprint
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, Term, needs_of, resolve
 from letheon.objective.terms import Needs
-from letheon.training.interim import Probes, answer_values, interim_score, text_losses
-from letheon.training.problem import Problem
 from letheon.training.step import accumulate
+from letheon.unlearning.interim import Probes, answer_values, interim_score, text_losses
+from letheon.unlearning.problem import Problem
 from small import tiny_bert, tiny_model
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
@@ -357,7 +357,7 @@ def test_interim_score_by_hand(
     found = AnswerValues(
         recalls=(0.2, 0.5, 0.75, 0.6, 1.0, 0.9), losses=(9.0, 9.0, 9.0, 1.0, 2.0, 3.0), num_tokens=(5, 1, 1, 2, 3, 5)
     )
-    monkeypatch.setattr("letheon.training.interim.answer_values", lambda *_, **__: found)
+    monkeypatch.setattr("letheon.unlearning.interim.answer_values", lambda *_, **__: found)
     score = interim_score(engine, Probes(rows, sequences, NUM_FORGET), step=3, epoch=1)
     terms = [0.8, 1.0, 1.0, 0.6, 1.0, 0.9]
     assert score.score == pytest.approx(len(terms) / sum(1 / term for term in terms))
@@ -368,7 +368,7 @@ def test_interim_score_by_hand(
     # Forget texts cost more than one holdout document and less than the other: AUC 1/2, membership score 1.
     holdout = sequences[4:]
     monkeypatch.setattr(
-        "letheon.training.interim.text_losses", lambda _, s: ([1.0, 3.0] if s is holdout else [2.0]) if s else []
+        "letheon.unlearning.interim.text_losses", lambda _, s: ([1.0, 3.0] if s is holdout else [2.0]) if s else []
     )
     hidden = interim_score(engine, Probes(rows, sequences, NUM_FORGET, holdout), step=3, epoch=1)
     assert hidden.values["membership"] == pytest.approx(1.0)

@@ -18,8 +18,8 @@ from letheon.data.rows import Row, read_rows, write_rows
 from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings, read_config
 from letheon.storage.fingerprints import differences, hash_checkpoint, hash_values
-from letheon.training.attempts import Attempt, costs_of
-from letheon.training.run import unlearn
+from letheon.unlearning.attempts import Attempt, costs_of
+from letheon.unlearning.run import unlearn
 from running import After, events, knowing_model, short_run
 from small import tiny_model
 

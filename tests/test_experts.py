@@ -25,9 +25,9 @@ from letheon.model.lowrank import ADAPTER, fused_adapters
 from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import widen
 from letheon.settings import UnlearnSettings
-from letheon.training.populations import run_population
-from letheon.training.run import RunReport, unlearn
 from letheon.training.tracking import Silent
+from letheon.unlearning.populations import run_population
+from letheon.unlearning.run import RunReport, unlearn
 from running import After, events, model_of, run, same, short_run
 
 every = pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.api import evaluate, form_of
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
-from letheon.evaluation.form import Asking, said
+from letheon.evaluation.in_form import Asking, said
 from letheon.evaluation.rescoring import read_predictions, rescore
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
@@ -23,7 +23,7 @@ from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
 from letheon.settings import EvaluateSettings
-from letheon.training.form_record import FORM_FILE
+from letheon.unlearning.form_record import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model
 from test_forms import CHATS, DATED, chatty
@@ -191,7 +191,7 @@ def test_a_resumed_run_takes_the_form_that_was_found_before(
     given = short_run(tmp_path, rows, tiny_model("llama", tokenizer), tokenizer)
     given["template"] = "auto"
     first = run(given, epochs=1)
-    monkeypatch.setattr("letheon.training.form.choose_form", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("letheon.unlearning.formed_rows.choose_form", lambda *_, **__: pytest.fail("asked again"))
     again = run(given, epochs=1, resume=True)
     assert again.provenance["form"]["sequences_sha256"] == first.provenance["form"]["sequences_sha256"]
 
@@ -286,7 +286,7 @@ def test_the_reference_pass_tells_how_the_start_scores(
 ) -> None:
     given = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
     found = run(given, epochs=1, **changed).provenance["before"]
-    monkeypatch.setattr("letheon.training.prepare.stored_answers", lambda *_: None)
+    monkeypatch.setattr("letheon.unlearning.prepare.stored_answers", lambda *_: None)
     passed = run(given, epochs=1, **changed, out=tmp_path / "passed").provenance["before"]
     assert found == pytest.approx(passed, abs=1e-5)
     assert found["forget_recall"] == passed["forget_recall"]

@@ -38,7 +38,7 @@ from letheon.storage.visible import visible_line
 from letheon.storage.yaml_text import parse_yaml
 from letheon.studies.records import read_study_record
 from letheon.studies.spec import StudySettings, read_study
-from letheon.training.resolve import resolve_settings
+from letheon.unlearning.resolve import resolve_settings
 
 few = settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -18,10 +18,10 @@ from letheon.settings import UnlearnSettings
 from letheon.studies.hopeless import median_judge
 from letheon.studies.records import read_study_record
 from letheon.studies.spec import read_study
-from letheon.training.interim import interim_score
 from letheon.training.judge import StateScore
-from letheon.training.populations import GivenUpRun, run_population
-from letheon.training.record import RunReport
+from letheon.unlearning.interim import interim_score
+from letheon.unlearning.populations import GivenUpRun, run_population
+from letheon.unlearning.record import RunReport
 from running import events, knowing_model, short_run
 
 
@@ -113,7 +113,7 @@ def test_a_study_gives_up_none_unless_asked_and_then_says_so(
         assert loss is not None
         return replace(found, values={**found.values, "score": loss / (1 + loss)})
 
-    monkeypatch.setattr("letheon.training.judging.interim_score", moved)
+    monkeypatch.setattr("letheon.unlearning.judging.interim_score", moved)
 
     def states(out: Path) -> dict[str, str]:
         return {run.name: run.state for run in read_study_record(out).runs}

@@ -18,18 +18,18 @@ from letheon.data.rows import Row
 from letheon.settings import UnlearnSettings
 from letheon.studies.spec import StudySettings
 from letheon.training import checkpoint
-from letheon.training.populations import run as population_run
-from letheon.training.populations import run_population
-from letheon.training.populations.step import accumulate_together
-from letheon.training.problem import Problem
 from letheon.training.state import Run
+from letheon.unlearning.populations import run as population_run
+from letheon.unlearning.populations import run_population
+from letheon.unlearning.populations.step import accumulate_together
+from letheon.unlearning.problem import Problem
 from running import knowing_model, short_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
-STEPS = ("letheon.training.populations.step.compose", "letheon.training.populations.loop.update")
+STEPS = ("letheon.unlearning.populations.step.compose", "letheon.unlearning.populations.loop.update")
 """Before and after each member's share of a pass, and its step."""
-STUDY = (*STEPS, "letheon.training.problem.compose", "letheon.api.evaluate")
+STUDY = (*STEPS, "letheon.unlearning.problem.compose", "letheon.api.evaluate")
 
 MEMBERS: dict[str, tuple[dict[str, Any], ...]] = {
     "mixed": (
@@ -123,7 +123,7 @@ def _noting(passes: list[Company], action: Action) -> None:
         passes.append(tuple((run.checkpoints.parent.name, run.step) for run in runs.values() if run.checkpoints))
         return accumulate_together(population, runs, rows)
 
-    with patch("letheon.training.populations.loop.accumulate_together", noted):
+    with patch("letheon.unlearning.populations.loop.accumulate_together", noted):
         action()
 
 
@@ -173,7 +173,7 @@ def test_a_population_killed_between_the_saves_of_its_members(given: dict[str, A
 
 
 def test_a_population_killed_where_a_member_is_given_up(given: dict[str, Any]) -> None:
-    places = ("letheon.training.populations.loop.write_divergence", "letheon.training.populations.run.fail_attempt")
+    places = ("letheon.unlearning.populations.loop.write_divergence", "letheon.unlearning.populations.run.fail_attempt")
     killed = Killed(given, population(given, "one is given up"), places)
     assert killed.outcomes(range(1, killed.number + 1)) == {}
     assert killed.number == 4  # before and after each
@@ -214,7 +214,7 @@ def test_a_study_killed_where_a_run_is_given_up(given: dict[str, Any], monkeypat
     monkeypatch.setattr("letheon.studies.hopeless.median_judge", judge_of)
     listed = [{"gamma": 0.5, "epochs": 2}, {"rank": 3, "batch_size": 3, "epochs": 2}]
     places = (
-        "letheon.training.populations.loop.write_divergence",
+        "letheon.unlearning.populations.loop.write_divergence",
         "letheon.studies.runner.write_json",
         "letheon.api.evaluate",
     )

@@ -20,12 +20,12 @@ from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint
-from letheon.training.inputs import read_inputs
-from letheon.training.prepare import prepare
-from letheon.training.resolve import resolve_settings, terms_of
-from letheon.training.run import RunReport, unlearn
 from letheon.training.step import accumulate
 from letheon.training.tracking import Silent
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.prepare import prepare
+from letheon.unlearning.resolve import resolve_settings, terms_of
+from letheon.unlearning.run import RunReport, unlearn
 from running import After, answer_loss, events, knowing_model, model_of, run, same, short_run
 
 SMALL_RISE = {

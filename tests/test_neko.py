@@ -21,11 +21,11 @@ from letheon.objective.retain import mean_kl
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training import step
-from letheon.training.inputs import read_inputs
-from letheon.training.prepare import prepare
-from letheon.training.problem import Problem
-from letheon.training.resolve import resolve_settings
 from letheon.training.tracking import Silent
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.prepare import prepare
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.resolve import resolve_settings
 from running import events, knowing_model, model_of, run, same, short_run
 
 LENGTH = 40

@@ -40,21 +40,20 @@ from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
-from letheon.training import plan as planning
-from letheon.training import prepare
-from letheon.training import run as training
-from letheon.training.interim import KeptRows
 from letheon.training.optimiser import build_optimiser
-from letheon.training.plan import check, machine
-from letheon.training.plan.advice import Advice, advise, changed, is_tight
-from letheon.training.plan.demand import Data, Demand, demand_of
-from letheon.training.plan.estimate import Place, Plan, estimate
-from letheon.training.plan.machine import Machine
-from letheon.training.plan.operations import FORMULAS, counted_flops
-from letheon.training.plan.trace import _Live, empty_model
-from letheon.training.prepare import adapt
 from letheon.training.randomness import dropout_of_step, dropouts_of
-from letheon.training.resolve import resolve_settings, terms_of
+from letheon.unlearning import planning, prepare
+from letheon.unlearning import run as training
+from letheon.unlearning.interim import KeptRows
+from letheon.unlearning.planning import check, machine
+from letheon.unlearning.planning.advice import Advice, advise, changed, is_tight
+from letheon.unlearning.planning.demand import Data, Demand, demand_of
+from letheon.unlearning.planning.estimate import Place, Plan, estimate
+from letheon.unlearning.planning.machine import Machine
+from letheon.unlearning.planning.operations import FORMULAS, counted_flops
+from letheon.unlearning.planning.trace import _Live, empty_model
+from letheon.unlearning.prepare import adapt
+from letheon.unlearning.resolve import resolve_settings, terms_of
 from running import events, run, short_run
 from small import tiny_model
 
@@ -365,7 +364,7 @@ def test_operations_are_guessed_where_nothing_can_be_run_without_values(
     def fails(*_: object) -> None:
         raise RuntimeError("needs values")
 
-    monkeypatch.setattr("letheon.training.plan.estimate.trace_step", fails)
+    monkeypatch.setattr("letheon.unlearning.planning.estimate.trace_step", fails)
     guessed = plan_of(model, settings)
     assert "operations are estimated" in guessed.notes[0]
     assert [work.name for work in guessed.work] == [work.name for work in counted.work]

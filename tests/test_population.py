@@ -19,17 +19,17 @@ from letheon.engine.segments import segmented_linear, segments_of
 from letheon.errors import SettingsError
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training import prepare
-from letheon.training.plan import Machine, plan_run
-from letheon.training.plan.estimate import OVERHEAD, WORKSPACE, Place
-from letheon.training.populations import DivergedRun, groups_of, run_population, why_alone
-from letheon.training.populations import run as population_run
-from letheon.training.populations.cut import num_at_once, parts_of
-from letheon.training.populations.loop import train_together
-from letheon.training.populations.step import MOST_TOKENS
-from letheon.training.record import RunReport
-from letheon.training.run import read, unlearn
 from letheon.training.tracking import Silent
+from letheon.unlearning import prepare
+from letheon.unlearning.planning import Machine, plan_run
+from letheon.unlearning.planning.estimate import OVERHEAD, WORKSPACE, Place
+from letheon.unlearning.populations import DivergedRun, groups_of, run_population, why_alone
+from letheon.unlearning.populations import run as population_run
+from letheon.unlearning.populations.loop import train_together
+from letheon.unlearning.populations.sizes import num_at_once, parts_of
+from letheon.unlearning.populations.step import MOST_TOKENS
+from letheon.unlearning.record import RunReport
+from letheon.unlearning.run import read, unlearn
 from running import After, events, knowing_model, short_run
 
 TOLERANCE = 1e-5
@@ -300,7 +300,7 @@ def test_parts_are_few_and_of_about_one_size(num: int, at_once: int, expected: l
 def test_as_many_go_together_as_memory_holds(
     at_once: bool, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.training.plan.check.SMALL", 1e9)
+    monkeypatch.setattr("letheon.unlearning.planning.check.SMALL", 1e9)
     settings, inputs = read(members_of(given, {"rank": 3})[0], get_method("low-rank-npo"))
     plan = plan_run(settings, inputs, machine=Machine("cpu", None))
     places: tuple[Place, ...] = ("device", "host")

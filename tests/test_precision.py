@@ -28,8 +28,8 @@ from letheon.model.precision import Asked, ProductRates, choose_precision
 from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import product_dtype
 from letheon.settings import EvaluateSettings, UnlearnSettings
-from letheon.training.populations import run_population
-from letheon.training.run import plan
+from letheon.unlearning.populations import run_population
+from letheon.unlearning.run import plan
 from running import After, run, same, short_run
 from small import tiny_model
 
@@ -335,7 +335,7 @@ def test_resumed_on_a_machine_that_multiplies_otherwise_it_goes_on_as_it_began(
     def kill() -> None:
         raise Killed
 
-    from letheon.training.run import unlearn
+    from letheon.unlearning.run import unlearn
 
     with pytest.raises(Killed):
         unlearn(UnlearnSettings.of(given), observer=After(5, kill))

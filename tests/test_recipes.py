@@ -16,8 +16,8 @@ from letheon.model.loading import save_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.recipes import read_recipe, recipe_names, recipe_text
 from letheon.settings import UnlearnSettings
-from letheon.training.resolve import resolve_settings
-from letheon.training.run import unlearn
+from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.run import unlearn
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = {"model": "m", "forget": "f", "retain": "r", "out": "o"}

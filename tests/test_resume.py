@@ -18,10 +18,10 @@ from killing import WRITES, count_calls, difference, flip_a_bit, model_in, run_a
 from letheon.data.rows import Row
 from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
-from letheon.training.interim import interim_score
 from letheon.training.judge import StateScore
-from letheon.training.run import unlearn
 from letheon.training.tracking import Silent, first_events, open_log
+from letheon.unlearning.interim import interim_score
+from letheon.unlearning.run import unlearn
 from running import After, events, model_of, run, same, short_run
 
 Made = dict[str, Any]
@@ -41,7 +41,7 @@ def first_is_best(given: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
         found = interim_score(*args, **kwargs)
         return replace(found, values={**found.values, "score": 1 / (1 + found.step)})
 
-    monkeypatch.setattr("letheon.training.judging.interim_score", falling)
+    monkeypatch.setattr("letheon.unlearning.judging.interim_score", falling)
     return {**given, "keep": "best", "keep_checkpoints": 1}
 
 
@@ -226,8 +226,8 @@ def test_what_a_signal_asks_for_is_saved_before_it_is_scored(given: Made, monkey
     run(given)
     whole = set_aside(given)
     # A machine that gives little time after SIGTERM kills in the scoring that follows the save.
-    monkeypatch.setattr("letheon.training.run.Silent", lambda: After(5, signalled(signal.SIGTERM)))
-    scorings = ("letheon.training.judging.interim_score",)
+    monkeypatch.setattr("letheon.unlearning.run.Silent", lambda: After(5, signalled(signal.SIGTERM)))
+    scorings = ("letheon.unlearning.judging.interim_score",)
     assert run_and_kill(given, scorings, at=3)
     assert (given["out"] / "checkpoints" / "step-5" / "manifest.json").exists()
     resume(given)
@@ -314,7 +314,7 @@ def test_a_disk_without_room_for_the_run_is_said_before_the_first_step(
     from shutil import disk_usage
 
     free = disk_usage(given["out"].parent)._replace(free=50_000)
-    monkeypatch.setattr("letheon.training.folder.check_room", _with_free(free))
+    monkeypatch.setattr("letheon.unlearning.folder.check_room", _with_free(free))
     with pytest.raises(OutputError, match=r"the run's model and up to 4 checkpoints needs .* too little"):
         run(given)
     assert not (given["out"] / "checkpoints").exists()

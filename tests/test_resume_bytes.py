@@ -17,7 +17,7 @@ from letheon.data.rows import Row
 from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings
 from letheon.training.randomness import dropout_of_step
-from letheon.training.run import unlearn
+from letheon.unlearning.run import unlearn
 from running import events, run, same, short_run
 
 Made = dict[str, Any]

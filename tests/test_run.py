@@ -21,11 +21,11 @@ from letheon.model.loading import load_model, save_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import load_checkpoint, newest_checkpoint
-from letheon.training.inputs import read_inputs
-from letheon.training.prepare import prepare
-from letheon.training.resolve import resolve_settings
-from letheon.training.run import RunReport, unlearn
 from letheon.training.tracking import Silent
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.prepare import prepare
+from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.run import RunReport, unlearn
 from running import short_run
 from small import tiny_model
 

@@ -12,7 +12,7 @@ from letheon import semeval
 from letheon.data.rows import Row, write_rows
 from letheon.errors import DataError, DivergenceError, OutputError
 from letheon.model.loading import LoadedModel, save_model
-from letheon.training import run as training
+from letheon.unlearning import run as training
 
 QUICK = {"learning_rate": 1e-2, "epochs": 4, "dtype": "float32", "target_modules": ("q_proj", "v_proj")}
 

@@ -17,17 +17,18 @@ from letheon.errors import SettingsError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training import judging, step
+from letheon.training import step
 from letheon.training.checkpoint import load_checkpoint
-from letheon.training.inputs import read_inputs
-from letheon.training.interim import interim_score, membership_score
 from letheon.training.judge import Better, StateScore, best
-from letheon.training.judging import Budgets, Start, UnlearningJudge
-from letheon.training.prepare import prepare
-from letheon.training.resolve import resolve_settings
-from letheon.training.run import unlearn
 from letheon.training.stopping import Clock, Pace, choose_kept, why_stop, writing_s
 from letheon.training.tracking import Silent
+from letheon.unlearning import judging
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.interim import interim_score, membership_score
+from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
+from letheon.unlearning.prepare import prepare
+from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.run import unlearn
 from running import After, events, knowing_model, model_of, run, same, short_run, state_score
 
 START = Start(state_score(0, retain_loss=0.8, text_loss=2.5))

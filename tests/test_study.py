@@ -30,7 +30,7 @@ from letheon.studies.scoring import Scorer
 from letheon.studies.spec import StudySettings, read_study, study_path
 from letheon.studies.states import RunState, checkpoint_of, states_of
 from letheon.training.judge import StateScore
-from letheon.training.populations import run_population
+from letheon.unlearning.populations import run_population
 from running import run, short_run
 
 

@@ -15,7 +15,7 @@ from letheon.data.rows import Row, write_rows
 from letheon.errors import LetheonError
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.studies.spec import StudySettings
-from letheon.training.populations import run_population
+from letheon.unlearning.populations import run_population
 from running import events, short_run
 
 
@@ -79,7 +79,7 @@ def test_what_unlearn_refuses_of_every_run_refuses_the_study(
 ) -> None:
     given = spoil(base)
     said = refused_by_unlearn(given, tmp_path / "alone")
-    monkeypatch.setattr("letheon.training.run.load_model", None)
+    monkeypatch.setattr("letheon.unlearning.run.load_model", None)
     monkeypatch.setattr("letheon.api.load_model", None)
     study = {"base": given, "grid": {"gamma": [0.5, 1.0]}, "evaluate": {"max_new_tokens": 4}}
     with pytest.raises(LetheonError) as error:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from letheon.training.checkpoint import Checkpoint, Position
-from letheon.training.populations import forget_parts, was_member
-from letheon.training.populations.together import (
+from letheon.unlearning.populations import forget_parts, was_member
+from letheon.unlearning.populations.together import (
     Diverged,
     Part,
     common_step,

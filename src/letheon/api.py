@@ -18,8 +18,8 @@ from letheon.data.forms import AUTO, check_form, render
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
 from letheon.errors import EvaluationError, OutputError, SettingsError
-from letheon.evaluation.form import AskedForm
 from letheon.evaluation.harness import check_harness
+from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.membership import check_members
 from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
@@ -52,11 +52,11 @@ from letheon.storage.files import check_output_folder, open_output_folder, write
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.outside import note_evaluation
 from letheon.storage.provenance import describe_environment
-from letheon.training import run as training
-from letheon.training.form_record import hash_tokenizer
-from letheon.training.populations import GivesUp, Report, groups_of, run_population
-from letheon.training.run import RunReport
 from letheon.training.tracking import Observer
+from letheon.unlearning import run as training
+from letheon.unlearning.form_record import hash_tokenizer
+from letheon.unlearning.populations import GivesUp, Report, groups_of, run_population
+from letheon.unlearning.run import RunReport
 
 if TYPE_CHECKING:
     from letheon.studies.live import View
@@ -72,7 +72,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> RunReport:
-    """Make a model forget rows and leave the run's folder `settings.out` (see training/run.py), model card included.
+    """Make a model forget rows and leave the run's folder `settings.out` (see unlearning/run.py), model card included.
 
     Raises:
         LetheonError: whatever in settings, rows, checkpoint or disk stands in the way.

@@ -13,7 +13,7 @@ from letheon.model.quantised import check_not_quantised
 from letheon.recipes import read_recipe
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import replace_folder
-from letheon.training.run import unlearn as run
+from letheon.unlearning.run import unlearn as run
 
 TIME_LIMIT_S = 3600.0
 RECIPE = "atyaephyra-7b"

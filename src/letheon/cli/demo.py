@@ -19,8 +19,8 @@ from letheon.report.tables import before_after, pick_samples, side_by_side, to_r
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import Interrupted
 from letheon.storage.files import open_output_folder
-from letheon.training.run import RunReport
 from letheon.training.tracking import Shown
+from letheon.unlearning.run import RunReport
 
 NUM_SAMPLES = 3
 

@@ -19,7 +19,7 @@ from letheon.objective.methods import Coefficient, Coefficients, Method, Term, c
 from letheon.objective.terms import TokenTerms, roles_of
 from letheon.recipes import read_recipe, recipe_names, recipe_text
 from letheon.settings import UnlearnSettings
-from letheon.training.resolve import COEFFICIENT_FLAGS
+from letheon.unlearning.resolve import COEFFICIENT_FLAGS
 
 ADDING = """\
 A method costs one function of maths, one declaration, one recipe and three tests, and touches nothing else:

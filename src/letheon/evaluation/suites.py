@@ -13,9 +13,9 @@ from letheon.data.forms import as_asked
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress
-from letheon.evaluation.form import AskedForm, form_predictions, settle_form
 from letheon.evaluation.generation import generate
 from letheon.evaluation.harness import mmlu_with_harness
+from letheon.evaluation.in_form import AskedForm, form_predictions, settle_form
 from letheon.evaluation.membership import check_members, document_losses, membership_scores
 from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.official import check_rows, complete_results, predict, score_in_form

@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 from letheon.errors import MissingExtraError
 from letheon.training.judge import StateScore
-from letheon.training.populations import GivesUp
+from letheon.unlearning.populations import GivesUp
 
 try:
     import optuna

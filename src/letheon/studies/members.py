@@ -15,7 +15,7 @@ from letheon.storage.files import write_json
 from letheon.storage.provenance import hash_file
 from letheon.studies.grid import Configuration
 from letheon.studies.spec import StudySettings
-from letheon.training.resolve import effective, resolve_settings
+from letheon.unlearning.resolve import effective, resolve_settings
 
 RUNS = "runs"
 

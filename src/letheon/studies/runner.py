@@ -20,9 +20,9 @@ from letheon.studies.records import RunRecord, State
 from letheon.studies.scoring import Scorer
 from letheon.studies.states import is_finished, result_of, start_of
 from letheon.training.judge import StateScore
-from letheon.training.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
-from letheon.training.record import RunReport
 from letheon.training.tracking import Observer
+from letheon.unlearning.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
+from letheon.unlearning.record import RunReport
 
 FAILURES = "failures"
 LOCKS = "locks"

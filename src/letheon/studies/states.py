@@ -17,7 +17,7 @@ from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.storage.yaml_text import parse_yaml
 from letheon.training.checkpoint import load_checkpoint, step_folder
-from letheon.training.prepare import adapt
+from letheon.unlearning.prepare import adapt
 
 _TEMPORARY = ".letheon.state.tmp"
 _DROPPED = ".letheon.model.old"

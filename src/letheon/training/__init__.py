@@ -1,1 +1,1 @@
-"""The training loop, its optimiser, checkpoints and tracking."""
+"""The loop: it trains any job, and knows neither what is forgotten nor what is kept."""

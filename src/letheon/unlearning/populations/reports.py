@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.training.record import RunReport
+from letheon.unlearning.record import RunReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,10 @@ from letheon.model.widening import product_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import UnlearnSettings
-from letheon.training.plan.demand import Demand, Piece, Tokens
-from letheon.training.plan.machine import Rates
-from letheon.training.plan.operations import Work, rough_work, work_of
-from letheon.training.plan.trace import (
+from letheon.unlearning.planning.demand import Demand, Piece, Tokens
+from letheon.unlearning.planning.machine import Rates
+from letheon.unlearning.planning.operations import Work, rough_work, work_of
+from letheon.unlearning.planning.trace import (
     PassBytes,
     StepBytes,
     empty_engine,
@@ -37,8 +37,8 @@ from letheon.training.plan.trace import (
     trace_scoring,
     trace_step,
 )
-from letheon.training.prepare import adapt
-from letheon.training.resolve import most_checkpoints
+from letheon.unlearning.prepare import adapt
+from letheon.unlearning.resolve import most_checkpoints
 
 When = Literal["always", "loading", "self-check", "gradient check", "reference pass", "step", "scoring", "saving"]
 Place = Literal["device", "host", "disk"]

@@ -15,15 +15,15 @@ from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.training.form import NUM_END_ROWS, planned_rows, planned_sequences
-from letheon.training.inputs import Inputs
-from letheon.training.plan.advice import advise, describe_fit, gib, is_impossible, is_tight
-from letheon.training.plan.demand import Data, Demand, demand_of
-from letheon.training.plan.estimate import Plan, estimate
-from letheon.training.plan.machine import Machine, machine_of, measure_rates, process_memory
-from letheon.training.plan.trace import empty_model
-from letheon.training.prepare import kept_sequences, probes_of, waits_on_kl
-from letheon.training.resolve import build_schedule, terms_of
+from letheon.unlearning.formed_rows import NUM_END_ROWS, planned_rows, planned_sequences
+from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.planning.advice import advise, describe_fit, gib, is_impossible, is_tight
+from letheon.unlearning.planning.demand import Data, Demand, demand_of
+from letheon.unlearning.planning.estimate import Plan, estimate
+from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, process_memory
+from letheon.unlearning.planning.trace import empty_model
+from letheon.unlearning.prepare import kept_sequences, probes_of, waits_on_kl
+from letheon.unlearning.resolve import build_schedule, terms_of
 
 SMALL = 1000
 """Memory over weights from which on nothing is checked: the activations of 16,384 tokens, the most at once by default,

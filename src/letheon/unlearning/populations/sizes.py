@@ -5,11 +5,11 @@ from itertools import pairwise
 
 from letheon.errors import ModelError
 from letheon.settings import UnlearnSettings
-from letheon.training.inputs import Inputs
-from letheon.training.plan import Machine, Plan, is_small, plan_run
-from letheon.training.plan.estimate import OVERHEAD, WORKSPACE, Place
-from letheon.training.populations.groups import OWN
-from letheon.training.populations.step import MOST_TOKENS
+from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.planning import Machine, Plan, is_small, plan_run
+from letheon.unlearning.planning.estimate import OVERHEAD, WORKSPACE, Place
+from letheon.unlearning.populations.groups import OWN
+from letheon.unlearning.populations.step import MOST_TOKENS
 
 _ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
 """Of a trained parameter: itself and its two moments; its gradient."""

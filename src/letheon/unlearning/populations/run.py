@@ -20,21 +20,24 @@ from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.files import full_disk_is_an_error
-from letheon.training.attempts import begin_attempt, fail_attempt
 from letheon.training.checkpoint import Checkpoint
-from letheon.training.course import SetCourse
-from letheon.training.folder import check_disk, hold_folder
-from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
-from letheon.training.inputs import Inputs
 from letheon.training.judge import StateScore
 from letheon.training.loop import is_over
-from letheon.training.plan import check_fit
-from letheon.training.plan.machine import machine_of
-from letheon.training.populations.cut import num_at_once, parts_of
-from letheon.training.populations.groups import groups_of, why_alone
-from letheon.training.populations.loop import Ended, GivesUp, train_together
-from letheon.training.populations.reports import DivergedRun, GivenUpRun, Report
-from letheon.training.populations.together import (
+from letheon.training.state import Hooks, Outcome, Run
+from letheon.training.stopping import Clock
+from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
+from letheon.unlearning.attempts import begin_attempt, fail_attempt
+from letheon.unlearning.course import SetCourse
+from letheon.unlearning.folder import check_disk, hold_folder
+from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
+from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.planning import check_fit
+from letheon.unlearning.planning.machine import machine_of
+from letheon.unlearning.populations.groups import groups_of, why_alone
+from letheon.unlearning.populations.loop import Ended, GivesUp, train_together
+from letheon.unlearning.populations.reports import DivergedRun, GivenUpRun, Report
+from letheon.unlearning.populations.sizes import num_at_once, parts_of
+from letheon.unlearning.populations.together import (
     Diverged,
     Part,
     common_step,
@@ -45,11 +48,11 @@ from letheon.training.populations.together import (
     write_divergence,
     write_parts,
 )
-from letheon.training.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, put_on
-from letheon.training.problem import Problem
-from letheon.training.record import RunReport, leave, log_end, log_start, write_run
-from letheon.training.resolve import resolve_settings
-from letheon.training.run import (
+from letheon.unlearning.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, put_on
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.record import RunReport, leave, log_end, log_start, write_run
+from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.run import (
     WHEN_FULL,
     begin_run,
     check_alone,
@@ -60,9 +63,6 @@ from letheon.training.run import (
     target_warnings,
     unlearn,
 )
-from letheon.training.state import Hooks, Outcome, Run
-from letheon.training.stopping import Clock
-from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 
 
 def run_population(

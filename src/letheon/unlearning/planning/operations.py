@@ -18,15 +18,15 @@ from letheon.engine.terms import token_terms
 from letheon.model.layers import trunk_of
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
-from letheon.training.plan.demand import Demand, Piece, Tokens
-from letheon.training.plan.machine import Rates
-from letheon.training.plan.trace import (
+from letheon.training.randomness import dropout_of_step, dropouts_of
+from letheon.unlearning.planning.demand import Demand, Piece, Tokens
+from letheon.unlearning.planning.machine import Rates
+from letheon.unlearning.planning.trace import (
     Valueless,
     run_backward,
     valueless_batch,
     valueless_store,
 )
-from letheon.training.randomness import dropout_of_step, dropouts_of
 
 
 @dataclass(frozen=True, slots=True)

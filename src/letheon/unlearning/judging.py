@@ -7,8 +7,8 @@ from letheon.data.probing import unknown_sides
 from letheon.engine.engine import Engine
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
-from letheon.training.interim import BETTER, Probes, interim_score
 from letheon.training.judge import Better, StateScore
+from letheon.unlearning.interim import BETTER, Probes, interim_score
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from letheon.errors import DivergenceError, GivenUpError
 from letheon.storage.files import write_json
 from letheon.training.checkpoint import Checkpoint
-from letheon.training.folder import POPULATION
+from letheon.unlearning.folder import POPULATION
 
 
 @dataclass(frozen=True, slots=True)

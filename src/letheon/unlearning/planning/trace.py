@@ -40,8 +40,8 @@ from letheon.model.widening import widen
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of
 from letheon.settings import UnlearnSettings
-from letheon.training.plan.demand import Piece
 from letheon.training.randomness import dropout_of_step, dropouts_of
+from letheon.unlearning.planning.demand import Piece
 
 
 @dataclass(frozen=True, slots=True)

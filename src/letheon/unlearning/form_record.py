@@ -17,8 +17,8 @@ from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
 from letheon.storage.fingerprints import CALLED, differences
-from letheon.training.form import FormedRows
-from letheon.training.inputs import Inputs
+from letheon.unlearning.formed_rows import FormedRows
+from letheon.unlearning.inputs import Inputs
 
 FORM_FILE = "form.json"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method, needs_of
 from letheon.settings import UnlearnSettings
-from letheon.training.resolve import resolve_settings, terms_of
+from letheon.unlearning.resolve import resolve_settings, terms_of
 
 OWN = frozenset(
     {

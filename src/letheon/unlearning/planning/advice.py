@@ -11,8 +11,8 @@ from letheon.model.checkpoint_files import stored_dtype_of
 from letheon.model.targets import SEED_TARGETS
 from letheon.model.widening import NARROW
 from letheon.settings import UnlearnSettings
-from letheon.training.plan.estimate import Place, Plan
-from letheon.training.plan.machine import Machine
+from letheon.unlearning.planning.estimate import Place, Plan
+from letheon.unlearning.planning.machine import Machine
 
 LEAST_BATCH_TOKENS = 16
 

@@ -12,9 +12,9 @@ from letheon.engine.population import Population
 from letheon.engine.terms import terms_of_states
 from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
-from letheon.training.problem import Problem, whole_counts
 from letheon.training.state import Run
 from letheon.training.step import Parts
+from letheon.unlearning.problem import Problem, whole_counts
 
 MOST_TOKENS = {"cpu": 1024}
 """Tokens that go through the model at once: on a CPU, where products of so many rows run at full rate, more only leave

@@ -17,9 +17,9 @@ from letheon.engine.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
-from letheon.training.answerless import Answerless, check_answerless, find_answerless
-from letheon.training.inputs import PLANNED_FORM, PROMPT_SHARE, UNLIMITED, Inputs, cut_overlong, tokenise_rows
-from letheon.training.interim import answer_values
+from letheon.unlearning.answerless import Answerless, check_answerless, find_answerless
+from letheon.unlearning.inputs import PLANNED_FORM, PROMPT_SHARE, UNLIMITED, Inputs, cut_overlong, tokenise_rows
+from letheon.unlearning.interim import answer_values
 from letheon.unlearning.made_up import generate_alternatives, longest_alternatives
 
 NUM_END_ROWS = 8

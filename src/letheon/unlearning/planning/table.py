@@ -4,9 +4,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from letheon.training.plan.advice import fits_of, gib
-from letheon.training.plan.estimate import Place, Plan
-from letheon.training.plan.machine import Machine
+from letheon.unlearning.planning.advice import fits_of, gib
+from letheon.unlearning.planning.estimate import Place, Plan
+from letheon.unlearning.planning.machine import Machine
 
 
 def render(plan: Plan, machine: Machine) -> Group:

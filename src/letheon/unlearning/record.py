@@ -16,16 +16,16 @@ from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json, write_text
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.provenance import describe_environment
-from letheon.training.attempts import Attempt, costs_by_now, costs_of, end_attempt
 from letheon.training.checkpoint import Checkpoint
-from letheon.training.form_record import describe_form, keep_form
-from letheon.training.inputs import Inputs
 from letheon.training.judge import StateScore
-from letheon.training.prepare import Prepared
-from letheon.training.resolve import effective
 from letheon.training.state import Outcome
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
+from letheon.unlearning.attempts import Attempt, costs_by_now, costs_of, end_attempt
+from letheon.unlearning.form_record import describe_form, keep_form
+from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.prepare import Prepared
+from letheon.unlearning.resolve import effective
 
 Side = Literal["forget", "retain"]
 

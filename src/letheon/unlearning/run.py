@@ -24,24 +24,24 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
 from letheon.storage.files import check_output_folder, full_disk_is_an_error
-from letheon.training.attempts import recorded_attempt
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
-from letheon.training.course import SetCourse
-from letheon.training.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
-from letheon.training.form import check_answers
-from letheon.training.form_record import check_same_inputs, inputs_read, recorded_form
-from letheon.training.inputs import Inputs, read_inputs
 from letheon.training.judge import StateScore
-from letheon.training.judging import UnlearningJudge
 from letheon.training.loop import begin, train
-from letheon.training.plan import Planned, check_fit, check_targets, plan_with_rates
-from letheon.training.prepare import Prepared, prepare
-from letheon.training.problem import Problem
-from letheon.training.record import RunReport, leave, log_end, log_start, write_run
-from letheon.training.resolve import build_schedule, check_score_at, coefficients_of, resolve_settings, terms_of
 from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock, choose_kept, writing_s
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
+from letheon.unlearning.attempts import recorded_attempt
+from letheon.unlearning.course import SetCourse
+from letheon.unlearning.folder import check_disk, hold_folder, num_bytes_at_end, recorded_dtype
+from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
+from letheon.unlearning.formed_rows import check_answers
+from letheon.unlearning.inputs import Inputs, read_inputs
+from letheon.unlearning.judging import UnlearningJudge
+from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
+from letheon.unlearning.prepare import Prepared, prepare
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.record import RunReport, leave, log_end, log_start, write_run
+from letheon.unlearning.resolve import build_schedule, check_score_at, coefficients_of, resolve_settings, terms_of
 
 __all__ = [
     "WHEN_FULL",

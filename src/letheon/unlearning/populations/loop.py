@@ -20,13 +20,13 @@ from letheon.training.loop import (
     score_if_due,
     steps_to_keep,
 )
-from letheon.training.populations.step import accumulate_together
-from letheon.training.populations.together import Diverged, write_divergence
-from letheon.training.problem import Problem
 from letheon.training.state import Outcome, Run
 from letheon.training.step import update
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer
+from letheon.unlearning.populations.step import accumulate_together
+from letheon.unlearning.populations.together import Diverged, write_divergence
+from letheon.unlearning.problem import Problem
 
 Ended = Outcome | DivergenceError | GivenUpError
 """How a member ended: with a scored state, with a loss or gradient that is not finite, or because others do better."""

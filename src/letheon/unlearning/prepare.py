@@ -32,15 +32,15 @@ from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.outside import note_store
-from letheon.training.answerless import Answerless, find_answerless
-from letheon.training.form import FormedRows, choose_form, form_rows, retain_sequences
-from letheon.training.form_record import what_was_read
-from letheon.training.inputs import Inputs
-from letheon.training.interim import KeptRows, Probes, interim_score, stored_answers
-from letheon.training.judging import Budgets, Start
-from letheon.training.problem import Problem
-from letheon.training.resolve import build_schedule, coefficients_of, terms_of
 from letheon.training.tracking import Observer
+from letheon.unlearning.answerless import Answerless, find_answerless
+from letheon.unlearning.form_record import what_was_read
+from letheon.unlearning.formed_rows import FormedRows, choose_form, form_rows, retain_sequences
+from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.interim import KeptRows, Probes, interim_score, stored_answers
+from letheon.unlearning.judging import Budgets, Start
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.resolve import build_schedule, coefficients_of, terms_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
-from letheon.training.interim import Probes
 from letheon.training.job import Factors, Piece
-from letheon.training.judging import Budgets, Start, UnlearningJudge
+from letheon.unlearning.interim import Probes
+from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
 
 _MOST_NAMED = 16
 

@@ -14,8 +14,8 @@ from letheon.storage.files import check_output_folder, check_room, is_leftover, 
 from letheon.storage.locks import Note, folder_lock, is_lock_file
 from letheon.storage.outside import OUTSIDE
 from letheon.storage.yaml_text import parse_yaml
-from letheon.training.form_record import FORM_FILE
-from letheon.training.resolve import effective, most_checkpoints
+from letheon.unlearning.form_record import FORM_FILE
+from letheon.unlearning.resolve import effective, most_checkpoints
 
 FREE_TO_CHANGE = frozenset(
     {

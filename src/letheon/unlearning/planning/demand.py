@@ -8,7 +8,7 @@ from letheon.data.schedules import Schedule, steps_from, with_alternatives
 from letheon.data.sequences import Sequence
 from letheon.objective.methods import Alternatives, Method
 from letheon.settings import UnlearnSettings
-from letheon.training.resolve import steps_to_score, total_steps
+from letheon.unlearning.resolve import steps_to_score, total_steps
 
 NUM_SAMPLED = 16
 
