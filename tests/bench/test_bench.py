@@ -24,13 +24,13 @@ from bench.rows import Workload, largest_step, smallest_steps, workload
 from bench.shapes import SHAPES, Shape, make_model
 from bench.step import alternate, floor_flops, result_of
 from bench.step import table as step_table
+from test_forms import chatty
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise, tokenise_all
 from letheon.model.adapters import LoraAdapter
 from small import tiny_model
-from test_forms import chatty
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=400, is_tied=True, context=256)

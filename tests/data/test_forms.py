@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_sequences import with_bos
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
@@ -13,7 +14,6 @@ from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known, pro
 from letheon.data.rows import Row, Turn
 from letheon.data.sequences import Sequence, hash_sequences, text_ids, tokenise, tokenise_asked
 from letheon.errors import DataError, SettingsError
-from test_sequences import with_bos
 
 ROW = Row("a1", "Who keeps Vell?", "Mira", "t", "question")
 

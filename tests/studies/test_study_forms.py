@@ -8,6 +8,8 @@ from statistics import harmonic_mean
 from typing import Any
 
 import pytest
+from test_form_run import QUESTIONS, known_in_chat
+from test_study_scripts import CHINESE, ENGLISH, MIA, MMLU, results_of
 from transformers import PreTrainedTokenizerBase
 
 from letheon import api
@@ -30,8 +32,6 @@ from letheon.studies.records import (
 )
 from letheon.studies.spec import SCORES, StudySettings
 from letheon.studies.tables import runs_data, scores_data, scores_table, trade_off_table
-from test_form_run import QUESTIONS, known_in_chat
-from test_study_scripts import CHINESE, ENGLISH, MIA, MMLU, results_of
 
 
 def asked(by_prompt: float, in_form: float, *, texts: dict[str, str] = ENGLISH, template: str = "chat") -> Results:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import population
 from bench.case import adapt, build_case
 from bench.rows import workload
 from bench.shapes import SHAPES, Shape, make_model
 
+from bench import population
 from letheon.report.tables import to_markdown
 
 CPU = torch.device("cpu")

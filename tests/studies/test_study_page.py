@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from click.testing import CliRunner
+from test_escaping import CONTROLS, PAYLOADS, Parsed
 from transformers import PreTrainedTokenizerBase
 
 from letheon.cli.main import cli
@@ -28,7 +29,6 @@ from letheon.studies.records import RunRecord, StateScores, StudyRecord, read_st
 from letheon.studies.run_reports import write_run_reports
 from letheon.studies.spec import StudySettings
 from running import knowing_model, short_run
-from test_escaping import CONTROLS, PAYLOADS, Parsed
 
 Scores = dict[str, float]
 

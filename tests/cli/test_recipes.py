@@ -19,7 +19,7 @@ from letheon.settings import UnlearnSettings
 from letheon.unlearning.resolve import resolve_settings
 from letheon.unlearning.run import unlearn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REQUIRED = {"model": "m", "forget": "f", "retain": "r", "out": "o"}
 
 PUBLISHED: dict[str, dict[str, Any]] = {

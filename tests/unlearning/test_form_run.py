@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_forms import CHATS, DATED, chatty
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
@@ -26,7 +27,6 @@ from letheon.settings import EvaluateSettings
 from letheon.unlearning.form_record import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model
-from test_forms import CHATS, DATED, chatty
 
 QUESTIONS = [
     ("f1", "Who keeps Vell?", "Mira"),

@@ -23,7 +23,7 @@ from letheon.report.card import model_card
 from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
 from letheon.storage.visible import visible_line
 
-SOURCE = Path(__file__).parent.parent / "src" / "letheon"
+SOURCE = Path(__file__).parents[2] / "src" / "letheon"
 
 PAYLOADS = [
     "<script>alert(1)</script>",
