@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor, nn
+
 from letheon.data.packing import PackedBatch
 from letheon.data.schedules import Schedule
-from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
 from letheon.objective.methods import Loss
 from letheon.training.judge import Judge
@@ -29,11 +30,31 @@ class Piece:
     """Takes it forwards; the losses of a step's pieces add up to that of the step."""
 
 
+class Trained(Protocol):
+    """A model of which something is trained (see model/adapted.py)."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters, in a fixed order."""
+
+    def settle(self) -> None:
+        """Bring the model up to date with the trained parameters, after a step of the optimiser."""
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the trained parameters themselves by name, without gradients."""
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trained` returned, or a copy of it."""
+
+
 class Job(Protocol):
     """All that is fixed while something trains."""
 
     @property
-    def adapted(self) -> Adapted:
+    def adapted(self) -> Trained:
         """What is trained."""
 
     @property
