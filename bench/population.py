@@ -44,9 +44,9 @@ from letheon.storage.files import write_json
 from letheon.training.state import Hooks, Run
 from letheon.training.step import accumulate, update
 from letheon.training.tracking import Log, Silent
+from letheon.unlearning.method_runs import begin_run
 from letheon.unlearning.populations.step import accumulate_together
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.run import begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,8 @@ from letheon.model.loading import save_model
 from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
-from letheon.unlearning.run import plan, unlearn
+from letheon.unlearning.reading import plan
+from letheon.unlearning.run import unlearn
 
 NUM_RUNS = 4
 LONG_ROW = 100_000

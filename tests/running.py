@@ -18,7 +18,8 @@ from letheon.model.loading import save_model
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
 from letheon.training.tracking import Silent
-from letheon.unlearning.run import RunReport, unlearn
+from letheon.unlearning.record import RunReport
+from letheon.unlearning.run import unlearn
 from small import tiny_model
 
 

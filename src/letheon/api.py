@@ -56,7 +56,8 @@ from letheon.training.tracking import Observer
 from letheon.unlearning import run as training
 from letheon.unlearning.form_record import hash_tokenizer
 from letheon.unlearning.populations import GivesUp, Report, groups_of, run_population
-from letheon.unlearning.run import RunReport
+from letheon.unlearning.reading import check
+from letheon.unlearning.record import RunReport
 
 if TYPE_CHECKING:
     from letheon.studies.live import View
@@ -91,7 +92,7 @@ def unlearn_population(
 ) -> list[Report]:
     """Do several runs at once over one frozen model, leaving each its folder as `unlearn` does.
 
-    The runs share model, rows and adapted layers (see training/populations); each comes to what it comes to alone.
+    The runs share model, rows and adapted layers (see unlearning/populations); each comes to what it comes to alone.
     `observer` hears of all together, each of `observers` of one run. `judge` may give up runs whose interim scores are
     hopeless beside the others'.
 
@@ -142,7 +143,7 @@ def study(
         out,
         jobs=jobs,
         evaluate=partial(evaluate, replace=True),
-        checks=Checks(unlearn=training.check, evaluate=read_evaluated),
+        checks=Checks(unlearn=check, evaluate=read_evaluated),
         view=view or Quiet(),
         storage=storage,
         retry=retry,

@@ -69,7 +69,9 @@ def test_unlearn_saves_and_says_the_command_that_goes_on(
 
 @pytest.mark.slow
 def test_unlearn_that_is_ended_before_its_folder_was_made_is_begun_again(given: dict[str, Any]) -> None:
-    ended = "import os, signal, letheon.unlearning.run as r\nr.read_inputs = lambda *_, **__: signal.raise_signal(15)"
+    ended = (
+        "import os, signal, letheon.unlearning.reading as r\nr.read_inputs = lambda *_, **__: signal.raise_signal(15)"
+    )
     code, _, err = finish(start("unlearn", *flags(given), setup=ended))
     assert code == 143
     assert last_line(err).startswith("letheon: ended by SIGTERM; go on with: letheon unlearn ")

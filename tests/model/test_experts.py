@@ -27,7 +27,8 @@ from letheon.model.widening import widen
 from letheon.settings import UnlearnSettings
 from letheon.training.tracking import Silent
 from letheon.unlearning.populations import run_population
-from letheon.unlearning.run import RunReport, unlearn
+from letheon.unlearning.record import RunReport
+from letheon.unlearning.run import unlearn
 from running import After, events, model_of, run, same, short_run
 
 every = pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import product_dtype
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.unlearning.populations import run_population
-from letheon.unlearning.run import plan
+from letheon.unlearning.reading import plan
 from running import After, run, same, short_run
 from small import tiny_model
 

@@ -24,8 +24,9 @@ from letheon.training.step import accumulate
 from letheon.training.tracking import Silent
 from letheon.unlearning.inputs import read_inputs
 from letheon.unlearning.prepare import prepare
+from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings, terms_of
-from letheon.unlearning.run import RunReport, unlearn
+from letheon.unlearning.run import unlearn
 from running import After, answer_loss, events, knowing_model, model_of, run, same, short_run
 
 SMALL_RISE = {

@@ -15,7 +15,7 @@ from letheon.data.rows import Row
 from letheon.errors import LetheonError
 from letheon.model.loading import load_model
 from letheon.settings import UnlearnSettings
-from letheon.unlearning.run import plan
+from letheon.unlearning.reading import plan
 from running import run, short_run
 
 pytestmark = pytest.mark.slow

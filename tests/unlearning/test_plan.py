@@ -42,8 +42,7 @@ from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser
 from letheon.training.randomness import dropout_of_step, dropouts_of
-from letheon.unlearning import planning, prepare
-from letheon.unlearning import run as training
+from letheon.unlearning import planning, prepare, reading
 from letheon.unlearning.interim import KeptRows
 from letheon.unlearning.planning import check, machine
 from letheon.unlearning.planning.advice import Advice, advise, changed, is_tight
@@ -398,7 +397,7 @@ def test_tokens_store_and_scorings_are_those_of_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = short_run(tmp_path, rows, model, tokenizer) | {"end_of_sequence": "retain", **given}
-    planned = training.plan(UnlearnSettings.of(values))
+    planned = reading.plan(UnlearnSettings.of(values))
     assert not (tmp_path / "run").exists()
 
     held: list[int] = []
@@ -459,7 +458,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: float) -> Machine:
 
 def test_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 4.0)
-    monkeypatch.setattr(training, "load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("letheon.unlearning.run.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
 
     with pytest.raises(SettingsError) as refused:
         run(too_large)
@@ -475,7 +474,7 @@ def test_advised_settings_fit(
     monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any], gibibytes: float, needed: set[str]
 ) -> None:
     fake = with_memory(monkeypatch, gibibytes)
-    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = reading.read(UnlearnSettings.of(too_large), get_method("neko"))
     replan = partial(planning.plan_run, inputs=inputs, machine=fake)
 
     found = advise(settings, replan(settings), fake, replan=replan)
@@ -483,7 +482,7 @@ def test_advised_settings_fit(
     assert [set(advice.changes) - {"target_modules"} for advice in found] == [needed]
     for advice in found:
         # What a user gets who follows the words of the advice.
-        again = training.read(UnlearnSettings.of({**too_large, **flags_of(advice)}), get_method("neko"))[0]
+        again = reading.read(UnlearnSettings.of({**too_large, **flags_of(advice)}), get_method("neko"))[0]
         assert not is_tight(replan(again), fake)
         assert replan(again).needed(PLACES) == advice.plan.needed(PLACES)
 
@@ -500,7 +499,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
     write_rows(long[:3], tmp_path / "forget.jsonl")
     write_rows(long[3:], tmp_path / "retain.jsonl")
     values = too_large | {"method": "low-rank-npo", "batch_size": 6, "dtype": "bfloat16", "target_modules": "v_proj"}
-    settings, inputs = training.read(UnlearnSettings.of(values), get_method("low-rank-npo"))
+    settings, inputs = reading.read(UnlearnSettings.of(values), get_method("low-rank-npo"))
     replan = partial(planning.plan_run, inputs=inputs, machine=Machine("cpu", None))
     plan = replan(settings)
     small = replan(changed(settings, {"max_batch_tokens": 2 * len(plan.demand.longest.input_ids)}))
@@ -523,7 +522,7 @@ def test_no_advice_where_nothing_helps(monkeypatch: pytest.MonkeyPatch, too_larg
 def test_swap_lets_a_run_begin_with_a_note(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     fake = Machine(device="cpu", memory=4 * GIB, swap=100 * GIB)
     monkeypatch.setattr(check, "machine_of", lambda _: fake)
-    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = reading.read(UnlearnSettings.of(too_large), get_method("neko"))
     notes: list[str] = []
 
     check.check_fit(settings, inputs, note=notes.append)
@@ -546,7 +545,7 @@ def test_few_tokens_at_once_beside_much_memory_need_no_plan(too_large: dict[str,
 
 def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     monkeypatch.setattr(check, "machine_of", lambda _: Machine(device="cpu", memory=None))
-    settings, inputs = training.read(UnlearnSettings.of(too_large), get_method("neko"))
+    settings, inputs = reading.read(UnlearnSettings.of(too_large), get_method("neko"))
     check.check_fit(settings, inputs, note=pytest.fail)
 
 

@@ -28,8 +28,9 @@ from letheon.unlearning.populations import run as population_run
 from letheon.unlearning.populations.loop import train_together
 from letheon.unlearning.populations.sizes import num_at_once, parts_of
 from letheon.unlearning.populations.step import MOST_TOKENS
+from letheon.unlearning.reading import read
 from letheon.unlearning.record import RunReport
-from letheon.unlearning.run import read, unlearn
+from letheon.unlearning.run import unlearn
 from running import After, events, knowing_model, short_run
 
 TOLERANCE = 1e-5

@@ -14,8 +14,9 @@ from letheon.errors import SettingsError
 from letheon.model.loading import save_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings, read_config
+from letheon.unlearning.reading import _choose_layer, read
 from letheon.unlearning.resolve import build_schedule, check_score_at, given_coefficients, resolve_settings, terms_of
-from letheon.unlearning.run import _choose_layer, read, unlearn
+from letheon.unlearning.run import unlearn
 from running import model_of, run, same, short_run
 from small import tiny_model
 
@@ -187,7 +188,7 @@ def test_the_layer_that_is_steered_and_those_that_are_trained(
         def get_text_config(self) -> "Config":
             return self
 
-    monkeypatch.setattr("letheon.unlearning.run.load_config", lambda *_, **__: Config())
+    monkeypatch.setattr("letheon.unlearning.reading.load_config", lambda *_, **__: Config())
     method = get_method("rmu")
     found = _choose_layer(resolved(method="rmu", coefficients={"layer": given}), method)
     assert found.coefficients is not None

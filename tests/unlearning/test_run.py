@@ -24,8 +24,9 @@ from letheon.training.checkpoint import load_checkpoint, newest_checkpoint
 from letheon.training.tracking import Silent
 from letheon.unlearning.inputs import read_inputs
 from letheon.unlearning.prepare import prepare
+from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings
-from letheon.unlearning.run import RunReport, unlearn
+from letheon.unlearning.run import unlearn
 from running import short_run
 from small import tiny_model
 

@@ -20,7 +20,7 @@ from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, U
 from letheon.signals import Interrupted
 from letheon.storage.files import open_output_folder
 from letheon.training.tracking import Shown
-from letheon.unlearning.run import RunReport
+from letheon.unlearning.record import RunReport
 
 NUM_SAMPLES = 3
 

@@ -320,7 +320,7 @@ def _quiet_libraries() -> None:
 def _print_plan(settings: UnlearnSettings) -> None:
     load_libraries()
     from letheon.unlearning.planning import render
-    from letheon.unlearning.run import plan
+    from letheon.unlearning.reading import plan
 
     planned = plan(settings, note=_say)
     Console(highlight=False).print(render(planned.plan, planned.machine))

@@ -19,6 +19,7 @@ from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
+from letheon.storage.cache import default_cache_dir
 from letheon.storage.files import full_disk_is_an_error
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.judge import StateScore
@@ -31,6 +32,7 @@ from letheon.unlearning.course import SetCourse
 from letheon.unlearning.folder import check_disk, hold_folder
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.method_runs import begin_run, find_checkpoints
 from letheon.unlearning.planning import check_fit
 from letheon.unlearning.planning.machine import machine_of
 from letheon.unlearning.populations.groups import groups_of, why_alone
@@ -50,19 +52,10 @@ from letheon.unlearning.populations.together import (
 )
 from letheon.unlearning.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, put_on
 from letheon.unlearning.problem import Problem
+from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings
 from letheon.unlearning.record import RunReport, leave, log_end, log_start, write_run
 from letheon.unlearning.resolve import resolve_settings
-from letheon.unlearning.run import (
-    WHEN_FULL,
-    begin_run,
-    check_alone,
-    default_cache_dir,
-    find_checkpoints,
-    precision_of,
-    read,
-    target_warnings,
-    unlearn,
-)
+from letheon.unlearning.run import WHEN_FULL, unlearn
 
 
 def run_population(

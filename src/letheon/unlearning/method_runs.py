@@ -1,0 +1,142 @@
+"""Training the runs that a method consists of, one for most, and what is made of their results."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from letheon.model.adapted import Adapted
+from letheon.model.adapters import LoraAdapter
+from letheon.objective.catalogue import get_method
+from letheon.objective.methods import Method
+from letheon.settings import UnlearnSettings
+from letheon.signals import Interruption
+from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
+from letheon.training.loop import begin, train
+from letheon.training.state import Hooks, Outcome, Run
+from letheon.training.stopping import Clock, choose_kept
+from letheon.training.tracking import open_log, trackers
+from letheon.unlearning.attempts import recorded_attempt
+from letheon.unlearning.course import SetCourse
+from letheon.unlearning.judging import UnlearningJudge
+from letheon.unlearning.prepare import Prepared
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.record import log_end, log_start
+from letheon.unlearning.resolve import coefficients_of, terms_of
+
+
+def train_all(
+    prepared: Prepared,
+    settings: UnlearnSettings,
+    method: Method,
+    resumes: bool,
+    *,
+    clock: Clock,
+    interruption: Interruption,
+    hooks: Callable[..., Hooks],
+) -> Outcome:
+    """Train each of the runs that the method consists of, and put together what comes of them."""
+    folders = [settings.out / "checkpoints"]
+    if len(method.members) > 1:
+        folders = [folders[0] / f"member-{number}" for number in range(1, len(method.members) + 1)]
+    problem, passed_over = prepared.problem, list[str]()
+    resumed: list[Checkpoint | None] = [None] * len(folders)
+    if resumes:
+        resumed = find_checkpoints(folders, problem.judge, settings, note=passed_over.append)
+    keep_events = max((found.position.log_events for found in resumed if found), default=0)
+    with (
+        recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
+        open_log(settings.out / "log.jsonl", keep_events=keep_events) as log,
+        trackers(settings.out, settings.trackers, settings.plain()) as tracker,
+    ):
+        here = hooks(log=log, tracker=tracker)
+        log_start(log, prepared, resumed, passed_over)
+        for message in passed_over:
+            here.observer.note(message)
+        outcomes, states = list[Outcome](), list[dict[str, Tensor]]()
+        beginning = _copies(problem.adapted) if len(folders) > 1 else {}
+        for number, (folder, found) in enumerate(zip(folders, resumed, strict=True)):
+            if number:
+                problem.adapted.load_state(beginning)
+            one = replace(problem, terms=terms_of(method, settings, member=number))
+            run = begin_run(one, settings, hooks=here, checkpoints=folder, resumed=found)
+            outcome = train(run, clock=clock.share(len(folders) - number), interruption=interruption)
+            outcomes.append(outcome)
+            if len(folders) > 1:
+                states.append(_copies(problem.adapted))
+            if interruption.signal_number is not None:
+                break
+        outcome = _put_together(problem, settings, method, outcomes, states)
+        log_end(log, outcome, clock, folder=settings.out)
+    return outcome
+
+
+def begin_run(
+    problem: Problem, settings: UnlearnSettings, *, hooks: Hooks, checkpoints: Path, resumed: Checkpoint | None
+) -> Run[Problem]:
+    """Return the run of a problem before its first step, or where the checkpoint left it."""
+    course = SetCourse(settings, problem.schedule, problem.judge)
+    # What a method makes of the weights in the end is scored too.
+    num_scorings = 1 if get_method(settings.method).finish == "keep" else 2
+    return begin(
+        problem, course, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed, num_scorings=num_scorings
+    )
+
+
+def find_checkpoints(
+    folders: list[Path],
+    judge: UnlearningJudge,
+    settings: UnlearnSettings,
+    *,
+    note: Callable[[str], None],
+    upto: int | None = None,
+) -> list[Checkpoint | None]:
+    """Return where each run goes on, None for the beginning; what lies behind that is removed.
+
+    A run goes on only where all before it stand as they were left: the log tells of them in order. None goes on from
+    after step `upto`.
+    """
+
+    def kept_at(position: Position) -> set[int]:
+        return {choose_kept(position.history, judge, keep=settings.keep).step} if position.history else set()
+
+    found: list[Checkpoint | None] = []
+    passed_over: list[str] = []
+    for folder in folders:
+        checkpoint = None
+        if not passed_over and None not in found:
+            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=kept_at, upto=upto)
+        drop_checkpoints(folder, after=checkpoint.position.step if checkpoint else 0)
+        found.append(checkpoint)
+    for message in passed_over:
+        note(message)
+    return found
+
+
+def _copies(adapted: Adapted) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in adapted.trained().items()}
+
+
+def _put_together(
+    problem: Problem,
+    settings: UnlearnSettings,
+    method: Method,
+    outcomes: list[Outcome],
+    states: list[dict[str, Tensor]],
+) -> Outcome:
+    """Negate or merge what was trained where the method says so, and score the result."""
+    last = outcomes[-1]
+    if method.finish == "keep":
+        return last
+    adapter = problem.adapted
+    assert isinstance(adapter, LoraAdapter), "checked with the settings"
+    coefficients = coefficients_of(method, settings)
+    if method.finish == "negate":
+        adapter.scale(-coefficients.number("scale"))
+    elif len(states) > 1:
+        adapter.merge_ties(states, density=coefficients.number("density"))
+    step, tokens = sum(outcome.step for outcome in outcomes), sum(outcome.num_tokens for outcome in outcomes)
+    with problem.engine.running():
+        kept = problem.judge.score(step=step, epoch=last.kept.epoch)
+    return Outcome(last.reason, step, kept, (*(s for o in outcomes for s in o.history), kept), tokens)

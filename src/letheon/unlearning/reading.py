@@ -1,0 +1,143 @@
+"""What a run reads and checks before its model is loaded."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from letheon.data.forms import check_form
+from letheon.errors import SettingsError
+from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.layers import layers_in
+from letheon.model.loading import check_device, check_vocabulary, load_config, stored_dtype
+from letheon.model.precision import Choice, choose_precision
+from letheon.model.quantised import check_not_quantised
+from letheon.objective.catalogue import get_method
+from letheon.objective.methods import Method
+from letheon.settings import UnlearnSettings
+from letheon.storage.files import check_output_folder
+from letheon.training.tracking import check_trackers
+from letheon.unlearning.folder import recorded_dtype
+from letheon.unlearning.formed_rows import check_answers
+from letheon.unlearning.inputs import Inputs, read_inputs
+from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
+from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_settings
+
+
+def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:
+    """Return what a run would need, without loading weights or writing anything; `note` hears of the rows.
+
+    Raises:
+        LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
+    """
+    settings, inputs = read(settings, get_method(settings.method), note=note)
+    return plan_with_rates(settings, inputs)
+
+
+def check(settings: UnlearnSettings) -> None:
+    """Check of a run all that can be checked without loading weights or writing anything.
+
+    Raises:
+        LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
+    """
+    settings, inputs = read(settings, get_method(settings.method))
+    check_fit(settings, inputs, note=lambda _: None)
+
+
+def read(
+    settings: UnlearnSettings, method: Method, *, note: Callable[[str], None] | None = None
+) -> tuple[UnlearnSettings, Inputs]:
+    """Return the settings in full, and the rows, all checked that can be checked without the weights.
+
+    Raises:
+        LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
+    """
+    settings = resolve_settings(settings)
+    check_form(settings.template)
+    check_trackers(settings.trackers)
+    check_device(settings.device)
+    _check_cache(settings.cache_dir)
+    check_checkpoint(settings.model)
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    check_not_quantised(config, source=settings.model)
+    settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
+    settings = _choose_layer(settings, method)
+    warnings = target_warnings(settings, note=note)
+    inputs = replace(read_inputs(settings, note=note), warnings=warnings)
+    check_vocabulary(config, inputs.tokenizer, source=settings.model)
+    check_answers(inputs, settings)
+    check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
+    return settings, inputs
+
+
+def precision_of(settings: UnlearnSettings) -> Choice:
+    """Return the precision of a run, by what the checkpoint holds and this machine multiplies; one goes on in its own.
+
+    Raises:
+        ModelError: the checkpoint cannot be read.
+    """
+    stored = stored_dtype(settings.model, load_config(settings.model, trust_remote_code=settings.trust_remote_code))
+    was = recorded_dtype(settings.out) if settings.resume else None
+    return choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+
+
+def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
+    """Settle which decoder layer a method looks at, and train it and the two below it unless told otherwise.
+
+    RMU's authors take layer 7 of 32 (arXiv 2403.03218); the same share of the depth is taken here, not below layer 2.
+
+    Raises:
+        SettingsError: a layer is not one of the model's.
+    """
+    if method.layer is None and settings.layers is None:
+        return settings
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code).get_text_config()
+    num_layers = int(config.num_hidden_layers)
+    if settings.layers is not None:
+        layers_in(settings.layers, num_layers)  # a span that names none is said before weights are loaded
+    if method.layer is None:
+        return settings
+    given = (settings.coefficients or {})[method.layer]
+    layer = min(max(round(num_layers * 7 / 32), 2), num_layers - 1) if given == "auto" else int(float(given))
+    if layer >= num_layers or (given != "auto" and layer != float(given)):
+        raise SettingsError(f"{method.layer}: expected a layer of the model, 0 to {num_layers - 1}, got {given}")
+    coefficients = {**(settings.coefficients or {}), method.layer: float(layer)}
+    layers = settings.layers or f"{max(layer - 2, 0)}:{layer + 1}"
+    return settings.model_copy(update={"coefficients": coefficients, "layers": layers})
+
+
+def target_warnings(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> tuple[str, ...]:
+    """Check what a run would train in its model, and return what it warns of, which `note` hears too.
+
+    Raises:
+        LetheonError: as `check_targets`.
+    """
+    found = list[str]()
+
+    def hear(message: str) -> None:
+        found.append(message)
+        if note is not None:
+            note(message)
+
+    check_targets(settings, note=hear)
+    return tuple(found)
+
+
+def _check_cache(folder: Path | None) -> None:
+    if folder is None:
+        return
+    check_output_folder(folder, what="a folder for reference stores", advice="choose another --cache-dir")
+
+
+def check_alone() -> None:
+    """Refuse to be one of several processes.
+
+    Raises:
+        SettingsError: a launcher started more than one.
+    """
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    if num_processes != "1":
+        raise SettingsError(
+            f"unlearn runs in one process, but the launcher started {num_processes} (WORLD_SIZE); start it without a "
+            f"launcher"
+        )
