@@ -16,8 +16,8 @@ from letheon.data.benchmarks.lume import check_membership_sets
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.repeats import check_unseen
-from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows, read_text
-from letheon.errors import EvaluationError, OutputError, SettingsError
+from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows
+from letheon.errors import EvaluationError
 from letheon.evaluation.harness import check_harness
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.membership import check_members
@@ -25,9 +25,7 @@ from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
 from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
-from letheon.memorizing.memorize import memorize as train_target
-from letheon.memorizing.options import MemorizeOptions
-from letheon.model.architectures import new_model, train_tokenizer
+from letheon.memorizing.target import make_target
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
 from letheon.model.loading import (
@@ -37,18 +35,15 @@ from letheon.model.loading import (
     load_config,
     load_model,
     load_tokenizer,
-    move_model,
-    save_model,
     stored_dtype,
 )
 from letheon.model.precision import choose_precision
-from letheon.model.quantised import check_not_quantised
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
-from letheon.storage.files import check_output_folder, open_output_folder, write_json, write_text
+from letheon.storage.files import open_folder_outside, write_text
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.outside import note_evaluation
 from letheon.storage.provenance import describe_environment
@@ -65,7 +60,6 @@ if TYPE_CHECKING:
     from letheon.studies.study import StudyReport
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
-_OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
 _ELSEWHERE = "choose another --out"
 
 Progress = Callable[[str, int, int], None]
@@ -203,7 +197,7 @@ def evaluate(
             note(replaced)
     inputs = read_evaluated(settings, note=note)
     forget, retain, tokenizer = inputs.forget, inputs.retain, inputs.tokenizer
-    _open_folder(settings.out, model=settings.model, private=True)
+    open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=True)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
@@ -349,61 +343,7 @@ def memorize(
         ModelError: the architecture, checkpoint or tokenizer cannot be used.
         OutputError: the checkpoint cannot be written.
     """
-    check_form(settings.template)
-    _check_makes_new(settings)
-    sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
-    text = read_text(settings.text) if settings.text else []
-    check_device(settings.device)
-    if settings.model is not None:
-        check_checkpoint(settings.model)
-        check_not_quantised(load_config(settings.model), source=settings.model)
-    if settings.out.is_dir() and any(settings.out.iterdir()):
-        raise OutputError(f"{settings.out}: already holds files that a checkpoint would replace; choose another --out")
-    _open_folder(settings.out, model=settings.model)
-    if settings.model is not None:
-        loaded = load_model(settings.model, tokenizer=settings.tokenizer, device=settings.device)
-        model, tokenizer = loaded.model, loaded.tokenizer
-    else:
-        said = (" ".join([*(turn.text for turn in row.turns), row.prompt, row.answer]) for rows in sets for row in rows)
-        texts = [*said, *text]
-        tokenizer = (
-            load_tokenizer(settings.tokenizer)
-            if settings.tokenizer
-            else train_tokenizer(texts, vocab_size=settings.vocab_size)
-        )
-        model = new_model(
-            settings.architecture,
-            tokenizer=tokenizer,
-            width=settings.width,
-            num_layers=settings.num_layers,
-            num_heads=settings.num_heads,
-            context=settings.context,
-            seed=settings.seed,
-        )
-        move_model(model, settings.device)
-    options = MemorizeOptions(
-        max_steps=settings.max_steps,
-        text_every=settings.text_every,
-        batch_tokens=settings.batch_tokens,
-        learning_rate=settings.learning_rate,
-        time_limit_s=settings.time_limit_s,
-        seed=settings.seed,
-    )
-    report = train_target(
-        model,
-        tokenizer,
-        rows=[row for rows in sets for row in bare_rows(rows, tokenizer, note=note)],
-        text=text,
-        template=settings.template,
-        date=settings.date,
-        options=options,
-        progress=progress,
-    )
-    facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
-    with finishing():
-        save_model(model, tokenizer, settings.out)
-        write_json(settings.out / "memorize.json", facts)
-    return report
+    return make_target(settings, progress=progress, note=note)
 
 
 def write_report(folder: Path, *, show_paths: bool = False) -> Path:
@@ -447,19 +387,6 @@ def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
     write_text(run.folder / "model" / "README.md", card)
 
 
-def _check_makes_new(settings: MemorizeSettings) -> None:
-    """Refuse what says how a new model is made where none is."""
-    given = settings.model_fields_set
-    if settings.model is not None and (idle := sorted(given & _OF_NEW_MODEL)):
-        raise SettingsError(
-            f"{', '.join(idle)}: only for a new model, but --model {settings.model} is given; leave out one of them"
-        )
-    if settings.tokenizer is not None and "vocab_size" in given:
-        raise SettingsError("vocab_size: only for a new tokenizer, but --tokenizer is given; leave out one of them")
-    if settings.text is None and "text_every" in given:
-        raise SettingsError("text_every: has no effect without --text; leave it out, or set --text too")
-
-
 def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:
     if settings.members is None and settings.nonmembers is None:
         return None, None
@@ -472,11 +399,3 @@ def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] 
     members, nonmembers = read_documents(settings.members), read_documents(settings.nonmembers)
     check_membership_sets(members, nonmembers)
     return members, nonmembers
-
-
-def _open_folder(folder: Path, *, model: str | None, private: bool = False) -> None:
-    """Make the folder now, so that hours of work do not end with one that cannot be written."""
-    check_output_folder(folder, advice=_ELSEWHERE)
-    if model is not None and Path(model).is_dir() and folder.resolve().is_relative_to(Path(model).resolve()):
-        raise OutputError(f"{folder}: lies inside the checkpoint {model}; choose a folder outside it")
-    open_output_folder(folder, advice=_ELSEWHERE, private=private)

@@ -257,3 +257,16 @@ def check_link(folder: Path) -> None:
         raise OutputError(
             f"{broken}: is a link to {broken.readlink()}, which is not there; make that folder, or give another one"
         )
+
+
+def open_folder_outside(checkpoint: str | None, folder: Path, *, advice: str, private: bool = False) -> None:
+    """Make the folder of a result now, so that hours of work do not end with one that cannot be written.
+
+    Raises:
+        OutputError: it cannot be made, or lies inside the `checkpoint` that is read.
+    """
+    check_output_folder(folder, advice=advice)
+    source = Path(checkpoint) if checkpoint is not None else None
+    if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise OutputError(f"{folder}: lies inside the checkpoint {source}; choose a folder outside it")
+    open_output_folder(folder, advice=advice, private=private)

@@ -1,0 +1,116 @@
+"""`letheon memorize`: from files of rows to a checkpoint that says them by heart."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as Collection
+from dataclasses import asdict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from letheon.data.ends import bare_rows
+from letheon.data.forms import check_form
+from letheon.data.rows import Rows, read_rows, read_text
+from letheon.errors import OutputError, SettingsError
+from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport, memorize
+from letheon.memorizing.options import MemorizeOptions
+from letheon.model.architectures import new_model, train_tokenizer
+from letheon.model.checkpoint_files import check_checkpoint
+from letheon.model.loading import check_device, load_config, load_model, load_tokenizer, move_model, save_model
+from letheon.model.quantised import check_not_quantised
+from letheon.settings import MemorizeSettings
+from letheon.signals import finishing
+from letheon.storage.files import open_folder_outside, write_json
+from letheon.storage.provenance import describe_environment
+
+_OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
+
+
+def make_target(
+    settings: MemorizeSettings,
+    *,
+    progress: Callable[[MemorizeProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> MemorizeReport:
+    """Train a checkpoint, or a new model, until it has memorised rows, and leave it in `settings.out`.
+
+    Raises:
+        DataError: rows or text are not usable.
+        ModelError: the architecture, checkpoint or tokenizer cannot be used.
+        OutputError: the checkpoint cannot be written.
+        SettingsError: settings contradict each other.
+    """
+    check_form(settings.template)
+    _check_makes_new(settings)
+    sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
+    text = read_text(settings.text) if settings.text else []
+    check_device(settings.device)
+    if settings.model is not None:
+        check_checkpoint(settings.model)
+        check_not_quantised(load_config(settings.model), source=settings.model)
+    if settings.out.is_dir() and any(settings.out.iterdir()):
+        raise OutputError(f"{settings.out}: already holds files that a checkpoint would replace; choose another --out")
+    open_folder_outside(settings.model, settings.out, advice="choose another --out")
+    model, tokenizer = _model_and_tokenizer(settings, sets, text)
+    options = MemorizeOptions(
+        max_steps=settings.max_steps,
+        text_every=settings.text_every,
+        batch_tokens=settings.batch_tokens,
+        learning_rate=settings.learning_rate,
+        time_limit_s=settings.time_limit_s,
+        seed=settings.seed,
+    )
+    report = memorize(
+        model,
+        tokenizer,
+        rows=[row for rows in sets for row in bare_rows(rows, tokenizer, note=note)],
+        text=text,
+        template=settings.template,
+        date=settings.date,
+        options=options,
+        progress=progress,
+    )
+    facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
+    with finishing():
+        save_model(model, tokenizer, settings.out)
+        write_json(settings.out / "memorize.json", facts)
+    return report
+
+
+def _model_and_tokenizer(
+    settings: MemorizeSettings, sets: Collection[Rows], text: Collection[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the checkpoint to go on from, or make a new model, with a tokenizer trained on rows and text unless one is
+    given."""
+    if settings.model is not None:
+        loaded = load_model(settings.model, tokenizer=settings.tokenizer, device=settings.device)
+        return loaded.model, loaded.tokenizer
+    said = (" ".join([*(turn.text for turn in row.turns), row.prompt, row.answer]) for rows in sets for row in rows)
+    texts = [*said, *text]
+    tokenizer = (
+        load_tokenizer(settings.tokenizer)
+        if settings.tokenizer
+        else train_tokenizer(texts, vocab_size=settings.vocab_size)
+    )
+    model = new_model(
+        settings.architecture,
+        tokenizer=tokenizer,
+        width=settings.width,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        context=settings.context,
+        seed=settings.seed,
+    )
+    move_model(model, settings.device)
+    return model, tokenizer
+
+
+def _check_makes_new(settings: MemorizeSettings) -> None:
+    """Refuse what says how a new model is made where none is."""
+    given = settings.model_fields_set
+    if settings.model is not None and (idle := sorted(given & _OF_NEW_MODEL)):
+        raise SettingsError(
+            f"{', '.join(idle)}: only for a new model, but --model {settings.model} is given; leave out one of them"
+        )
+    if settings.tokenizer is not None and "vocab_size" in given:
+        raise SettingsError("vocab_size: only for a new tokenizer, but --tokenizer is given; leave out one of them")
+    if settings.text is None and "text_every" in given:
+        raise SettingsError("text_every: has no effect without --text; leave it out, or set --text too")
