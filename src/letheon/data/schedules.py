@@ -213,17 +213,6 @@ def batches(rows: Collection[int], batch_size: int) -> list[list[int]]:
     return [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
 
 
-def with_alternatives(
-    rows: Collection[int], *, num_forget: int, num_rows: int, per_row: int, replace: bool, epoch: int
-) -> list[int]:
-    """Put other answers to the forget rows of a step beside them, or with `replace` in their place.
-
-    Other answers are numbered from `num_rows` on, `per_row` to a forget row, and epochs take turns among these.
-    """
-    others = [num_rows + row * per_row + epoch % per_row for row in rows if row < num_forget]
-    return [*(row for row in rows if row >= num_forget or not replace), *others]
-
-
 def steps_from(schedule: Schedule, step: int, *, end: int) -> Iterator[tuple[int, list[int]]]:
     """Yield (step, rows) from the given step to the one before `end`."""
     for number in range(step, end):

@@ -3,7 +3,7 @@
 The methods themselves are declared in catalogue.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -74,6 +74,14 @@ class Alternatives:
     """Whether they stand in place of the forget rows, rather than beside them."""
     per_row: int = 1
     """How many a row has; epochs take turns."""
+
+    def beside(self, rows: Sequence[int], *, num_forget: int, num_rows: int, epoch: int) -> list[int]:
+        """Put other answers to the forget rows of a step beside them, or in their place.
+
+        Other answers are numbered from `num_rows` on, `per_row` to a forget row, and epochs take turns among these.
+        """
+        others = [num_rows + row * self.per_row + epoch % self.per_row for row in rows if row < num_forget]
+        return [*(row for row in rows if row >= num_forget or not self.replace), *others]
 
 
 @dataclass(frozen=True, slots=True)

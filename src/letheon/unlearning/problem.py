@@ -9,7 +9,7 @@ from typing import Any
 
 from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
-from letheon.data.schedules import Schedule, with_alternatives
+from letheon.data.schedules import Schedule
 from letheon.data.sequences import Sequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore
@@ -69,14 +69,7 @@ class Problem:
         chosen = self.alternatives
         if chosen is None:
             return list(rows)
-        return with_alternatives(
-            rows,
-            num_forget=self.num_forget_rows,
-            num_rows=len(self.rows),
-            per_row=chosen.per_row,
-            replace=chosen.replace,
-            epoch=epoch,
-        )
+        return chosen.beside(rows, num_forget=self.num_forget_rows, num_rows=len(self.rows), epoch=epoch)
 
     def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
         """Return the pieces that a step is computed in, each with its share of the loss."""

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from letheon.data.packing import PASS_TOKENS, token_groups
-from letheon.data.schedules import Schedule, steps_from, with_alternatives
+from letheon.data.schedules import Schedule, steps_from
 from letheon.data.sequences import Sequence
-from letheon.objective.methods import Alternatives, Method
+from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.resolve import steps_to_score, total_steps
 
@@ -132,7 +132,10 @@ def demand_of(
     num_steps = total_steps(settings, schedule)
     total, largest, is_split, num_read = Tokens(), list[int](), False, [0, 0, 0]
     for step, rows in steps_from(schedule, 0, end=num_steps):
-        chosen = _rows_of_step(data, rows, method.alternatives, epoch=step // schedule.steps_per_epoch)
+        epoch, others = step // schedule.steps_per_epoch, method.alternatives
+        chosen = list(rows)
+        if others is not None:
+            chosen = others.beside(rows, num_forget=data.num_forget, num_rows=data.num_rows, epoch=epoch)
         total += data.count(chosen)
         for index in chosen:
             num_read[data.role(index)] += 1
@@ -173,19 +176,6 @@ def _num_scorings(settings: UnlearnSettings, schedule: Schedule) -> int:
     due = {step for step in steps_to_score(settings, schedule) if step <= end}
     trains_other = settings.validation is not None or settings.span == "text" or settings.positions == "all"
     return len(due | {end}) + trains_other
-
-
-def _rows_of_step(data: Data, rows: Collection[int], chosen: Alternatives | None, *, epoch: int) -> list[int]:
-    if chosen is None:
-        return list(rows)
-    return with_alternatives(
-        rows,
-        num_forget=data.num_forget,
-        num_rows=data.num_rows,
-        per_row=chosen.per_row,
-        replace=chosen.replace,
-        epoch=epoch,
-    )
 
 
 def _pieces(data: Data, indices: list[int], max_tokens: int | None) -> list[list[int]]:
