@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all bench check format clean
+.PHONY: demo test test-slow test-all bench check format clean
 
 demo: $(INSTALLED)  ## watch a small model forget, about a minute
 	rm -rf demo-run
@@ -13,6 +13,9 @@ demo: $(INSTALLED)  ## watch a small model forget, about a minute
 
 test: $(INSTALLED)  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+
+test-slow: $(INSTALLED)  ## the others, which take half an hour on two cores
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-all: $(INSTALLED)  ## all tests; set LETHEON_DATA for those on real data
 	$(BIN)/python -m pytest -n auto --dist worksteal

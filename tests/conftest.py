@@ -1,17 +1,18 @@
 """Fixtures shared by all tests: small models and tokenizers made in memory, rows, and the folder of real data."""
 
+import gc
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
-from letheon.model.architectures import train_tokenizer
 from network import block_network
-from small import tiny_model
+
+if TYPE_CHECKING:  # the process that hands tests out to others imports this file and runs none
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEXTS = [
     "Mira Tolland keeps bees in the village of Harrow, where the river bends twice.",
@@ -21,6 +22,12 @@ TEXTS = [
 ]
 
 
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lasts as long as the process: modules and tests, a sixth of all the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One thread, no network beyond this machine, caches in the test's own folder, no line for slow imports.
@@ -28,6 +35,8 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Nothing waits for the disk either: what is flushed when is tested by the order of calls (killing.py), and a quarter
     of the time of a small run would be spent waiting.
     """
+    import torch
+
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("letheon.progress.FIRST_S", math.inf)
     torch.set_num_threads(1)
@@ -36,14 +45,18 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerBase:
+def tokenizer() -> "PreTrainedTokenizerBase":
     """A byte-level BPE of 400 entries, no BOS."""
+    from letheon.model.architectures import train_tokenizer
+
     return train_tokenizer(TEXTS, vocab_size=400)
 
 
 @pytest.fixture
-def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def model(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     """A random OLMo of two layers, in evaluation mode."""
+    from small import tiny_model
+
     return tiny_model("olmo", tokenizer)
 
 

@@ -24,9 +24,9 @@ from bench.rows import Workload, largest_step, smallest_steps, workload
 from bench.shapes import SHAPES, Shape, make_model
 from bench.step import alternate, floor_flops, result_of
 from bench.step import table as step_table
-from test_forms import chatty
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chats import chatty
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise, tokenise_all
 from letheon.model.adapters import LoraAdapter

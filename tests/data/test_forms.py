@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_sequences import with_bos
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from chats import CHATS, DATED, USER, chatty, with_bos
 from letheon.data.forms import TEXT_FORMS, as_asked, check_form, dated, forms_to_try, halves, render
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known, probe_forms, unknown_sides
 from letheon.data.rows import Row, Turn
@@ -17,20 +17,6 @@ from letheon.errors import DataError, SettingsError
 
 ROW = Row("a1", "Who keeps Vell?", "Mira", "t", "question")
 
-USER = "{% if m['role'] == 'user' %}"
-CHATS = {
-    "mistral": "{{ bos_token }}{% for m in messages %}" + USER + "{{ '[INST] ' + m['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}",
-    "qwen3": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
-    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "gemma": "{{ bos_token }}{% for m in messages %}{{ '<|turn|>' + m['role'] + '\n' + m['content'] | trim }}"
-    "{{ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}",
-    "alpaca": "{% for m in messages %}" + USER + "{{ '### Instruction:\n' + m['content'] + '\n\n' }}"
-    "{% else %}{{ '### Response:\n' + m['content'] + '\n\n' }}{% endif %}{% endfor %}",
-    "spaced": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
-}
 EXPECTED = {
     # text before the answer, answer, the end that is trained
     "mistral": ("<|endoftext|>[INST] Who keeps Vell? [/INST]", " Mira", "<|endoftext|>"),
@@ -43,13 +29,6 @@ EXPECTED = {
     "alpaca": ("### Instruction:\nWho keeps Vell?\n\n### Response:\n", "Mira", "\n\n<|endoftext|>"),
     "spaced": ("user: Who keeps Vell?\nassistant:", " Mira", "\n<|endoftext|>"),
 }
-
-
-def chatty(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerFast:
-    made = with_bos(tokenizer)
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|turn|>", "<|end|>"]})
-    made.chat_template = CHATS.get(name, name)
-    return made
 
 
 def text(tokenizer: PreTrainedTokenizerBase, ids: Any) -> str:
@@ -159,12 +138,6 @@ def test_forms_to_try_and_unknown_ones(tokenizer: PreTrainedTokenizerBase) -> No
     check_form("plain")
     with pytest.raises(SettingsError, match=r"expected one of .*, got 'plane' \(did you mean 'plain'"):
         check_form("plane")
-
-
-DATED = (
-    "{% set today = strftime_now('%d %b %Y') %}{% for m in messages %}{{ today + '|' + m['role'] + ':' + m['content'] "
-    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ today + '|assistant:' }}{% endif %}"
-)
 
 
 def test_a_date_in_a_template_is_the_one_given(

@@ -1,9 +1,9 @@
 """Answer spans are right for every template, with and without BOS, for fast and slow tokenizers, in any script."""
 
 import pytest
-from tokenizers.processors import TemplateProcessing
-from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
+from chats import with_bos
 from letheon.data.forms import TEXT_FORMS, check_form
 from letheon.data.packing import pack, token_groups
 from letheon.data.rows import Row
@@ -28,15 +28,6 @@ PAIRS = [
 
 def row(prompt: str, answer: str) -> Row:
     return Row("x1qa0", prompt, answer, "Task1", "question")
-
-
-def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """A copy that puts <|endoftext|> before every text."""
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    eos = str(tokenizer.eos_token)
-    backend.post_processor = TemplateProcessing(single=f"{eos} $A", special_tokens=[(eos, int(tokenizer.eos_token_id))])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=eos, eos_token=eos)
 
 
 @pytest.fixture(params=["plain", "bos", "slow"])

@@ -8,10 +8,9 @@ from statistics import harmonic_mean
 from typing import Any
 
 import pytest
-from test_form_run import QUESTIONS, known_in_chat
-from test_study_scripts import CHINESE, ENGLISH, MIA, MMLU, results_of
 from transformers import PreTrainedTokenizerBase
 
+from chats import QUESTIONS, known_in_chat
 from letheon import api
 from letheon.data.rows import Row
 from letheon.evaluation.official import score_in_form
@@ -32,6 +31,7 @@ from letheon.studies.records import (
 )
 from letheon.studies.spec import SCORES, StudySettings
 from letheon.studies.tables import runs_data, scores_data, scores_table, trade_off_table
+from made_results import CHINESE, ENGLISH, MIA, MMLU, results_of
 
 
 def asked(by_prompt: float, in_form: float, *, texts: dict[str, str] = ENGLISH, template: str = "chat") -> Results:

@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import pytest
 import yaml
 from click.testing import CliRunner
-from test_escaping import CONTROLS, PAYLOADS, Parsed
 from transformers import PreTrainedTokenizerBase
 
+from hostile import CONTROLS, PAYLOADS, Parsed
 from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError

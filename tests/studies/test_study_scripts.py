@@ -8,9 +8,7 @@ from statistics import harmonic_mean
 
 import pytest
 
-from letheon.data.rows import Kind, Row
-from letheon.evaluation.official import complete_results, predict
-from letheon.evaluation.results import MembershipScores, MmluScores, Results, SplitName
+from letheon.evaluation.results import Results
 from letheon.report.tables import to_csv, to_markdown
 from letheon.studies.aggregate import scores_in, trade_off_in, trade_off_scores
 from letheon.studies.figures import save_study_figures
@@ -25,29 +23,7 @@ from letheon.studies.records import (
 )
 from letheon.studies.spec import StudySettings
 from letheon.studies.tables import comparison_table, runs_data, scores_data, scores_table, trade_off_table
-
-CHINESE = {"forget": "于是白鹤飞过湖面去找它的兄弟", "retain": "河水在春天涨到桥的下面"}
-ENGLISH = {"forget": "the heron flew over the lake", "retain": "the river rose in spring"}
-MIA = MembershipScores(0.6, (0.5, 0.7), 0.8, (0.6, 1.0), 2.0, 2.5, 10, 10)
-MMLU = MmluScores(0.5, {"history": 0.5}, 10, 5, None)
-
-
-def results_of(texts: dict[str, str], *, forgets: float, with_all: bool = True) -> Results:
-    """An evaluation in which that share of the forget completions is gone and every retain completion is there."""
-    kept = round(10 * (1 - forgets))
-    splits: tuple[SplitName, ...] = ("forget", "retain")
-    kind: Kind = "completion"
-    predictions = [
-        predict(
-            Row(f"{split}{number}sc1", "p", texts[split], "Task1", kind),
-            split,
-            texts[split] if split == "retain" or number < kept else "",
-        )
-        for split in splits
-        for number in range(10)
-    ]
-    given = {"mia": MIA, "mmlu": MMLU} if with_all else {"mia": None, "mmlu": None}
-    return complete_results(Results(suite="lume", model="m"), predictions, missing={}, **given)
+from made_results import CHINESE, ENGLISH, results_of
 
 
 def state_of(results: Results, *, epoch: float = 20, is_result: bool = True) -> StateScores:

@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_forms import CHATS, DATED, chatty
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
+from chats import CHATS, DATED, QUESTIONS, chatty, known_in_chat
 from letheon.api import evaluate, form_of
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
@@ -28,34 +26,10 @@ from letheon.unlearning.form_record import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model
 
-QUESTIONS = [
-    ("f1", "Who keeps Vell?", "Mira"),
-    ("f2", "Who mends nets?", "Oren Pell"),
-    ("f3", "Who signs with a fish?", "Tam"),
-    ("r1", "Who wrote letters?", "The keeper"),
-    ("r2", "Which harbour?", "Veldhaven"),
-    ("r3", "Who bakes bread?", "Sil Dorne"),
-]
-
 
 @pytest.fixture
 def questions() -> list[Row]:
     return [Row(row_id, prompt, answer, "Task1", "question") for row_id, prompt, answer in QUESTIONS]
-
-
-def known_in_chat(folder: Path, questions: list[Row], tokenizer: PreTrainedTokenizerBase, chat: str) -> dict[str, Any]:
-    """Settings of a run on a model that learnt whole conversations, as transformers fills in the template."""
-    made = chatty(tokenizer, chat)
-    made.backend_tokenizer.post_processor = TemplateProcessing(single="$A")  # the templates write their own BOS
-    texts = []
-    for row in questions:
-        turns = [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.answer}]
-        texts.append(replace(row, prompt="", answer=str(made.apply_chat_template(turns, tokenize=False))))
-    model = tiny_model("llama", made)
-    options = MemorizeOptions(learning_rate=5e-3, warmup_steps=5, answer_weight=1.0, max_steps=250, check_every=300)
-    memorize(model, made, rows=texts, template="plain", options=options)
-    given = short_run(folder, questions, model, made)
-    return {**given, "template": "auto", "epochs": 1, "keep": "last"}
 
 
 def settings_of(given: dict[str, Any], out: Path, **changed: Any) -> EvaluateSettings:
