@@ -16,8 +16,7 @@ ALLOWED = {
     "progress": {"storage"},
     "signals": set(),
     "endings": {"errors", "signals", "storage"},
-    "validation": {"errors"},
-    "settings": {"errors", "storage", "validation"},
+    "settings": {"errors", "storage"},
     "recipes": {"errors", "settings"},
     "data": BASE,
     "objective": {*BASE, "data"},
@@ -40,7 +39,7 @@ ALLOWED = {
     "purging": {"errors", "storage", "evaluation", "report", "studies", "api"},
     "semeval": {*BASE, "recipes", "data", "model", "unlearning"},
     "cli": {
-        *BASE, "endings", "validation", "recipes", "data", "objective", "training", "memorizing", "unlearning",
+        *BASE, "endings", "recipes", "data", "objective", "training", "memorizing", "unlearning",
         "evaluation", "report", "studies", "purging", "api",
     },
     "__init__": {"errors", "settings", "data.rows", "studies.spec", "api"},

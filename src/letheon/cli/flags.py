@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from letheon.errors import SettingsError
 from letheon.settings import RARE, Settings, read_config
-from letheon.validation import FLAGS_ONLY, REMOVED, explain_unknown, literal_values
+from letheon.settings.validation import FLAGS_ONLY, REMOVED, explain_unknown, literal_values
 
 Command = Callable[..., None]
 

@@ -14,8 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from letheon.errors import SettingsError, shown
+from letheon.settings.validation import check_plain, explain, without_removed
 from letheon.storage.yaml_text import parse_yaml
-from letheon.validation import check_plain, explain, without_removed
 
 
 def _split_names(value: Any) -> Any:
