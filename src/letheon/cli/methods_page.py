@@ -18,8 +18,7 @@ from letheon.objective.catalogue import METHODS
 from letheon.objective.methods import Coefficient, Coefficients, Method, Term, compose, needs_of, resolve
 from letheon.objective.terms import TokenTerms, roles_of
 from letheon.recipes import read_recipe, recipe_names, recipe_text
-from letheon.settings import UnlearnSettings
-from letheon.unlearning.resolve import COEFFICIENT_FLAGS
+from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
 
 ADDING = """\
 A method costs one function of maths, one declaration, one recipe and three tests, and touches nothing else:
