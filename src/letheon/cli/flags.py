@@ -1,6 +1,7 @@
 """Flags made from the typed settings, and what the user gave through flags and --config."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ Command = Callable[..., None]
 
 MOST_USED, OTHER = "Most used", "Other"
 """The first and the last heading of help."""
+_SHOWS_ALL = "letheon.shows_all"
 
 
 class HeadedOption(click.Option):
@@ -70,10 +72,22 @@ class SettingsCommand(click.Command):
         """Return flag and help of each flag that is shown, by heading."""
         records: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
-            if record is not None:
-                records.setdefault(getattr(option, "heading", OTHER), []).append(record)
+            found = self.records_of(ctx, option)
+            if found:
+                records.setdefault(self.heading_of(ctx, option), []).extend(found)
         return records
+
+    def records_of(self, ctx: click.Context, option: click.Parameter) -> list[tuple[str, str]]:
+        """Return the lines that help has for a flag: none if it is hidden."""
+        if ctx.meta.get(_SHOWS_ALL) and isinstance(option, click.Option):
+            option = copy(option)
+            option.hidden = False
+        record = option.get_help_record(ctx)
+        return [] if record is None else [record]
+
+    def heading_of(self, ctx: click.Context, option: click.Parameter) -> str:  # noqa: ARG002 - others need it
+        """Return the heading that help shows a flag under."""
+        return getattr(option, "heading", OTHER)
 
 
 def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
@@ -117,9 +131,7 @@ def _option(settings: type[Settings], name: str) -> Callable[[Command], Command]
 def _show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    for option in context.command.params:
-        if isinstance(option, click.Option):
-            option.hidden = False
+    context.meta[_SHOWS_ALL] = True
     click.echo(context.get_help())
     context.exit()
 

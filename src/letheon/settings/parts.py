@@ -64,14 +64,12 @@ class RowSettings(Settings):
         "(16 bits in memory, multiplied in float32).",
     )
     device: Annotated[Literal["cpu", "cuda"] | None, FIXED, SHARED] = Field(
-        None, description="Device to run on; default: a GPU if there is one."
+        None, description="Device; default: a GPU if there is one."
     )
     date: Annotated[IsoDate, FIXED, SHARED, RARE] = Field(
         DEFAULT_DATE, description="Date that a chat template takes for today, if it writes the date."
     )
-    trust_remote_code: Annotated[bool, FIXED, SHARED] = Field(
-        False, description="Run Python code that comes with the checkpoint."
-    )
+    trust_remote_code: Annotated[bool, FIXED, SHARED] = Field(False, description="Run Python code of the checkpoint.")
 
 
 class OutputSettings(Settings):
@@ -105,9 +103,11 @@ class MethodSettings(Settings):
     heading: ClassVar[str] = "Method"
 
     method: Annotated[str, FIXED, SIZED, FIRST] = Field(
-        "low-rank-npo", description="Unlearning method; `letheon methods` lists them."
+        "low-rank-npo", description="Method; `letheon methods` lists them."
     )
-    beta: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(None, gt=0, description="NPO temperature.")
+    beta: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(
+        None, gt=0, description="A number of the forget loss; --help says which for the chosen --method."
+    )
     gamma: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(None, ge=0, description="Weight of the retain NLL.")
     delta: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(None, ge=0, description="Weight of the retain KL.")
     npo: Annotated[Literal["token", "sequence", "batch", "logits"] | None, FIXED, SIZED, COEFFICIENT] = Field(
@@ -117,7 +117,7 @@ class MethodSettings(Settings):
         None, description="Direction of the KL."
     )
     coefficients: Annotated[dict[str, float | str] | None, FIXED, SIZED] = Field(
-        None, description="A method's other coefficients, e.g. margin=0.5 (see `letheon methods NAME`)."
+        None, description="The method's other coefficients, e.g. margin=0.5; --help lists them for the chosen --method."
     )
     alternatives: Annotated[
         Path | None,
@@ -140,7 +140,7 @@ class StepSettings(Settings):
     epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over the rows.")
     max_steps: Annotated[int | None, FIXED, SIZED, RARE] = Field(None, ge=1, description="Stop after N steps.")
     batch_size: Annotated[int, FIXED, SIZED, FIRST] = Field(
-        4, ge=1, description="Rows per step (forget rows per step with paired and alternating)."
+        4, ge=1, description="Rows per step (paired, alternating: forget rows)."
     )
     schedule: Annotated[Literal["mixed", "forget", "paired", "alternating", "chunked", "annealed"], FIXED, SIZED] = (
         Field(
