@@ -1,24 +1,54 @@
 """Flags made from the typed settings, and what the user gave through flags and --config."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+from pydantic.fields import FieldInfo
 
 from letheon.errors import SettingsError
-from letheon.settings import RARE, Settings, read_config
-from letheon.validation import FLAGS_ONLY, REMOVED, explain_unknown, literal_values
+from letheon.settings import Settings, read_config
+from letheon.settings.facts import FIRST, RARE, facts_of
+from letheon.settings.validation import FLAGS_ONLY, REMOVED, explain_unknown, literal_values
 
 Command = Callable[..., None]
 
 
+MOST_USED, OTHER = "Most used", "Other"
+"""The first and the last heading of help."""
+_SHOWS_ALL = "letheon.shows_all"
+
+
+class HeadedOption(click.Option):
+    """A flag that help shows under a heading."""
+
+    def __init__(self, *args: Any, heading: str = OTHER, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
 class SettingsCommand(click.Command):
-    """A command whose list flags take several values after one flag: --rows A B is --rows A --rows B."""
+    """A command whose help has headings, and whose list flags take several values after one flag.
+
+    --rows A B is --rows A --rows B.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat a list flag before each of its values, then parse as usual."""
+        spread = self.spread(args)
+        try:
+            return super().parse_args(ctx, spread)
+        except click.NoSuchOption as error:
+            command, name = ctx.info_name or "", error.option_name.lstrip("-").replace("-", "_")
+            if name in REMOVED.get(command, {}):
+                raise SettingsError(explain_unknown(name, command=command, known=())) from error
+            raise
+
+    def spread(self, args: list[str]) -> list[str]:
+        """Return the arguments with a list flag before each of its values."""
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
         current: str | None = None
@@ -28,13 +58,36 @@ class SettingsCommand(click.Command):
             elif current is not None and spread[-1] != current:
                 spread.append(current)
             spread.append(argument)
-        try:
-            return super().parse_args(ctx, spread)
-        except click.NoSuchOption as error:
-            command, name = ctx.info_name or "", error.option_name.lstrip("-").replace("-", "_")
-            if name in REMOVED.get(command, {}):
-                raise SettingsError(explain_unknown(name, command=command, known=())) from error
-            raise
+        return spread
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags under their headings: those used most, then part by part."""
+        records = self.help_records(ctx)
+        ends = {MOST_USED: 0, OTHER: 2}
+        for heading in sorted(records, key=lambda heading: ends.get(heading, 1)):
+            with formatter.section(heading):
+                formatter.write_dl(records[heading])
+
+    def help_records(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """Return flag and help of each flag that is shown, by heading."""
+        records: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            found = self.records_of(ctx, option)
+            if found:
+                records.setdefault(self.heading_of(ctx, option), []).extend(found)
+        return records
+
+    def records_of(self, ctx: click.Context, option: click.Parameter) -> list[tuple[str, str]]:
+        """Return the lines that help has for a flag: none if it is hidden."""
+        if ctx.meta.get(_SHOWS_ALL) and isinstance(option, click.Option):
+            option = copy(option)
+            option.hidden = False
+        record = option.get_help_record(ctx)
+        return [] if record is None else [record]
+
+    def heading_of(self, ctx: click.Context, option: click.Parameter) -> str:  # noqa: ARG002 - others need it
+        """Return the heading that help shows a flag under."""
+        return getattr(option, "heading", OTHER)
 
 
 def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
@@ -42,14 +95,12 @@ def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         """Give `command` its flags."""
-        fields = {name: field for kind in reversed(settings) for name, field in kind.model_fields.items()}
+        # The first of several settings that have a field says what it is.
+        kinds = {name: kind for kind in reversed(settings) for name in kind.model_fields}
         names = list(dict.fromkeys(name for kind in settings for name in kind.model_fields))
         for name in reversed(names):
-            flag = f"--{name.replace('_', '-')}"
-            field = fields[name]
-            is_rare = field.json_schema_extra == RARE
-            command = click.option(flag, name, help=_help(field), hidden=is_rare, **_form(field.annotation))(command)
-        if any(field.json_schema_extra == RARE for field in fields.values()):
+            command = _option(kinds[name], name)(command)
+        if any(facts.shown is RARE for kind in settings for facts in facts_of(kind).values()):
             command = click.option(
                 "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help=_HELP_ALL
             )(command)
@@ -63,12 +114,24 @@ def settings_options(*settings: type[Settings]) -> Callable[[Command], Command]:
 _HELP_ALL = "Show all settings and exit."
 
 
+def _option(settings: type[Settings], name: str) -> Callable[[Command], Command]:
+    field, facts = settings.model_fields[name], facts_of(settings)[name]
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        *([facts.alias.flag] if facts.alias else []),
+        name,
+        cls=HeadedOption,
+        heading=MOST_USED if facts.shown is FIRST else facts.heading,
+        help=help_of(field),
+        hidden=facts.shown is RARE,
+        **_form(field.annotation),
+    )
+
+
 def _show_all(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    for option in context.command.params:
-        if isinstance(option, click.Option):
-            option.hidden = False
+    context.meta[_SHOWS_ALL] = True
     click.echo(context.get_help())
     context.exit()
 
@@ -117,13 +180,16 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def _help(field: Any) -> str:
+def help_of(field: FieldInfo) -> str:
+    """Return what a setting is, and its default."""
     default = field.get_default()
     shown = default is not None and not field.is_required() and default is not False and default != ()
-    if not shown:
-        return str(field.description)
-    value = ",".join(default) if isinstance(default, tuple) else default
-    return f"{field.description} [{value}]"
+    return with_default(str(field.description), default) if shown else str(field.description)
+
+
+def with_default(description: str, default: object) -> str:
+    """Return what a setting is, and this as its default."""
+    return f"{description} [{','.join(map(str, default)) if isinstance(default, tuple) else default}]"
 
 
 def _pairs(name: str, value: str) -> dict[str, str]:

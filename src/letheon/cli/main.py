@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
-from letheon.cli.flags import SettingsCommand, given_values, settings_options
+from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_values, settings_options
+from letheon.cli.method_help import MethodCommand
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
 from letheon.progress import open_display
@@ -58,10 +59,22 @@ class _PlainFormatter(logging.Formatter):
         return visible_line(without_secrets(super().format(record)))
 
 
-@cli.command(cls=SettingsCommand)
+@cli.command(cls=MethodCommand)
 @settings_options(UnlearnSettings)
-@click.option("--recipe", metavar="NAME", help="Published configuration to start from; see `letheon methods NAME`.")
-@click.option("--plan", is_flag=True, help="Print the memory and time that the run needs, without loading the model.")
+@click.option(
+    *("--recipe", "recipe"),
+    cls=HeadedOption,
+    heading=MOST_USED,
+    metavar="NAME",
+    help="Published settings; `letheon methods` lists them.",
+)
+@click.option(
+    *("--plan", "plan"),
+    cls=HeadedOption,
+    heading=MOST_USED,
+    is_flag=True,
+    help="Print the memory and time needed, without running.",
+)
 @click.pass_context
 def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, plan: bool, **_: Any) -> None:
     """Make a model forget --forget and keep --retain; writes OUT/model and OUT/adapter."""

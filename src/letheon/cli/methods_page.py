@@ -1,25 +1,20 @@
 """What `letheon methods` shows and docs/methods.md says, made from the methods' declarations and the recipes."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
 
-import torch
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from letheon.data.packing import pack
-from letheon.data.sequences import Sequence
 from letheon.errors import SettingsError, nearest
 from letheon.objective.catalogue import METHODS
-from letheon.objective.methods import Coefficient, Coefficients, Method, Term, compose, needs_of, resolve
-from letheon.objective.terms import TokenTerms, roles_of
+from letheon.objective.methods import Coefficient, Coefficients, Method, Term, needs_of, resolve
 from letheon.recipes import read_recipe, recipe_names, recipe_text
-from letheon.settings import UnlearnSettings
-from letheon.unlearning.resolve import COEFFICIENT_FLAGS
+from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
 
 ADDING = """\
 A method costs one function of maths, one declaration, one recipe and three tests, and touches nothing else:
@@ -224,7 +219,7 @@ def _needs(method: Method) -> list[str]:
     roles = {term.role for term in terms}
     found = {
         "rows to keep": "retain" in roles,
-        "the reference's log-probabilities of the answers": _reads_reference(terms),
+        "the reference's log-probabilities of the answers": any(term.reads_reference for term in terms),
         "the full-vocabulary KL to the reference": needs.kl is not None,
         "the logits of the forget answers": needs.forget_logits,
         "the reference's logits of the forget answers": needs.reference_logits,
@@ -258,26 +253,6 @@ def _notes(method: Method) -> list[str]:
 def _terms(method: Method) -> tuple[Term, ...]:
     layer = {method.layer: 0} if method.layer else {}
     return method.terms(Coefficients({**resolve(method, {}).values, **method.members[0], **layer}))
-
-
-def _reads_reference(terms: Iterable[Term]) -> bool:
-    """Whether a loss depends on the reference's log-probabilities: only they have a gradient in this batch."""
-    rows = [Sequence((0, 1, 2), 1)] * 3
-    batch = pack(rows, is_forget=[True, False, False], is_alternative=[False, False, True], row_index=range(3))
-    num_tokens = len(batch.labels)
-    of_two = torch.zeros(2, 3)
-    values = TokenTerms(
-        log_probs=torch.full((num_tokens,), -1.0),
-        reference_log_probs=torch.full((num_tokens,), -1.0, requires_grad=True),
-        labels=batch.labels,
-        kl=torch.zeros(2),
-        logits=of_two,
-        reference_logits=of_two,
-        activations=torch.zeros(num_tokens, 3),
-        reference_activations=of_two,
-        reference_norm=1.0,
-    )
-    return compose(tuple(terms), values, roles_of(batch)).total.requires_grad
 
 
 def _recipes_of(method: Method) -> list[str]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from letheon.errors import SettingsError, nearest
-from letheon.objective import forget, retain
 from letheon.objective.control import DualAscent, Guarded
+from letheon.objective.losses import forget, retain
 from letheon.objective.methods import Alternatives, Coefficient, Method
 from letheon.objective.parts import (
     ce_u_terms,

@@ -3,17 +3,21 @@
 The methods themselves are declared in catalogue.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from letheon.errors import SettingsError, nearest
-from letheon.objective.control import Control
 from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from letheon.objective.control import Control
 
 Role = Literal["forget", "retain", "alternative"]
 Value = float | str
@@ -63,6 +67,8 @@ class Term:
     needs: Needs = field(default_factory=Needs)
     splits: bool = True
     """Whether a step may be computed in pieces."""
+    reads_reference: bool = False
+    """Whether the loss reads the reference's log-probabilities of the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,8 @@ def compose(
     terms: tuple[Term, ...], values: TokenTerms, roles: Roles, *, factors: Mapping[str, float] | None = None
 ) -> Loss:
     """Return the weighted sum of `terms`, at least one, over one batch; `factors` multiply their weights by name."""
+    import torch  # here, so that methods are listed without it
+
     parts: dict[str, Tensor | None] = {}
     weighted: list[Tensor] = []
     for term in terms:

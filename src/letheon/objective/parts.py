@@ -1,17 +1,20 @@
 """Losses bound to what a batch gives: the terms that the catalogue's methods are put together from."""
 
-from collections.abc import Callable
-from typing import Literal, cast
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, cast
 
-from letheon.objective import activation, forget, retain
+from letheon.objective.losses import activation, forget, preference, retain
 from letheon.objective.methods import Coefficients, Role, Term, tokens_of
-from letheon.objective.preference import dpo
 from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
-OnTokens = Callable[[Tensor, Tokens], Tensor]
-"""A loss of the label log-probabilities (A,) of one role."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    OnTokens = Callable[[Tensor, Tokens], Tensor]
+    """A loss of the label log-probabilities (A,) of one role."""
 
 
 def terms_on(role: Role, name: str, weight: float, loss: OnTokens) -> tuple[Term, ...]:
@@ -39,7 +42,7 @@ def kl_terms(weight: float, kind: str = "forward") -> tuple[Term, ...]:
     if weight == 0:
         return ()
     if kind == "gold":
-        return (Term("retain_kl", "retain", weight, _gold_kl),)
+        return (Term("retain_kl", "retain", weight, _gold_kl, reads_reference=True),)
     needs = Needs(kl=cast("Literal['forward', 'reverse']", kind))
     return (Term("retain_kl", "retain", weight, _full_kl, needs=needs),)
 
@@ -73,7 +76,7 @@ def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = Non
         policy, reference = values.log_probs[tokens.index], values.reference_log_probs[tokens.index]
         return loss(policy, reference, tokens, beta=beta)
 
-    return (Term("npo", "forget", weight, value, splits=chosen != "batch"),)
+    return (Term("npo", "forget", weight, value, splits=chosen != "batch", reads_reference=True),)
 
 
 def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
@@ -82,7 +85,7 @@ def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
     def value(values: TokenTerms, roles: Roles) -> Tensor:
         """Return DPO's loss (scalar) of a step: its alternatives are chosen, its forget rows rejected."""
         chosen, rejected = roles.alternative, roles.forget
-        return dpo(
+        return preference.dpo(
             values.log_probs[chosen.index],
             values.reference_log_probs[chosen.index],
             chosen,
@@ -92,7 +95,7 @@ def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
             beta=c.number("beta"),
         )
 
-    return (Term("dpo", "forget", 1.0, value, splits=False),)
+    return (Term("dpo", "forget", 1.0, value, splits=False, reads_reference=True),)
 
 
 def undial_terms(c: Coefficients) -> tuple[Term, ...]:

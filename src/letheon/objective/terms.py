@@ -1,12 +1,14 @@
 """What an objective sees of a batch: per-token values and who owns each token."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from letheon.data.packing import PackedBatch
+    from letheon.data.packing import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Counts:
     tokens: int
     sequences: int
 
-    def __add__(self, other: "Counts") -> "Counts":
+    def __add__(self, other: Counts) -> Counts:
         return Counts(self.tokens + other.tokens, self.sequences + other.sequences)
 
 
@@ -70,7 +72,7 @@ class RoleCounts:
     retain: Counts
     alternative: Counts
 
-    def __add__(self, other: "RoleCounts") -> "RoleCounts":
+    def __add__(self, other: RoleCounts) -> RoleCounts:
         return RoleCounts(self.forget + other.forget, self.retain + other.retain, self.alternative + other.alternative)
 
 
@@ -100,7 +102,7 @@ class Tokens:
 
         A sequence lies whole in one piece of a step, so its own length is the denominator and no count of the step is.
         """
-        return self.per_sequence(values) / self.per_sequence(torch.ones_like(values)).clamp_min(1)
+        return self.per_sequence(values) / self.per_sequence(values.new_ones(values.shape)).clamp_min(1)
 
     def mean_over_sequences(self, values: Tensor) -> Tensor:
         """Return the mean (scalar) of per-sequence `values` (S,) over the sequences of this role."""
@@ -141,5 +143,5 @@ def _count(batch: PackedBatch, is_member: Tensor) -> Counts:
 
 
 def _tokens(batch: PackedBatch, is_member: Tensor, counts: Counts) -> Tokens:
-    index = torch.nonzero(is_member[batch.owner])[:, 0]
+    index = is_member[batch.owner].nonzero()[:, 0]
     return Tokens(index=index, owner=batch.owner[index], is_member=is_member, counts=counts)

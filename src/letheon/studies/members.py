@@ -11,6 +11,7 @@ from typing import Any
 from letheon.errors import OutputError, SettingsError
 from letheon.objective.catalogue import get_method
 from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.settings.facts import FILE, INCIDENTAL, facts_of
 from letheon.storage.files import write_json
 from letheon.storage.provenance import hash_file
 from letheon.studies.grid import Configuration
@@ -21,9 +22,6 @@ RUNS = "runs"
 
 _IDENTITY_LENGTH = 12
 _LONGEST_NAME = 80
-_FREE = ("out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints")
-"""Settings that change nothing of what a run finds."""
-_FILES = ("model", "tokenizer", "forget", "retain", "alternatives", "holdout", "members", "nonmembers", "mmlu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +117,12 @@ def identity_of(settings: UnlearnSettings | EvaluateSettings, hashes: Hashes) ->
     values = effective(settings) if isinstance(settings, UnlearnSettings) else settings.plain()
     # Defaults are left out, so that a setting which a later version adds leaves runs what they are.
     defaults = {name: field.get_default() for name, field in type(settings).model_fields.items()}
-    matter = {name: value for name, value in values.items() if name not in _FREE and value != defaults[name]}
-    for name in _FILES:
-        if matter.get(name) is not None:
-            matter[name] = hashes.of(matter[name])
+    facts = facts_of(type(settings))
+    matter = {
+        name: hashes.of(value) if facts[name].kind is FILE and value is not None else value
+        for name, value in values.items()
+        if facts[name].change is not INCIDENTAL and value != defaults[name]
+    }
     return hashlib.sha256(json.dumps(matter, sort_keys=True, default=str).encode()).hexdigest()[:_IDENTITY_LENGTH]
 
 

@@ -10,6 +10,7 @@ from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
 from letheon.settings import UnlearnSettings
+from letheon.settings.facts import FIXED, facts_of
 from letheon.storage.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
 from letheon.storage.locks import Note, folder_lock, is_lock_file
 from letheon.storage.outside import OUTSIDE
@@ -17,16 +18,6 @@ from letheon.storage.yaml_text import parse_yaml
 from letheon.unlearning.form_record import FORM_FILE
 from letheon.unlearning.resolve import effective, most_checkpoints
 
-FREE_TO_CHANGE = frozenset(
-    {
-        *("resume", "time_limit_s", "template", "cache_dir", "out", "checkpoint_minutes", "keep_checkpoints"),
-        *("trackers", "gradient_checkpointing"),
-    }
-)
-"""Settings that do not change a run's result, and the template, which may be one that was chosen.
-
-Layers computed again give the same bits. Other devices, dtypes, pieces (`max_batch_tokens`), and
-stored lower states round differently, so that a run that changed them half-way would be no run of either."""
 POPULATION = "population.json"
 """What a member of a population keeps of it while that goes on (see populations/together.py)."""
 
@@ -137,7 +128,8 @@ def _check_same_run(settings: UnlearnSettings) -> None:
     now = effective(settings)
     # A setting that the run there did not know had the effect of its default.
     then = {name: before.get(name, UnlearnSettings.model_fields[name].get_default()) for name in now}
-    changed = [name for name in now if name not in FREE_TO_CHANGE and now[name] != then[name]]
+    facts = facts_of(UnlearnSettings)
+    changed = [name for name in now if facts[name].change is FIXED and now[name] != then[name]]
     if changed:
         raise SettingsError(
             f"resume: {', '.join(changed)} differ from the run in {settings.out} "

@@ -1,6 +1,5 @@
 """From what the user set to everything a run needs: the method's published values, checked against one another."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from letheon.data.rows import Rows
@@ -9,34 +8,8 @@ from letheon.errors import SettingsError
 from letheon.model.targets import SEED_TARGETS
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
-from letheon.settings import UnlearnSettings
-
-COEFFICIENT_FLAGS = ("beta", "gamma", "delta", "npo", "kl")
-"""Coefficients that are settings of their own; the others are in `coefficients`."""
-
-_PAIRED = ("paired", "alternating")
-_CHUNKED = ("chunked", "annealed")
-
-_TAKEN: Mapping[str, tuple[Callable[[UnlearnSettings], bool], str]] = {
-    "retain_batch_size": (lambda s: s.schedule in _PAIRED, "--schedule paired or alternating"),
-    "chunk_size": (lambda s: s.schedule in _CHUNKED, "--schedule chunked or annealed"),
-    "retain_ratio": (lambda s: s.schedule == "chunked", "--schedule chunked"),
-    "retain_share": (lambda s: s.schedule == "annealed", "--schedule annealed"),
-    "rank": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "alpha": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "rslora": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "dora": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "lora_init": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "lora_dropout": (lambda s: s.adapt == "lora", "--adapt lora"),
-    "holdout_task": (lambda s: s.holdout is not None, "--holdout"),
-    "text_budget": (lambda s: s.holdout is not None, "--holdout"),
-    "patience_on": (lambda s: s.patience is not None, "--patience"),
-    "alternatives": (
-        lambda s: get_method(s.method).alternatives is not None,
-        "a method that trains on other answers, such as idk-dpo",
-    ),
-}
-"""What a setting has an effect with; elsewhere setting it is an error, since it would be ignored."""
+from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
+from letheon.settings.facts import Requires, facts_of
 
 
 def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
@@ -71,8 +44,7 @@ def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
 
 def effective(settings: UnlearnSettings) -> dict[str, Any]:
     """Return the settings as YAML and JSON can hold them, but for those that have no effect beside the others."""
-    idle = {name for name, (has_effect, _) in _TAKEN.items() if not has_effect(settings)}
-    return {name: value for name, value in settings.plain().items() if name not in idle}
+    return {name: value for name, value in settings.plain().items() if _has_effect(settings, name)}
 
 
 def given_coefficients(settings: UnlearnSettings) -> dict[str, Value]:
@@ -200,11 +172,20 @@ def most_checkpoints(settings: UnlearnSettings) -> int:
 
 
 def _check_taken(settings: UnlearnSettings) -> None:
-    for name in sorted(settings.model_fields_set & _TAKEN.keys()):
-        has_effect, wants = _TAKEN[name]
+    for name in sorted(settings.model_fields_set):
         is_default = getattr(settings, name) == UnlearnSettings.model_fields[name].default
-        if not is_default and not has_effect(settings):
+        if not is_default and not _has_effect(settings, name):
+            wants = facts_of(UnlearnSettings)[name].requires
             raise SettingsError(f"{name}: has no effect without {wants}; leave it out, or set that too")
+
+
+def _has_effect(settings: UnlearnSettings, name: str) -> bool:
+    wants = facts_of(UnlearnSettings)[name].requires
+    if wants is None:
+        return True
+    if isinstance(wants, Requires):
+        return wants.is_met(settings)
+    return getattr(get_method(settings.method), wants.attribute) is not None
 
 
 def _check_scoring(settings: UnlearnSettings) -> None:

@@ -6,22 +6,8 @@ from collections.abc import Callable, Sequence
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method, needs_of
 from letheon.settings import UnlearnSettings
+from letheon.settings.facts import SHARED, names_where
 from letheon.unlearning.resolve import resolve_settings, terms_of
-
-OWN = frozenset(
-    {
-        *("out", "resume", "trackers", "seed"),
-        *("method", "beta", "gamma", "delta", "npo", "kl", "coefficients"),
-        *("schedule", "batch_size", "retain_batch_size", "chunk_size", "retain_ratio", "retain_share"),
-        *("epochs", "max_steps", "max_batch_tokens"),
-        *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
-        *("max_gradient_norm", "lora_init"),
-        *("rank", "alpha", "rslora"),
-        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
-        *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
-    }
-)
-"""Settings in which the members of a population may differ; all others they have in common."""
 
 _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
     (
@@ -57,7 +43,8 @@ def groups_of(settings: Sequence[UnlearnSettings]) -> list[list[int]]:
     """Return the runs that can be trained together, as indices in rising order, groups by their first; others alone.
 
     Together go plain low-rank adapters in the same layers of the same checkpoint, on the same rows in the same form;
-    they may differ in what `OWN` lists. KLs of two directions need two references and are apart. No run gives no group.
+    settings that are not `SHARED` may differ. KLs of two directions need two references and are apart. No run gives no
+    group.
 
     Raises:
         SettingsError: settings contradict one another.
@@ -72,7 +59,8 @@ def groups_of(settings: Sequence[UnlearnSettings]) -> list[list[int]]:
 def _shared(settings: UnlearnSettings) -> str:
     """What members have in common, as a key."""
     resolved = resolve_settings(settings)
-    kept = {name: value for name, value in resolved.plain().items() if name not in OWN}
+    shared = names_where(UnlearnSettings, lambda facts: facts.population is SHARED)
+    kept = {name: value for name, value in resolved.plain().items() if name in shared}
     kept["is_reverse"] = needs_of(terms_of(get_method(resolved.method), resolved)).kl == "reverse"
     if resolved.validation is not None:
         kept["split"] = resolved.seed  # which rows are left out follows from it

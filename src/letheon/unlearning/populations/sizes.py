@@ -5,25 +5,14 @@ from itertools import pairwise
 
 from letheon.errors import ModelError
 from letheon.settings import UnlearnSettings
+from letheon.settings.facts import SIZED, names_where
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.planning import Machine, Plan, is_small, plan_run
 from letheon.unlearning.planning.estimate import OVERHEAD, WORKSPACE, Place
-from letheon.unlearning.populations.groups import OWN
 from letheon.unlearning.populations.step import MOST_TOKENS
 
 _ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
 """Of a trained parameter: itself and its two moments; its gradient."""
-
-_WITHOUT_WEIGHT = frozenset(
-    {
-        *("out", "resume", "trackers", "seed", "beta", "gamma", "delta", "rank", "alpha", "rslora"),
-        *("learning_rate", "learning_rate_schedule", "warm_up", "optimiser", "weight_decay"),
-        *("max_gradient_norm", "lora_init"),
-        *("checkpoint_epochs", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "score_at"),
-        *("keep", "patience", "patience_on", "retain_budget", "text_budget"),
-    }
-)
-"""Settings of a member's own that a step's memory does not hang on, and the rank, which is judged by the largest."""
 
 
 def num_at_once(settings: Collection[UnlearnSettings], inputs: Inputs, *, machine: Machine) -> int:
@@ -60,9 +49,10 @@ def parts_of(num_members: int, at_once: int) -> list[range]:
 
 def _kinds(settings: Collection[UnlearnSettings]) -> list[UnlearnSettings]:
     """One member of each kind that takes memory of its own, of the largest rank."""
+    sized = names_where(UnlearnSettings, lambda facts: facts.population is SIZED)
     largest: dict[str, UnlearnSettings] = {}
     for one in sorted(settings, key=lambda one: one.rank):
-        kind = {name: value for name, value in one.plain().items() if name in OWN - _WITHOUT_WEIGHT}
+        kind = {name: value for name, value in one.plain().items() if name in sized}
         largest[repr(sorted(kind.items()))] = one
     return list(largest.values())
 

@@ -1,0 +1,24 @@
+"""The losses, imported with torch when the first of them is called: what a method is can be told without torch."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from letheon.objective import activation, forget, preference, retain
+else:
+
+    class _Losses:
+        """The functions of a module of this folder."""
+
+        def __init__(self, name: str) -> None:
+            self._module = f"letheon.objective.{name}"
+
+        def __getattr__(self, name: str) -> Any:
+            def loss(*args: Any, **kwargs: Any) -> Any:
+                return getattr(import_module(self._module), name)(*args, **kwargs)
+
+            return loss
+
+    activation, forget, preference, retain = map(_Losses, ("activation", "forget", "preference", "retain"))
+
+__all__ = ["activation", "forget", "preference", "retain"]

@@ -1,0 +1,50 @@
+"""Typed settings: the same fields in YAML, on the command line and in Python.
+
+Each command has one frozen model, made of parts (parts.py). A value comes from, in rising order: the field's default,
+the method's published defaults, a recipe, a --config file, a flag. Unknown keys and values out of range are errors that
+name the setting. What else the code has to know of a setting stands beside its type (facts.py).
+"""
+
+from letheon.settings.base import Settings
+from letheon.settings.commands import (
+    DemoSettings,
+    EvaluateSettings,
+    MemorizeSettings,
+    RescoreSettings,
+    UnlearnSettings,
+)
+from letheon.settings.config import read_config
+from letheon.settings.parts import (
+    COEFFICIENT_FLAGS,
+    AdapterSettings,
+    FormSettings,
+    MethodSettings,
+    OptimiserSettings,
+    OutputSettings,
+    RowSettings,
+    ScoringSettings,
+    StepSettings,
+)
+from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, Names
+
+__all__ = [
+    "COEFFICIENT_FLAGS",
+    "DEFAULT_DATE",
+    "LARGEST_SEED",
+    "AdapterSettings",
+    "DemoSettings",
+    "EvaluateSettings",
+    "FormSettings",
+    "MemorizeSettings",
+    "MethodSettings",
+    "Names",
+    "OptimiserSettings",
+    "OutputSettings",
+    "RescoreSettings",
+    "RowSettings",
+    "ScoringSettings",
+    "Settings",
+    "StepSettings",
+    "UnlearnSettings",
+    "read_config",
+]

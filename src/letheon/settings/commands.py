@@ -1,0 +1,145 @@
+"""The settings of each command."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from letheon.settings.base import Settings
+from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
+from letheon.settings.parts import (
+    AdapterSettings,
+    FormSettings,
+    MethodSettings,
+    OptimiserSettings,
+    OutputSettings,
+    RowSettings,
+    ScoringSettings,
+    StepSettings,
+)
+from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, IsoDate, Sources
+
+
+class UnlearnSettings(  # the settings of the last base come first
+    ScoringSettings,
+    FormSettings,
+    AdapterSettings,
+    OptimiserSettings,
+    StepSettings,
+    MethodSettings,
+    OutputSettings,
+    RowSettings,
+):
+    """Settings of `letheon unlearn`."""
+
+    command: ClassVar[str] = "unlearn"
+
+
+class EvaluateSettings(RowSettings):
+    """Settings of `letheon evaluate`."""
+
+    command: ClassVar[str] = "evaluate"
+    heading: ClassVar[str] = "Evaluation"
+
+    out: Annotated[Path, INCIDENTAL] = Field(
+        description="Folder for results.json, predictions.jsonl and evaluation_results.jsonl."
+    )
+    template: Annotated[str | None, FIXED] = Field(
+        None,
+        description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
+        "of the run that --model or --out belongs to, else auto.",
+    )
+    members: Annotated[Path | None, FIXED, FILE] = Field(
+        None, description="Documents that the model was trained on (JSONL, field document)."
+    )
+    nonmembers: Annotated[Path | None, FIXED, FILE] = Field(None, description="Documents that the model never saw.")
+    mmlu: Annotated[Path | None, FIXED, FILE] = Field(None, description="Folder with MMLU's dev/ and test/ CSV files.")
+    mmlu_limit: Annotated[int | None, FIXED] = Field(
+        None, ge=1, description="Ask only the first N questions of each subject."
+    )
+    mmlu_harness: Annotated[bool, FIXED] = Field(
+        False, description="Ask MMLU through lm-evaluation-harness, which downloads it."
+    )
+    exact: Annotated[bool, FIXED] = Field(False, description="Decode one row at a time, as the official script does.")
+    whole_generations: Annotated[bool, FIXED] = Field(
+        False, description="Generate to the end even if the answer can no longer match; scores do not change."
+    )
+    batch_size: Annotated[int, FIXED] = Field(32, ge=1, description="Rows decoded at once.")
+    max_new_tokens: Annotated[int, FIXED] = Field(256, ge=1, description="Longest generation, in tokens.")
+
+
+class RescoreSettings(Settings):
+    """Settings of `letheon evaluate --predictions`."""
+
+    command: ClassVar[str] = "evaluate --predictions"
+    heading: ClassVar[str] = "Without a model"
+
+    predictions: Path = Field(description="Re-score this predictions.jsonl, without a model.")
+    out: Path = Field(description="Folder for results.json, predictions.jsonl and evaluation_results.jsonl.")
+
+
+class NewModelSettings(Settings):
+    """What a new model looks like."""
+
+    heading: ClassVar[str] = "New model"
+
+    architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2, for a new model.")
+    tokenizer: str | None = Field(None, description="Tokenizer folder; default: train one on the rows.")
+    vocab_size: int = Field(8192, ge=300, description="Size of a trained tokenizer.")
+    width: int = Field(256, ge=8, description="Width of a new model.")
+    num_layers: int = Field(4, ge=1, description="Layers of a new model.")
+    num_heads: int = Field(4, ge=1, description="Attention heads of a new model.")
+    context: int = Field(1024, ge=16, description="Longest sequence of a new model, in tokens.")
+
+
+class LearningSettings(Settings):
+    """How long and how fast to memorise."""
+
+    heading: ClassVar[str] = "Training"
+
+    learning_rate: Annotated[float, Alias("--lr")] = Field(
+        2e-3, gt=0, description="Step size; about 1e-5 for checkpoints of 1B and up."
+    )
+    batch_tokens: int = Field(1024, ge=16, description="Tokens per step.")
+    text_every: int = Field(4, ge=1, description="Train on general text in every Nth step.")
+    max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
+    time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
+    device: Literal["cpu", "cuda"] | None = Field(None, description="Device to run on.")
+
+
+class LearntRowSettings(Settings):
+    """What is memorised."""
+
+    heading: ClassVar[str] = "Model and rows"
+
+    rows: Sources = Field(description="Files of rows to memorise.")
+    text: Path | None = Field(None, description="General text, documents separated by blank lines.")
+    out: Path = Field(description="Folder for the checkpoint.")
+    model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
+    template: str = Field(
+        "joined", description="Form in which to learn the rows: joined, plain, pair, question-answer, neko or chat."
+    )
+    date: Annotated[IsoDate, RARE] = Field(
+        DEFAULT_DATE, description="Date that a chat template takes for today, if it writes the date."
+    )
+    fields: dict[str, str] | None = Field(None, description="Column names of your data.")
+    turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
+
+
+class MemorizeSettings(LearningSettings, NewModelSettings, LearntRowSettings):
+    """Settings of `letheon memorize`."""
+
+    command: ClassVar[str] = "memorize"
+
+
+class DemoSettings(Settings):
+    """Settings of `letheon demo`."""
+
+    command: ClassVar[str] = "demo"
+    heading: ClassVar[str] = "Demo"
+
+    out: Path = Field(Path("demo-run"), description="Folder for everything the demo makes.")
+    size: Literal["tiny", "small", "default"] = Field("default", description="Amount of made-up data.")
+    architecture: str = Field("olmo", description="olmo, llama, gpt-neox, qwen, gemma or gpt2.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of data, target and unlearning.")
