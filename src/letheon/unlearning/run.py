@@ -24,6 +24,7 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
 from letheon.storage.files import check_output_folder, full_disk_is_an_error
+from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE, MEMBER_PREFIX
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.judge import StateScore
 from letheon.training.loop import begin, train
@@ -270,9 +271,9 @@ def _train_all(
     hooks: Callable[..., Hooks],
 ) -> Outcome:
     """Train each of the runs that the method consists of, and put together what comes of them."""
-    folders = [settings.out / "checkpoints"]
+    folders = [settings.out / CHECKPOINTS_FOLDER]
     if len(method.members) > 1:
-        folders = [folders[0] / f"member-{number}" for number in range(1, len(method.members) + 1)]
+        folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.members) + 1)]
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
@@ -280,7 +281,7 @@ def _train_all(
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
         recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
-        open_log(settings.out / "log.jsonl", keep_events=keep_events) as log,
+        open_log(settings.out / LOG_FILE, keep_events=keep_events) as log,
         trackers(settings.out, settings.trackers, settings.plain()) as tracker,
     ):
         here = hooks(log=log, tracker=tracker)
