@@ -43,10 +43,22 @@ from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
-from letheon.storage.files import open_folder_outside, write_text
+from letheon.storage.files import open_folder_outside
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.outside import note_evaluation
 from letheon.storage.provenance import describe_environment
+from letheon.storage.run_folder import (
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    EVALUATIONS_FOLDER,
+    FORM_FILE,
+    MODEL_FOLDER,
+    RESULTS,
+    SETTINGS_FILE,
+    STUDY_FILE,
+    STUDY_TEXT_FILE,
+    write_entry,
+)
 from letheon.training.tracking import Observer
 from letheon.unlearning import run as training
 from letheon.unlearning.form_record import hash_tokenizer
@@ -145,8 +157,8 @@ def study(
     for run in report.record.runs:
         folder = out / run.folder
         # Of a process that was killed between a run's result and its cards.
-        parts = [part for name in ("model", "adapter") if (part := folder / name).is_dir()]
-        if run.state == "finished" and not all((part / "README.md").exists() for part in parts):
+        parts = [part for entry in RESULTS if (part := folder / entry).is_dir()]
+        if run.state == "finished" and not all((part / CARD_FILE).exists() for part in parts):
             _write_cards(read_run(folder))
     write_run_reports(report.record, out)
     write_study_report(report.record, out)
@@ -197,7 +209,7 @@ def evaluate(
             note(replaced)
     inputs = read_evaluated(settings, note=note)
     forget, retain, tokenizer = inputs.forget, inputs.retain, inputs.tokenizer
-    open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=True)
+    open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
@@ -314,10 +326,10 @@ def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm
     if settings.template is not None:
         return AskedForm(settings.template, settings.date, "--template")
     folders = [Path(settings.model).absolute().parent, *settings.out.absolute().parents[:2]]
-    run = next((folder for folder in folders if (folder / "run.yaml").is_file()), None)
+    run = next((folder for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
     if run is None:
         return AskedForm(AUTO, settings.date, "chosen by a probe: the model knows the rows best in it")
-    recorded, hashes = read_settings(run), read_mapping(run / "form.json")
+    recorded, hashes = read_settings(run), read_mapping(run / FORM_FILE)
     for side, rows in (("forget", forget), ("retain", retain)):
         if hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
             return AskedForm(
@@ -357,11 +369,11 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
         OutputError: a file cannot be written.
     """
     check_is_folder(folder)
-    if (folder / "study.json").is_file():
-        from letheon.studies.report import PAGE, report_study
+    if (folder / STUDY_FILE).is_file():
+        from letheon.studies.report import report_study
 
         report_study(folder)
-        return folder / PAGE
+        return folder / STUDY_TEXT_FILE
     from letheon.report.page import write_report as write_page
 
     page = write_page(folder, defaults=UnlearnSettings.defaults())
@@ -370,10 +382,10 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
 
 
 def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
-    if (run.folder / "adapter").is_dir():
+    if (run.folder / ADAPTER_FOLDER).is_dir():
         card = adapter_card(settings=run.settings, provenance=run.provenance, show_paths=show_paths)
-        write_text(run.folder / "adapter" / "README.md", card)
-    if not (run.folder / "model").is_dir():
+        write_entry(run.folder / ADAPTER_FOLDER, CARD_FILE, card)
+    if not (run.folder / MODEL_FOLDER).is_dir():
         return
     results = run.after.results if run.after is not None else None
     after = tuple(pairing for pairing in run.pairings if pairing.side == "after")
@@ -384,7 +396,7 @@ def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
         doubt=refusal(after) or doubt(after),
         show_paths=show_paths,
     )
-    write_text(run.folder / "model" / "README.md", card)
+    write_entry(run.folder / MODEL_FOLDER, CARD_FILE, card)
 
 
 def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:

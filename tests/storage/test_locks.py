@@ -17,7 +17,8 @@ import pytest
 
 from letheon.errors import OutputError
 from letheon.storage import locks
-from letheon.storage.locks import LOCK, OWNER, clear_locks, file_lock, folder_lock
+from letheon.storage.locks import clear_locks, file_lock, folder_lock
+from letheon.storage.run_folder import LOCK_FILE, OWNER_FILE
 
 HOLDER = """
 import sys, time
@@ -50,7 +51,7 @@ def test_the_second_is_refused_and_told_by_whom(tmp_path: Path) -> None:
         expected = rf"is in use by process {process.pid} of \S+ on {socket.gethostname()}, since 20\d\d-\d\d-\d\dT"
         with pytest.raises(OutputError, match=expected), folder_lock(tmp_path, note=print):
             pass
-        assert (tmp_path / OWNER).exists()
+        assert (tmp_path / OWNER_FILE).exists()
     with folder_lock(tmp_path, note=print):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -60,10 +61,10 @@ def test_a_lock_of_a_killed_process_is_taken_over_and_said(tmp_path: Path) -> No
     with held_elsewhere(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert (tmp_path / OWNER).exists()
+    assert (tmp_path / OWNER_FILE).exists()
     notes: list[str] = []
     with folder_lock(tmp_path, note=notes.append):
-        assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / OWNER_FILE).read_text())["pid"] == os.getpid()
     assert len(notes) == 1
     assert f"process {process.pid} of " in notes[0]
     assert "ended without releasing it; this process takes it over" in notes[0]
@@ -77,11 +78,11 @@ def test_locks_of_the_killed_are_cleared_below_a_folder_and_no_others(tmp_path: 
         process.send_signal(signal.SIGKILL)
         process.wait()
     other_machine(far)
-    (half / LOCK).touch()
+    (half / LOCK_FILE).touch()
     with held_elsewhere(alive):
         clear_locks(tmp_path)
         left = {str(path.relative_to(tmp_path / "runs")) for path in tmp_path.rglob(".*")}
-    assert left == {f"alive/{LOCK}", f"alive/{OWNER}", f"far/{OWNER}"}
+    assert left == {f"alive/{LOCK_FILE}", f"alive/{OWNER_FILE}", f"far/{OWNER_FILE}"}
 
 
 def test_a_thread_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_thread_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
 
 def other_machine(folder: Path) -> None:
     owner = {"pid": 1, "host": "elsewhere", "user": "mira", "since": "2026-01-01T00:00:00+00:00"}
-    (folder / OWNER).write_text(json.dumps(owner))
+    (folder / OWNER_FILE).write_text(json.dumps(owner))
 
 
 def test_silence_of_another_machine_is_waited_for(tmp_path: Path) -> None:
@@ -118,27 +119,27 @@ def test_silence_of_another_machine_is_waited_for(tmp_path: Path) -> None:
 def test_a_sign_of_another_machine_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other_machine(tmp_path)
     # The heartbeat of the other machine comes while this one sleeps between two looks.
-    monkeypatch.setattr(locks, "sleep", lambda _: os.utime(tmp_path / OWNER, ns=(1, 1)))
+    monkeypatch.setattr(locks, "sleep", lambda _: os.utime(tmp_path / OWNER_FILE, ns=(1, 1)))
     with (
         pytest.raises(OutputError, match="in use by process 1 of mira on elsewhere"),
         folder_lock(tmp_path, note=lambda _: None, silence_s=10),
     ):
         pass
-    assert (tmp_path / OWNER).exists()
+    assert (tmp_path / OWNER_FILE).exists()
 
 
 def test_an_owner_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     with folder_lock(tmp_path, note=print):
-        os.utime(tmp_path / OWNER, ns=(1, 1))
+        os.utime(tmp_path / OWNER_FILE, ns=(1, 1))
         until = time.monotonic() + 10
-        while (tmp_path / OWNER).stat().st_mtime_ns == 1:
+        while (tmp_path / OWNER_FILE).stat().st_mtime_ns == 1:
             assert time.monotonic() < until, "no heartbeat"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pid": 1}', "\0\0"])
 def test_a_torn_name_is_no_obstacle(content: str, tmp_path: Path) -> None:
-    (tmp_path / OWNER).write_text(content)
+    (tmp_path / OWNER_FILE).write_text(content)
     with folder_lock(tmp_path, note=print):
         pass
 

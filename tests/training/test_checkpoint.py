@@ -68,7 +68,7 @@ def cut_in_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("name", [*module.FILES, "manifest.json"])
+@pytest.mark.parametrize("name", [*map(str, module.FILES), "manifest.json"])
 @pytest.mark.parametrize("harm", [flip_a_bit, cut_in_half, Path.unlink])
 def test_harm_to_any_file_is_named_and_the_one_before_is_used(
     name: str, harm: Callable[[Path], None], tmp_path: Path

@@ -22,7 +22,7 @@ from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
 from letheon.settings import EvaluateSettings
-from letheon.unlearning.form_record import FORM_FILE
+from letheon.storage.run_folder import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model
 

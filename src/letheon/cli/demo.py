@@ -19,6 +19,7 @@ from letheon.report.tables import before_after, pick_samples, side_by_side, to_r
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import Interrupted
 from letheon.storage.files import open_output_folder
+from letheon.storage.run_folder import EVALUATIONS_FOLDER
 from letheon.training.tracking import Shown
 from letheon.unlearning.record import RunReport
 
@@ -174,6 +175,6 @@ def _evaluate_settings(
             "nonmembers": files.nonmembers,
             "mmlu": files.mmlu,
             "max_new_tokens": plan.max_new_tokens,
-            "out": settings.out / "run" / "evaluation" / name,
+            "out": settings.out / "run" / EVALUATIONS_FOLDER / name,
         }
     )

@@ -22,6 +22,7 @@ from letheon.settings import (
     RescoreSettings,
     UnlearnSettings,
 )
+from letheon.storage.run_folder import STUDY_PAGE_FILE
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def study(
             "--retry-failed tries them again",
             err=True,
         )
-    click.echo(out / "study.html")
+    click.echo(out / STUDY_PAGE_FILE)
     context.exit(report.exit_code)
 
 

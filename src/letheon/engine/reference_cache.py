@@ -28,6 +28,7 @@ from letheon.progress import Progressed
 from letheon.storage.cache import store_path
 from letheon.storage.files import check_room, replace_file
 from letheon.storage.locks import file_lock
+from letheon.storage.run_folder import STORE_FILES, STORES_FOLDER
 
 FORMAT = "letheon.reference/5"
 _ELSEWHERE = "free space or choose another --cache-dir"
@@ -109,7 +110,7 @@ def _key(
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=STORES_FOLDER.mode)
     except OSError as error:
         raise OutputError(
             f"{folder}: the folder of reference stores cannot be made ({error.strerror}); choose another --cache-dir"
@@ -120,7 +121,7 @@ def _save(store: ReferenceStore, path: Path) -> None:
     tensors = {name: value.contiguous() for name, value in store.tensors().items()}
     check_room(path.parent, store.num_bytes, what="the reference store", advice=_ELSEWHERE)
     try:
-        with replace_file(path, private=True) as temporary:  # it is derived from the rows to forget
+        with replace_file(path, private=STORE_FILES.is_private) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _sha256(tensors)})
     except SafetensorError as error:
         raise OutputError(f"{path}: the reference store cannot be written ({error}); {_ELSEWHERE}") from error

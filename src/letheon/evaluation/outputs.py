@@ -6,8 +6,7 @@ from pathlib import Path
 from letheon.errors import EvaluationError, OutputError, nearest
 from letheon.evaluation.results import Results, read_results
 from letheon.storage.files import open_output_folder
-
-RESULTS = "results.json"
+from letheon.storage.run_folder import EVALUATIONS_FOLDER, RESULTS_FILE
 
 
 def check_no_other_scores(out: Path, *, model: str, rows: Mapping[str, str]) -> str | None:
@@ -18,7 +17,7 @@ def check_no_other_scores(out: Path, *, model: str, rows: Mapping[str, str]) -> 
     Raises:
         OutputError: the scores there are others, or cannot be read.
     """
-    path = out / RESULTS
+    path = out / RESULTS_FILE
     if not path.exists():
         return None
     advice = f"choose another --out, or remove {path}"
@@ -40,7 +39,7 @@ def check_rescored(out: Path, results: Results, *, predictions: Path) -> None:
     Raises:
         OutputError: `out` cannot be written to, or the scores there are others or cannot be read.
     """
-    open_output_folder(out, advice="choose another --out", private=True)
+    open_output_folder(out, advice="choose another --out", private=EVALUATIONS_FOLDER.is_private)
     if not _is_same(str(out), str(predictions.parent)):
         rows = {side: _source_of(results, side) for side in ("forget", "retain")}
         check_no_other_scores(out, model=results.model, rows=rows)

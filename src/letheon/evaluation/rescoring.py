@@ -11,12 +11,7 @@ from letheon.data.rows import Kind, Row
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.official import complete_results, official_text, predict, score_in_form
 from letheon.evaluation.results import FormScores, Prediction, Results, SplitName, read_results
-from letheon.storage.files import write_text
-
-PREDICTIONS_FILE = "predictions.jsonl"
-FORM_FILE = "predictions_in_form.jsonl"
-RESULTS_FILE = "results.json"
-OFFICIAL_FILE = "evaluation_results.jsonl"
+from letheon.storage.run_folder import FORM_PREDICTIONS_FILE, OFFICIAL_FILE, PREDICTIONS_FILE, RESULTS_FILE, write_entry
 
 _MOST_NAMED = 4
 _TOLERANCE = 1e-9
@@ -46,14 +41,14 @@ def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
     Raises:
         OutputError: the folder cannot be made or written to.
     """
-    for name, predictions in ((PREDICTIONS_FILE, evaluation.predictions), (FORM_FILE, evaluation.in_form)):
+    for entry, predictions in ((PREDICTIONS_FILE, evaluation.predictions), (FORM_PREDICTIONS_FILE, evaluation.in_form)):
         lines = (json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions)
         if predictions:
-            write_text(out_dir / name, "".join(lines), private=True)
+            write_entry(out_dir, entry, "".join(lines))
         else:
-            (out_dir / name).unlink(missing_ok=True)  # of an evaluation before, in the same folder
-    write_text(out_dir / RESULTS_FILE, evaluation.results.to_json())
-    write_text(out_dir / OFFICIAL_FILE, official_text(evaluation.results))
+            (out_dir / entry).unlink(missing_ok=True)  # of an evaluation before, in the same folder
+    write_entry(out_dir, RESULTS_FILE, evaluation.results.to_json())
+    write_entry(out_dir, OFFICIAL_FILE, official_text(evaluation.results))
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
@@ -66,12 +61,12 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise EvaluationError(
-            f"{path}: expected a predictions.jsonl of evaluate, but it cannot be read ({error.strerror}); check the "
+            f"{path}: expected a {PREDICTIONS_FILE} of evaluate, but it cannot be read ({error.strerror}); check the "
             "path"
         ) from error
     except UnicodeDecodeError as error:
         raise EvaluationError(
-            f"{path}: expected a predictions.jsonl of evaluate in UTF-8 ({error}); run evaluate again"
+            f"{path}: expected a {PREDICTIONS_FILE} of evaluate in UTF-8 ({error}); run evaluate again"
         ) from error
     predictions = []
     line_of: dict[tuple[str, str], int] = {}
@@ -101,7 +96,7 @@ def rescore(predictions_path: Path, *, results_path: Path | None = None) -> Eval
         EvaluationError: a file is not what evaluate writes.
     """
     predictions = read_predictions(predictions_path)
-    form_path = predictions_path.parent / FORM_FILE
+    form_path = predictions_path.parent / FORM_PREDICTIONS_FILE
     in_form = read_predictions(form_path) if form_path.exists() else ()
     beside = predictions_path.parent / RESULTS_FILE
     earlier_path = results_path or (beside if beside.exists() else None)

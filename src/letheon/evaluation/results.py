@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from letheon.data.rows import Kind
 from letheon.errors import EvaluationError, shown
+from letheon.storage.run_folder import RESULTS_FILE
 
 SCHEMA = "letheon.results/1"
 
@@ -209,7 +210,7 @@ def read_results(path: Path) -> Results:
     data = _read_object(path)
     if data.pop("schema", None) != SCHEMA:
         raise EvaluationError(
-            f"{path}: expected a results file with schema {SCHEMA!r}; is it a results.json of evaluate?"
+            f"{path}: expected a results file with schema {SCHEMA!r}; is it a {RESULTS_FILE} of evaluate?"
         )
     try:
         return TypeAdapter(Results).validate_python(data)

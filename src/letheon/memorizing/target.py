@@ -18,8 +18,9 @@ from letheon.model.loading import check_device, load_config, load_model, load_to
 from letheon.model.quantised import check_not_quantised
 from letheon.settings import MemorizeSettings
 from letheon.signals import finishing
-from letheon.storage.files import open_folder_outside, write_json
+from letheon.storage.files import open_folder_outside
 from letheon.storage.provenance import describe_environment
+from letheon.storage.run_folder import MEMORIZE_FILE, write_json_entry
 
 _OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
 
@@ -71,7 +72,7 @@ def make_target(
     facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
     with finishing():
         save_model(model, tokenizer, settings.out)
-        write_json(settings.out / "memorize.json", facts)
+        write_json_entry(settings.out, MEMORIZE_FILE, facts)
     return report
 
 

@@ -28,6 +28,7 @@ from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_name
 from letheon.model.widening import widening_of
 from letheon.storage.files import replace_folder
 from letheon.storage.hub import is_hub_id
+from letheon.storage.run_folder import CARD_FILE
 
 Init = Literal["xavier", "kaiming"]
 
@@ -159,7 +160,7 @@ class LoraAdapter:
         try:
             with replace_folder(folder) as temporary:
                 self.peft.save_pretrained(str(temporary))
-                (temporary / "README.md").unlink(missing_ok=True)  # a form to fill in
+                (temporary / CARD_FILE).unlink(missing_ok=True)  # a form to fill in
                 _tidy_config(temporary / "adapter_config.json")
         except SafetensorError as error:
             raise OutputError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error

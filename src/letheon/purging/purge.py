@@ -17,8 +17,6 @@ from typing import Any
 from letheon.errors import LetheonError, OutputError
 from letheon.evaluation.outputs import check_is_folder
 from letheon.purging.traces import (
-    MARKS,
-    RESULTS,
     Home,
     Trace,
     are_checkpoints,
@@ -29,18 +27,31 @@ from letheon.purging.traces import (
     traces_of_store,
 )
 from letheon.report.files import originals_of
-from letheon.storage.files import write_json, write_text
+from letheon.storage.files import write_text
 from letheon.storage.locks import file_lock_if_free, folder_lock
 from letheon.storage.outside import EVALUATIONS, outside_of
-
-RECORD = "purge.json"
+from letheon.storage.run_folder import (
+    CHECKPOINTS_FOLDER,
+    EVALUATION,
+    FAILURE_FILES,
+    LOG_FILE,
+    PREDICTIONS_FILE,
+    PURGE_FILE,
+    REPORT_FILE,
+    RESULTS,
+    RUN,
+    SETTINGS_FILE,
+    STUDY,
+    STUDY_FILE,
+    Entry,
+    marks,
+    write_json_entry,
+)
 
 REASON_REMOVED = "removed by letheon purge, since it may name rows"
 """What replaces the reason of a failed run."""
 
 _FAILED = ("failed", "diverged")
-_SHOWN = ("study.html", "study.md", "tables/unfinished.md", "tables/unfinished.tex", "tables/unfinished.csv")
-"""Where a study's report shows the reasons."""
 
 Note = Callable[[str], None]
 
@@ -56,6 +67,14 @@ class Purge:
     """Files whose reasons of failed runs are replaced."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Reworded:
+    """A file that stays without its reasons."""
+
+    entry: Entry
+    text: str
+
+
 def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     """Remove every trace of the rows to forget that Letheon wrote for the run, study or evaluation in `folder`.
 
@@ -69,10 +88,11 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
         OutputError: the folder is none of these or is in use, or files cannot be removed; all others are removed then.
     """
     check_is_folder(folder)
-    if not (folder / RECORD).is_file() and not any(home.path == folder for home in homes_below(folder)):
+    if not (folder / PURGE_FILE).is_file() and not any(home.path == folder for home in homes_below(folder)):
+        known = ", ".join(entry.name for entry in marks(RUN, EVALUATION, STUDY))
         raise OutputError(
-            f"{folder}: expected the folder of a run, a study or an evaluation ({', '.join(MARKS)}), found none of "
-            "these files; give what was --out"
+            f"{folder}: expected the folder of a run, a study or an evaluation ({known}), found none of these files; "
+            "give what was --out"
         )
     with ExitStack() as stack:
         if not dry_run:
@@ -103,15 +123,15 @@ def _check_idle(runs: Collection[Path], note: Note) -> None:
             pass
 
 
-def _carry_out(found: Purge, rewritten: dict[Path, str], note: Note) -> None:
+def _carry_out(found: Purge, rewritten: dict[Path, _Reworded], note: Note) -> None:
     kept: dict[Path, str] = {}
     for trace in found.traces:
         try:
             _remove(trace.path)
         except OutputError as error:
             kept[trace.path] = str(error)
-    for path, text in rewritten.items():
-        write_text(path, text, private=path.name == "log.jsonl")
+    for path, file in rewritten.items():
+        write_text(path, file.text, private=file.entry.is_private)
     done = replace(found, traces=tuple(trace for trace in found.traces if trace.path not in kept))
     _write_reports(done, note)
     _record(done)
@@ -132,21 +152,43 @@ def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
     yield from (f"  {line}" for line in found.remains)
 
 
-def _without_reasons(homes: list[Path]) -> Iterator[tuple[Path, str]]:
+def _without_reasons(homes: list[Path]) -> Iterator[tuple[Path, _Reworded]]:
     """Yield each file that gives reasons of failed runs, and its text without them."""
     for home in homes:
-        study, failures = home / "study.json", sorted((home / "failures").glob("*.json"))
-        for path in (study, *(failures if study.is_file() else ())):
-            value = read_values(path)
-            runs = value.get("runs") if path == study else [value]
-            num_reworded = sum(map(_reword, runs if isinstance(runs, list) else ()))
-            if num_reworded and not path.is_symlink():
-                yield path, json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        log = home / "log.jsonl"
-        lines = _lines_of(log)
-        reworded = [_without_rows(line) for line in lines]
-        if reworded != lines and not log.is_symlink():
-            yield log, "".join(reworded)
+        for entry in (*RUN, *STUDY):
+            for path in sorted(home.glob(entry.name)) if entry.fate == "reworded" else ():
+                text = None if path.is_symlink() else _WORDING[entry](path)
+                if text is not None:
+                    yield path, _Reworded(entry, text)
+
+
+def _study_without_reasons(path: Path) -> str | None:
+    value = read_values(path)
+    runs = value.get("runs")
+    return _as_json(value) if sum(map(_reword, runs if isinstance(runs, list) else ())) else None
+
+
+def _failure_without_reason(path: Path) -> str | None:
+    is_of_study = (path.parent.parent / STUDY_FILE).is_file()
+    return _as_json(value) if is_of_study and _reword(value := read_values(path)) else None
+
+
+def _log_without_rows(path: Path) -> str | None:
+    lines = _lines_of(path)
+    reworded = [_without_rows(line) for line in lines]
+    return "".join(reworded) if reworded != lines else None
+
+
+_WORDING: Mapping[Entry, Callable[[Path], str | None]] = {
+    LOG_FILE: _log_without_rows,
+    STUDY_FILE: _study_without_reasons,
+    FAILURE_FILES: _failure_without_reason,
+}
+"""How the text of a file reads without what names rows; None where it is that already."""
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _reword(run: Any) -> bool:
@@ -192,17 +234,17 @@ def _stores_left(stores: Mapping[Path, bool], removed: Collection[Trace]) -> Ite
 def _remains(homes: Collection[Home]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for home in homes:
-        found |= dict.fromkeys(_inputs_of(read_values(home.path / "run.yaml")))
+        found |= dict.fromkeys(_inputs_of(read_values(home.path / SETTINGS_FILE)))
         for path in outside_of(home.path, EVALUATIONS):
             if path.is_dir():
                 found[f"{path}: an evaluation of the result, to be purged separately: letheon purge {path}"] = None
         for path in originals_of(home.path) if home.is_run else ():
-            if (path / "predictions.jsonl").exists() and not any(path == other.path for other in homes):
+            if (path / PREDICTIONS_FILE).exists() and not any(path == other.path for other in homes):
                 found[f"{path}: what the model before unlearning said, for all runs of the study"] = None
         for name in RESULTS:
             if (home.path / name).is_dir():
                 found[f"{home.path / name}: the result"] = None
-        checkpoints = home.path / "checkpoints"
+        checkpoints = home.path / CHECKPOINTS_FOLDER
         if home.is_run and checkpoints.is_dir() and not are_checkpoints(checkpoints):
             found[f"{checkpoints}: holds files that are no checkpoints of a run"] = None
     found["copies and backups of any of this, and disk blocks not yet reused"] = None
@@ -244,7 +286,7 @@ def _remove(path: Path) -> None:
 
 def _write_reports(found: Purge, note: Note) -> None:
     for trace in found.traces:
-        if trace.path.name == "report.html":
+        if trace.path.name == REPORT_FILE.name:
             from letheon.api import write_report
 
             try:
@@ -252,11 +294,12 @@ def _write_reports(found: Purge, note: Note) -> None:
             except LetheonError as error:
                 note(f"{trace.path}: removed, but could not be written again ({error})")
     for path in found.reworded:
-        if path.name == "study.json":
+        if path.name == STUDY_FILE.name:
             from letheon.studies.report import report_study
 
-            for name in _SHOWN:
-                _remove(path.parent / name)
+            shown = [entry for entry in STUDY if entry.fate == "rewritten"]
+            for one in [one for entry in shown for one in path.parent.glob(entry.name)]:
+                _remove(one)
             try:
                 report_study(path.parent)
             except LetheonError as error:
@@ -266,8 +309,8 @@ def _write_reports(found: Purge, note: Note) -> None:
 
 
 def _record(found: Purge) -> None:
-    before = read_values(found.folder / RECORD).get("purges")
+    before = read_values(found.folder / PURGE_FILE).get("purges")
     names, reworded = [str(trace.path) for trace in found.traces], [str(path) for path in found.reworded]
     time = datetime.now(UTC).isoformat(timespec="seconds")
     entry = {"time": time, "removed": names, **({"reasons_replaced": reworded} if reworded else {})}
-    write_json(found.folder / RECORD, {"purges": [*(before if isinstance(before, list) else []), entry]})
+    write_json_entry(found.folder, PURGE_FILE, {"purges": [*(before if isinstance(before, list) else []), entry]})

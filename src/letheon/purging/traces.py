@@ -11,26 +11,35 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from letheon.storage.cache import STORES, default_cache_dir, store_path
+from letheon.storage.cache import default_cache_dir, store_path
 from letheon.storage.files import is_leftover, leftovers_of
-from letheon.storage.outside import OUTSIDE, outside_of
-from letheon.storage.outside import STORES as NOTED_STORES
+from letheon.storage.outside import STORES, outside_of
+from letheon.storage.run_folder import (
+    CHECKPOINTS_FOLDER,
+    EVALUATION,
+    EVALUATIONS_FOLDER,
+    FORM_PREDICTIONS_FILE,
+    LOG_FILE,
+    MEMBER_PREFIX,
+    PREDICTIONS_FILE,
+    PROVENANCE_FILE,
+    RESULTS,
+    RESULTS_FILE,
+    RUN,
+    SETTINGS_FILE,
+    STEP_PREFIX,
+    STORE_FILES,
+    STORES_FOLDER,
+    STUDY,
+    Entry,
+    marks,
+)
 from letheon.storage.yaml_text import parse_yaml
 
-RUN_MARKS = ("run.yaml", "log.jsonl", "form.json", "provenance.json", OUTSIDE)
-EVALUATION_MARK = "results.json"
-STUDY_MARK = "study.json"
-MARKS = (*RUN_MARKS, EVALUATION_MARK, STUDY_MARK)
-"""Files by which the folder of a run, an evaluation or a study is known."""
-RESULTS = ("model", "adapter")
-
-_CHECKPOINT = re.compile(r"(step|member)-\d+")
+_CHECKPOINT = re.compile(rf"({STEP_PREFIX}|{MEMBER_PREFIX})\d+")
 _STORE_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
-_OF_CHECKPOINTS = "states from before the rows were forgotten, and moments of their gradients"
-_PREDICTIONS = {
-    "predictions.jsonl": "prompts, answers and what the model said",
-    "predictions_in_form.jsonl": "prompts, answers and what the model said to the rows in their form",
-}
+_RESULTS = {entry.name for entry in RESULTS}
+_PREDICTIONS = (PREDICTIONS_FILE.name, FORM_PREDICTIONS_FILE.name)
 _PREDICTED = {"id", "split", "task", "kind", "prompt", "answer", "generation"}
 """Fields of a line of predictions."""
 
@@ -52,6 +61,11 @@ class Home:
     is_run: bool
     is_evaluation: bool
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What Letheon writes into it as a run or an evaluation."""
+        return (*(RUN if self.is_run else ()), *(EVALUATION if self.is_evaluation else ()))
+
 
 def homes_below(folder: Path) -> list[Home]:
     """Return the folders of runs, evaluations and studies in `folder`, itself among them."""
@@ -68,19 +82,19 @@ def traces_below(folder: Path) -> Iterator[Trace]:
                 yield Trace(entry, _size(entry), holds)
             elif home is not None and home.is_run and _is_folder_of_checkpoints(entry):
                 ours = (path for path in sorted(entry.iterdir()) if _CHECKPOINT.fullmatch(path.name))
-                yield from (Trace(path, _size(path), _OF_CHECKPOINTS) for path in ours)
+                yield from (Trace(path, _size(path), CHECKPOINTS_FOLDER.rows) for path in ours)
 
 
 def store_paths(homes: Collection[Home]) -> list[Path]:
     """Return where the reference stores of the runs lie, or would, by the runs' own records; each once."""
     paths = [path for home in homes if home.is_run for path in _recorded_stores(home.path)]
-    named = [path for path in paths if path.parent.name == STORES and _STORE_NAME.fullmatch(path.name)]
+    named = [path for path in paths if path.parent.name == STORES_FOLDER.name and _STORE_NAME.fullmatch(path.name)]
     return list({path.resolve(): path for path in named if not path.is_symlink()}.values())
 
 
 def traces_of_store(path: Path) -> list[Trace]:
     """Return a reference store, if it reads as one, and what killed processes left that were making it."""
-    store = [Trace(path, _size(path), "what the model said of the rows before")] if _is_store(path) else []
+    store = [Trace(path, _size(path), STORE_FILES.rows)] if _is_store(path) else []
     return [
         *store,
         *(Trace(left, _size(left), "a store that a killed process was writing") for left in leftovers_of(path)),
@@ -100,36 +114,41 @@ def read_values(path: Path) -> dict[str, Any]:
 def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield (folder, names of its files) below `folder`: links are not followed, results and leftovers not entered."""
     for home, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if name not in RESULTS and not is_leftover(Path(name)))
+        folders[:] = sorted(name for name in folders if name not in _RESULTS and not is_leftover(Path(name)))
         yield Path(home), names
 
 
 def _home(path: Path, names: Collection[str]) -> Home | None:
-    is_run = any(mark in names for mark in RUN_MARKS)
+    is_run = any(mark.name in names for mark in marks(RUN))
     # An evaluation may have lost its scores: its predictions tell, or its place in the folder of a run.
     is_evaluation = (
-        (EVALUATION_MARK in names and _is_ours(path / EVALUATION_MARK))
-        or (path.parent.name == "evaluation" and any((path.parent.parent / mark).is_file() for mark in RUN_MARKS))
+        (RESULTS_FILE.name in names and _is_ours(path / RESULTS_FILE))
+        or (path.parent.name == EVALUATIONS_FOLDER.name and _is_marked(path.parent.parent))
         or any(_are_predictions(path / name) for name in _PREDICTIONS if name in names)
     )
-    return Home(path, is_run, is_evaluation) if is_run or is_evaluation or STUDY_MARK in names else None
+    is_study = any(mark.name in names for mark in marks(STUDY))
+    return Home(path, is_run, is_evaluation) if is_run or is_evaluation or is_study else None
 
 
-def _what_it_holds(entry: Path, home: Home | None) -> str | None:
-    if home is None:
+def _is_marked(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in marks(RUN))
+
+
+def _what_it_holds(path: Path, home: Home | None) -> str | None:
+    """Return what `path` holds of the rows, by the table; None for what stays or is not ours."""
+    entries = home.entries if home is not None else ()
+    found = next((one for one in entries if one.name == path.name and one.fate in ("removed", "rewritten")), None)
+    if found is None or (found.is_folder and not _is_folder_of_ours(path)):
         return None
-    if home.is_run and _is_folder_of_checkpoints(entry) and are_checkpoints(entry):
-        return _OF_CHECKPOINTS
-    if home.is_run and entry.name == "population.json":
-        return "where a run ended, and on which rows"
-    if entry.name == "report.html":
-        return "sample rows; written anew without them"
-    is_ours = entry.name in _PREDICTIONS and (home.is_evaluation or _are_predictions(entry))
-    return _PREDICTIONS[entry.name] if is_ours else None
+    return f"{found.rows}; written anew without them" if found.fate == "rewritten" else found.rows
 
 
 def _is_folder_of_checkpoints(path: Path) -> bool:
-    return path.name == "checkpoints" and path.is_dir()
+    return path.name == CHECKPOINTS_FOLDER.name and path.is_dir()
+
+
+def _is_folder_of_ours(path: Path) -> bool:
+    return _is_folder_of_checkpoints(path) and are_checkpoints(path)
 
 
 def are_checkpoints(folder: Path) -> bool:
@@ -168,13 +187,13 @@ def _size(path: Path) -> int:
 
 def _recorded_stores(run: Path) -> Iterator[Path]:
     """Yield the stores that a run noted, and, for runs of earlier versions, that of its provenance or log."""
-    yield from outside_of(run, NOTED_STORES)
-    recorded = read_values(run / "provenance.json").get("reference_store")
+    yield from outside_of(run, STORES)
+    recorded = read_values(run / PROVENANCE_FILE).get("reference_store")
     if isinstance(recorded, str):
         yield Path(recorded)
-    name = _start_of(run / "log.jsonl").get("reference_store")
+    name = _start_of(run / LOG_FILE).get("reference_store")
     if isinstance(name, str):
-        cache_dir = read_values(run / "run.yaml").get("cache_dir")
+        cache_dir = read_values(run / SETTINGS_FILE).get("cache_dir")
         yield store_path(Path(cache_dir) if isinstance(cache_dir, str) else default_cache_dir(), Path(name).stem)
 
 

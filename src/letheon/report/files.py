@@ -13,9 +13,21 @@ from letheon.errors import EvaluationError, shown
 from letheon.evaluation.rescoring import contradictions
 from letheon.evaluation.results import Prediction, Results, read_results
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
+from letheon.storage.run_folder import (
+    ATTEMPTS_FILE,
+    EVALUATIONS_FOLDER,
+    FORM_FILE,
+    FORM_PREDICTIONS_FILE,
+    LOG_FILE,
+    ORIGINALS_FOLDER,
+    PREDICTIONS_FILE,
+    PROVENANCE_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    STUDY_FILE,
+)
 from letheon.storage.yaml_text import parse_yaml
 
-ORIGINAL = "original"
 """The folder of a study that holds an evaluation of each model before unlearning, which its runs share."""
 
 
@@ -95,20 +107,20 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         EvaluationError: the folder has nothing to report, or a file in it is not readable as what it should be.
     """
-    if (folder / "results.json").exists():
+    if (folder / RESULTS_FILE).exists():
         evaluation = _evaluation(folder)
         provenance = evaluation.results.provenance if evaluation else {}
         wrong, _ = _checked(folder, evaluation.results) if evaluation else ((), ())
         return RunFiles(folder, provenance=provenance, after=evaluation, contradictions=wrong, is_evaluation_only=True)
-    log_file, provenance = folder / "log.jsonl", read_mapping(folder / "provenance.json")
+    log_file, provenance = folder / LOG_FILE, read_mapping(folder / PROVENANCE_FILE)
     recorded = provenance.get("read")
-    read = dict(recorded) if isinstance(recorded, dict) else read_mapping(folder / "form.json")
+    read = dict(recorded) if isinstance(recorded, dict) else read_mapping(folder / FORM_FILE)
     sides: dict[Side, Evaluation | None] = {}
     pairings = []
     for side in SIDES:
-        sides[side] = evaluation = _evaluation(folder / "evaluation" / side)
+        sides[side] = evaluation = _evaluation(folder / EVALUATIONS_FOLDER / side)
         if evaluation is not None:
-            wrong, unchecked = _checked(folder / "evaluation" / side, evaluation.results)
+            wrong, unchecked = _checked(folder / EVALUATIONS_FOLDER / side, evaluation.results)
             pairing = pair(
                 side, evaluation.results, read=read, provenance=provenance, contradictions=wrong, unchecked=unchecked
             )
@@ -126,13 +138,14 @@ def read_run(folder: Path) -> RunFiles:
         before=sides["before"],
         after=sides["after"],
         read=read,
-        attempts=_attempts(folder / "attempts.json", provenance),
+        attempts=_attempts(folder / ATTEMPTS_FILE, provenance),
         pairings=tuple(pairings),
     )
     if not run.settings and run.log is None and not run.pairings:
         raise EvaluationError(
-            f"{folder}: expected a run's folder (run.yaml, log.jsonl, evaluation/) or an evaluation's (results.json), "
-            "found none of these files; give the folder that `letheon unlearn` or `letheon evaluate` got as --out"
+            f"{folder}: expected a run's folder ({SETTINGS_FILE}, {LOG_FILE}, {EVALUATIONS_FOLDER}/) or an "
+            f"evaluation's ({RESULTS_FILE}), found none of these files; give the folder that `letheon unlearn` "
+            "or `letheon evaluate` got as --out"
         )
     return run
 
@@ -140,11 +153,15 @@ def read_run(folder: Path) -> RunFiles:
 def originals_of(folder: Path) -> list[Path]:
     """List where the study of the run in `folder` evaluated models before unlearning; nothing if it is no study's."""
     study = folder.absolute().parent.parent
-    return sorted(path.parent for path in (study / ORIGINAL).glob("*/results.json")) if _is_of(study, folder) else []
+    return (
+        sorted(path.parent for path in (study / ORIGINALS_FOLDER).glob(f"*/{RESULTS_FILE}"))
+        if _is_of(study, folder)
+        else []
+    )
 
 
 def _is_of(study: Path, run: Path) -> bool:
-    return (study / "study.json").is_file() and (run / "run.yaml").is_file()
+    return (study / STUDY_FILE).is_file() and (run / SETTINGS_FILE).is_file()
 
 
 def _of_study(
@@ -162,9 +179,9 @@ def _of_study(
     others: list[Pairing] = []
     for place in originals_of(folder):
         found = _evaluation(place)
-        assert found is not None, "its results.json was seen"
+        assert found is not None, "its scores were seen"
         wrong, unchecked = _checked(place, found.results)
-        elsewhere = f"../../{ORIGINAL}/{place.name}"
+        elsewhere = f"../../{ORIGINALS_FOLDER}/{place.name}"
         pairing = replace(
             pair("before", found.results, read=read, provenance=provenance, contradictions=wrong, unchecked=unchecked),
             elsewhere=elsewhere,
@@ -183,7 +200,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         EvaluationError: it is not readable as a mapping.
     """
-    return read_mapping(folder / "run.yaml")
+    return read_mapping(folder / SETTINGS_FILE)
 
 
 def read_log(path: Path) -> RunLog:
@@ -216,13 +233,13 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
 
 
 def _evaluation(folder: Path) -> Evaluation | None:
-    if not (folder / "results.json").exists():
+    if not (folder / RESULTS_FILE).exists():
         return None
     # Where the rows were asked in their form too, what the model said then is what tells.
-    names = ("predictions_in_form.jsonl", "predictions.jsonl")
-    predictions = next((path for name in names if (path := folder / name).exists()), folder / names[-1])
+    entries = (FORM_PREDICTIONS_FILE, PREDICTIONS_FILE)
+    predictions = next((path for entry in entries if (path := folder / entry).exists()), folder / entries[-1])
     return Evaluation(
-        read_results(folder / "results.json"), read_predictions(predictions) if predictions.exists() else ()
+        read_results(folder / RESULTS_FILE), read_predictions(predictions) if predictions.exists() else ()
     )
 
 
@@ -240,7 +257,7 @@ def _checked(folder: Path, results: Results) -> tuple[tuple[str, ...], tuple[str
     is_recorded = bool(read_of(results))
     # Files of earlier versions may have been scored by other rules; nothing green is said of them.
     place = folder if is_recorded else folder / "none"
-    gone = not (folder / "predictions.jsonl").exists()
+    gone = not (folder / PREDICTIONS_FILE).exists()
     unchecked = ("whether its scores follow from its predictions, which are gone",) if is_recorded and gone else ()
     return contradictions(place, results), unchecked
 

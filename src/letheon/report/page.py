@@ -40,7 +40,15 @@ from letheon.report.verdict import (
     membership_reading,
     verdict,
 )
-from letheon.storage.files import write_text
+from letheon.storage.run_folder import (
+    EVALUATIONS_FOLDER,
+    LOG_FILE,
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    write_entry,
+)
 
 _SAMPLES_PER_SPLIT = 4
 _ASKED_FIRST = ("method", "model", "forget", "retain")
@@ -121,9 +129,8 @@ def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> 
         EvaluationError: the folder holds nothing to report, or a file in it cannot be read.
         OutputError: the page cannot be written.
     """
-    target = run / "report.html"
-    write_text(target, render(read_run(run), defaults=defaults or {}), private=True)
-    return target
+    write_entry(run, REPORT_FILE, render(read_run(run), defaults=defaults or {}))
+    return run / REPORT_FILE
 
 
 def render(run: RunFiles, *, defaults: Mapping[str, object]) -> str:
@@ -274,7 +281,7 @@ def _gaps(run: RunFiles) -> tuple[Gap, ...]:
     for name, side in (("Before", run.before), ("After", run.after)):
         if side and not side.predictions:
             gaps.append(
-                Gap(f"{name}: sample rows", "the evaluation's folder has no predictions.jsonl, or an empty one")
+                Gap(f"{name}: sample rows", f"the evaluation's folder has no {PREDICTIONS_FILE}, or an empty one")
             )
     return tuple(gaps + ([] if run.is_evaluation_only else _log_gaps(run)))
 
@@ -282,14 +289,14 @@ def _gaps(run: RunFiles) -> tuple[Gap, ...]:
 def _missing_evaluations(run: RunFiles) -> list[Gap]:
     sides = (
         ("before", run.before, str(run.settings.get("model", "MODEL"))),
-        ("after", run.after, str(run.folder / "model")),
+        ("after", run.after, str(run.folder / MODEL_FOLDER)),
     )
     there = {one.side for one in run.pairings}
     return [
         Gap(
             f"Every score {name} unlearning",
-            f"evaluation/{name}{' is not of this run' if name in there else '/results.json is not there'}; run this "
-            "command, then the report again",
+            f"{EVALUATIONS_FOLDER}/{name}{' is not of this run' if name in there else f'/{RESULTS_FILE} is not there'}"
+            "; run this command, then the report again",
             _evaluate_command(run, model, name),
         )
         for name, side, model in sides
@@ -299,7 +306,7 @@ def _missing_evaluations(run: RunFiles) -> list[Gap]:
 
 def _evaluate_command(run: RunFiles, model: str, name: str) -> str:
     files = {part: str(run.settings.get(part, part.upper())) for part in ("forget", "retain")}
-    out = str(run.folder / "evaluation" / name)
+    out = str(run.folder / EVALUATIONS_FOLDER / name)
     return shlex.join(
         [
             "letheon",
@@ -318,14 +325,14 @@ def _evaluate_command(run: RunFiles, model: str, name: str) -> str:
 
 def _log_gaps(run: RunFiles) -> list[Gap]:
     if run.log is None:
-        return [Gap("Loss curves", "the run's folder has no log.jsonl")]
+        return [Gap("Loss curves", f"the run's folder has no {LOG_FILE}")]
     gaps = []
     if run.log.cut_short:
         gaps.append(
             Gap("The last log record", "the last line is incomplete, as after a killed process, and is left out")
         )
     if run.log.end is None:
-        gaps.append(Gap("The end of training", "log.jsonl has no end event: the run was stopped or is still going"))
+        gaps.append(Gap("The end of training", f"{LOG_FILE} has no end event: the run was stopped or is still going"))
     return gaps
 
 

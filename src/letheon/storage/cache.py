@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-STORES = "reference"
-"""The folder of reference stores in it."""
+from letheon.storage.run_folder import STORES_FOLDER
 
 
 def default_cache_dir() -> Path:
@@ -16,4 +15,4 @@ def default_cache_dir() -> Path:
 
 def store_path(cache_dir: Path, key: str) -> Path:
     """Return the file of the reference store `key`."""
-    return cache_dir / STORES / f"{key}.safetensors"
+    return cache_dir / STORES_FOLDER / f"{key}.safetensors"

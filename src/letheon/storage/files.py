@@ -19,9 +19,9 @@ _ADVICE = "free space or choose another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFLUSHABLE = (errno.EINVAL, errno.ENOTSUP)
 """What file systems answer that cannot flush a folder by itself."""
-_OURS = ".letheon."
+TEMPORARY_PREFIX = ".letheon."
 """Prefix of our temporary names, which tells them from other people's hidden files."""
-_LEFTOVER = re.compile(re.escape(_OURS) + r".+\.(tmp|old)")
+_LEFTOVER = re.compile(re.escape(TEMPORARY_PREFIX) + r".+\.(tmp|old)")
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def replace_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written (folder missing, no permission, disk full); `path` is as it was.
     """
-    temporary = path.with_name(f"{_OURS}{path.name}.{os.getpid()}_{_here()}.tmp")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}_{_here()}.tmp")
     try:
         if private:
             temporary.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def replace_folder(folder: Path, *, advice: str = _ADVICE, private: bool = False
     """
     try:
         make_folder(folder.parent, private=private)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_OURS}{folder.name}.", suffix=".tmp", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{folder.name}.", suffix=".tmp", dir=folder.parent))
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror}); {advice}") from error
     try:
@@ -85,7 +85,7 @@ def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
         elif path.is_dir():
             _flush_folder(path)
     _flush_folder(complete)
-    old = folder.with_name(f"{_OURS}{folder.name}.{os.getpid()}.old")
+    old = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)
     try:
@@ -100,7 +100,7 @@ def swap_folder(complete: Path, folder: Path, *, private: bool = False) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed while they wrote left in `folder`, and below it, under temporary names."""
-    for path in [path for path in folder.rglob(f"{_OURS}*") if is_leftover(path)]:
+    for path in [path for path in folder.rglob(f"{TEMPORARY_PREFIX}*") if is_leftover(path)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -114,8 +114,8 @@ def is_leftover(path: Path) -> bool:
 
 def leftovers_of(path: Path) -> list[Path]:
     """Return what processes that were killed while they wrote `path` left beside it."""
-    written = re.compile(re.escape(f"{_OURS}{path.name}.") + r"\w+\.(tmp|old)")
-    return sorted(found for found in path.parent.glob(f"{_OURS}*") if written.fullmatch(found.name))
+    written = re.compile(re.escape(f"{TEMPORARY_PREFIX}{path.name}.") + r"\w+\.(tmp|old)")
+    return sorted(found for found in path.parent.glob(f"{TEMPORARY_PREFIX}*") if written.fullmatch(found.name))
 
 
 def _here() -> str:

@@ -21,9 +21,8 @@ from filelock import FileLock, Timeout
 
 from letheon.errors import OutputError
 from letheon.storage.files import write_json
+from letheon.storage.run_folder import LOCK_FILE, OWNER_FILE
 
-LOCK = ".lock"
-OWNER = ".owner.json"
 HEARTBEAT_S = 5.0
 """How often an owner says that it is alive, seconds."""
 SILENCE_S = 60.0
@@ -56,13 +55,13 @@ def folder_lock(folder: Path, *, note: Note, silence_s: float = SILENCE_S) -> It
     Raises:
         OutputError: another process holds the folder, or no lock can be made in it.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK_FILE)
     _acquire(lock, folder)
     try:
         before = _owner_of(folder)
         if before is not None:
             _check_gone(before, folder, note=note, silence_s=silence_s)
-        with _signed(folder / OWNER):
+        with _signed(folder / OWNER_FILE):
             yield
     finally:
         _let_go(lock)
@@ -70,8 +69,8 @@ def folder_lock(folder: Path, *, note: Note, silence_s: float = SILENCE_S) -> It
 
 def clear_locks(folder: Path) -> None:
     """Remove the files of locks in `folder` and below whose owners, on this machine, were killed."""
-    for held in sorted({path.parent for name in (LOCK, OWNER) for path in folder.rglob(name)}):
-        owner, lock = _owner_of(held), FileLock(held / LOCK)
+    for held in sorted({path.parent for entry in (LOCK_FILE, OWNER_FILE) for path in folder.rglob(entry.name)}):
+        owner, lock = _owner_of(held), FileLock(held / LOCK_FILE)
         if owner is not None and owner.host != socket.gethostname():
             continue
         try:
@@ -79,13 +78,13 @@ def clear_locks(folder: Path) -> None:
         except (Timeout, OSError):
             continue
         with suppress(OSError):
-            (held / OWNER).unlink(missing_ok=True)
+            (held / OWNER_FILE).unlink(missing_ok=True)
         _let_go(lock)
 
 
 def is_lock_file(path: Path) -> bool:
     """Whether `path` is one of the files of `folder_lock`."""
-    return path.name in (LOCK, OWNER)
+    return path.name in (LOCK_FILE.name, OWNER_FILE.name)
 
 
 @contextmanager
@@ -151,7 +150,7 @@ def _myself() -> Owner:
 
 def _owner_of(folder: Path) -> Owner | None:
     try:
-        return Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
+        return Owner(**json.loads((folder / OWNER_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -185,7 +184,7 @@ def _check_gone(owner: Owner, folder: Path, *, note: Note, silence_s: float) -> 
 def _touched_ns(folder: Path) -> int | None:
     """When the owner last said that it is alive; None once it has let go."""
     try:
-        with (folder / OWNER).open("rb") as file:  # network file systems look anew when a file is opened
+        with (folder / OWNER_FILE).open("rb") as file:  # network file systems look anew when a file is opened
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return None

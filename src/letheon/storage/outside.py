@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from letheon.errors import OutputError
-from letheon.storage.files import write_text
+from letheon.storage.run_folder import OUTSIDE_FILE, SETTINGS_FILE, write_json_entry
 
-OUTSIDE = "outside.json"
 STORES = "reference_stores"
 EVALUATIONS = "evaluations"
 
@@ -33,7 +32,7 @@ def note_evaluation(model: str, out: Path) -> None:
     One in the run's own folder needs no note, and a run's folder that is not ours to write to gets none.
     """
     folder = Path(model).absolute().parent
-    if (folder / "run.yaml").is_file() and not out.resolve().is_relative_to(folder.resolve()):
+    if (folder / SETTINGS_FILE).is_file() and not out.resolve().is_relative_to(folder.resolve()):
         with suppress(OutputError):
             _note(folder, EVALUATIONS, out)
 
@@ -47,12 +46,12 @@ def _note(folder: Path, name: str, path: Path) -> None:
     noted, found = _read(folder), str(path.absolute())
     if found not in noted.get(name, ()):
         changed = {**noted, name: [*noted.get(name, ()), found]}
-        write_text(folder / OUTSIDE, json.dumps(changed, indent=2, ensure_ascii=False) + "\n", private=True)
+        write_json_entry(folder, OUTSIDE_FILE, changed)
 
 
 def _read(folder: Path) -> dict[str, list[str]]:
     try:
-        value = json.loads((folder / OUTSIDE).read_text(encoding="utf-8"))
+        value = json.loads((folder / OUTSIDE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     lists = value.items() if isinstance(value, dict) else ()

@@ -14,10 +14,9 @@ from letheon.errors import EvaluationError, OutputError, SettingsError
 from letheon.report.files import flat_items, read_mapping
 from letheon.storage.files import write_json
 from letheon.storage.fingerprints import short
-from letheon.studies.records import FILE, StudyRecord, read_study_record
+from letheon.storage.run_folder import BEGUN_FOLDER, RUNS_FOLDER, SETTINGS_FILE, STUDIES_FOLDER, STUDY_FILE
+from letheon.studies.records import StudyRecord, read_study_record
 from letheon.studies.spec import SHOWN, StudySettings
-
-STUDIES, BEGUN = "studies", "begun"
 
 _MOST_CHANGES = 8
 
@@ -33,14 +32,14 @@ def note_study(study: StudySettings, out: Path) -> None:
 
 def note_begun(study: StudySettings, out: Path, identity: str) -> None:
     """Keep under which study a run was begun."""
-    _make(out / BEGUN)
-    write_json(out / BEGUN / f"{identity}.json", {"study_sha256": study.sha256})
+    _make(out / BEGUN_FOLDER)
+    write_json(out / BEGUN_FOLDER / f"{identity}.json", {"study_sha256": study.sha256})
 
 
 def begun_under(out: Path, identity: str) -> str | None:
     """Return the fingerprint of the study under which a run was begun; None where that is not recorded."""
     try:
-        found = read_mapping(out / BEGUN / f"{identity}.json").get("study_sha256")
+        found = read_mapping(out / BEGUN_FOLDER / f"{identity}.json").get("study_sha256")
     except EvaluationError as error:
         raise OutputError(str(error)) from error
     return None if found is None else str(found)
@@ -51,7 +50,7 @@ def describe_change(study: StudySettings, out: Path, identities: Collection[str]
 
     `identities` are those of the runs that it consists of now.
     """
-    if not (out / FILE).is_file():
+    if not (out / STUDY_FILE).is_file():
         return None
     try:
         there = read_study_record(out)
@@ -128,12 +127,12 @@ def _compared(record: StudyRecord, sha256: str | None, out: Path) -> str:
 def _others(record: StudyRecord, out: Path) -> int:
     """How many runs of the folder are not in the record."""
     known = {(out / run.folder).name for run in record.runs}
-    return sum(path.parent.name not in known for path in (out / "runs").glob("*/run.yaml"))
+    return sum(path.parent.name not in known for path in (out / RUNS_FOLDER).glob(f"*/{SETTINGS_FILE}"))
 
 
 def _path_of(sha256: str, out: Path) -> Path:
     # Only the digits of a hash make up the name, whatever a file says.
-    return out / STUDIES / f"{''.join(c for c in sha256 if c in '0123456789abcdef')}.json"
+    return out / STUDIES_FOLDER / f"{''.join(c for c in sha256 if c in '0123456789abcdef')}.json"
 
 
 def _make(folder: Path) -> None:

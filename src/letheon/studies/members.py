@@ -14,11 +14,10 @@ from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.settings.facts import FILE, INCIDENTAL, facts_of
 from letheon.storage.files import write_json
 from letheon.storage.provenance import hash_file
+from letheon.storage.run_folder import RUNS_FOLDER
 from letheon.studies.grid import Configuration
 from letheon.studies.spec import StudySettings
 from letheon.unlearning.resolve import effective, resolve_settings
-
-RUNS = "runs"
 
 _IDENTITY_LENGTH = 12
 _LONGEST_NAME = 80
@@ -108,7 +107,7 @@ def member_of(study: StudySettings, configuration: Configuration, seed: int, *, 
     except SettingsError as error:
         raise SettingsError(f"{configuration.label}: {error}") from error
     identity = identity_of(settings, hashes)
-    folder = _folder_of(out / RUNS, configuration, seed, identity)
+    folder = _folder_of(out / RUNS_FOLDER, configuration, seed, identity)
     return Member(configuration, seed, settings.model_copy(update={"out": folder}), identity)
 
 

@@ -10,6 +10,7 @@ from letheon.errors import EvaluationError
 from letheon.evaluation.results import read_results
 from letheon.report.files import flat_items, read_mapping, read_settings
 from letheon.report.pairing import pair
+from letheon.storage.run_folder import EVALUATIONS_FOLDER, PROVENANCE_FILE, RESULTS_FILE
 from letheon.studies.records import RunRecord, StudyRecord
 
 Facts = tuple[tuple[str, str], ...]
@@ -91,10 +92,10 @@ def _read_run(run: RunRecord, folder: Path, unread: list[str]) -> RunOrigin:
         return RunOrigin(run, {}, {}, {})
     settings, provenance, results = {}, {}, {}
     differences: tuple[str, ...] = ()
-    scores = path / "evaluation" / "after" / "results.json"
+    scores = path / EVALUATIONS_FOLDER / "after" / RESULTS_FILE
     try:
         settings = read_settings(path)
-        provenance = read_mapping(path / "provenance.json")
+        provenance = read_mapping(path / PROVENANCE_FILE)
         results = read_mapping(scores)
         if results:
             read = provenance.get("read")

@@ -16,17 +16,14 @@ from letheon.report.page import Setting, list_settings
 from letheon.report.tables import Table
 from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
-from letheon.storage.files import write_text
 from letheon.storage.fingerprints import short
+from letheon.storage.run_folder import REPORT_FILE, STUDY_PAGE_FILE, write_entry
 from letheon.studies.aggregate import Row, forgotten_score, name_of, rows_of
 from letheon.studies.forgetting import NOT_KNOWN, Forgetting, forgetting_of
 from letheon.studies.history import study_facts
 from letheon.studies.origins import Facts, Origins, origins_of, run_folder
 from letheon.studies.records import RunRecord, StudyRecord, read_study_record
-from letheon.studies.run_reports import REPORT
 from letheon.studies.tables import tables_of
-
-PAGE = "study.html"
 
 _FIGURES_FIRST = ("trade-off", "epochs", "settings", "seeds")
 _ASKED = ("model", "forget", "retain", "method", "recipe")
@@ -84,8 +81,8 @@ def write_study_page(folder: Path, *, record: StudyRecord | None = None) -> Path
         OutputError: the page cannot be written.
     """
     page = _page(read_study_record(folder) if record is None else record, folder)
-    write_text(folder / PAGE, render_page("study.html.j2", page, title=page.title))
-    return folder / PAGE
+    write_entry(folder, STUDY_PAGE_FILE, render_page("study.html.j2", page, title=page.title))
+    return folder / STUDY_PAGE_FILE
 
 
 def _page(record: StudyRecord, folder: Path) -> StudyPage:
@@ -195,7 +192,7 @@ def _link(run: RunRecord, folder: Path) -> str | None:
     path = run_folder(run, folder)
     if path is None:
         return None
-    target = path / REPORT if (path / REPORT).is_file() else path
+    target = path / REPORT_FILE if (path / REPORT_FILE).is_file() else path
     # Quoted, so that no name in study.json can be another kind of address.
     return quote(target.relative_to(folder.resolve()).as_posix())
 

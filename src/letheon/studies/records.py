@@ -11,12 +11,11 @@ from letheon.errors import EvaluationError
 from letheon.evaluation.official import script_warnings, task_terms
 from letheon.evaluation.results import FormScores, Results, SplitScores
 from letheon.report.pairing import named_form
-from letheon.storage.files import write_json
+from letheon.storage.run_folder import STUDY_FILE, write_json_entry
 from letheon.studies.grid import Role
 from letheon.studies.spec import IN_FORM, UNICODE, StudySettings
 
 SCHEMA = "letheon.study/1"
-FILE = "study.json"
 
 State = Literal["waiting", "elsewhere", "running", "scoring", "finished", "failed", "diverged", "pruned"]
 """Elsewhere: another process is at it."""
@@ -99,7 +98,7 @@ def write_study(record: StudyRecord, out: Path) -> None:
     runs = [asdict(run) for run in record.runs]
     original = {name: asdict(state) for name, state in record.original.items()}
     identified = {"schema": SCHEMA, "sha256": record.sha256}
-    write_json(out / FILE, {**identified, "study": study, "original": original, "runs": runs})
+    write_json_entry(out, STUDY_FILE, {**identified, "study": study, "original": original, "runs": runs})
 
 
 def read_study_record(out: Path) -> StudyRecord:
@@ -108,7 +107,7 @@ def read_study_record(out: Path) -> StudyRecord:
     Raises:
         EvaluationError: there is none, or it is not one.
     """
-    path = out / FILE
+    path = out / STUDY_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,13 +6,19 @@ from letheon.errors import EvaluationError
 from letheon.report.files import originals_of, read_run
 from letheon.report.page import render
 from letheon.settings import UnlearnSettings
-from letheon.storage.files import write_text
+from letheon.storage.run_folder import (
+    EVALUATIONS_FOLDER,
+    LOG_FILE,
+    PROVENANCE_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    write_entry,
+)
 from letheon.studies.origins import run_folder
 from letheon.studies.records import StudyRecord
 
-REPORT = "report.html"
-
-_MADE_FROM = ("run.yaml", "log.jsonl", "provenance.json", "evaluation/after/results.json")
+_MADE_FROM = (SETTINGS_FILE, LOG_FILE, PROVENANCE_FILE, f"{EVALUATIONS_FOLDER}/after/{RESULTS_FILE}")
 
 
 def write_run_reports(record: StudyRecord, folder: Path) -> None:
@@ -31,12 +37,12 @@ def write_run_reports(record: StudyRecord, folder: Path) -> None:
             files = read_run(path)
         except EvaluationError:
             continue
-        write_text(path / REPORT, render(files, defaults=UnlearnSettings.defaults()), private=True)
+        write_entry(path, REPORT_FILE, render(files, defaults=UnlearnSettings.defaults()))
 
 
 def _is_new(run: Path) -> bool:
     """Whether the run's report is as new as what it is made from."""
-    report = run / REPORT
+    report = run / REPORT_FILE
     sources = [path for name in _MADE_FROM if (path := run / name).is_file()]
-    sources += [original / "results.json" for original in originals_of(run)]
+    sources += [original / RESULTS_FILE for original in originals_of(run)]
     return report.is_file() and all(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for path in sources)

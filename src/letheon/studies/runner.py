@@ -13,9 +13,10 @@ from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
 from letheon.storage.locks import clear_locks
+from letheon.storage.run_folder import FAILURES_FOLDER, LOCKS_FOLDER, RUNS_FOLDER
 from letheon.studies.history import begun_under, note_begun
 from letheon.studies.live import View
-from letheon.studies.members import RUNS, Member
+from letheon.studies.members import Member
 from letheon.studies.records import RunRecord, State
 from letheon.studies.scoring import Scorer
 from letheon.studies.states import is_finished, result_of, start_of
@@ -23,9 +24,6 @@ from letheon.training.judge import StateScore
 from letheon.training.tracking import Observer
 from letheon.unlearning.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
 from letheon.unlearning.record import RunReport
-
-FAILURES = "failures"
-LOCKS = "locks"
 
 
 class PrunedError(Exception):
@@ -176,7 +174,7 @@ class Runner:
         with ExitStack() as stack:
             held = []
             for member in members:
-                lock = FileLock(_made(self.out / LOCKS) / f"{member.identity}.lock")
+                lock = FileLock(_made(self.out / LOCKS_FOLDER) / f"{member.identity}.lock")
                 try:
                     stack.enter_context(lock.acquire(timeout=0))
                 except Timeout:
@@ -215,7 +213,7 @@ class Runner:
                 self.view.show(member.name, "failed", f"not scored: {reason}")
 
     def _fail(self, member: Member, state: State, reason: str) -> None:
-        write_json(_made(self.out / FAILURES) / f"{member.identity}.json", {"state": state, "reason": reason})
+        write_json(_made(self.out / FAILURES_FOLDER) / f"{member.identity}.json", {"state": state, "reason": reason})
         self.view.show(member.name, state, reason)
         self.on_change()
 
@@ -273,8 +271,8 @@ class Crowd:
 
 def forget_failures(out: Path) -> None:
     """Have failed, diverged and pruned runs tried again, from where they came to."""
-    for path in (out / FAILURES).glob("*.json"):
-        for folder in (out / RUNS).glob(f"*-{path.stem}"):
+    for path in (out / FAILURES_FOLDER).glob("*.json"):
+        for folder in (out / RUNS_FOLDER).glob(f"*-{path.stem}"):
             forget_parts(folder)
         path.unlink()
 
@@ -304,7 +302,7 @@ def _made(folder: Path) -> Path:
 
 
 def _read_failure(out: Path, identity: str) -> dict[str, Any] | None:
-    path = out / FAILURES / f"{identity}.json"
+    path = out / FAILURES_FOLDER / f"{identity}.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

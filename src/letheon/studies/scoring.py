@@ -10,10 +10,18 @@ from letheon.data.forms import AUTO
 from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
 from letheon.progress import Progressed
-from letheon.report.files import ORIGINAL, read_mapping
+from letheon.report.files import read_mapping
 from letheon.settings import EvaluateSettings, UnlearnSettings
-from letheon.storage.files import sweep, write_json
+from letheon.storage.files import sweep
 from letheon.storage.provenance import hash_file
+from letheon.storage.run_folder import (
+    EVALUATIONS_FOLDER,
+    FORM_FILE,
+    ORIGINALS_FOLDER,
+    REQUEST_FILE,
+    RESULTS_FILE,
+    write_json_entry,
+)
 from letheon.studies.members import Hashes, Member, identity_of
 from letheon.studies.records import StateScores, scores_of_interim, state_scores
 from letheon.studies.spec import StudySettings
@@ -25,9 +33,6 @@ class Evaluate(Protocol):
 
     def __call__(self, settings: EvaluateSettings, *, progress: Progressed | None = None) -> object:
         """Score it."""
-
-
-_REQUEST = "request.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +76,14 @@ class Scorer:
 
     def score_original(self, run: UnlearnSettings, out: Path, *, progress: Progressed | None = None) -> StateScores:
         """Score the model that a run begins from, once for the study."""
-        folder = out / ORIGINAL / self.hashes.of(run.model)[:12].replace("/", "-")
+        folder = out / ORIGINALS_FOLDER / self.hashes.of(run.model)[:12].replace("/", "-")
         settings = self.study.evaluation(run, model=run.model, out=folder)
         settings = settings.model_copy(update={"tokenizer": run.tokenizer, **self._form(run.template, run.date)})
         signature = {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
         if not _is_done(folder, signature):
             self.evaluate(settings, progress=progress)
             _sign(folder, signature)
-        results = read_results(folder / "results.json")
+        results = read_results(folder / RESULTS_FILE)
         return state_scores(results, epoch=0.0, is_result=False)
 
     def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
@@ -88,7 +93,7 @@ class Scorer:
         settings = self.study.evaluation(member.settings, model=model, out=_folder(member, state))
         if (str(settings.forget), str(settings.retain)) == (str(member.settings.forget), str(member.settings.retain)):
             return settings  # the evaluation asks the run's own rows in the run's form by itself
-        form = read_mapping(member.folder / "form.json")
+        form = read_mapping(member.folder / FORM_FILE)
         return settings.model_copy(update=self._form(str(form.get("template", AUTO)), form.get("date")))
 
     def _form(self, template: str, date: object) -> dict[str, Any]:
@@ -119,12 +124,12 @@ class Scorer:
         interim = scores_of_interim(state.interim)
         if self.study.evaluate is None:
             return StateScores(state.epoch, state.is_result, interim)
-        results = read_results(_folder(member, state) / "results.json")
+        results = read_results(_folder(member, state) / RESULTS_FILE)
         return state_scores(results, epoch=state.epoch, is_result=state.is_result, interim=interim)
 
 
 def _folder(member: Member, state: RunState) -> Path:
-    return member.folder / "evaluation" / ("after" if state.is_result else f"epoch-{state.epoch:g}")
+    return member.folder / EVALUATIONS_FOLDER / ("after" if state.is_result else f"epoch-{state.epoch:g}")
 
 
 def _is_done(folder: Path, signature: Mapping[str, Any]) -> bool:
@@ -132,7 +137,7 @@ def _is_done(folder: Path, signature: Mapping[str, Any]) -> bool:
 
     Signatures of earlier versions hold the identity alone; what they lack is not compared.
     """
-    path, results = folder / _REQUEST, folder / "results.json"
+    path, results = folder / REQUEST_FILE, folder / RESULTS_FILE
     if not path.is_file() or not results.is_file():
         return False
     try:
@@ -147,4 +152,4 @@ def _is_done(folder: Path, signature: Mapping[str, Any]) -> bool:
 
 def _sign(folder: Path, signature: Mapping[str, Any]) -> None:
     """Say last of all in what way the scores were taken, so that half of them are never taken for whole."""
-    write_json(folder / _REQUEST, {**signature, "results_sha256": hash_file(folder / "results.json")})
+    write_json_entry(folder, REQUEST_FILE, {**signature, "results_sha256": hash_file(folder / RESULTS_FILE)})

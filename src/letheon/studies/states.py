@@ -15,13 +15,19 @@ from letheon.errors import EvaluationError
 from letheon.model.loading import load_model, save_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
+from letheon.storage.run_folder import (
+    CHECKPOINTS_FOLDER,
+    DROPPED_FOLDER,
+    LOG_FILE,
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    PROVENANCE_FILE,
+    SETTINGS_FILE,
+    STATE_FOLDER,
+)
 from letheon.storage.yaml_text import parse_yaml
 from letheon.training.checkpoint import load_checkpoint, step_folder
 from letheon.unlearning.prepare import adapt
-
-_TEMPORARY = ".letheon.state.tmp"
-_DROPPED = ".letheon.model.old"
-"""Temporary names, which storage/files.py sweeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ def result_of(run: Path) -> dict[str, Any]:
     """
     result = _result_of(run)
     if result is None:
-        raise EvaluationError(f"{run}: expected a finished run; its provenance.json has no result")
+        raise EvaluationError(f"{run}: expected a finished run; its {PROVENANCE_FILE} has no result")
     return result
 
 
@@ -100,10 +106,10 @@ def checkpoint_of(run: Path, state: RunState) -> Iterator[Path]:
         EvaluationError: the run's checkpoint of that state is not there or not whole.
         ModelError: the model that the run began from cannot be loaded.
     """
-    if state.is_result and (run / "model" / "config.json").is_file():
-        yield run / "model"
+    if state.is_result and (run / MODEL_FOLDER / "config.json").is_file():
+        yield run / MODEL_FOLDER
         return
-    folder = run / _TEMPORARY
+    folder = run / STATE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
         _write_state(run, state.step, folder)
@@ -117,15 +123,15 @@ def drop_model(run: Path) -> None:
     kept = int(result_of(run)["kept"]["step"])
     if not is_dropped(run) and load_checkpoint(_checkpoint(run, kept)) is not None:
         # Renamed first, so that what a kill leaves of it is never taken for a model.
-        shutil.rmtree(run / _DROPPED, ignore_errors=True)
-        if (run / "model").exists():
-            os.replace(run / "model", run / _DROPPED)
-            shutil.rmtree(run / _DROPPED, ignore_errors=True)
+        shutil.rmtree(run / DROPPED_FOLDER, ignore_errors=True)
+        if (run / MODEL_FOLDER).exists():
+            os.replace(run / MODEL_FOLDER, run / DROPPED_FOLDER)
+            shutil.rmtree(run / DROPPED_FOLDER, ignore_errors=True)
 
 
 def is_dropped(run: Path) -> bool:
     """Whether `drop_model` has nothing to do for a finished run; its method may change the model when all is over."""
-    there = [path for path in (run / "model", run / _DROPPED) if path.exists()]
+    there = [path for path in (run / MODEL_FOLDER, run / DROPPED_FOLDER) if path.exists()]
     return not there or get_method(_settings_of(run).method).finish != "keep"
 
 
@@ -149,7 +155,7 @@ def _write_state(run: Path, step: int, folder: Path) -> None:
 
 
 def _settings_of(run: Path) -> UnlearnSettings:
-    path = run / "run.yaml"
+    path = run / SETTINGS_FILE
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -159,7 +165,7 @@ def _settings_of(run: Path) -> UnlearnSettings:
 
 def _result_of(run: Path) -> dict[str, Any] | None:
     try:
-        provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        provenance = json.loads((run / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     result = provenance.get("result") if isinstance(provenance, dict) else None
@@ -168,14 +174,14 @@ def _result_of(run: Path) -> dict[str, Any] | None:
 
 def _events(run: Path, name: str) -> Iterator[dict[str, Any]]:
     try:
-        with (run / "log.jsonl").open(encoding="utf-8") as lines:
+        with (run / LOG_FILE).open(encoding="utf-8") as lines:
             for line in lines:
                 if f'"{name}"' in line:
                     event = json.loads(line)
                     if event.get("event") == name:
                         yield event
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{run / 'log.jsonl'}: expected the log of a run ({error})") from error
+        raise EvaluationError(f"{run / LOG_FILE}: expected the log of a run ({error})") from error
 
 
 def _step_at(scored: Mapping[int, Mapping[str, Any]], epoch: float) -> int | None:
@@ -187,8 +193,8 @@ def _step_at(scored: Mapping[int, Mapping[str, Any]], epoch: float) -> int | Non
 
 
 def _is_there(run: Path, step: int, *, kept_step: int) -> bool:
-    return step == kept_step or (_checkpoint(run, step) / "manifest.json").is_file()
+    return step == kept_step or (_checkpoint(run, step) / MANIFEST_FILE).is_file()
 
 
 def _checkpoint(run: Path, step: int) -> Path:
-    return step_folder(run / "checkpoints", step)
+    return step_folder(run / CHECKPOINTS_FOLDER, step)

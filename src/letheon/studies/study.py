@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
-from letheon.report.files import ORIGINAL
 from letheon.storage.files import open_output_folder
+from letheon.storage.run_folder import HASHES_FILE, ORIGINALS_FOLDER, RUNS_FOLDER, STUDY_FILE
 from letheon.studies.checks import Checks, check_study
 from letheon.studies.grid import Configuration, configuration_of, configurations
 from letheon.studies.history import describe_change, note_study
 from letheon.studies.live import View
-from letheon.studies.members import RUNS, Hashes, Member, identity_of, member_of, members_of
-from letheon.studies.records import FILE, RunRecord, StateScores, StudyRecord, write_study
+from letheon.studies.members import Hashes, Member, identity_of, member_of, members_of
+from letheon.studies.records import RunRecord, StateScores, StudyRecord, write_study
 from letheon.studies.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.studies.scoring import Evaluate, Scorer
 from letheon.studies.spec import SearchRange, StudySettings
@@ -22,8 +22,6 @@ from letheon.training.judge import StateScore
 
 if TYPE_CHECKING:
     from letheon.studies.search import Search
-
-HASHES = "inputs.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def run_study(
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
     _open_folder(out)
-    hashes = Hashes(out / HASHES)
+    hashes = Hashes(out / HASHES_FILE)
     members = members_of(study, configurations(study), out=out, hashes=hashes)
     samples = [*members, *_samples_of_search(study, out, hashes)]
     check_study(study, samples, checks)
@@ -200,5 +198,5 @@ def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: 
 def _open_folder(out: Path) -> None:
     open_output_folder(out, what="a folder for the study", advice="choose another --out")
     held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if held and not held & {FILE, RUNS, HASHES, ORIGINAL}:
+    if held and not held & {str(entry) for entry in (STUDY_FILE, RUNS_FOLDER, HASHES_FILE, ORIGINALS_FOLDER)}:
         raise OutputError(f"{out}: already holds files that do not belong to a study; choose another --out")

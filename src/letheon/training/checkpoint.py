@@ -27,12 +27,19 @@ from torch import Tensor
 
 from letheon.errors import OutputError
 from letheon.storage.files import check_room, replace_folder
+from letheon.storage.run_folder import (
+    CHECKPOINTS_FOLDER,
+    MANIFEST_FILE,
+    OPTIMISER_FILE,
+    PARAMETERS_FILE,
+    STATE_FILE,
+    STEP_PREFIX,
+)
 from letheon.training.judge import StateScore
 
 _logger = logging.getLogger(__name__)
 
-FILES = ("parameters.safetensors", "optimiser.safetensors", "state.json")
-MANIFEST = "manifest.json"
+FILES = (PARAMETERS_FILE, OPTIMISER_FILE, STATE_FILE)
 LARGEST_SHARE = 0.05
 """Of the time, that goes into saving between scorings."""
 _ADVICE = "earlier checkpoints are intact: free space and continue with --resume"
@@ -112,7 +119,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
         return target
     check_room(folder, checkpoint.num_bytes, what=f"the checkpoint of step {checkpoint.position.step}", advice=_ADVICE)
     try:
-        with replace_folder(target, advice=_ADVICE, private=True) as temporary:
+        with replace_folder(target, advice=_ADVICE, private=CHECKPOINTS_FOLDER.is_private) as temporary:
             _write(checkpoint, temporary)
     except SafetensorError as error:
         raise OutputError(f"{target}: the checkpoint cannot be written ({error}); {_ADVICE}") from error
@@ -121,25 +128,26 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:
     # What is saved are the live tensors: copies would double what full fine-tuning holds.
-    save_file(_contiguous(checkpoint.parameters), folder / "parameters.safetensors")
-    save_file(_contiguous(checkpoint.optimiser), folder / "optimiser.safetensors")
+    save_file(_contiguous(checkpoint.parameters), folder / PARAMETERS_FILE)
+    save_file(_contiguous(checkpoint.optimiser), folder / OPTIMISER_FILE)
     position = {**asdict(checkpoint.position), "history": [score.flat() for score in checkpoint.position.history]}
-    (folder / "state.json").write_text(json.dumps(position), encoding="utf-8")
-    entries = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
-    (folder / MANIFEST).write_text(json.dumps(entries, indent=2), encoding="utf-8")
+    (folder / STATE_FILE).write_text(json.dumps(position), encoding="utf-8")
+    paths = {entry.name: folder / entry for entry in FILES}
+    entries = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in paths.items()}
+    (folder / MANIFEST_FILE).write_text(json.dumps(entries, indent=2), encoding="utf-8")
 
 
 def step_folder(folder: Path, step: int) -> Path:
     """Return where the checkpoint of `step` lies under `folder`."""
-    return folder / f"step-{step}"
+    return folder / f"{STEP_PREFIX}{step}"
 
 
 def damage(target: Path) -> str | None:
     """Return what is wrong with the checkpoint in `target`, naming the file; None if it is whole."""
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        for name in FILES:
-            path, written = target / name, manifest[name]
+        manifest = json.loads((target / MANIFEST_FILE).read_text(encoding="utf-8"))
+        for entry in FILES:
+            path, written = target / entry, manifest[entry.name]
             if not path.is_file():
                 return f"{path}: is missing"
             if path.stat().st_size != written["bytes"]:
@@ -147,7 +155,7 @@ def damage(target: Path) -> str | None:
             if _sha256(path) != written["sha256"]:
                 return f"{path}: differs from its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{target / MANIFEST}: cannot be read ({type(error).__name__}: {error})"
+        return f"{target / MANIFEST_FILE}: cannot be read ({type(error).__name__}: {error})"
     return None
 
 
@@ -158,12 +166,12 @@ def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint
         note(f"{found}; this checkpoint is ignored")
         return None
     try:
-        state = json.loads((target / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((target / STATE_FILE).read_text(encoding="utf-8"))
         history = tuple(StateScore.of(score) for score in state.pop("history"))
         return Checkpoint(
             position=Position(**state, history=history),
-            parameters=load_file(target / "parameters.safetensors"),
-            optimiser=load_file(target / "optimiser.safetensors"),
+            parameters=load_file(target / PARAMETERS_FILE),
+            optimiser=load_file(target / OPTIMISER_FILE),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         note(f"{target}: is no checkpoint of this version ({error}) and is ignored")
@@ -182,7 +190,7 @@ def newest_checkpoint(
     `needs` names the steps whose checkpoints a run must find to go on from a position: the one that it would keep.
     Those of steps after `upto` do not count.
     """
-    for target in sorted(folder.glob("step-*"), key=_step_of, reverse=True):
+    for target in sorted(folder.glob(f"{STEP_PREFIX}*"), key=_step_of, reverse=True):
         if upto is not None and _step_of(target) > upto:
             continue
         checkpoint = load_checkpoint(target, note=note)
@@ -197,15 +205,15 @@ def newest_checkpoint(
 
 def drop_checkpoints(folder: Path, *, after: int) -> None:
     """Remove the checkpoints under `folder` of later steps, which cannot be gone on from."""
-    for target in folder.glob("step-*"):
+    for target in folder.glob(f"{STEP_PREFIX}*"):
         if _step_of(target) > after:
             shutil.rmtree(target, ignore_errors=True)
 
 
 def prune_checkpoints(folder: Path, *, keep_last: int, keep_steps: Collection[int]) -> None:
     """Remove all checkpoints under `folder` but the newest few and those of the given steps."""
-    kept = {*sorted(_step_of(target) for target in folder.glob("step-*"))[-keep_last:], *keep_steps}
-    for target in folder.glob("step-*"):
+    kept = {*sorted(_step_of(target) for target in folder.glob(f"{STEP_PREFIX}*"))[-keep_last:], *keep_steps}
+    for target in folder.glob(f"{STEP_PREFIX}*"):
         if _step_of(target) not in kept:
             shutil.rmtree(target, ignore_errors=True)
 
@@ -234,7 +242,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _step_of(target: Path) -> int:
-    number = target.name.removeprefix("step-")
+    number = target.name.removeprefix(STEP_PREFIX)
     return int(number) if number.isdigit() else -1
 
 

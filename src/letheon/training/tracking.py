@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from letheon.errors import SettingsError, nearest
 from letheon.progress import STEP, Display
+from letheon.storage.run_folder import LOG_FILE, TENSORBOARD_FOLDER
 from letheon.training.judge import StateScore
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def open_log(path: Path, *, keep_events: int = 0) -> Iterator[Log]:
 
     Of a log that has lost some of these events the whole lines that are left are kept.
     """
-    with open(path, "a", encoding="utf-8", opener=_for_its_owner) as file:
+    with open(path, "a", encoding="utf-8", opener=_for_its_readers) as file:
         num_bytes, num_events = first_events(path, keep_events)
         if num_events < keep_events:
             _logger.warning("%s: the last line is incomplete; logging continues after the last whole one", path)
@@ -128,7 +129,7 @@ def trackers(folder: Path, names: tuple[str, ...], config: Mapping[str, Any]) ->
         return
     accelerator = Accelerator(log_with=list(names), project_dir=folder)
     plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in config.items() if v is not None}
-    accelerator.init_trackers("tensorboard", config=plain)
+    accelerator.init_trackers(TENSORBOARD_FOLDER.name, config=plain)
     try:
         yield accelerator
     finally:
@@ -165,8 +166,8 @@ def _is_of_resumption(line: bytes) -> bool:
     return isinstance(event, dict) and RESUMED in event
 
 
-def _for_its_owner(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)
+def _for_its_readers(name: str, flags: int) -> int:
+    return os.open(name, flags, LOG_FILE.mode)
 
 
 def _finite(value: Any) -> Any:

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from letheon.errors import DivergenceError, GivenUpError, OutputError
-from letheon.storage.files import write_json
 from letheon.storage.provenance import describe_environment, peak_memory_bytes
-
-ATTEMPTS_FILE = "attempts.json"
+from letheon.storage.run_folder import ATTEMPTS_FILE, write_json_entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +118,4 @@ def _end(folder: Path, how: Attempt) -> list[Attempt]:
 
 
 def _write(folder: Path, attempts: list[Attempt]) -> None:
-    write_json(folder / ATTEMPTS_FILE, [asdict(one) for one in attempts])
+    write_json_entry(folder, ATTEMPTS_FILE, [asdict(one) for one in attempts])

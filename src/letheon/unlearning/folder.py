@@ -13,14 +13,20 @@ from letheon.settings import UnlearnSettings
 from letheon.settings.facts import FIXED, facts_of
 from letheon.storage.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
 from letheon.storage.locks import Note, folder_lock, is_lock_file
-from letheon.storage.outside import OUTSIDE
+from letheon.storage.run_folder import (
+    EVALUATIONS_FOLDER,
+    FORM_FILE,
+    LOG_FILE,
+    OUTSIDE_FILE,
+    POPULATION_FILE,
+    SETTINGS_FILE,
+    TENSORBOARD_FOLDER,
+)
 from letheon.storage.yaml_text import parse_yaml
-from letheon.unlearning.form_record import FORM_FILE
 from letheon.unlearning.resolve import effective, most_checkpoints
 
-POPULATION = "population.json"
-"""What a member of a population keeps of it while that goes on (see populations/together.py)."""
-
+_BEFORE_THE_RUN = (EVALUATIONS_FOLDER, LOG_FILE, TENSORBOARD_FOLDER, POPULATION_FILE, FORM_FILE, OUTSIDE_FILE)
+"""What may lie in a run's folder before its settings do."""
 _WHAT, _ELSEWHERE = "a folder for the run", "choose another --out"
 
 
@@ -53,7 +59,7 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
 def recorded_dtype(folder: Path) -> Precision | None:
     """Return the precision of the run in a folder, None where none is recorded."""
     try:
-        before = parse_yaml((folder / "run.yaml").read_text(encoding="utf-8"))
+        before = parse_yaml((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     found = before.get("dtype") if isinstance(before, dict) else None
@@ -93,9 +99,9 @@ def _goes_on(settings: UnlearnSettings) -> bool:
     folder = settings.out
     found = {path.name for path in folder.iterdir() if not is_lock_file(path) and not is_leftover(path)}
     # Scores of the model before the run may lie there already, and what a run that failed at once noted.
-    begun = "run.yaml" in found  # a run that was killed earlier than that has done nothing yet
-    holds_only_logs = found <= {"evaluation", "log.jsonl", "tensorboard", POPULATION, FORM_FILE, OUTSIDE}
-    if found - {"evaluation", OUTSIDE} and not (settings.resume and (begun or holds_only_logs)):
+    begun = SETTINGS_FILE.name in found  # a run that was killed earlier than that has done nothing yet
+    holds_only_logs = found <= {entry.name for entry in _BEFORE_THE_RUN}
+    if found - {EVALUATIONS_FOLDER.name, OUTSIDE_FILE.name} and not (settings.resume and (begun or holds_only_logs)):
         raise OutputError(
             f"{folder}: already holds files; choose another --out, or use --resume to continue the run there"
         )
@@ -110,7 +116,7 @@ def _is_inside(folder: Path, checkpoint: Path) -> bool:
 
 
 def _check_same_run(settings: UnlearnSettings) -> None:
-    path = settings.out / "run.yaml"
+    path = settings.out / SETTINGS_FILE
     try:
         before = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

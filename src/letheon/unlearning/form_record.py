@@ -15,12 +15,10 @@ from letheon.data.rows import hash_rows
 from letheon.data.sequences import hash_sequences
 from letheon.errors import OutputError, SettingsError
 from letheon.settings import UnlearnSettings
-from letheon.storage.files import write_json
 from letheon.storage.fingerprints import CALLED, differences
+from letheon.storage.run_folder import CHECKPOINTS_FOLDER, FORM_FILE, STATE_FILE, STEP_PREFIX, write_json_entry
 from letheon.unlearning.formed_rows import FormedRows
 from letheon.unlearning.inputs import Inputs
-
-FORM_FILE = "form.json"
 
 _COMPARED = tuple(name for name in CALLED if name != "model_sha256")
 """What has to be equal on resuming: the same weights may lie in other files."""
@@ -68,7 +66,7 @@ def keep_form(folder: Path, form: FormedRows, read: Mapping[str, Any]) -> None:
     check_same_inputs(folder, read)
     then = read_form(folder)
     if then is None or not set(read) <= set(then):
-        write_json(folder / FORM_FILE, {**describe_form(form, read), **(then or {})})
+        write_json_entry(folder, FORM_FILE, {**describe_form(form, read), **(then or {})})
 
 
 def check_same_inputs(folder: Path, now: Mapping[str, Any]) -> None:
@@ -135,8 +133,8 @@ def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where a run's fingerprints stand, and what they are; a checkpoint that cannot be read has none."""
     then = read_form(folder)
     if then is not None:
-        yield FORM_FILE, then
-    for path in sorted((folder / "checkpoints").glob("**/step-*/state.json")):
+        yield FORM_FILE.name, then
+    for path in sorted((folder / CHECKPOINTS_FOLDER).glob(f"**/{STEP_PREFIX}*/{STATE_FILE}")):
         try:
             read = json.loads(path.read_text(encoding="utf-8")).get("read")
         except (OSError, ValueError, RecursionError, AttributeError):

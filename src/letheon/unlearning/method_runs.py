@@ -12,6 +12,7 @@ from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption
+from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE, MEMBER_PREFIX
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
 from letheon.training.loop import begin, train
 from letheon.training.state import Hooks, Outcome, Run
@@ -37,9 +38,9 @@ def train_all(
     hooks: Callable[..., Hooks],
 ) -> Outcome:
     """Train each of the runs that the method consists of, and put together what comes of them."""
-    folders = [settings.out / "checkpoints"]
+    folders = [settings.out / CHECKPOINTS_FOLDER]
     if len(method.members) > 1:
-        folders = [folders[0] / f"member-{number}" for number in range(1, len(method.members) + 1)]
+        folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.members) + 1)]
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
@@ -47,7 +48,7 @@ def train_all(
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
         recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
-        open_log(settings.out / "log.jsonl", keep_events=keep_events) as log,
+        open_log(settings.out / LOG_FILE, keep_events=keep_events) as log,
         trackers(settings.out, settings.trackers, settings.plain()) as tracker,
     ):
         here = hooks(log=log, tracker=tracker)

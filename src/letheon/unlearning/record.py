@@ -13,9 +13,17 @@ from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
-from letheon.storage.files import write_json, write_text
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.provenance import describe_environment
+from letheon.storage.run_folder import (
+    ADAPTER_FOLDER,
+    FORM_FILE,
+    MODEL_FOLDER,
+    PROVENANCE_FILE,
+    SETTINGS_FILE,
+    write_entry,
+    write_json_entry,
+)
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.judge import StateScore
 from letheon.training.state import Outcome
@@ -51,7 +59,7 @@ class RunReport:
     @property
     def model(self) -> Path:
         """The unlearned checkpoint."""
-        return self.folder / "model"
+        return self.folder / MODEL_FOLDER
 
 
 def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
@@ -69,7 +77,8 @@ def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
     text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
     # Comments, so that the file stays what --config takes.
     said = (f"#   {name}: {value}\n" for name, value in read.items() if name.endswith("_sha256"))
-    write_text(settings.out / "run.yaml", f"{text}\n# What the run read; form.json holds the same.\n{''.join(said)}")
+    text += f"\n# What the run read; {FORM_FILE} holds the same.\n{''.join(said)}"
+    write_entry(settings.out, SETTINGS_FILE, text)
 
 
 def log_start(
@@ -134,7 +143,7 @@ def leave(
         OutputError: a file cannot be written.
     """
     adapted = prepared.problem.adapted
-    adapted.save(settings.out / "adapter")  # first, so that it is there whatever becomes of the model
+    adapted.save(settings.out / ADAPTER_FOLDER)  # first, so that it is there whatever becomes of the model
     merged = adapted.merged_state()
     if adapted.is_lost_in(merged):
         dtype = str(adapted.model.dtype).removeprefix("torch.")
@@ -143,7 +152,7 @@ def leave(
             f"weights: rounding to {dtype} loses the changes; train longer, with a higher --learning-rate, "
             "or with --dtype float32 (the adapter and the checkpoints are kept)"
         )
-    save_model(adapted.model, loaded.tokenizer, settings.out / "model", state=merged)
+    save_model(adapted.model, loaded.tokenizer, settings.out / MODEL_FOLDER, state=merged)
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
     provenance = {
@@ -154,15 +163,15 @@ def leave(
         "result": {
             "reason": outcome.reason,
             "kept": outcome.kept.flat(),
-            "model_sha256": hash_checkpoint(settings.out / "model"),
-            "adapter_sha256": hash_checkpoint(settings.out / "adapter"),
+            "model_sha256": hash_checkpoint(settings.out / MODEL_FOLDER),
+            "adapter_sha256": hash_checkpoint(settings.out / ADAPTER_FOLDER),
             "num_steps": outcome.step,
             "num_tokens": outcome.num_tokens,
             "duration_s": duration_s,
             "peak_memory_bytes": peak,
         },
     }
-    write_json(settings.out / "provenance.json", provenance)
+    write_json_entry(settings.out, PROVENANCE_FILE, provenance)
     result = provenance["result"]
     return RunReport(
         folder=settings.out,
@@ -237,7 +246,7 @@ def _describe_rows(side: Side, settings: UnlearnSettings, prepared: Prepared, in
 def _written(folder: Path) -> dict[str, Any]:
     """What provenance.json holds of an earlier attempt; nothing where it cannot be read."""
     try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

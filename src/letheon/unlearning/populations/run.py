@@ -21,6 +21,7 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
 from letheon.storage.files import full_disk_is_an_error
+from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE
 from letheon.training.checkpoint import Checkpoint
 from letheon.training.judge import StateScore
 from letheon.training.loop import is_over
@@ -335,7 +336,7 @@ def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) ->
     passed_over: list[dict[str, None]] = [{} for _ in members]
 
     def find(m: int, upto: int | None) -> Checkpoint | None:
-        folder, note = members[m].out / "checkpoints", passed_over[m].setdefault
+        folder, note = members[m].out / CHECKPOINTS_FOLDER, passed_over[m].setdefault
         return find_checkpoints([folder], problems[m].judge, members[m], note=note, upto=upto)[0]
 
     if not part.goes_on:
@@ -364,7 +365,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     write_run(settings, prepared)
     write_divergence(settings.out, end)
     keep_events = end.log_events if end else found.position.log_events if found else 0
-    log = stack.enter_context(open_log(settings.out / "log.jsonl", keep_events=keep_events))
+    log = stack.enter_context(open_log(settings.out / LOG_FILE, keep_events=keep_events))
     tracker = stack.enter_context(trackers(settings.out, settings.trackers, settings.plain()))
     if end is None:
         begin_attempt(settings.out, first_step=found.position.step if found else 0)
@@ -372,7 +373,7 @@ def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, 
     for message in beginning.passed_over:
         observer.note(message)
     hooks = Hooks(log, observer, tracker)
-    checkpoints = settings.out / "checkpoints"
+    checkpoints = settings.out / CHECKPOINTS_FOLDER
     return begin_run(prepared.problem, settings, hooks=hooks, checkpoints=checkpoints, resumed=found)
 
 

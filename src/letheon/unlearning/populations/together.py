@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import DivergenceError, GivenUpError
-from letheon.storage.files import write_json
+from letheon.storage.run_folder import POPULATION_FILE, write_json_entry
 from letheon.training.checkpoint import Checkpoint
-from letheon.unlearning.folder import POPULATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def write_parts(folders: Collection[Path], parts: Collection[Part]) -> None:
     for folder in folders:
         named = [[os.path.relpath(folders[m].resolve(), folder.resolve()) for m in part.members] for part in parts]
         diverged = _read(folder).get("diverged")
-        write_json(folder / POPULATION, {"parts": named, **({"diverged": diverged} if diverged else {})})
+        write_json_entry(folder, POPULATION_FILE, {"parts": named, **({"diverged": diverged} if diverged else {})})
 
 
 def write_divergence(folder: Path, diverged: Diverged | None) -> None:
@@ -81,12 +80,12 @@ def write_divergence(folder: Path, diverged: Diverged | None) -> None:
     before = _read(folder)
     if diverged is not None or "diverged" in before:
         rest = {name: value for name, value in before.items() if name != "diverged"}
-        write_json(folder / POPULATION, {**rest, **({"diverged": asdict(diverged)} if diverged else {})})
+        write_json_entry(folder, POPULATION_FILE, {**rest, **({"diverged": asdict(diverged)} if diverged else {})})
 
 
 def forget_parts(folder: Path) -> None:
     """Remove what is written of a population in a member's folder."""
-    (folder / POPULATION).unlink(missing_ok=True)
+    (folder / POPULATION_FILE).unlink(missing_ok=True)
 
 
 def recorded_parts(folders: Collection[Path]) -> list[Part]:
@@ -143,7 +142,7 @@ def _parts_in(folder: Path) -> list[tuple[Path, ...]]:
 def _read(folder: Path) -> dict[str, Any]:
     """Return what is written in a member's folder; {} if nothing, or nothing that can be read."""
     try:
-        value = json.loads((folder / POPULATION).read_text(encoding="utf-8"))
+        value = json.loads((folder / POPULATION_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
