@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from letheon.data.rows import Row
+from letheon import Row
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from running import short_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from letheon.data.rows import Row
+from letheon import Row
 from network import block_network
 
 if TYPE_CHECKING:  # the process that hands tests out to others imports this file and runs none

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file
 
-from letheon.settings import UnlearnSettings
+from letheon import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, newest_checkpoint
 from letheon.training.tracking import first_events
 from letheon.unlearning.populations.together import divergence_of

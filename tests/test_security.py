@@ -12,15 +12,13 @@ import yaml
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.api import evaluate, unlearn, write_report
+from letheon import EvaluateSettings, Row, UnlearnSettings, evaluate, unlearn, write_report
 from letheon.cli.main import main
 from letheon.data.benchmarks import lume
 from letheon.data.records import open_records
-from letheon.data.rows import Row
 from letheon.errors import DataError, LetheonError, ModelError, without_secrets
 from letheon.model import loading
 from letheon.model.loading import load_config, load_model, load_tokenizer
-from letheon.settings import EvaluateSettings, UnlearnSettings
 from network import ASKED_FOR
 from running import short_run
 

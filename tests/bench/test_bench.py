@@ -27,7 +27,7 @@ from bench.step import table as step_table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chats import chatty
-from letheon.data.rows import Row
+from letheon import Row
 from letheon.data.sequences import Sequence, tokenise, tokenise_all
 from letheon.model.adapters import LoraAdapter
 from small import tiny_model

@@ -9,11 +9,10 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from letheon.api import evaluate, memorize
+from letheon import EvaluateSettings, MemorizeSettings, UnlearnSettings, evaluate, memorize
 from letheon.data.ends import bare_rows, without_begin, without_ends
 from letheon.data.rows import Row, Rows, Turn, write_rows
 from letheon.errors import DataError
-from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.unlearning.inputs import read_inputs
 from running import events, run, short_run
 

@@ -18,8 +18,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, CanineTokenizer, PreTrainedTokenizer, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as Fast
 
+from letheon import Row
 from letheon.data.forms import TEXT_FORMS, Rendered
-from letheon.data.rows import Row
 from letheon.data.sequences import leading_special_ids, tokenise
 from letheon.errors import DataError
 from letheon.model.architectures import train_tokenizer

@@ -4,9 +4,9 @@ import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from chats import with_bos
+from letheon import Row
 from letheon.data.forms import TEXT_FORMS, check_form
 from letheon.data.packing import pack, token_groups
-from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, leading_special_ids, tokenise, tokenise_all
 from letheon.errors import DataError, SettingsError
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from architecture_table import ALTERNATING, CASES, LLAMA3_ROPE, WINDOW, random_model
+from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.engine.attention import NAMES
 from letheon.engine.engine import TOLERANCE, Engine, build_engine

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from architecture_table import CASES, WINDOW, random_model
+from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.engine import attention
 from letheon.engine import engine as engine_module

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon import Row
 from letheon.data.alternatives import other_answers
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.probing import AnswerValues
-from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.engine.engine import Engine, build_engine

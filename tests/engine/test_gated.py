@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from architecture_table import CASES, random_model
+from letheon import Row
 from letheon.data.packing import pack
-from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
 from letheon.engine.engine import build_engine
 from letheon.engine.patches.gated import gated_blocks, lean_blocks

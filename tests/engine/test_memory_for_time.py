@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon import Row
 from letheon.data.packing import pack
-from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
 from letheon.engine.engine import Engine, build_engine
 from letheon.engine.patches.lower import lowest_trained_layer

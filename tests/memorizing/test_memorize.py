@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.data.rows import Row
+from letheon import Row
 from letheon.data.sequences import Sequence, tokenise
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeSchedule

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.data.rows import Row
+from letheon import Row
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.loading import load_model, save_model

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.rows import Row
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.engine.engine import Engine, build_engine
 from letheon.engine.reference import build_reference

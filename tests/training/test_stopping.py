@@ -12,11 +12,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from letheon.data.rows import Row
+from letheon import Row, UnlearnSettings
 from letheon.errors import SettingsError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import get_method
-from letheon.settings import UnlearnSettings
 from letheon.training import step
 from letheon.training.checkpoint import load_checkpoint
 from letheon.training.judge import Better, StateScore, best

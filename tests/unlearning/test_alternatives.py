@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon import UnlearnSettings
 from letheon.data.alternatives import REFUSALS, given_alternatives, other_answers, random_tokens, refusals
 from letheon.data.rows import Row, Rows
 from letheon.data.sequences import Sequence, tokenise_all
 from letheon.errors import DataError
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
-from letheon.settings import UnlearnSettings
 from letheon.training.tracking import Silent
 from letheon.unlearning.inputs import read_inputs
 from letheon.unlearning.made_up import EXTRA_TOKENS, generate_alternatives

@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from killing import difference, set_aside
+from letheon import UnlearnSettings
 from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
 from letheon.errors import DataError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
-from letheon.settings import UnlearnSettings
 from letheon.training import step
 from letheon.training.tracking import Silent
 from letheon.unlearning.answerless import Answerless

@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from chats import CHATS, DATED, QUESTIONS, chatty, known_in_chat
+from letheon import EvaluateSettings
 from letheon.api import evaluate, form_of
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
@@ -21,7 +22,6 @@ from letheon.purging.purge import purge
 from letheon.report.files import Evaluation, read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
-from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model

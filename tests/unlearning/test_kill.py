@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from killing import PIECES, WRITES, count_calls, difference, outcome_of_kill, run_and_kill, set_aside
-from letheon.data.rows import Row
+from letheon import Row
 from letheon.training import checkpoint
 from running import run, short_run
 

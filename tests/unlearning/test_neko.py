@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from letheon import UnlearnSettings
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
@@ -19,7 +20,6 @@ from letheon.objective.catalogue import get_method
 from letheon.objective.methods import needs_of
 from letheon.objective.retain import mean_kl
 from letheon.objective.terms import roles_of
-from letheon.settings import UnlearnSettings
 from letheon.training import step
 from letheon.training.tracking import Silent
 from letheon.unlearning.inputs import read_inputs

@@ -15,9 +15,8 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from killing import WRITES, count_calls, difference, flip_a_bit, model_in, run_and_kill, set_aside
-from letheon.data.rows import Row
+from letheon import Row, UnlearnSettings
 from letheon.errors import OutputError, SettingsError
-from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
 from letheon.training.tracking import Silent, first_events, open_log
 from letheon.unlearning.interim import interim_score

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from expert_families import config_of
 from killing import difference, flip_a_bit, model_in, set_aside, told
-from letheon.data.rows import Row
+from letheon import Row, UnlearnSettings
 from letheon.model.loading import save_model
-from letheon.settings import UnlearnSettings
 from letheon.training.randomness import dropout_of_step
 from letheon.unlearning.run import unlearn
 from running import events, run, same, short_run
