@@ -9,26 +9,17 @@ from letheon.settings.base import Settings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
-    FormSettings,
+    CourseSettings,
+    FormedRowSettings,
     MethodSettings,
-    OptimiserSettings,
     OutputSettings,
     RowSettings,
-    ScoringSettings,
-    StepSettings,
 )
 from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, IsoDate, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    ScoringSettings,
-    FormSettings,
-    AdapterSettings,
-    OptimiserSettings,
-    StepSettings,
-    MethodSettings,
-    OutputSettings,
-    RowSettings,
+    CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
 ):
     """Settings of `letheon unlearn`."""
 

@@ -306,3 +306,11 @@ class ScoringSettings(Settings):
     time_limit_s: Annotated[float | None, RESUMABLE, SHARED] = Field(
         None, gt=0, description="Stop within X seconds and keep the best state."
     )
+
+
+class FormedRowSettings(FormSettings, RowSettings):
+    """The rows and their form."""
+
+
+class CourseSettings(ScoringSettings, OptimiserSettings, StepSettings):
+    """How a run goes: its steps, its optimiser, its scorings and its end."""

@@ -11,7 +11,7 @@ from letheon.errors import OutputError
 from letheon.evaluation.results import read_results
 from letheon.progress import Progressed
 from letheon.report.files import read_mapping
-from letheon.settings import EvaluateSettings, UnlearnSettings
+from letheon.settings import EvaluateSettings, StepSettings, UnlearnSettings
 from letheon.storage.files import sweep
 from letheon.storage.provenance import hash_file
 from letheon.storage.run_folder import (
@@ -86,7 +86,7 @@ class Scorer:
         results = read_results(folder / RESULTS_FILE)
         return state_scores(results, epoch=0.0, is_result=False)
 
-    def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
+    def _epochs(self, run: StepSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
 
     def _settings(self, member: Member, state: RunState, *, model: str) -> EvaluateSettings:

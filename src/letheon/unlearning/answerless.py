@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from letheon.data.rows import Row
 from letheon.data.sequences import Sequence
 from letheon.errors import DataError
-from letheon.settings import UnlearnSettings
+from letheon.settings import FormedRowSettings
 
 _MOST_NAMED = 16
 
@@ -53,7 +53,7 @@ def find_answerless(
     )
 
 
-def check_answerless(found: Answerless, settings: UnlearnSettings) -> None:
+def check_answerless(found: Answerless, settings: FormedRowSettings) -> None:
     """Refuse forget rows without an answer token, unless they may be skipped: a run would not unlearn them.
 
     Raises:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from letheon.data.schedules import Schedule
-from letheon.settings import UnlearnSettings
+from letheon.settings import CourseSettings
 from letheon.training.judge import History, Judge, StateScore
 from letheon.training.optimiser import build_optimiser, learning_rate_at
 from letheon.training.stopping import choose_kept, why_stop
@@ -18,7 +18,7 @@ from letheon.unlearning.resolve import steps_to_score, total_steps
 class SetCourse:
     """A course that the settings fix in advance."""
 
-    settings: UnlearnSettings
+    settings: CourseSettings
     schedule: Schedule
     judge: Judge
 

@@ -16,7 +16,7 @@ from letheon.data.sequences import Asked, Sequence, hash_sequences, tokenise_all
 from letheon.engine.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
-from letheon.settings import UnlearnSettings
+from letheon.settings import FormedRowSettings, FormSettings, UnlearnSettings
 from letheon.unlearning.answerless import Answerless, check_answerless, find_answerless
 from letheon.unlearning.inputs import PLANNED_FORM, PROMPT_SHARE, UNLIMITED, Inputs, cut_overlong, tokenise_rows
 from letheon.unlearning.interim import answer_values
@@ -148,7 +148,7 @@ def ends_rows(engine: Engine, inputs: Inputs, sequences: Collection[Sequence]) -
     return probability > 0.5, probability
 
 
-def _asked(inputs: Inputs, settings: UnlearnSettings, template: str, *, ends: bool) -> dict[int, Asked]:
+def _asked(inputs: Inputs, settings: FormedRowSettings, template: str, *, ends: bool) -> dict[int, Asked]:
     found: dict[int, Asked] = {}
     is_forget = _is_forget(inputs)
     rows = [row for rows in inputs.sets for row in rows]
@@ -164,7 +164,7 @@ def _asked(inputs: Inputs, settings: UnlearnSettings, template: str, *, ends: bo
     return found
 
 
-def check_answers(inputs: Inputs, settings: UnlearnSettings) -> None:
+def check_answers(inputs: Inputs, settings: FormedRowSettings) -> None:
     """Refuse forget rows that are cut off before their answers, as far as that is known without the model.
 
     Raises:
@@ -189,7 +189,7 @@ def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Meth
     return [*_trained(sequences[:num_rows], settings, inputs), *others, *sequences[num_rows:]]
 
 
-def planned_rows(inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+def planned_rows(inputs: Inputs, settings: FormSettings) -> list[Sequence]:
     """Return all rows, left-out ones included, in the form that `planned_sequences` takes."""
     return _with_ends(inputs, inputs.sequences) if settings.end_of_sequence != "none" else inputs.sequences
 
@@ -234,7 +234,7 @@ def _alternatives(
     return _marked([s.ended(inputs.max_length) for s in made] if ends else made, settings, inputs)
 
 
-def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
+def _trained(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
     """Return what is trained on of the rows: of documents all, of other rows the answers."""
     whole = [
         replace(s, answer_start=1) if row.is_document else s for s, row in zip(sequences, inputs.rows, strict=True)
@@ -244,7 +244,7 @@ def _trained(sequences: Collection[Sequence], settings: UnlearnSettings, inputs:
     return [*_marked(whole[:num_forget], settings, inputs), *retained]
 
 
-def retain_sequences(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
+def retain_sequences(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
     """Return retain rows as they are trained on: padded where the KL is taken everywhere."""
     marked = _marked(sequences, settings, inputs)
     if settings.positions == "answer":
@@ -252,19 +252,19 @@ def retain_sequences(sequences: Collection[Sequence], settings: UnlearnSettings,
     return [_padded(sequence, _length(settings, inputs), inputs) for sequence in marked]
 
 
-def _marked(sequences: Collection[Sequence], settings: UnlearnSettings, inputs: Inputs) -> list[Sequence]:
+def _marked(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
     """Mark what is trained on, answers or whole texts, and cut off what is too long."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
     length = _length(settings, inputs)
     return [cut_overlong(sequence, length, settings.overlong) for sequence in marked]
 
 
-def _within_context(sequence: Sequence, inputs: Inputs, settings: UnlearnSettings) -> Sequence:
+def _within_context(sequence: Sequence, inputs: Inputs, settings: FormSettings) -> Sequence:
     is_over = len(sequence.input_ids) > inputs.max_length
     return cut_overlong(sequence, inputs.max_length, settings.overlong) if is_over else sequence
 
 
-def _length(settings: UnlearnSettings, inputs: Inputs) -> int:
+def _length(settings: FormSettings, inputs: Inputs) -> int:
     """How many tokens of a row are trained on."""
     return min(settings.max_length, inputs.max_length)
 

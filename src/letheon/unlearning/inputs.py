@@ -17,7 +17,7 @@ from letheon.data.schedules import shuffled
 from letheon.data.sequences import Sequence, text_sequence, tokenise_all
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
-from letheon.settings import DEFAULT_DATE, UnlearnSettings
+from letheon.settings import DEFAULT_DATE, RowSettings, UnlearnSettings
 
 NUM_HOLDOUT_DOCUMENTS = 64
 UNLIMITED = 10**9
@@ -122,7 +122,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
 
 def _read(
     source: str | Path,
-    settings: UnlearnSettings,
+    settings: RowSettings,
     tokenizer: PreTrainedTokenizerBase,
     note: Callable[[str], None] | None,
 ) -> Rows:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from letheon.data.probing import unknown_sides
 from letheon.engine.engine import Engine
 from letheon.progress import Progressed
-from letheon.settings import UnlearnSettings
+from letheon.settings import ScoringSettings
 from letheon.training.judge import Better, StateScore
 from letheon.unlearning.interim import BETTER, Probes, interim_score
 
@@ -32,7 +32,7 @@ class Budgets:
     text: float | None = None
 
     @classmethod
-    def of(cls, settings: UnlearnSettings) -> "Budgets":
+    def of(cls, settings: ScoringSettings) -> "Budgets":
         """Return those that were set."""
         return cls(settings.retain_budget, settings.text_budget)
 

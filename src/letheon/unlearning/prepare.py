@@ -29,7 +29,7 @@ from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method, Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
-from letheon.settings import UnlearnSettings
+from letheon.settings import AdapterSettings, FormSettings, ScoringSettings, UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.outside import note_store
 from letheon.training.tracking import Observer
@@ -207,7 +207,7 @@ def adapt(model: PreTrainedModel, settings: UnlearnSettings) -> Adapted:
     return attach_lora(model, lora_settings(settings), seed=settings.seed)
 
 
-def lora_settings(settings: UnlearnSettings) -> LoraSettings:
+def lora_settings(settings: AdapterSettings) -> LoraSettings:
     """Return what the adapter of a run is made from."""
     return LoraSettings(
         rank=settings.rank,
@@ -244,7 +244,7 @@ def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Meth
 def probes_of(
     inputs: Inputs,
     sequences: Collection[Sequence],
-    settings: UnlearnSettings,
+    settings: ScoringSettings,
     *,
     asked: Mapping[int, Asked] | None = None,
 ) -> Probes:
@@ -275,30 +275,30 @@ def probes_of(
     )
 
 
-def _scored_rows(inputs: Inputs, settings: UnlearnSettings) -> tuple[int, Rows, Rows]:
+def _scored_rows(inputs: Inputs, settings: ScoringSettings) -> tuple[int, Rows, Rows]:
     """The number of the first row that is scored, and the forget and retain rows that are."""
     if settings.validation is None:
         return 0, inputs.forget, inputs.retain
     return len(inputs.rows), *inputs.left_out
 
 
-def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: UnlearnSettings) -> Answerless:
+def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: ScoringSettings) -> Answerless:
     first, forget, retain = _scored_rows(inputs, settings)
     return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
 
 
-def waits_on_kl(settings: UnlearnSettings) -> bool:
+def waits_on_kl(settings: ScoringSettings) -> bool:
     """Whether a run stops by the retain KL, so that the reference's values on the scored retain rows are held."""
     return settings.patience is not None and settings.patience_on == "retain_kl"
 
 
-def kept_sequences(probes: Probes, inputs: Inputs, settings: UnlearnSettings) -> list[Sequence]:
+def kept_sequences(probes: Probes, inputs: Inputs, settings: FormSettings) -> list[Sequence]:
     """Return the retain rows of the probes as they are trained on, which the retain KL of scorings is taken over."""
     return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
 
 
 def _kept_rows(
-    engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: UnlearnSettings
+    engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: FormSettings
 ) -> KeptRows:
     """Return the retain rows of the probes with the reference's values, which are held in memory."""
     sequences = kept_sequences(probes, inputs, settings)

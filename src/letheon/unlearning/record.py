@@ -12,7 +12,7 @@ from letheon.errors import ModelError
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
-from letheon.settings import UnlearnSettings
+from letheon.settings import RowSettings, UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import (
@@ -228,7 +228,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
     }
 
 
-def _describe_rows(side: Side, settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
+def _describe_rows(side: Side, settings: RowSettings, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
     """Where the rows of a side came from, their fingerprint, and how many are used for what."""
     problem = prepared.problem
     first, last = (0, len(inputs.forget)) if side == "forget" else (len(inputs.forget), len(inputs.rows))

@@ -8,7 +8,7 @@ from letheon.errors import SettingsError
 from letheon.model.targets import SEED_TARGETS
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
-from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
+from letheon.settings import COEFFICIENT_FLAGS, CourseSettings, MethodSettings, StepSettings, UnlearnSettings
 from letheon.settings.facts import Requires, facts_of
 
 
@@ -47,7 +47,7 @@ def effective(settings: UnlearnSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.plain().items() if _has_effect(settings, name)}
 
 
-def given_coefficients(settings: UnlearnSettings) -> dict[str, Value]:
+def given_coefficients(settings: MethodSettings) -> dict[str, Value]:
     """Return the coefficients that settings hold, by name.
 
     Raises:
@@ -90,7 +90,7 @@ def coefficients_of(
     return Coefficients(given, settings.seed)
 
 
-def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Schedule:
+def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedule:
     """Return what draws the steps of a run over these rows."""
     num_forget, num_retain = len(forget), len(retain)
     seed, epochs, batch_size = settings.seed, settings.epochs, settings.batch_size
@@ -129,12 +129,12 @@ def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Sch
     )
 
 
-def total_steps(settings: UnlearnSettings, schedule: Schedule) -> int:
+def total_steps(settings: StepSettings, schedule: Schedule) -> int:
     """Return how many steps a run takes if nothing ends it."""
     return min(schedule.num_steps, settings.max_steps or schedule.num_steps)
 
 
-def check_score_at(settings: UnlearnSettings, schedule: Schedule) -> None:
+def check_score_at(settings: CourseSettings, schedule: Schedule) -> None:
     """Refuse an epoch to score at that is no step of the run.
 
     Raises:
@@ -155,7 +155,7 @@ def check_score_at(settings: UnlearnSettings, schedule: Schedule) -> None:
             )
 
 
-def steps_to_score(settings: UnlearnSettings, schedule: Schedule) -> set[int]:
+def steps_to_score(settings: CourseSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:
         return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
@@ -188,7 +188,7 @@ def _has_effect(settings: UnlearnSettings, name: str) -> bool:
     return getattr(get_method(settings.method), wants.attribute) is not None
 
 
-def _check_scoring(settings: UnlearnSettings) -> None:
+def _check_scoring(settings: CourseSettings) -> None:
     for epoch in settings.score_at or ():
         if not 0 < epoch <= settings.epochs:
             raise SettingsError(

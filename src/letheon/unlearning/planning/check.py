@@ -14,7 +14,7 @@ from letheon.model.precision import settled
 from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
-from letheon.settings import UnlearnSettings
+from letheon.settings import FormSettings, UnlearnSettings
 from letheon.unlearning.formed_rows import NUM_END_ROWS, planned_rows, planned_sequences
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.planning.advice import advise, describe_fit, gib, is_impossible, is_tight
@@ -198,7 +198,7 @@ def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
     )
 
 
-def _choosing_tokens(inputs: Inputs, settings: UnlearnSettings) -> int:
+def _choosing_tokens(inputs: Inputs, settings: FormSettings) -> int:
     """The tokens of the rows that the template, and the end of retain rows, are chosen by."""
     forget = inputs.sequences[: len(inputs.forget)]
     retain = inputs.sequences[len(inputs.forget) : len(inputs.rows)]

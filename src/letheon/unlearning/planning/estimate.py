@@ -22,7 +22,7 @@ from letheon.model.precision import settled
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
-from letheon.settings import UnlearnSettings
+from letheon.settings import StepSettings, UnlearnSettings
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens
 from letheon.unlearning.planning.machine import Rates
 from letheon.unlearning.planning.operations import Work, rough_work, work_of
@@ -247,7 +247,7 @@ class _Traced:
 
 
 def _trace(
-    model: PreTrainedModel, adapted: Adapted, settings: UnlearnSettings, terms: tuple[Term, ...], demand: Demand
+    model: PreTrainedModel, adapted: Adapted, settings: StepSettings, terms: tuple[Term, ...], demand: Demand
 ) -> _Traced:
     reasons: list[str] = []
     for is_packed in (True, False):

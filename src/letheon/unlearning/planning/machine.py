@@ -10,7 +10,7 @@ import torch
 
 from letheon.model.precision import Precision
 from letheon.model.widening import widened_linear
-from letheon.settings import UnlearnSettings
+from letheon.settings import RowSettings
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 RATE_SECONDS = 0.25
@@ -46,7 +46,7 @@ def this_machine(device: str | None) -> Machine:
     return Machine(device=chosen, memory=free_memory(), swap=_meminfo().get("SwapFree", 0), gpu_memory=gpu)
 
 
-def machine_of(settings: UnlearnSettings) -> Machine:
+def machine_of(settings: RowSettings) -> Machine:
     """Return what a run of these settings can have here."""
     return this_machine(settings.device)
 

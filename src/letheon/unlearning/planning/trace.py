@@ -39,7 +39,7 @@ from letheon.model.precision import Precision
 from letheon.model.widening import widen
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of
-from letheon.settings import UnlearnSettings
+from letheon.settings import StepSettings
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.unlearning.planning.demand import Piece
 
@@ -97,9 +97,7 @@ def empty_model(config: PreTrainedConfig, precision: Precision, *, trust_remote_
     return model
 
 
-def empty_engine(
-    model: PreTrainedModel, adapted: Adapted, settings: UnlearnSettings, *, is_packed: bool = True
-) -> Engine:
+def empty_engine(model: PreTrainedModel, adapted: Adapted, settings: StepSettings, *, is_packed: bool = True) -> Engine:
     """Return the engine of a model without values; nearly all models take path "packed"."""
     head = head_of(model)
     frozen = None if head.weight.requires_grad else head
