@@ -15,7 +15,15 @@ from letheon.model.loading import save_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings, read_config
 from letheon.unlearning.reading import _choose_layer, read
-from letheon.unlearning.resolve import build_schedule, check_score_at, given_coefficients, resolve_settings, terms_of
+from letheon.unlearning.resolve import (
+    build_schedule,
+    check_score_at,
+    given_coefficients,
+    is_to_score,
+    resolve_settings,
+    steps_to_score,
+    terms_of,
+)
 from letheon.unlearning.run import unlearn
 from running import model_of, run, same, short_run
 from small import tiny_model
@@ -285,3 +293,20 @@ def test_epochs_to_score_at_are_steps_of_the_run(
         return
     with pytest.raises(SettingsError, match=said):
         check_score_at(settings, schedule)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"checkpoint_epochs": 2},
+        {"checkpoint_steps": 3},
+        {"checkpoint_steps": 3, "max_steps": 10},
+        {"score_at": "0.5,2"},
+    ],
+)
+def test_a_step_is_scored_after_if_it_is_among_those_that_are(given: dict[str, Any]) -> None:
+    settings = settings_of(epochs=4, **given)
+    schedule = MixedSchedule(16, 4, seed=0, epochs=4)
+    listed = steps_to_score(settings, schedule)
+    assert listed
+    assert {step for step in range(1, 40) if is_to_score(settings, schedule, step)} == listed

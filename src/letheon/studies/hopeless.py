@@ -28,6 +28,7 @@ def median_judge(configurations: Mapping[Path, str]) -> GivesUp:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def judge(scores: Mapping[Path, Sequence[StateScore]], asked: AbstractSet[Path]) -> dict[Path, str]:
+        """Return which of the runs that are asked about are given up, and why."""
         means = {name: _means(name, configurations, scores) for name in dict.fromkeys(configurations.values())}
         given_up: dict[Path, str] = {}
         for folder in sorted(asked & configurations.keys()):

@@ -1,6 +1,6 @@
 """What the loop trains: a job says which rows make a step, what they cost and how a state is judged.
 
-Unlearning (problem.py) and memorising (model/memorize.py) are two of them.
+Unlearning (unlearning/problem.py) and memorising (memorizing/job.py) are two of them.
 """
 
 from collections.abc import Callable, Mapping

@@ -74,7 +74,8 @@ def goes_on(run: Run[Job], clock: Clock, interruption: Interruption) -> bool:
     """Return whether the run takes another step; if not for lack of steps, `run.reason` says why."""
     if run.step >= run.total_steps:
         return False
-    if run.reason is None and clock.is_over(next_s=_step_s(run) + run.scoring_s):
+    # What the next step takes is only asked for where there is a limit: it counts the tokens of all rows.
+    if run.reason is None and clock.limit_s is not None and clock.is_over(next_s=_step_s(run) + run.scoring_s):
         run.reason = f"time limit of {run.settings.time_limit_s:g} s"
     if run.reason is None and interruption.signal_number is not None:
         run.reason = f"signal {interruption.signal_number}"

@@ -11,7 +11,7 @@ from letheon.settings import CourseSettings
 from letheon.training.judge import History, Judge, StateScore
 from letheon.training.optimiser import build_optimiser, learning_rate_at
 from letheon.training.stopping import choose_kept, why_stop
-from letheon.unlearning.resolve import steps_to_score, total_steps
+from letheon.unlearning.resolve import is_to_score, steps_to_score, total_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SetCourse:
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
         """Return whether the state after so many steps is scored and saved."""
-        return step in steps_to_score(self.settings, self.schedule)
+        return is_to_score(self.settings, self.schedule, step)
 
     def why_stop(self, history: History) -> str | None:
         """Return which budget or whose patience is over."""

@@ -1,5 +1,6 @@
 """From what the user set to everything a run needs: the method's published values, checked against one another."""
 
+from collections.abc import Collection
 from typing import Any
 
 from letheon.data.rows import Rows
@@ -158,9 +159,25 @@ def check_score_at(settings: CourseSettings, schedule: Schedule) -> None:
 def steps_to_score(settings: CourseSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:
-        return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at}
-    every = settings.checkpoint_steps or settings.checkpoint_epochs * schedule.steps_per_epoch
+        return _steps_at(settings.score_at, schedule)
+    every = _scoring_interval(settings, schedule)
     return set(range(every, total_steps(settings, schedule) + 1, every))
+
+
+def is_to_score(settings: CourseSettings, schedule: Schedule, step: int) -> bool:
+    """Return whether `step`, at least 1, is one of `steps_to_score`, without listing them."""
+    if settings.score_at is not None:
+        return step in _steps_at(settings.score_at, schedule)
+    return step % _scoring_interval(settings, schedule) == 0 and step <= total_steps(settings, schedule)
+
+
+def _steps_at(epochs: Collection[float], schedule: Schedule) -> set[int]:
+    return {round(epoch * schedule.steps_per_epoch) for epoch in epochs}
+
+
+def _scoring_interval(settings: CourseSettings, schedule: Schedule) -> int:
+    """How many steps lie between two scorings."""
+    return settings.checkpoint_steps or settings.checkpoint_epochs * schedule.steps_per_epoch
 
 
 def most_checkpoints(settings: UnlearnSettings) -> int:

@@ -1,8 +1,11 @@
-"""What comes of each run of a population."""
+"""What comes of each run of a population, and who hears of one of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.training.judge import StateScore
+from letheon.training.tracking import Observer
 from letheon.unlearning.record import RunReport
 
 
@@ -34,3 +37,26 @@ class GivenUpRun:
 
 Report = RunReport | DivergedRun | GivenUpRun
 """Of a run that came to its end or was stopped in it; of one that diverged; of one that was given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedObserver:
+    """Hands on what is said of one member, under its name."""
+
+    observer: Observer
+    name: str
+
+    def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
+        """Say nothing: the steps are counted over all members."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Hand it on."""
+        self.observer.stage(name, done, total)
+
+    def scored(self, score: StateScore) -> None:
+        """Hand it on."""
+        self.observer.scored(score)
+
+    def note(self, message: str) -> None:
+        """Say whose it is."""
+        self.observer.note(f"{self.name}: {message}")

@@ -23,7 +23,6 @@ from letheon.storage.cache import default_cache_dir
 from letheon.storage.files import full_disk_is_an_error
 from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE
 from letheon.training.checkpoint import Checkpoint
-from letheon.training.judge import StateScore
 from letheon.training.loop import is_over
 from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock
@@ -38,7 +37,7 @@ from letheon.unlearning.planning import check_fit
 from letheon.unlearning.planning.machine import machine_of
 from letheon.unlearning.populations.groups import groups_of, why_alone
 from letheon.unlearning.populations.loop import Ended, GivesUp, train_together
-from letheon.unlearning.populations.reports import DivergedRun, GivenUpRun, Report
+from letheon.unlearning.populations.reports import DivergedRun, GivenUpRun, NamedObserver, Report
 from letheon.unlearning.populations.sizes import num_at_once, parts_of
 from letheon.unlearning.populations.together import (
     Diverged,
@@ -85,36 +84,13 @@ def run_population(
         SettingsError: the runs cannot share a model, or two have one folder.
     """
     observer = observer or Silent()
-    observers = observers or [_Named(observer, one.out.name) for one in members]
+    observers = observers or [NamedObserver(observer, one.out.name) for one in members]
     _check_group(members)
     if len(members) > 1 or (members[0].resume and was_member(members[0].out)):
         reports = _try_together(members, observer, observers, judge)
         if reports is not None:
             return reports
     return [_alone(one, watcher) for one, watcher in zip(members, observers, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """Hands on what is said of one member, under its name."""
-
-    observer: Observer
-    name: str
-
-    def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
-        """Say nothing: the steps are counted over all members."""
-
-    def stage(self, name: str, done: int, total: int) -> None:
-        """Hand it on."""
-        self.observer.stage(name, done, total)
-
-    def scored(self, score: StateScore) -> None:
-        """Hand it on."""
-        self.observer.scored(score)
-
-    def note(self, message: str) -> None:
-        """Say whose it is."""
-        self.observer.note(f"{self.name}: {message}")
 
 
 @dataclass(frozen=True, slots=True)
