@@ -184,7 +184,7 @@ def data_synthetic(folder: Path, size: str, seed: int) -> None:
 @settings_options(DemoSettings)
 @click.pass_context
 def demo(context: click.Context, /, config: Path | None, **_: Any) -> None:
-    """Watch a small model forget made-up people: about a minute on two cores, no network."""
+    """Watch a small model forget made-up people: less than two minutes on two cores, no network."""
     settings = DemoSettings.of(given_values(context, config))
     if not settings.out.exists():
         _ending_of(context).removed_first = settings.out
