@@ -165,10 +165,10 @@ def steps_to_score(settings: CourseSettings, schedule: Schedule) -> set[int]:
 
 
 def is_to_score(settings: CourseSettings, schedule: Schedule, step: int) -> bool:
-    """Return whether `step`, at least 1, is one of `steps_to_score`, without listing them."""
+    """Return whether `step` is one of `steps_to_score`, without listing them."""
     if settings.score_at is not None:
         return step in _steps_at(settings.score_at, schedule)
-    return step % _scoring_interval(settings, schedule) == 0 and step <= total_steps(settings, schedule)
+    return 0 < step <= total_steps(settings, schedule) and step % _scoring_interval(settings, schedule) == 0
 
 
 def _steps_at(epochs: Collection[float], schedule: Schedule) -> set[int]:
