@@ -84,7 +84,7 @@ def test_what_is_lost_in_rounding(size: float, is_lost: bool, adapt: str, tokeni
     with torch.no_grad():
         for parameter in adapted.parameters():
             parameter.add_(size)
-    adapted.settle()
+    adapted.update_model()
     assert adapted.is_lost_in(adapted.merged_state()) == is_lost
 
 

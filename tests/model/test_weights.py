@@ -452,7 +452,7 @@ def test_exact_weights_of_a_bfloat16_model(model: PreTrainedModel) -> None:
         assert named[name].grad is None
     before = {name: value.clone() for name, value in trained.trained().items()}
     move(trained, scale=1e-5)
-    trained.settle()
+    trained.update_model()
     for name, exact in trained.exact.items():
         assert torch.equal(named[name], exact.detach().bfloat16())
         assert not torch.equal(exact, before[name])

@@ -43,7 +43,7 @@ class Point:
     def parameters(self) -> list[nn.Parameter]:
         return [self.value]
 
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """There is nothing to bring up to date."""
 
     def trained(self) -> dict[str, Tensor]:

@@ -273,14 +273,14 @@ def test_a_collapse_counts_from_the_untouched_model(given: dict[str, Any]) -> No
 def test_a_model_that_broke_down_ends_as_a_collapse_not_as_an_error(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = "letheon.model.adapters.LoraAdapter.settle"
+    update = "letheon.model.adapters.LoraAdapter.update_model"
 
     def break_down(adapter: Any) -> None:
         with torch.no_grad():
             for parameter in adapter.parameters():
                 parameter.fill_(math.nan)
 
-    monkeypatch.setattr(settle, break_down)
+    monkeypatch.setattr(update, break_down)
     report = run(
         given,
         method="ga",

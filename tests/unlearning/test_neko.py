@@ -67,7 +67,7 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
     with torch.no_grad():
         for parameter in problem.adapted.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    problem.adapted.settle()
+    problem.adapted.update_model()
     batch = pack([problem.sequences[i] for i in (3, 4, 5)], is_forget=[False] * 3, row_index=[3, 4, 5])
     with torch.no_grad(), problem.engine.running():
         values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))

@@ -55,7 +55,7 @@ class Member:
         """Return the trained parameters, float32, in a fixed order."""
         return [value for _, value in sorted(self.values.items())]
 
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """Do nothing: the model computes with the trained parameters themselves."""
 
     def trained(self) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ class Asking:
     """The token that ends it; None for a tokenizer without any."""
 
 
-def settle_form(
+def resolve_form(
     form: AskedForm, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
 ) -> tuple[AskedForm, dict[str, Known]]:
     """Return the form with its name found out where it is "auto", and how well each form tried is known.

@@ -15,7 +15,7 @@ from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress
 from letheon.evaluation.generation import generate
 from letheon.evaluation.harness import mmlu_with_harness
-from letheon.evaluation.in_form import AskedForm, form_predictions, settle_form
+from letheon.evaluation.in_form import AskedForm, form_predictions, resolve_form
 from letheon.evaluation.membership import check_members, document_losses, membership_scores
 from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.official import check_rows, complete_results, predict, score_in_form
@@ -144,7 +144,7 @@ class _Reader:
         """Return the scores of the rows in their form, and the predictions where they are not the official ones."""
         if form is None:
             return None, ()
-        form, known = settle_form(form, self.model, self.tokenizer, [row for _, row in labelled])
+        form, known = resolve_form(form, self.model, self.tokenizer, [row for _, row in labelled])
         found = form_predictions(
             self.model,
             self.tokenizer,

@@ -34,7 +34,7 @@ class Adapted(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters, float32, in a fixed order."""
 
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """Bring the model up to date with the trained parameters, after a step of the optimiser."""
 
     def trained(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ class LoraAdapter:
         """Return the trained parameters, float32, in a fixed order."""
         return [p for _, p in sorted(self.peft.named_parameters()) if p.requires_grad]
 
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """Do nothing: the model computes with the trained parameters themselves."""
 
     def trained(self) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def choose_precision(stored: torch.dtype, *, asked: Asked, device: str | None, w
     return Choice(asked, f"precision: {asked}, as asked for; the checkpoint has {_name(stored)}")
 
 
-def settled(asked: Asked) -> Precision:
+def resolved_precision(asked: Asked) -> Precision:
     """Return a precision that was chosen; float32 where "auto" is still open."""
     return "float32" if asked == "auto" else asked
 

@@ -40,7 +40,7 @@ class TrainedWeights:
         return list(self.exact.values())
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """Round the trained parameters to the model's own, after a step of the optimiser."""
         named = dict(self.model.named_parameters())
         for name, parameter in self.exact.items():
@@ -56,7 +56,7 @@ class TrainedWeights:
         """Put back what `trained` returned, or a copy of it."""
         for name, parameter in self.exact.items():
             parameter.copy_(state[name])
-        self.settle()
+        self.update_model()
 
     def merged_state(self) -> dict[str, Tensor]:
         """Return all weights of the model."""

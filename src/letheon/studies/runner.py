@@ -131,10 +131,10 @@ class Runner:
             for member in held:
                 self.view.show(member.name, "running", f"one of {len(held)} over one model")
             watchers = [Watcher(self.view, member.name) for member in held]
-            crowd = Crowd(self.view, [member.name for member in held])
+            group_watcher = GroupWatcher(self.view, [member.name for member in held])
             with self._recorded(held):
                 reports = self.jobs.unlearn_together(
-                    [_ready(member) for member in held], crowd, watchers, self._judge(held)
+                    [_ready(member) for member in held], group_watcher, watchers, self._judge(held)
                 )
                 for member, report in zip(held, reports, strict=True):
                     self.exit_code = self.exit_code or report.exit_code
@@ -245,7 +245,7 @@ class Watcher:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class GroupWatcher:
     """Tells a study's view how runs over one model go together; their steps are counted in one."""
 
     view: View

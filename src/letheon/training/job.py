@@ -40,7 +40,7 @@ class Trained(Protocol):
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters, in a fixed order."""
 
-    def settle(self) -> None:
+    def update_model(self) -> None:
         """Bring the model up to date with the trained parameters, after a step of the optimiser."""
 
     def trained(self) -> dict[str, Tensor]:

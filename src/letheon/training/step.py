@@ -63,7 +63,7 @@ def update(run: Run[Job], rows: Collection[int], parts: Parts, *, num_tokens: in
     norm = float(torch.nn.utils.clip_grad_norm_(trained, run.settings.max_gradient_norm or float("inf")))
     _check_finite(job, run.step, rows, {**parts, "gradient_norm": norm})
     run.optimiser.step()
-    job.adapted.settle()
+    job.adapted.update_model()
     run.optimiser.zero_grad(set_to_none=True)
     run.step += 1
     run.num_tokens += num_tokens

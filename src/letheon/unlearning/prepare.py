@@ -77,17 +77,17 @@ def prepare(
             cannot be had of this architecture.
     """
     adapted = adapt(loaded.model, settings)
-    ground = lay_ground(
+    common = prepare_shared(
         loaded, inputs, (settings,), adapted,
         methods=(method,), cache_dir=cache_dir, progress=observer.stage, known=known,
     )  # fmt: skip
-    for note in ground.notes:
+    for note in common.notes:
         observer.note(note)
-    return put_on(ground, inputs, settings, adapted, method=method)
+    return prepare_run(common, inputs, settings, adapted, method=method)
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class SharedProblem:
     """What runs over the same frozen model and rows have in common."""
 
     engine: Engine
@@ -101,7 +101,7 @@ class Ground:
     notes: tuple[str, ...]
 
 
-def lay_ground(
+def prepare_shared(
     loaded: LoadedModel,
     inputs: Inputs,
     settings: Collection[UnlearnSettings],
@@ -111,7 +111,7 @@ def lay_ground(
     cache_dir: Path | None,
     progress: Progressed | None = None,
     known: Mapping[str, Known] | None = None,
-) -> Ground:
+) -> SharedProblem:
     """Choose template and engine, and compute what the reference says of the rows, for all of several runs.
 
     The runs, at least one, each with its method, ask for the same model, rows and template. The reference holds what
@@ -160,33 +160,35 @@ def lay_ground(
     read = what_was_read(
         form, inputs, weights_sha256=fingerprinted, model_sha256=hash_checkpoint(local_folder(settings[0].model))
     )
-    return Ground(engine, form, fingerprinted, read, reference, probes, start, notes)
+    return SharedProblem(engine, form, fingerprinted, read, reference, probes, start, notes)
 
 
-def put_on(ground: Ground, inputs: Inputs, settings: UnlearnSettings, adapted: Adapted, *, method: Method) -> Prepared:
-    """Return the problem of one of the runs that `ground` was laid for; of a method's runs, the first.
+def prepare_run(
+    common: SharedProblem, inputs: Inputs, settings: UnlearnSettings, adapted: Adapted, *, method: Method
+) -> Prepared:
+    """Return the problem of one of the runs that `common` was prepared for; of a method's runs, the first.
 
     Raises:
         ModelError: the reference does not agree with the model.
     """
     problem = Problem(
-        engine=ground.engine,
+        engine=common.engine,
         adapted=adapted,
         rows=inputs.rows,
-        sequences=ground.form.trained,
+        sequences=common.form.trained,
         num_forget_rows=len(inputs.forget),
-        reference=ground.reference,
+        reference=common.reference,
         terms=terms_of(method, settings),
         schedule=build_schedule(settings, inputs.forget, inputs.retain),
-        probes=ground.probes,
-        start=ground.start,
+        probes=common.probes,
+        start=common.start,
         alternatives=method.alternatives,
         control=method.control(coefficients_of(method, settings)) if method.control else None,
-        read=ground.read,
+        read=common.read,
         budgets=Budgets.of(settings),
     )
     problem = replace(problem, forward_token_s=check_reference(problem))
-    return Prepared(problem, ground.form, ground.fingerprint, (*inputs.notes, *ground.notes))
+    return Prepared(problem, common.form, common.fingerprint, (*inputs.notes, *common.notes))
 
 
 def _all(settings: UnlearnSettings, method: Method) -> list[Term]:

@@ -125,7 +125,7 @@ def log_end(log: Log, outcome: Outcome, clock: Clock, *, folder: Path) -> None:
     log.flush()
 
 
-def leave(
+def write_result(
     settings: UnlearnSettings,
     loaded: LoadedModel,
     prepared: Prepared,

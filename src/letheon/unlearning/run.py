@@ -23,7 +23,7 @@ from letheon.unlearning.method_runs import train_all
 from letheon.unlearning.planning import check_fit
 from letheon.unlearning.prepare import prepare
 from letheon.unlearning.reading import check_alone, precision_of, read
-from letheon.unlearning.record import RunReport, leave, write_run
+from letheon.unlearning.record import RunReport, write_result, write_run
 from letheon.unlearning.resolve import resolve_settings
 
 WHEN_FULL = "the checkpoints so far are intact: free space and continue with --resume"
@@ -107,4 +107,4 @@ def _unlearn(
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        return leave(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+        return write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)

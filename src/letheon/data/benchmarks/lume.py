@@ -136,7 +136,7 @@ def download_lume(
             arrived = Path(temporary)
             origin = _fetch_open_files(arrived, base_url) if source == "github" else _fetch_hub_files(arrived, token)
             read_lume(arrived, "all")
-            written = _settle(arrived, folder, origin)
+            written = _move_into_place(arrived, folder, origin)
     except LetheonError:
         if not was_there:
             folder.rmdir()
@@ -240,7 +240,7 @@ def _fetch_hub_files(folder: Path, token: str | None) -> str:
     return f"hub:{HUB_REPOSITORY} (revision {revision})"
 
 
-def _settle(arrived: Path, folder: Path, origin: str) -> tuple[Path, ...]:
+def _move_into_place(arrived: Path, folder: Path, origin: str) -> tuple[Path, ...]:
     _check_plain_files(arrived)
     names = sorted(
         path.relative_to(arrived)

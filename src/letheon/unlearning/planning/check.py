@@ -10,7 +10,7 @@ from letheon.data.probing import ROUNDS
 from letheon.errors import ModelError, SettingsError
 from letheon.model.layers import beyond
 from letheon.model.loading import load_config
-from letheon.model.precision import settled
+from letheon.model.precision import resolved_precision
 from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
@@ -51,7 +51,7 @@ def plan_with_rates(settings: UnlearnSettings, inputs: Inputs) -> Planned:
     machine = machine_of(settings)
     plan = plan_run(settings, inputs, machine=machine, counts_work=True)
     width = int(load_config(settings.model, trust_remote_code=settings.trust_remote_code).get_text_config().hidden_size)
-    rates = measure_rates(settled(settings.dtype), machine.device, width=width)
+    rates = measure_rates(resolved_precision(settings.dtype), machine.device, width=width)
     found = refusal(settings, inputs, plan, machine) if is_impossible(plan, machine) else None
     return Planned(replace(plan, rates=rates), machine, found)
 
@@ -90,7 +90,7 @@ def check_targets(settings: UnlearnSettings, *, note: Callable[[str], None] | No
     """
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
-        model = empty_model(config, settled(settings.dtype), trust_remote_code=settings.trust_remote_code)
+        model = empty_model(config, resolved_precision(settings.dtype), trust_remote_code=settings.trust_remote_code)
     except ModelError:
         return  # loading says why, if it fails too
     if settings.adapt == "lora" and not settings.target_modules:

@@ -18,7 +18,7 @@ from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
 from letheon.model.adapted import Adapted
 from letheon.model.loading import move_model
-from letheon.model.precision import settled
+from letheon.model.precision import resolved_precision
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
@@ -144,7 +144,7 @@ def estimate(
     Raises:
         ModelError: transformers makes no model of this configuration, or its modules do not fit the settings.
     """
-    model = empty_model(config, settled(settings.dtype), trust_remote_code=settings.trust_remote_code)
+    model = empty_model(config, resolved_precision(settings.dtype), trust_remote_code=settings.trust_remote_code)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own

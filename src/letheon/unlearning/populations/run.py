@@ -50,10 +50,10 @@ from letheon.unlearning.populations.together import (
     write_divergence,
     write_parts,
 )
-from letheon.unlearning.prepare import Ground, Prepared, adapt, lay_ground, lora_settings, put_on
+from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_settings, prepare_run, prepare_shared
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings
-from letheon.unlearning.record import RunReport, leave, log_end, log_start, write_run
+from letheon.unlearning.record import RunReport, log_end, log_start, write_result, write_run
 from letheon.unlearning.resolve import resolve_settings
 from letheon.unlearning.run import WHEN_FULL, unlearn
 
@@ -103,7 +103,7 @@ class _Together:
     inputs: Inputs
     loaded: LoadedModel
     shared: LoraAdapter
-    ground: Ground
+    common: SharedProblem
     observer: Observer
     observers: Collection[Observer]
     judge: GivesUp | None
@@ -180,13 +180,13 @@ def _try_together(
         assert isinstance(shared, LoraAdapter), "checked with the group"
         methods = [get_method(one.method) for one in resolved]
         cache_dir = first.cache_dir or default_cache_dir()
-        ground = lay_ground(
+        common = prepare_shared(
             loaded, inputs, resolved, shared,
             methods=methods, cache_dir=cache_dir, progress=observer.stage, known=known,
         )  # fmt: skip
-        for note in (precision_of(resolve_settings(members[0])).line, *ground.notes):
+        for note in (precision_of(resolve_settings(members[0])).line, *common.notes):
             observer.note(note)
-        whole = _Together(resolved, resumes, inputs, loaded, shared, ground, observer, observers, judge)
+        whole = _Together(resolved, resumes, inputs, loaded, shared, common, observer, observers, judge)
         objection = _objection(whole)
         if objection is None:
             with heed_signals() as interruption:
@@ -210,7 +210,7 @@ def _in_recorded_form(
 
 def _objection(whole: _Together) -> str | None:
     """Why several members cannot go through the model at once, if so."""
-    engine = whole.ground.engine
+    engine = whole.common.engine
     if engine.path != "packed":
         return f"{type(engine.model).__name__} needs padded sequences, so members cannot share a pass"
     probe = probe_of(whole.inputs.sequences).to(engine.model.device)
@@ -270,11 +270,11 @@ def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interr
     members = [whole.members[m] for m in part.members]
     population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
     prepared = [
-        put_on(whole.ground, inputs, one, member, method=get_method(one.method))
+        prepare_run(whole.common, inputs, one, member, method=get_method(one.method))
         for one, inputs, member in zip(members, _inputs_of(whole, members), population.members, strict=True)
     ]
     for one in members:
-        check_same_inputs(one.out, whole.ground.read)  # before checkpoints that cannot be gone on from are removed
+        check_same_inputs(one.out, whole.common.read)  # before checkpoints that cannot be gone on from are removed
     with ExitStack() as stack:
         beginnings = _beginnings(whole, part, prepared)
         runs = [
@@ -296,7 +296,7 @@ def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interr
                 forget_parts(one.out)
     with finishing():
         return {
-            m: _leave(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
+            m: _write_result(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
             for m, ready, ended in zip(part.members, prepared, ends, strict=True)
         }
 
@@ -362,7 +362,7 @@ def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> 
         log_end(run.hooks.log, ended, clock, folder=folder)
 
 
-def _leave(
+def _write_result(
     whole: _Together, m: int, prepared: Prepared, ended: Ended, *, part: Part, clock: Clock, exit_code: int
 ) -> Report:
     settings = whole.members[m]
@@ -374,7 +374,7 @@ def _leave(
         "member": part.members.index(m),
         "folders": [str(whole.members[index].out) for index in part.members],
     }
-    return leave(
+    return write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,
         more={"population": population},
     )  # fmt: skip
