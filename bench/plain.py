@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, softplus
 from torch.nn.utils.rnn import pad_sequence
 
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Weights:
 
 
 def pad(
-    sequences: Collection[Sequence], is_forget: Collection[bool], *, device: torch.device | str = "cpu"
+    sequences: Collection[TokenSequence], is_forget: Collection[bool], *, device: torch.device | str = "cpu"
 ) -> PaddedBatch:
     """Return `sequences`, at least one, as one batch."""
     input_ids = pad_sequence([torch.tensor(s.input_ids) for s in sequences], batch_first=True)

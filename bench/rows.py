@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from bench.shapes import TARGET, Shape
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.schedules import MixedSchedule
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 
 NUM_MADE_UP = 2248
 _KINDS = ((0.08, 178, 43), (0.08, 16, 4), (0.09, 30, 55), (0.47, 11, 5), (0.14, 182, 41), (0.14, 18, 4))
@@ -21,7 +21,7 @@ _KINDS = ((0.08, 178, 43), (0.08, 16, 4), (0.09, 30, 55), (0.47, 11, 5), (0.14, 
 class Workload:
     """Rows as sequences, forget rows first, and the rows of each step."""
 
-    sequences: list[Sequence]
+    sequences: list[TokenSequence]
     num_forget: int
     steps: list[list[int]]
 
@@ -68,10 +68,10 @@ def smallest_steps(shape: Shape, data: Path | None, *, num_steps: int, batch_siz
     return _only(whole, sorted(mixed, key=whole.num_padded)[:num_steps])
 
 
-def random_row(prompt: int, answer: int, *, vocab_size: int, generator: torch.Generator) -> Sequence:
+def random_row(prompt: int, answer: int, *, vocab_size: int, generator: torch.Generator) -> TokenSequence:
     """Return a row of random tokens."""
     ids = torch.randint(2, vocab_size, (prompt + answer,), generator=generator)
-    return Sequence(tuple(ids.tolist()), prompt)
+    return TokenSequence(tuple(ids.tolist()), prompt)
 
 
 def _all_rows(shape: Shape, data: Path | None, num_rows: int | None, *, seed: int) -> Workload:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from letheon.data.packing import pack
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.objective.terms import Counts, Tokens, roles_of
 
 VOCABULARY = 13
@@ -103,7 +103,7 @@ def both_layouts(role: str, *, seed: int = 0) -> Layouts:
         kept = labels != IGNORED
         padded.append(Answers((lengths[s],), logits[s, :-1][kept], reference[s, :-1][kept], labels[kept]))
     batch = pack(
-        [Sequence(input_ids=tuple(row), answer_start=p) for row, p in zip(ids, prompts, strict=True)],
+        [TokenSequence(input_ids=tuple(row), answer_start=p) for row, p in zip(ids, prompts, strict=True)],
         is_forget=[(s in chosen) == (role == "forget") for s in range(len(ids))],
         row_index=range(len(ids)),
     )

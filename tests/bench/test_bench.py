@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chats import chatty
 from letheon import Row
-from letheon.data.sequences import Sequence, tokenise, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise, tokenise_all
 from letheon.model.adapters import LoraAdapter
 from small import tiny_model
 
@@ -116,7 +116,7 @@ def test_plain_loss_by_hand() -> None:
             logits = torch.tensor(chosen).log().expand(*input_ids.shape, 3)
             return type("Output", (), {"logits": logits})
 
-    batch = pad([Sequence((0, 1), 1), Sequence((0, 2, 2), 2)], [True, False])
+    batch = pad([TokenSequence((0, 1), 1), TokenSequence((0, 2, 2), 2)], [True, False])
     assert batch.is_answer.tolist() == [[True, False], [False, True]]
     # NPO of p = .6, q = .3, beta 1: 2 softplus(ln 2) = 2 ln 3; NLL = -ln .3;
     # KL = .2 ln 2 + .3 ln(1/2) + .5 ln(5/3).
@@ -126,7 +126,7 @@ def test_plain_loss_by_hand() -> None:
 
 
 def test_padding() -> None:
-    batch = pad([Sequence((7, 8, 9), 1), Sequence((5, 6, 7, 8, 9), 3)], [True, False])
+    batch = pad([TokenSequence((7, 8, 9), 1), TokenSequence((5, 6, 7, 8, 9), 3)], [True, False])
     assert batch.input_ids.tolist() == [[7, 8, 9, 0, 0], [5, 6, 7, 8, 9]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.is_answer.tolist() == [[True, True, False, False], [False, False, True, True]]
@@ -191,7 +191,7 @@ def test_largest_step_is_the_largest() -> None:
 
 
 def test_counts_of_a_step() -> None:
-    work = Workload([Sequence((1, 2, 3), 1), Sequence((1, 2, 3, 4, 5), 4)], 1, [[0, 1]])
+    work = Workload([TokenSequence((1, 2, 3), 1), TokenSequence((1, 2, 3, 4, 5), 4)], 1, [[0, 1]])
     assert (work.num_tokens([0, 1]), work.num_padded([0, 1]), work.num_answers([0, 1])) == (8, 10, 3)
 
 

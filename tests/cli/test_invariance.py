@@ -4,8 +4,7 @@ Tolerance. Two orders of a float32 sum differ by about 1e-7 of it, which Adam pa
 most where a gradient is near zero. A denominator that is wrong by one token of a step changes the terms by 1e-2.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Collection
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ def unlearn(inputs: Path, out: Path, **changed: Any) -> Course:
     num_pieces, paths = [], set()
     batches_of = Problem.batches
 
-    def counted(problem: Problem, rows: Collection[int], *, max_tokens: int) -> list[PackedBatch]:
+    def counted(problem: Problem, rows: Sequence[int], *, max_tokens: int) -> list[PackedBatch]:
         found = batches_of(problem, rows, max_tokens=max_tokens)
         num_pieces.append(len(found))
         paths.add(problem.engine.path)
@@ -130,7 +129,7 @@ def drop_features(given: Tensor, p: float, training: bool = True, inplace: bool 
     return given * kept / (1 - p)
 
 
-def dealt(lengths: Collection[int], max_tokens: int) -> Iterator[list[int]]:
+def dealt(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Deal a step's rows to three pieces in turn, where they are cut in order otherwise."""
     yield from (found for start in range(3) if (found := list(range(start, len(lengths), 3))))
 

@@ -12,7 +12,7 @@ from chats import CHATS, DATED, USER, chatty, with_bos
 from letheon.data.forms import TEXT_FORMS, as_asked, check_form, dated, forms_to_try, halves, render
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, describe_known, probe_forms, unknown_sides
 from letheon.data.rows import Row, Turn
-from letheon.data.sequences import Sequence, hash_sequences, text_ids, tokenise, tokenise_asked
+from letheon.data.sequences import TokenSequence, hash_sequences, text_ids, tokenise, tokenise_asked
 from letheon.errors import DataError, SettingsError
 
 ROW = Row("a1", "Who keeps Vell?", "Mira", "t", "question")
@@ -246,7 +246,7 @@ def test_rows_below_the_threshold_are_unknown() -> None:
 
 
 def test_the_hash_of_sequences_sees_tokens_spans_ends_and_padding() -> None:
-    first = Sequence((1, 2, 3), 1, (9,))
+    first = TokenSequence((1, 2, 3), 1, (9,))
     hashes = {
         hash_sequences(found)
         for found in (
@@ -259,7 +259,7 @@ def test_the_hash_of_sequences_sees_tokens_spans_ends_and_padding() -> None:
         )
     }
     assert len(hashes) == 6
-    assert hash_sequences([first]) == hash_sequences([Sequence((1, 2, 3), 1, (9,))])
+    assert hash_sequences([first]) == hash_sequences([TokenSequence((1, 2, 3), 1, (9,))])
 
 
 def test_an_answer_that_shares_its_only_token_with_the_prompt_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:

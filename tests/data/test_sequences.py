@@ -7,7 +7,7 @@ from chats import with_bos
 from letheon import Row
 from letheon.data.forms import TEXT_FORMS, check_form
 from letheon.data.packing import pack, token_groups
-from letheon.data.sequences import Sequence, leading_special_ids, tokenise, tokenise_all
+from letheon.data.sequences import TokenSequence, leading_special_ids, tokenise, tokenise_all
 from letheon.errors import DataError, SettingsError
 
 CHAT = (
@@ -105,7 +105,7 @@ def test_unknown_templates_are_refused_with_the_nearest_name() -> None:
 
 def test_pack_by_hand() -> None:
     # two sequences: tokens 5 6 7 | 8, answer of the first 6 7, of the second none is possible before position 0
-    batch = pack([Sequence((5, 6, 7), 1), Sequence((8, 9), 1)], is_forget=[True, False], row_index=[4, 2])
+    batch = pack([TokenSequence((5, 6, 7), 1), TokenSequence((8, 9), 1)], is_forget=[True, False], row_index=[4, 2])
     assert batch.input_ids.tolist() == [5, 6, 7, 8, 9]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
     assert batch.boundaries == (0, 3, 5)

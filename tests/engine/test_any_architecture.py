@@ -1,6 +1,6 @@
 """Every causal language model: one table of architectures, and what must hold of each on the path that it takes."""
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from architecture_table import ALTERNATING, CASES, LLAMA3_ROPE, WINDOW, random_model
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine.attention import NAMES
 from letheon.engine.engine import TOLERANCE, Engine, build_engine
 from letheon.engine.engine import Path as Route
@@ -61,12 +61,12 @@ def moved(model: PreTrainedModel, *, targets: tuple[str, ...] = SEED_TARGETS, sc
 
 
 @pytest.fixture
-def sequences(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def sequences(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
     """Sequences of 16, 22, 4, 13, 8 and 41 tokens."""
     return tokenise_all(rows, tokenizer, template="joined", max_length=200)
 
 
-def batch_of(sequences: list[Sequence], indices: Collection[int] | None = None) -> PackedBatch:
+def batch_of(sequences: list[TokenSequence], indices: Sequence[int] | None = None) -> PackedBatch:
     chosen = range(len(sequences)) if indices is None else indices
     return pack([sequences[i] for i in chosen], is_forget=[i < NUM_FORGET for i in chosen], row_index=chosen)
 
@@ -102,7 +102,7 @@ def engine_log_probs(engine: Engine, batch: PackedBatch) -> Tensor:
 
 @every
 def test_terms_equal_one_sequence_at_a_time(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     case, batch = CASES[name], batch_of(sequences)
     adapted = moved(made(name, tokenizer))
@@ -118,7 +118,7 @@ def test_terms_equal_one_sequence_at_a_time(
 
 @every
 def test_the_head_gives_the_models_own_logits(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     batch = batch_of(sequences)
     adapted = moved(made(name, tokenizer))
@@ -133,7 +133,7 @@ def test_the_head_gives_the_models_own_logits(
 
 @every
 def test_bfloat16_is_no_further_from_float32_than_the_models_own(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     batch = batch_of(sequences)
     rounded = in_dtype(made(name, tokenizer), torch.bfloat16)
@@ -151,7 +151,7 @@ def test_bfloat16_is_no_further_from_float32_than_the_models_own(
 
 @every
 def test_stored_reference_equals_the_adapter_switched_off(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     adapted = moved(made(name, tokenizer))
     engine = engine_of(adapted, batch_of(sequences))
@@ -174,7 +174,7 @@ def test_stored_reference_equals_the_adapter_switched_off(
 
 @every
 def test_at_the_start_the_kl_is_zero_and_so_is_its_gradient(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     batch, needs = batch_of(sequences), Needs(kl="forward")
     adapted = attach_lora(made(name, tokenizer), LoraSettings(), seed=0)
@@ -195,7 +195,7 @@ def test_at_the_start_the_kl_is_zero_and_so_is_its_gradient(
 
 @every
 def test_low_rank_targets_and_their_gradients(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     model = made(name, tokenizer)
     below_head = set(trunk_of(model).modules())
@@ -223,7 +223,9 @@ def test_low_rank_targets_and_their_gradients(
 
 
 @every
-def test_all_weights_can_be_trained(name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]) -> None:
+def test_all_weights_can_be_trained(
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
+) -> None:
     batch, model = batch_of(sequences), made(name, tokenizer)
     trained = train_weights(model, modules=(), layers=None)
     engine = build_engine(model, batch, adapter_off=trained.off)
@@ -260,7 +262,7 @@ def gradients_of(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
 
 @every
 def test_a_merged_model_is_saved_loaded_and_generates(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence], tmp_path: Path
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence], tmp_path: Path
 ) -> None:
     batch = batch_of(sequences)
     plain = made(name, tokenizer)
@@ -312,7 +314,7 @@ def greedy(model: PreTrainedModel, ids: list[int], num_tokens: int) -> list[int]
     ],
 )
 def test_what_sets_an_architecture_apart_shows_in_these_small_models(
-    name: str, change: dict[str, Any], tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, change: dict[str, Any], tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     # Otherwise the tests above would pass with a window that is off by one, or a cap that is left out.
     batch = batch_of(sequences)
@@ -323,7 +325,7 @@ def test_what_sets_an_architecture_apart_shows_in_these_small_models(
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.path == "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_carries_over_a_boundary(
-    name: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     model = in_dtype(made(name, tokenizer), dtype)
     with packed_attention(model):
@@ -333,7 +335,7 @@ def test_nothing_carries_over_a_boundary(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_leak_too_small_to_show_in_values_is_found(
-    dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     # A state space model has no attention to replace: what it carries over moves its log-probabilities by 0.1 nats.
     config = hf.MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4)
@@ -352,7 +354,7 @@ def test_a_leak_too_small_to_show_in_values_is_found(
 
 @pytest.mark.parametrize("name", ["gemma-2", "gpt-neo", "pythia"])
 def test_a_models_own_attention_is_put_back(
-    name: str, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str], sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str], sequences: list[TokenSequence]
 ) -> None:
     model = made(name, tokenizer)
     before = model.config._attn_implementation
@@ -416,7 +418,7 @@ def test_lengths_that_change_the_rotation_of_others_are_refused(
 
 @pytest.mark.parametrize("path", ["packed", "padded", "logits"])
 def test_short_and_long_sequences_of_a_pack_are_each_rotated_as_if_alone(
-    path: Route, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    path: Route, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     batch, adapted = batch_of(sequences), moved(random_model(rope("longrope")))
     engine = replace(engine_of(adapted, batch), path=path, selection=None)
@@ -435,7 +437,7 @@ def test_short_and_long_sequences_of_a_pack_are_each_rotated_as_if_alone(
 
 @pytest.mark.parametrize("chosen", [[2, 4], [0, 1, 3, 5], range(6)])
 def test_packs_of_any_lengths_take_the_packed_path(
-    chosen: Collection[int], tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    chosen: Sequence[int], tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     batch, model = batch_of(sequences, chosen), random_model(rope("longrope"))
     engine = build_engine(model, batch, adapter_off=nullcontext)
@@ -446,7 +448,7 @@ def test_packs_of_any_lengths_take_the_packed_path(
 
 @every
 def test_decoder_layers_and_their_outputs(
-    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    name: str, tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     model, batch = made(name, tokenizer), batch_of(sequences)
     layers = decoder_layers(model)
@@ -465,7 +467,7 @@ def test_decoder_layers_and_their_outputs(
 
 
 def test_a_model_that_token_ids_alone_are_not_enough_for_is_refused_by_name(
-    tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     # It wants to be told the language first.
     sizes: dict[str, Any] = {
@@ -484,7 +486,7 @@ def test_a_context_without_a_limit_has_none() -> None:
 
 
 def test_a_model_that_sees_is_unlearned_in_its_text_part(
-    tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]
 ) -> None:
     text = CASES["gemma-3"].config(len(tokenizer), num_hidden_layers=2, layer_types=ALTERNATING[:2]).to_dict()
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from architecture_table import CASES, WINDOW, random_model
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine import attention
 from letheon.engine import engine as engine_module
 from letheon.engine.attention import kernels_for
@@ -77,7 +77,7 @@ def test_padding_sees_the_tokens_and_is_seen_by_none(
     plain = tokenise_all(rows, tokenizer, template="joined", max_length=200)
     whole = [s.input_ids[:length] for s in plain]
     padded = [
-        Sequence((*ids, *[pad] * (length - len(ids))), answer_start=1, padding=length - len(ids)) for ids in whole
+        TokenSequence((*ids, *[pad] * (length - len(ids))), answer_start=1, padding=length - len(ids)) for ids in whole
     ]
     batch = pack([*padded, plain[1]], is_forget=[False] * 7, row_index=range(7))
     engine = build_engine(model, batches[0], adapter_off=nullcontext)
@@ -107,7 +107,9 @@ def test_padded_sequences_attend_by_themselves_whatever_the_kernel(
     at_once = build_engine(random_model(CASES["olmo"].config(len(tokenizer))), batches[0], adapter_off=nullcontext)
     assert at_once.attention == "varlen"
     padded = pack(
-        [Sequence((5, 6, 7, 1, 1), 1, padding=2), Sequence((8, 9), 1)], is_forget=[False] * 2, row_index=(0, 1)
+        [TokenSequence((5, 6, 7, 1, 1), 1, padding=2), TokenSequence((8, 9), 1)],
+        is_forget=[False] * 2,
+        row_index=(0, 1),
     )
     by_itself = replace(at_once, attention="sequences")
     for found, expected in zip(values(at_once, padded), values(by_itself, padded), strict=True):

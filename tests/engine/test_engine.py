@@ -1,6 +1,6 @@
 """Packed forward, reference store and the loss: equal to one sequence at a time, whatever the batch looks like."""
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from letheon.data.alternatives import other_answers
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.probing import AnswerValues
 from letheon.data.schedules import MixedSchedule
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine.engine import Engine, build_engine
 from letheon.engine.engine import Path as EnginePath
 from letheon.engine.head import forward_kl, reverse_kl
@@ -40,11 +40,11 @@ ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
 NUM_FORGET = 3
 
 
-def sequences_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def sequences_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
     return tokenise_all(rows, tokenizer, template="joined", max_length=200)
 
 
-def batch_of(sequences: list[Sequence], indices: Collection[int]) -> PackedBatch:
+def batch_of(sequences: list[TokenSequence], indices: Sequence[int]) -> PackedBatch:
     return pack([sequences[i] for i in indices], is_forget=[i < NUM_FORGET for i in indices], row_index=indices)
 
 
@@ -63,14 +63,14 @@ def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def engine_of(adapted: Adapted, sequences: list[Sequence]) -> Engine:
+def engine_of(adapted: Adapted, sequences: list[TokenSequence]) -> Engine:
     return build_engine(adapted.model, batch_of(sequences, range(len(sequences))), adapter_off=adapted.off)
 
 
 def problem_of(
     adapted: Adapted,
     rows: list[Row],
-    sequences: list[Sequence],
+    sequences: list[TokenSequence],
     terms: tuple[Term, ...],
     *,
     path: EnginePath = "packed",
@@ -260,7 +260,7 @@ def test_a_model_that_reads_ahead_is_refused(
 
 
 def test_one_token_is_not_ahead_of_anything(tokenizer: PreTrainedTokenizerBase) -> None:
-    alone = Sequence((5,), 0)
+    alone = TokenSequence((5,), 0)
     assert not reads_ahead(tiny_model("olmo", tokenizer), pack([alone], is_forget=[True], row_index=[0]))
 
 
@@ -282,7 +282,7 @@ def test_reference_store_is_reused_and_rebuilt_when_rows_or_weights_change(
 
     monkeypatch.setattr("letheon.engine.reference_cache.build_reference", counting)
 
-    def get(wanted: list[Sequence]) -> ReferenceStore:
+    def get(wanted: list[TokenSequence]) -> ReferenceStore:
         return load_or_build_reference(
             engine,
             wanted,
@@ -345,7 +345,7 @@ def test_recall_is_the_share_of_the_answer_before_the_first_miss(
     for _ in range(4):
         with torch.no_grad():
             said.append(int(model(torch.tensor([said])).logits[0, -1].argmax()))
-    assert answer_values(engine, [Sequence(tuple(said), len(said) - 4)]).recalls == (1.0,)
+    assert answer_values(engine, [TokenSequence(tuple(said), len(said) - 4)]).recalls == (1.0,)
 
 
 def test_interim_score_by_hand(

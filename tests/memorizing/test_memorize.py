@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import Row
-from letheon.data.sequences import Sequence, tokenise
+from letheon.data.sequences import TokenSequence, tokenise
 from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeSchedule
 from letheon.memorizing.memorize import MemorizeProgress, _encode_text, _job, memorize
@@ -29,7 +29,7 @@ def small_model(architecture: str, tokenizer: PreTrainedTokenizerBase) -> PreTra
     )
 
 
-def learnt(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def learnt(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
     return [tokenise(row, tokenizer, template="joined", max_length=128).ended(128) for row in rows]
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine.engine import Engine, build_engine
 from letheon.engine.reference import build_reference
 from letheon.engine.terms import token_terms
@@ -35,15 +35,15 @@ NUM_FORGET = 3
 
 
 @pytest.fixture
-def sequences(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def sequences(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
     return tokenise_all(rows, tokenizer, template="joined", max_length=200)
 
 
-def batch_of(sequences: list[Sequence], indices: list[int]) -> PackedBatch:
+def batch_of(sequences: list[TokenSequence], indices: list[int]) -> PackedBatch:
     return pack([sequences[i] for i in indices], is_forget=[i < NUM_FORGET for i in indices], row_index=indices)
 
 
-def engine_of(adapted: Adapted, sequences: list[Sequence]) -> Engine:
+def engine_of(adapted: Adapted, sequences: list[TokenSequence]) -> Engine:
     engine = build_engine(adapted.model, batch_of(sequences, list(range(6))), adapter_off=adapted.off)
     assert engine.path == "packed", engine.notes
     return engine
@@ -141,7 +141,7 @@ def test_what_was_trained_can_be_put_back(model: PreTrainedModel) -> None:
 
 
 def naive(
-    policy: PreTrainedModel, reference: PreTrainedModel, sequences: list[Sequence], indices: list[int], kl: str
+    policy: PreTrainedModel, reference: PreTrainedModel, sequences: list[TokenSequence], indices: list[int], kl: str
 ) -> tuple[Tensor, Tensor]:
     """Mean NLL and mean KL over the answers of `indices`, from the plain logits of two float64 models."""
     log_probs, divergences = [], []
@@ -168,7 +168,11 @@ def naive(
     ],
 )
 def test_terms_and_gradients_equal_two_models_in_float64(
-    architecture: str, modules: tuple[str, ...], kl: Any, tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]
+    architecture: str,
+    modules: tuple[str, ...],
+    kl: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: list[TokenSequence],
 ) -> None:
     model = tiny_model(architecture, tokenizer)
     reference = copy.deepcopy(model).double()
@@ -201,7 +205,7 @@ def test_terms_and_gradients_equal_two_models_in_float64(
 
 
 def test_the_stored_logits_of_the_reference_do_not_follow_the_head(
-    model: PreTrainedModel, sequences: list[Sequence]
+    model: PreTrainedModel, sequences: list[TokenSequence]
 ) -> None:
     trained = train_weights(model, modules=(), layers=None)
     engine = engine_of(trained, sequences)
@@ -237,7 +241,7 @@ def bytes_alive() -> int:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # looking at every object touches deprecated ones
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_no_second_model_is_held(tokenizer: PreTrainedTokenizerBase, sequences: list[Sequence]) -> None:
+def test_no_second_model_is_held(tokenizer: PreTrainedTokenizerBase, sequences: list[TokenSequence]) -> None:
     from letheon.model.architectures import new_model
 
     model = new_model(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from letheon.data.packing import pack
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.objective.catalogue import METHODS
 from letheon.objective.methods import Coefficients, Method, Term, Value, compose, resolve
 from letheon.objective.terms import TokenTerms, roles_of
@@ -12,7 +12,7 @@ from letheon.objective.terms import TokenTerms, roles_of
 
 def reads_the_reference(method: Method) -> bool:
     """Whether the loss has a gradient by the reference's log-probabilities of the answers, which nothing else has."""
-    rows = [Sequence((0, 1, 2), 1)] * 3
+    rows = [TokenSequence((0, 1, 2), 1)] * 3
     batch = pack(rows, is_forget=[True, False, False], is_alternative=[False, False, True], row_index=range(3))
     num_tokens, of_two = len(batch.labels), torch.zeros(2, 3)
     values = TokenTerms(

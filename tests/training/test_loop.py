@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.schedules import MixedSchedule
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.errors import DivergenceError
 from letheon.objective.methods import Loss
 from letheon.signals import Interruption
@@ -92,7 +92,7 @@ class Pull:
         return self.schedule.rows(step)
 
     def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
-        batches = [pack([Sequence((1, 2), 1)], is_forget=[False], row_index=[row]) for row in rows]
+        batches = [pack([TokenSequence((1, 2), 1)], is_forget=[False], row_index=[row]) for row in rows]
         return [Piece(batch, partial(self._loss, batch, len(batches))) for batch in batches]
 
     def num_tokens_of(self, rows: Collection[int]) -> int:

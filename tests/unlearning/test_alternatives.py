@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon import UnlearnSettings
 from letheon.data.alternatives import REFUSALS, given_alternatives, other_answers, random_tokens, refusals
 from letheon.data.rows import Row, Rows
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.errors import DataError
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
@@ -63,7 +63,7 @@ def test_other_answers_of_another_kind_serve_where_there_are_no_others() -> None
 
 
 def test_random_tokens_have_the_answers_length_and_are_ordinary(tokenizer: PreTrainedTokenizerBase) -> None:
-    sequences = [Sequence((7, 8, 9, 10, 11), 2), Sequence((7, 8), 1)]
+    sequences = [TokenSequence((7, 8, 9, 10, 11), 2), TokenSequence((7, 8), 1)]
     made = random_tokens(sequences, tokenizer, per_row=300, seed=0)
     assert len(made) == 600
     assert {s.input_ids[:2] for s in made[:300]} == {(7, 8)}
@@ -112,12 +112,12 @@ def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Loaded
 
 
 @pytest.fixture
-def forget(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[Sequence]:
+def forget(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
     return tokenise_all(rows[:3], tokenizer, template="joined", max_length=200)
 
 
 def test_generated_answers_begin_otherwise_and_belong_to_their_rows(
-    loaded: LoadedModel, forget: list[Sequence]
+    loaded: LoadedModel, forget: list[TokenSequence]
 ) -> None:
     made = generate_alternatives(loaded, forget, per_row=20, seed=0)
     assert len(made) == 60
@@ -135,7 +135,7 @@ def test_generated_answers_begin_otherwise_and_belong_to_their_rows(
 
 
 def test_generated_answers_follow_the_seed_and_leave_the_random_state(
-    loaded: LoadedModel, forget: list[Sequence]
+    loaded: LoadedModel, forget: list[TokenSequence]
 ) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -147,7 +147,7 @@ def test_generated_answers_follow_the_seed_and_leave_the_random_state(
 
 
 def test_what_comes_after_the_end_is_no_answer(
-    loaded: LoadedModel, forget: list[Sequence], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, forget: list[TokenSequence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A model that wants to end at once, and after any token: the answer is the one token that it had to give.
     eos = loaded.tokenizer.eos_token_id
@@ -166,12 +166,14 @@ def test_what_comes_after_the_end_is_no_answer(
 
 
 def test_a_full_context_leaves_room_for_one_token(loaded: LoadedModel) -> None:
-    full = Sequence(tuple(range(5, 5 + 256)), 255)
+    full = TokenSequence(tuple(range(5, 5 + 256)), 255)
     made = generate_alternatives(loaded, [full], per_row=2, seed=0)
     assert [len(s.input_ids) for s in made] == [256, 256]
 
 
-def test_a_longer_row_in_the_batch_does_not_lengthen_the_others(loaded: LoadedModel, forget: list[Sequence]) -> None:
+def test_a_longer_row_in_the_batch_does_not_lengthen_the_others(
+    loaded: LoadedModel, forget: list[TokenSequence]
+) -> None:
     made = generate_alternatives(loaded, forget, per_row=5, seed=0)
     shortest = min(range(3), key=lambda i: forget[i].num_answer_tokens)
     of_shortest = made[5 * shortest : 5 * shortest + 5]

@@ -23,7 +23,7 @@ from letheon.cli.main import cli
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.schedules import MixedSchedule, steps_from
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.head import head_of
 from letheon.engine.patches.gated import gated_blocks
@@ -60,10 +60,10 @@ GIB = 2**30
 PLACES: tuple[Place, ...] = ("device", "host")
 
 SEQUENCES = [
-    Sequence(tuple(range(2, 42)), 30),
-    Sequence(tuple(range(2, 32)), 10),
-    Sequence(tuple(range(2, 52)), 25),
-    Sequence(tuple(range(2, 22)), 15),
+    TokenSequence(tuple(range(2, 42)), 30),
+    TokenSequence(tuple(range(2, 32)), 10),
+    TokenSequence(tuple(range(2, 52)), 25),
+    TokenSequence(tuple(range(2, 22)), 15),
 ]
 """Two forget and two retain rows of 40, 30, 50 and 20 tokens, of which 10, 20, 25 and 5 are answer tokens."""
 
@@ -303,7 +303,7 @@ def test_operations_of_a_run_are_those_of_its_steps(given: dict[str, Any], token
     model, terms = deep_model(tokenizer), terms_for(settings)
     drawn = random.Random(0)
     lengths = [drawn.randint(20, 200) for _ in range(25)]
-    sequences = [Sequence(tuple(range(2, 2 + num)), drawn.randint(num // 6, num // 2)) for num in lengths]
+    sequences = [TokenSequence(tuple(range(2, 2 + num)), drawn.randint(num // 6, num // 2)) for num in lengths]
     schedule = MixedSchedule(25, 3, settings.seed, 2)
     data = Data(trained=sequences, num_forget=10, num_retain=15, scored=sequences)
     demand = demand_of(settings, data, schedule=schedule, method=get_method(settings.method))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from letheon.data.rows import Row, Rows
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ def other_answers(forget: Collection[Row], *, per_row: int, seed: int) -> list[R
 
 
 def random_tokens(
-    forget: Collection[Sequence], tokenizer: "PreTrainedTokenizerBase", *, per_row: int, seed: int
-) -> list[Sequence]:
+    forget: Collection[TokenSequence], tokenizer: "PreTrainedTokenizerBase", *, per_row: int, seed: int
+) -> list[TokenSequence]:
     """Return each forget sequence with its answer replaced by as many random ordinary tokens."""
     generator = torch.Generator().manual_seed(seed)
     special = set(tokenizer.all_special_ids)
     ordinary = torch.tensor([token for token in range(len(tokenizer)) if token not in special])
-    made: list[Sequence] = []
+    made: list[TokenSequence] = []
     for sequence in forget:
         for _ in range(per_row):
             picks = torch.randint(len(ordinary), (sequence.num_answer_tokens,), generator=generator)

@@ -1,7 +1,6 @@
 """Conversations as rows: which messages are read, and which of them are a prompt and its answer."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,7 +64,7 @@ def is_conversation(value: object) -> bool:
 
 
 def exchanges(
-    turns: Collection[Turn], *, answers: Answers, column: str, where: str, begin: int = 0
+    turns: Sequence[Turn], *, answers: Answers, column: str, where: str, begin: int = 0
 ) -> tuple[list[Exchange], int]:
     """Return the rows of a conversation, and how many turns are in none of them.
 
@@ -102,14 +101,14 @@ def exchanges(
     return found, len(turns) - 1 - chosen[-1] + len(passed_over)
 
 
-def _text_at(turns: Collection[Turn], place: int, column: str, where: str) -> str:
+def _text_at(turns: Sequence[Turn], place: int, column: str, where: str) -> str:
     text = turns[place].text
     if not text.strip():
         raise DataError(f"{where}: message {place + 1} of '{column}' is empty; give it some text or take the row out")
     return text
 
 
-def _are_lists(columns: Collection[object]) -> bool:
+def _are_lists(columns: Sequence[object]) -> bool:
     return all(isinstance(column, list) for column in columns) and len({len(c) for c in columns}) == 1  # type: ignore[arg-type]
 
 

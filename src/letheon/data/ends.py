@@ -4,8 +4,7 @@ Such a mark becomes a token of its own. As part of an answer no generation can m
 prompt it comes twice, since the tokenizer adds its own.
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ def bare_rows(rows: Rows, tokenizer: "PreTrainedTokenizerBase", *, note: Callabl
     return replace(bare, understood="; ".join(part for part in (rows.understood, *said) if part))
 
 
-def without_ends(rows: Rows, ends: Collection[str]) -> tuple[Rows, int]:
+def without_ends(rows: Rows, ends: Sequence[str]) -> tuple[Rows, int]:
     """Take the marks `ends` off the ends of answers, and say of how many rows.
 
     White space after a mark goes with it. Earlier turns of the assistant lose their ends too.
@@ -81,13 +80,13 @@ def _begin_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return str(tokenizer.bos_token) if is_added else None
 
 
-def _without_ends(row: Row, ends: Collection[str]) -> Row:
+def _without_ends(row: Row, ends: Sequence[str]) -> Row:
     answer = _cut(row.answer, ends)
     turns = tuple(replace(t, text=_cut(t.text, ends)) if t.role == "assistant" else t for t in row.turns)
     return row if answer == row.answer and turns == row.turns else replace(row, answer=answer, turns=turns)
 
 
-def _cut(text: str, ends: Collection[str]) -> str:
+def _cut(text: str, ends: Sequence[str]) -> str:
     while (end := next((end for end in ends if text.rstrip().endswith(end)), None)) is not None:
         text = text.rstrip().removesuffix(end)
     return text

@@ -1,14 +1,13 @@
 """Sequences back to back in one row of tokens, without padding."""
 
-from collections.abc import Iterator
-from collections.abc import Sequence as Collection
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 
 PASS_TOKENS = 4096
 """Most tokens at once in a forward without gradients: the reference pass, scoring, choosing."""
@@ -67,11 +66,11 @@ class PackedBatch:
 
 
 def pack(
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     *,
-    is_forget: Collection[bool],
-    row_index: Collection[int],
-    is_alternative: Collection[bool] | None = None,
+    is_forget: Sequence[bool],
+    row_index: Sequence[int],
+    is_alternative: Sequence[bool] | None = None,
 ) -> PackedBatch:
     """Lay `sequences` back to back in the given order; an empty collection gives an empty batch.
 
@@ -95,7 +94,7 @@ def pack(
     )
 
 
-def probe_of(sequences: Collection[Sequence]) -> PackedBatch:
+def probe_of(sequences: Sequence[TokenSequence]) -> PackedBatch:
     """Return a few sequences on which a model is looked at first.
 
     They are of different lengths, the longest among them: a window that is missed shows only beyond it.
@@ -106,14 +105,14 @@ def probe_of(sequences: Collection[Sequence]) -> PackedBatch:
     return pack(chosen, is_forget=[True] * len(chosen), row_index=range(len(chosen)))
 
 
-def join(batches: Collection[PackedBatch]) -> PackedBatch:
+def join(batches: Sequence[PackedBatch]) -> PackedBatch:
     """Return the sequences of all `batches`, at least one, in one batch."""
     if len(batches) == 1:
         return batches[0]
     starts = list(accumulate((batch.num_tokens for batch in batches), initial=0))
     counts = list(accumulate((batch.num_sequences for batch in batches), initial=0))
 
-    def joined(name: str, offsets: Collection[int]) -> Tensor:
+    def joined(name: str, offsets: Sequence[int]) -> Tensor:
         parts = zip(batches, offsets, strict=False)
         return torch.cat([getattr(batch, name) + offset if offset else getattr(batch, name) for batch, offset in parts])
 
@@ -135,7 +134,7 @@ def join(batches: Collection[PackedBatch]) -> PackedBatch:
     )
 
 
-def token_groups(lengths: Collection[int], max_tokens: int) -> Iterator[list[int]]:
+def token_groups(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Cut 0..len(lengths)-1, in order, into groups of at most `max_tokens` tokens; a longer one stands alone."""
     group: list[int] = []
     total = 0
@@ -149,7 +148,7 @@ def token_groups(lengths: Collection[int], max_tokens: int) -> Iterator[list[int
         yield group
 
 
-def _predicting(sequence: Sequence) -> range:
+def _predicting(sequence: TokenSequence) -> range:
     first = sequence.answer_start - 1
     return range(first, first + sequence.num_answer_tokens)
 

@@ -3,15 +3,14 @@
 Reading is handed in, so that a run asks its engine and an evaluation the model alone.
 """
 
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from letheon.data.forms import forms_to_try
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.errors import DataError
 from letheon.settings import DEFAULT_DATE
 
@@ -39,7 +38,7 @@ class AnswerValues:
     """The tokens of the answer."""
 
 
-Read = Callable[[Collection[Sequence]], AnswerValues]
+Read = Callable[[Sequence[TokenSequence]], AnswerValues]
 """Returns what the model makes of sequences."""
 
 
@@ -59,7 +58,7 @@ class Known:
 
 
 def probe_forms(
-    rows: Collection[Row],
+    rows: Sequence[Row],
     tokenizer: "PreTrainedTokenizerBase",
     read: Read,
     *,
@@ -140,14 +139,14 @@ def _close_to_best(found: Mapping[str, _Reading]) -> list[str]:
 
 
 def _encoded(
-    sample: Collection[Row],
+    sample: Sequence[Row],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
     date: str,
     longest_prompt: int | None,
-) -> dict[str, list[Sequence]]:
-    encoded: dict[str, list[Sequence]] = {}
+) -> dict[str, list[TokenSequence]]:
+    encoded: dict[str, list[TokenSequence]] = {}
     failure: DataError | None = None
     for name in forms_to_try(tokenizer):
         try:
@@ -165,7 +164,7 @@ def _encoded(
     return encoded
 
 
-def _spread(rows: Collection[Row], num: int) -> list[Row]:
+def _spread(rows: Sequence[Row], num: int) -> list[Row]:
     """Return `num` rows spread evenly, in an order in which the first few are spread too."""
     num = min(num, len(rows))
     chosen = [rows[i * len(rows) // num] for i in range(num)]

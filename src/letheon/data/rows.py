@@ -3,8 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -75,7 +74,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Collection[Row]):
+class Rows(Sequence[Row]):
     """The rows of one source in order, with the place of each; behaves as a collection of `Row`."""
 
     source: str
@@ -330,7 +329,7 @@ def _id_of(record: Record, column: str, where: str, *, given: bool, number: int)
 
 
 def _rows_from(
-    found: Collection[Exchange], record: Record, layout: Layout, labels: _Labels, *, row_id: str, where: str
+    found: Sequence[Exchange], record: Record, layout: Layout, labels: _Labels, *, row_id: str, where: str
 ) -> Iterable[Row]:
     task, kind = record.get(labels.task), record.get(labels.kind)
     for number, exchange in enumerate(found, 1):

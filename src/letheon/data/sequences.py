@@ -21,7 +21,7 @@ NOTED_ROWS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TokenSequence:
     """One row tokenised: `input_ids` (T,), of which `input_ids[answer_start:]` are the answer tokens.
 
     `answer_start` is at least 1, since the first token of a sequence has no position that predicts it.
@@ -46,7 +46,7 @@ class Sequence:
         end = () if self.padding is None else self.input_ids[-1:]
         return (*self.input_ids[self.answer_start :], *end)
 
-    def cut(self, length: int, *, longest_prompt: int | None = None) -> "Sequence":
+    def cut(self, length: int, *, longest_prompt: int | None = None) -> "TokenSequence":
         """Return the first `length` tokens, counted from the prompt's last `longest_prompt` where that is given.
 
         No answer token may be left.
@@ -55,9 +55,9 @@ class Sequence:
         ids = self.input_ids[first : first + length]
         return replace(self, input_ids=ids, answer_start=min(self.answer_start - first, len(ids)))
 
-    def ended(self, max_length: int) -> "Sequence":
+    def ended(self, max_length: int) -> "TokenSequence":
         """Return the sequence with its end as the last of its answer tokens, cut to `max_length` tokens."""
-        return Sequence((*self.input_ids, *self.end)[:max_length], self.answer_start)
+        return TokenSequence((*self.input_ids, *self.end)[:max_length], self.answer_start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class Asked:
     The model may give the answer at once, or first write what the template would write there (an empty think block).
     """
 
-    at_once: Sequence
+    at_once: TokenSequence
     """The generation prompt, then the answer."""
-    written: Sequence
+    written: TokenSequence
     """The generation prompt, then what the template writes and the answer, all of it to be said by the model."""
 
     @property
@@ -86,7 +86,7 @@ def tokenise(
     max_length: int,
     date: str = DEFAULT_DATE,
     where: str | None = None,
-) -> Sequence:
+) -> TokenSequence:
     """Return the token sequence of `row` in the form `template`, without its end; a BOS only if the tokenizer adds one.
 
     A token that holds the end of the prompt and the beginning of the answer counts as answer. So does, for a tokenizer
@@ -128,9 +128,9 @@ def tokenise_all(
     date: str = DEFAULT_DATE,
     places: Iterable[str] | None = None,
     note: Callable[[str], None] | None = None,
-) -> list[Sequence]:
+) -> list[TokenSequence]:
     """Return the sequences of `rows`, in order; `places` names each row in errors, `note` hears of every 100,000."""
-    found: list[Sequence] = []
+    found: list[TokenSequence] = []
     rows = list(rows)
     named = places if places is not None else (f"row '{row.id}'" for row in rows)
     for row, where in zip(rows, named, strict=True):
@@ -167,12 +167,12 @@ def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Collection[str]) -> li
     return [[*lead, *found] for found in ids]
 
 
-def text_sequence(text: str, tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> Sequence:
+def text_sequence(text: str, tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> TokenSequence:
     """Return a whole text as one answer, its first `max_length` tokens."""
-    return Sequence(input_ids=tuple(text_ids(tokenizer, [text])[0][:max_length]), answer_start=1)
+    return TokenSequence(input_ids=tuple(text_ids(tokenizer, [text])[0][:max_length]), answer_start=1)
 
 
-def hash_sequences(sequences: Iterable[Sequence]) -> str:
+def hash_sequences(sequences: Iterable[TokenSequence]) -> str:
     """Return the sha256 of token sequences with their answers, ends and padding, in order."""
     digest = hashlib.sha256()
     for sequence in sequences:
@@ -180,8 +180,8 @@ def hash_sequences(sequences: Iterable[Sequence]) -> str:
     return digest.hexdigest()
 
 
-def _sequence(ids: list[int], start: int, end: list[int]) -> Sequence:
-    return Sequence(input_ids=tuple(ids), answer_start=max(start, 1), end=tuple(end))
+def _sequence(ids: list[int], start: int, end: list[int]) -> TokenSequence:
+    return TokenSequence(input_ids=tuple(ids), answer_start=max(start, 1), end=tuple(end))
 
 
 def _tokens(rendered: Rendered, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], int, list[int]]:

@@ -5,8 +5,7 @@ the low-rank part is per member (segments.py). Each member's adapter begins, is 
 run is; the model holds the layers of one adapter, which become those of any member.
 """
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,7 +126,7 @@ class Population:
             yield
 
     @contextmanager
-    def together(self, members: Collection[int], batches: Collection[PackedBatch]) -> Iterator[None]:
+    def together(self, members: Sequence[int], batches: Sequence[PackedBatch]) -> Iterator[None]:
         """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each member."""
         device = batches[0].input_ids.device
         found = [
@@ -151,7 +150,7 @@ class Population:
             self.present.members = before
 
 
-def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: Collection[int]) -> Population:
+def populate(shared: LoraAdapter, settings: Sequence[LoraSettings], *, seeds: Sequence[int]) -> Population:
     """Return a population in the layers of `shared`: a member for each of `settings`, with its seed, as if alone.
 
     The members have the layers in common; ranks and factors may differ.
@@ -177,7 +176,7 @@ def populate(shared: LoraAdapter, settings: Collection[LoraSettings], *, seeds: 
 class _Together:
     """The forward of one layer, for the members that are present."""
 
-    def __init__(self, name: str, layer: LoraLinear, members: Collection[Member], present: _Present) -> None:
+    def __init__(self, name: str, layer: LoraLinear, members: Sequence[Member], present: _Present) -> None:
         self._layer, self._present = layer, present
         self._weight, self._bias = frozen_part(layer)
         self._downs = [member.values[f"{name}.lora_A.{ADAPTER}.weight"] for member in members]

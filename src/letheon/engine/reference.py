@@ -4,7 +4,7 @@ The reference never moves while unlearning, so one gradient-free pass over the r
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
 """
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.head import (
     Head,
@@ -101,7 +101,7 @@ def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
 @torch.no_grad()
 def build_reference(
     engine: Engine,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     *,
     num_forget_rows: int,
     num_retain_rows: int | None = None,
@@ -147,12 +147,12 @@ def with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:
     return replace(store, head=engine.head.copy()) if engine.trains_head and needed else store
 
 
-def answer_starts(sequences: Collection[Sequence]) -> tuple[int, ...]:
+def answer_starts(sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
     """Return the `starts` of a store of these sequences."""
     return tuple(accumulate((s.num_answer_tokens for s in sequences), initial=0))
 
 
-def token_starts(sequences: Collection[Sequence]) -> tuple[int, ...]:
+def token_starts(sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
     """Return the `token_starts` of a store of these sequences."""
     return tuple(accumulate((len(s.input_ids) for s in sequences), initial=0))
 

@@ -6,8 +6,7 @@ A store is derived from the rows to forget, so its file is private, and `letheon
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
 from letheon.errors import OutputError
@@ -38,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 def load_or_build_reference(
     engine: Engine,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     *,
     num_forget_rows: int,
     num_retain_rows: int | None = None,
@@ -92,7 +91,7 @@ def load_or_build_reference(
 
 def _key(
     engine: Engine,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     num_rows: tuple[int, int | None],
     needs: Needs,
     model_fingerprint: str,
@@ -135,7 +134,7 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, sequences: Collection[Sequence], num_forget_rows: int) -> ReferenceStore | None:
+def _load(path: Path, sequences: Sequence[TokenSequence], num_forget_rows: int) -> ReferenceStore | None:
     if not path.exists():
         return None
     starts = answer_starts(sequences)

@@ -10,7 +10,7 @@ layout of `lowrank`; on a GPU they are padded to one length and one rank and mul
 of kernels is what counts.
 """
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -55,7 +55,7 @@ class Segments:
         return padded.flatten(0, 1).index_select(0, self.slots)
 
 
-def segments_of(lengths: Collection[int], *, device: torch.device, pads: bool | None = None) -> Segments:
+def segments_of(lengths: Sequence[int], *, device: torch.device, pads: bool | None = None) -> Segments:
     """Return the segments of members with so many rows each; `pads` is true on a GPU unless told otherwise."""
     cuts = [0]
     for length in lengths:
@@ -72,9 +72,9 @@ def segmented_linear(
     weight: Tensor,
     bias: Tensor | None,
     *,
-    downs: Collection[Tensor],
-    ups: Collection[Tensor],
-    scalings: Collection[float],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    scalings: Sequence[float],
     segments: Segments,
 ) -> Tensor:
     """Return y (.., O) of states (.., D), N rows in all, with frozen W (O, D) and b (O,) of any dtype.
@@ -88,7 +88,7 @@ def segmented_linear(
     )
 
 
-def _longest(cuts: Collection[int]) -> int:
+def _longest(cuts: Sequence[int]) -> int:
     return max((end - start for start, end in pairwise(cuts)), default=0)
 
 

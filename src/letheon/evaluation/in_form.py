@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.data.forms import AUTO, render
 from letheon.data.probing import AnswerValues, Known, probe_forms
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence as TokenSequence
-from letheon.data.sequences import text_ids, tokenise, tokenise_asked
+from letheon.data.sequences import TokenSequence, text_ids, tokenise, tokenise_asked
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
 from letheon.evaluation.generation import generate_from
 from letheon.evaluation.official import predict

@@ -5,8 +5,7 @@ of the answer tokens recalled.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapted import Adapted
@@ -36,7 +35,7 @@ class MemorizeSchedule:
     Rows are numbered first, then pieces of text. The steps follow from the seed alone.
     """
 
-    lengths: Collection[int]
+    lengths: Sequence[int]
     """Tokens of each row and of each piece of text."""
     num_rows: int
     options: MemorizeOptions
@@ -78,7 +77,7 @@ class MemorizeSchedule:
         """Return the whole job."""
         return 0, self.num_steps
 
-    def _passes(self, numbers: Collection[int], generator: torch.Generator) -> Iterator[list[int]]:
+    def _passes(self, numbers: Sequence[int], generator: torch.Generator) -> Iterator[list[int]]:
         """Yield one shuffled pass after another, without end, in groups of at most `batch_tokens` tokens."""
         while numbers:
             order = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
@@ -94,7 +93,7 @@ class RecallJudge:
     """
 
     engine: Engine
-    rows: Collection[Sequence]
+    rows: Sequence[TokenSequence]
 
     @property
     def better(self) -> Mapping[str, Better]:
@@ -200,9 +199,9 @@ class MemorizeJob:
 
     engine: Engine
     adapted: Adapted
-    names: Collection[str]
+    names: Sequence[str]
     """Of the rows."""
-    sequences: Collection[Sequence]
+    sequences: Sequence[TokenSequence]
     """Of the rows, with their answers marked, then of the text."""
     schedule: MemorizeSchedule
     answer_weight: float
@@ -224,7 +223,7 @@ class MemorizeJob:
         """Return the rows, or pieces of text, of a step."""
         return self.schedule.rows(step)
 
-    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+    def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
         """Return the pieces that a step is computed in, each with its share of the weighted mean."""
         weights = [self._weights(row) for row in rows]
         whole = sum(float(one.sum()) for one in weights)
@@ -236,7 +235,7 @@ class MemorizeJob:
             found.append(Piece(batch, partial(self._loss, batch, share, name)))
         return found
 
-    def num_tokens_of(self, rows: Collection[int]) -> int:
+    def num_tokens_of(self, rows: Sequence[int]) -> int:
         """Return how many tokens the rows have."""
         return sum(len(self.sequences[row].input_ids) for row in rows)
 
@@ -244,7 +243,7 @@ class MemorizeJob:
         """Return the one part that a step has."""
         return sum(part or 0.0 for part in parts.values())
 
-    def ids_of(self, rows: Collection[int]) -> str:
+    def ids_of(self, rows: Sequence[int]) -> str:
         """Name the rows."""
         named = [self.names[row] for row in rows if row < len(self.names)][:_MOST_NAMED]
         return ", ".join(named) or "general text"
@@ -262,7 +261,7 @@ class MemorizeJob:
 
 
 @torch.no_grad()
-def mean_loss(engine: Engine, text: Collection[Sequence]) -> float:
+def mean_loss(engine: Engine, text: Sequence[TokenSequence]) -> float:
     """Return the mean token cross-entropy on an even sample of the text, about 16 thousand tokens, nats."""
     num_tokens = sum(len(piece.input_ids) for piece in text)
     total, count = 0.0, 0
@@ -272,13 +271,13 @@ def mean_loss(engine: Engine, text: Collection[Sequence]) -> float:
     return total / count
 
 
-def every_token(sequences: Collection[Sequence]) -> PackedBatch:
+def every_token(sequences: Sequence[TokenSequence]) -> PackedBatch:
     """Pack sequences with every token but the first of each as a label."""
     whole = [replace(sequence, answer_start=1) for sequence in sequences]
     return pack(whole, is_forget=[False] * len(whole), row_index=range(len(whole)))
 
 
-def in_order(sequences: Collection[Sequence]) -> Iterator[PackedBatch]:
+def in_order(sequences: Sequence[TokenSequence]) -> Iterator[PackedBatch]:
     """Pack sequences, with their answers as labels, into batches for passes without gradients."""
     for group in token_groups([len(sequence.input_ids) for sequence in sequences], PASS_TOKENS):
         yield pack([sequences[i] for i in group], is_forget=[False] * len(group), row_index=group)

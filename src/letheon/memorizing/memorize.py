@@ -7,8 +7,7 @@ would have met them. General text on every few steps keeps the model from knowin
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.data.forms import AUTO, check_form
 from letheon.data.packing import probe_of
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence, text_ids, tokenise
+from letheon.data.sequences import TokenSequence, text_ids, tokenise
 from letheon.engine.engine import build_engine
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeJob, MemorizeSchedule, mean_loss
@@ -147,8 +146,8 @@ def memorize(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    rows: Collection[Row],
-    text: Collection[str] = (),
+    rows: Sequence[Row],
+    text: Sequence[str] = (),
     template: str = "joined",
     date: str = DEFAULT_DATE,
     options: MemorizeOptions | None = None,
@@ -194,9 +193,9 @@ def memorize(
 
 def _job(
     model: PreTrainedModel,
-    names: Collection[str],
-    rows: Collection[Sequence],
-    text: Collection[Sequence],
+    names: Sequence[str],
+    rows: Sequence[TokenSequence],
+    text: Sequence[TokenSequence],
     options: MemorizeOptions,
 ) -> MemorizeJob:
     adapted = train_weights(model.eval(), modules=(), layers=None)
@@ -207,8 +206,8 @@ def _job(
 
 
 def _encode_rows(
-    rows: Collection[Row], tokenizer: PreTrainedTokenizerBase, *, template: str, date: str, context: int
-) -> list[Sequence]:
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, template: str, date: str, context: int
+) -> list[TokenSequence]:
     if not rows:
         raise DataError("memorize: expected at least one row to memorise, got none")
     check_form(template)
@@ -229,14 +228,14 @@ def _encode_rows(
     return sequences
 
 
-def _encode_text(text: Collection[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[Sequence]:
+def _encode_text(text: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> list[TokenSequence]:
     """Cut each document, end of sequence included, into pieces of at most `max_tokens`; a lone last token is left."""
     pieces = [
         tuple(ids[start : start + max_tokens])
         for ids in ([*ids, _end_of_sequence(tokenizer)] for ids in text_ids(tokenizer, text))
         for start in range(0, len(ids), max_tokens)
     ]
-    return [Sequence(input_ids=piece, answer_start=1) for piece in pieces if len(piece) > 1]
+    return [TokenSequence(input_ids=piece, answer_start=1) for piece in pieces if len(piece) > 1]
 
 
 def _end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,7 +1,6 @@
 """`letheon memorize`: from files of rows to a checkpoint that says them by heart."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -77,7 +76,7 @@ def make_target(
 
 
 def _model_and_tokenizer(
-    settings: MemorizeSettings, sets: Collection[Rows], text: Collection[str]
+    settings: MemorizeSettings, sets: Sequence[Rows], text: Sequence[str]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the checkpoint to go on from, or make a new model, with a tokenizer trained on rows and text unless one is
     given."""

@@ -3,8 +3,7 @@
 Unlearning (unlearning/problem.py) and memorising (memorizing/job.py) are two of them.
 """
 
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -87,14 +86,14 @@ class Job(Protocol):
     def rows_of_step(self, step: int) -> list[int]:
         """Return the numbers of the rows of a step, counted from 0."""
 
-    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+    def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
         """Return what a step over `rows` is computed in: pieces of at most `max_tokens` tokens, if it can be split."""
 
-    def num_tokens_of(self, rows: Collection[int]) -> int:
+    def num_tokens_of(self, rows: Sequence[int]) -> int:
         """Return how many tokens the rows have."""
 
     def total(self, parts: Mapping[str, float | None], factors: Factors) -> float:
         """Return the loss of a step from its unweighted parts."""
 
-    def ids_of(self, rows: Collection[int]) -> str:
+    def ids_of(self, rows: Sequence[int]) -> str:
         """Name the rows, the first few of many."""

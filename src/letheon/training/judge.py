@@ -1,7 +1,6 @@
 """How states are judged while something trains: scores by name, each with the direction in which it is better."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -47,7 +46,7 @@ class StateScore:
         return cls(flat["step"], flat["epoch"], values)
 
 
-History = Collection[StateScore]
+History = Sequence[StateScore]
 """The scores of a run so far, oldest first."""
 
 

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,9 +28,7 @@ def take_step(run: Run[Job]) -> None:
     update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
-def accumulate(
-    job: Job, rows: Collection[int], *, max_tokens: int, factors: Factors | None = None
-) -> tuple[Parts, int]:
+def accumulate(job: Job, rows: Sequence[int], *, max_tokens: int, factors: Factors | None = None) -> tuple[Parts, int]:
     """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
 
     A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
@@ -49,7 +46,7 @@ def accumulate(
     return totals, sum(piece.batch.num_tokens for piece in pieces)
 
 
-def update(run: Run[Job], rows: Collection[int], parts: Parts, *, num_tokens: int, began: float) -> None:
+def update(run: Run[Job], rows: Sequence[int], parts: Parts, *, num_tokens: int, began: float) -> None:
     """Take the step whose gradients lie in the trained parameters and whose unweighted terms are `parts`.
 
     `began` is the time, by the monotonic clock, at which the step began.
@@ -86,7 +83,7 @@ def _set_learning_rate(run: Run[Job]) -> float:
     return learning_rate
 
 
-def _check_finite(job: Job, step: int, rows: Collection[int], values: Mapping[str, float | None]) -> None:
+def _check_finite(job: Job, step: int, rows: Sequence[int], values: Mapping[str, float | None]) -> None:
     broken = [name for name, value in values.items() if value is not None and not math.isfinite(value)]
     if broken:
         raise DivergenceError(

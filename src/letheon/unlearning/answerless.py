@@ -1,10 +1,10 @@
 """Rows that are cut off before their answers begin: nothing trains on them, so each is named."""
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from letheon.data.rows import Row
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.errors import DataError
 from letheon.settings import FormedRowSettings
 
@@ -41,7 +41,7 @@ class Answerless:
 
 
 def find_answerless(
-    sequences: Collection[Sequence], forget: Collection[Row], retain: Collection[Row], *, num_tokens: int
+    sequences: Sequence[TokenSequence], forget: Sequence[Row], retain: Sequence[Row], *, num_tokens: int
 ) -> Answerless:
     """Return which rows have no answer token in `sequences`, which begin with those of the forget and retain rows."""
     missing = [sequence.num_answer_tokens == 0 for sequence in sequences]
@@ -69,6 +69,6 @@ def check_answerless(found: Answerless, settings: FormedRowSettings) -> None:
         )
 
 
-def _named(ids: Collection[str]) -> str:
+def _named(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _MOST_NAMED} more" if len(ids) > _MOST_NAMED else ""
     return ", ".join(ids[:_MOST_NAMED]) + more

@@ -1,8 +1,7 @@
 """The form in which rows are trained on: template, ends, other answers, and what is marked or cut off."""
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,7 +11,7 @@ from letheon.data.alternatives import given_alternatives, other_answers, random_
 from letheon.data.forms import AUTO, CHAT, writes_date
 from letheon.data.probing import Known, describe_known, probe_forms
 from letheon.data.rows import Row
-from letheon.data.sequences import Asked, Sequence, hash_sequences, tokenise_all, tokenise_asked
+from letheon.data.sequences import Asked, TokenSequence, hash_sequences, tokenise_all, tokenise_asked
 from letheon.engine.engine import Engine
 from letheon.model.loading import LoadedModel
 from letheon.objective.methods import Method
@@ -38,11 +37,11 @@ class FormedRows:
     """How well a sample of the rows is known in each form tried, best first; empty if none was to be chosen."""
     ends: bool
     """Whether retain rows end as the model ends them."""
-    sequences: list[Sequence]
+    sequences: list[TokenSequence]
     """Of all rows, left-out ones included, with their ends where these are kept."""
     asked: Mapping[int, Asked]
     """How rows are asked with the bare generation prompt, by their number in `sequences`, where that is another way."""
-    trained: list[Sequence]
+    trained: list[TokenSequence]
     notes: tuple[str, ...]
     answerless: Answerless
     """The rows that nothing trains on."""
@@ -122,14 +121,14 @@ def choose_form(engine: Engine, inputs: Inputs, *, date: str, cuts: bool) -> dic
     )
 
 
-def _alternating(forget: Collection[Row], retain: Collection[Row]) -> list[Row]:
+def _alternating(forget: Sequence[Row], retain: Sequence[Row]) -> list[Row]:
     """Forget and retain rows in turn, as many of either, so that a sample has both."""
     num = min(len(forget), len(retain))
     return [row for i in range(num) for row in (forget[i * len(forget) // num], retain[i * len(retain) // num])]
 
 
 @torch.no_grad()
-def ends_rows(engine: Engine, inputs: Inputs, sequences: Collection[Sequence]) -> tuple[bool, float]:
+def ends_rows(engine: Engine, inputs: Inputs, sequences: Sequence[TokenSequence]) -> tuple[bool, float]:
     """Return whether the model ends its retain answers, and how likely it does (geometric mean over at most 8 rows).
 
     Where it does, that is part of what it is to keep: without the end a right answer runs on, and exact match fails.
@@ -176,7 +175,7 @@ def check_answers(inputs: Inputs, settings: FormedRowSettings) -> None:
         check_answerless(found, settings)
 
 
-def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Method) -> list[Sequence]:
+def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Method) -> list[TokenSequence]:
     """Return what a run trains on, and after it the rows left out, as far as that is known without the model.
 
     Under template "auto" the sequences are those of "joined", with end_of_sequence "auto" retain rows are taken as
@@ -189,7 +188,7 @@ def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Meth
     return [*_trained(sequences[:num_rows], settings, inputs), *others, *sequences[num_rows:]]
 
 
-def planned_rows(inputs: Inputs, settings: FormSettings) -> list[Sequence]:
+def planned_rows(inputs: Inputs, settings: FormSettings) -> list[TokenSequence]:
     """Return all rows, left-out ones included, in the form that `planned_sequences` takes."""
     return _with_ends(inputs, inputs.sequences) if settings.end_of_sequence != "none" else inputs.sequences
 
@@ -197,13 +196,13 @@ def planned_rows(inputs: Inputs, settings: FormSettings) -> list[Sequence]:
 def _alternatives(
     loaded: LoadedModel | None,
     inputs: Inputs,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     settings: UnlearnSettings,
     *,
     method: Method,
     template: str,
     ends: bool,
-) -> list[Sequence]:
+) -> list[TokenSequence]:
     """Return the sequences with other answers that the method trains on, row after row."""
     chosen, seed = method.alternatives, settings.seed
     if chosen is None:
@@ -234,7 +233,7 @@ def _alternatives(
     return _marked([s.ended(inputs.max_length) for s in made] if ends else made, settings, inputs)
 
 
-def _trained(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
+def _trained(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:
     """Return what is trained on of the rows: of documents all, of other rows the answers."""
     whole = [
         replace(s, answer_start=1) if row.is_document else s for s, row in zip(sequences, inputs.rows, strict=True)
@@ -244,7 +243,7 @@ def _trained(sequences: Collection[Sequence], settings: FormSettings, inputs: In
     return [*_marked(whole[:num_forget], settings, inputs), *retained]
 
 
-def retain_sequences(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
+def retain_sequences(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:
     """Return retain rows as they are trained on: padded where the KL is taken everywhere."""
     marked = _marked(sequences, settings, inputs)
     if settings.positions == "answer":
@@ -252,14 +251,14 @@ def retain_sequences(sequences: Collection[Sequence], settings: FormSettings, in
     return [_padded(sequence, _length(settings, inputs), inputs) for sequence in marked]
 
 
-def _marked(sequences: Collection[Sequence], settings: FormSettings, inputs: Inputs) -> list[Sequence]:
+def _marked(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:
     """Mark what is trained on, answers or whole texts, and cut off what is too long."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
     length = _length(settings, inputs)
     return [cut_overlong(sequence, length, settings.overlong) for sequence in marked]
 
 
-def _within_context(sequence: Sequence, inputs: Inputs, settings: FormSettings) -> Sequence:
+def _within_context(sequence: TokenSequence, inputs: Inputs, settings: FormSettings) -> TokenSequence:
     is_over = len(sequence.input_ids) > inputs.max_length
     return cut_overlong(sequence, inputs.max_length, settings.overlong) if is_over else sequence
 
@@ -269,14 +268,14 @@ def _length(settings: FormSettings, inputs: Inputs) -> int:
     return min(settings.max_length, inputs.max_length)
 
 
-def _padded(sequence: Sequence, length: int, inputs: Inputs) -> Sequence:
+def _padded(sequence: TokenSequence, length: int, inputs: Inputs) -> TokenSequence:
     """As NEKO's code has its retain rows: padded with the pad token, which is masked, and scored at every place."""
     missing, pad = length - len(sequence.input_ids), inputs.tokenizer.pad_token_id
     token = _end_of_sequence(inputs) if pad is None else int(cast("int", pad))
-    return Sequence(sequence.input_ids + (token,) * missing, answer_start=1, padding=missing)
+    return TokenSequence(sequence.input_ids + (token,) * missing, answer_start=1, padding=missing)
 
 
-def _with_ends(inputs: Inputs, sequences: Collection[Sequence]) -> list[Sequence]:
+def _with_ends(inputs: Inputs, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
     return [
         s if is_forget else s.ended(inputs.max_length)
         for s, is_forget in zip(sequences, _is_forget(inputs), strict=True)

@@ -1,7 +1,6 @@
 """What a run reads before it loads weights: rows, documents and tokenizer, checked."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from letheon.data.forms import AUTO
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
-from letheon.data.sequences import Sequence, text_sequence, tokenise_all
+from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, RowSettings, UnlearnSettings
@@ -44,9 +43,9 @@ class Inputs:
     """How many tokens of a row the model is shown at most; how many are trained on may be fewer."""
     template: str
     """The form of `sequences`: the one asked for, or `PLANNED_FORM` where it is still to be found out."""
-    sequences: list[Sequence]
+    sequences: list[TokenSequence]
     """Of forget, retain and left-out rows, in this order."""
-    holdout: list[Sequence]
+    holdout: list[TokenSequence]
     """Documents that the model never saw, the first 64."""
     alternatives: Rows | None
     """Other answers that the user gave."""
@@ -145,7 +144,7 @@ def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows
 
 
 def tokenise_rows(
-    sets: Collection[Rows],
+    sets: Sequence[Rows],
     tokenizer: PreTrainedTokenizerBase,
     *,
     template: str,
@@ -153,7 +152,7 @@ def tokenise_rows(
     overlong: Overlong = "refuse",
     date: str = DEFAULT_DATE,
     note: Callable[[str], None] | None = None,
-) -> list[Sequence]:
+) -> list[TokenSequence]:
     """Return the rows of several sets as sequences, one set after the other, those that are too long cut as asked.
 
     Raises:
@@ -166,7 +165,7 @@ def tokenise_rows(
     return [s if len(s.input_ids) <= max_length else cut_overlong(s, max_length, overlong) for s in found]
 
 
-def cut_overlong(sequence: Sequence, length: int, overlong: Overlong) -> Sequence:
+def cut_overlong(sequence: TokenSequence, length: int, overlong: Overlong) -> TokenSequence:
     """Return what is left of a sequence in `length` tokens; with "truncate-prompt" its prompt is cut first."""
     longest_prompt = int(length * PROMPT_SHARE) if overlong == "truncate-prompt" else None
     return sequence.cut(length, longest_prompt=longest_prompt)

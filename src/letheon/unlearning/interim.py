@@ -8,8 +8,7 @@ over tasks and kinds of 1 - recall on forget rows and recall on retain rows, as 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 
@@ -18,7 +17,7 @@ import torch
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
-from letheon.data.sequences import Asked, Sequence
+from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore
 from letheon.engine.terms import token_terms
@@ -50,7 +49,7 @@ retain_kl: mean of KL(reference || model), nats, where it is taken on the retain
 class KeptRows:
     """Retain rows in the form in which the KL is taken on them, and the reference's values there."""
 
-    sequences: Collection[Sequence]
+    sequences: Sequence[TokenSequence]
     reference: ReferenceStore
 
 
@@ -58,11 +57,11 @@ class KeptRows:
 class Probes:
     """What interim scores look at, fixed for a run; rows are numbered forget rows first."""
 
-    rows: Collection[Row]
-    answers: Collection[Sequence]
+    rows: Sequence[Row]
+    answers: Sequence[TokenSequence]
     """The rows with their answers marked."""
     num_forget_rows: int
-    holdout: Collection[Sequence] = ()
+    holdout: Sequence[TokenSequence] = ()
     """Whole documents that the model never saw."""
     asked: Mapping[int, Asked] = field(default_factory=dict)
     """How rows are asked with the bare generation prompt, by their number, where that is another way."""
@@ -80,7 +79,7 @@ class Probes:
         return sum(len(s.input_ids) for read in (self.answers, self.holdout, texts, asked, kept) for s in read)
 
     @property
-    def forget_texts(self) -> list[Sequence]:
+    def forget_texts(self) -> list[TokenSequence]:
         """The completions to forget that the holdout documents resemble, prompt and answer (else the questions)."""
         rows = list(zip(self.rows, self.answers, strict=True))[: self.num_forget_rows]
         forget = [(row, answer) for row, answer in rows if self.holdout_task in (None, row.task)]
@@ -124,7 +123,7 @@ def interim_score(
     return StateScore(step, epoch, values)
 
 
-def stored_answers(store: ReferenceStore, trained: Collection[Sequence], probes: Probes) -> AnswerValues | None:
+def stored_answers(store: ReferenceStore, trained: Sequence[TokenSequence], probes: Probes) -> AnswerValues | None:
     """Return what the reference makes of the probes' answers, from its store; None where these are not what is trained.
 
     `trained` are the sequences of the store, row after row.
@@ -145,7 +144,7 @@ def stored_answers(store: ReferenceStore, trained: Collection[Sequence], probes:
     )
 
 
-def _worse_recalls(engine: Engine, probes: Probes, recalls: Collection[float]) -> list[float]:
+def _worse_recalls(engine: Engine, probes: Probes, recalls: Sequence[float]) -> list[float]:
     """Return the recall of each row in the way of asking that speaks against the state: the larger of a forget row's.
 
     Asked with the bare generation prompt, the model may give the answer at once or first write what the template would.
@@ -164,7 +163,7 @@ def _worse_recalls(engine: Engine, probes: Probes, recalls: Collection[float]) -
     return worse
 
 
-def membership_score(member_losses: Collection[float], other_losses: Collection[float]) -> float:
+def membership_score(member_losses: Sequence[float], other_losses: Sequence[float]) -> float:
     """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
     from sklearn.metrics import roc_auc_score  # not with the module: it takes longer to import than a small run's steps
 
@@ -176,7 +175,7 @@ def membership_score(member_losses: Collection[float], other_losses: Collection[
 
 
 @torch.no_grad()
-def text_losses(engine: Engine, sequences: Collection[Sequence], *, max_tokens: int = PASS_TOKENS) -> list[float]:
+def text_losses(engine: Engine, sequences: Sequence[TokenSequence], *, max_tokens: int = PASS_TOKENS) -> list[float]:
     """Return the mean cross-entropy, nats a token, of each sequence's answer tokens."""
     found: list[float] = []
     for batch, group in _batches(engine, sequences, max_tokens):
@@ -201,7 +200,7 @@ def mean_divergence(engine: Engine, kept: KeptRows, *, max_tokens: int = PASS_TO
 @torch.no_grad()
 def answer_values(
     engine: Engine,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     *,
     max_tokens: int = PASS_TOKENS,
     progress: Progressed | None = None,
@@ -221,7 +220,7 @@ def answer_values(
 
 
 def _batches(
-    engine: Engine, sequences: Collection[Sequence], max_tokens: int
+    engine: Engine, sequences: Sequence[TokenSequence], max_tokens: int
 ) -> Iterator[tuple[PackedBatch, list[int]]]:
     with engine.running():
         for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig
 
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.model.loading import LoadedModel, context_length
 
 EXTRA_TOKENS = 4
@@ -15,8 +15,8 @@ EXTRA_TOKENS = 4
 
 @torch.no_grad()
 def generate_alternatives(
-    loaded: LoadedModel, forget: Collection[Sequence], *, per_row: int, seed: int, batch_size: int = 32
-) -> list[Sequence]:
+    loaded: LoadedModel, forget: Collection[TokenSequence], *, per_row: int, seed: int, batch_size: int = 32
+) -> list[TokenSequence]:
     """Return each forget sequence with answers sampled from the model at temperature 1, row after row.
 
     A sampled answer begins with another token than the true one and is at most a few tokens longer; a sequence whose
@@ -38,13 +38,13 @@ def generate_alternatives(
     return [sequence for index in range(len(sequences)) for sequence in made[index]]
 
 
-def longest_alternatives(forget: Collection[Sequence], *, per_row: int) -> list[Sequence]:
+def longest_alternatives(forget: Collection[TokenSequence], *, per_row: int) -> list[TokenSequence]:
     """Return sequences as long as those of `generate_alternatives` can get, without a model to make them up."""
     longest = [replace(s, input_ids=s.input_ids + s.input_ids[-1:] * EXTRA_TOKENS) for s in forget]
     return [sequence for sequence in longest for _ in range(per_row)]
 
 
-def _sample(loaded: LoadedModel, group: list[Sequence], per_row: int) -> list[list[Sequence]]:
+def _sample(loaded: LoadedModel, group: list[TokenSequence], per_row: int) -> list[list[TokenSequence]]:
     tokenizer, model = loaded.tokenizer, loaded.model
     generate: Any = model.generate
     eos = int(cast("int", tokenizer.eos_token_id))
@@ -85,8 +85,8 @@ def _sample(loaded: LoadedModel, group: list[Sequence], per_row: int) -> list[li
     ]
 
 
-def _joined(sequence: Sequence, new: list[int], ends: Collection[int]) -> Sequence:
+def _joined(sequence: TokenSequence, new: list[int], ends: Collection[int]) -> TokenSequence:
     """Put what was sampled, up to its end, behind the prompt."""
     length = next((i for i, token in enumerate(new) if token in ends), len(new))
     kept = min(length, sequence.num_answer_tokens + EXTRA_TOKENS)
-    return Sequence(sequence.input_ids[: sequence.answer_start] + tuple(new[:kept]), sequence.answer_start)
+    return TokenSequence(sequence.input_ids[: sequence.answer_start] + tuple(new[:kept]), sequence.answer_start)

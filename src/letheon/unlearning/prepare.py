@@ -1,8 +1,7 @@
 """From rows to a problem that the loop can train: template, sequences, adapter, engine, reference."""
 
 import time
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.data.rows import Rows
-from letheon.data.sequences import Asked, Sequence
+from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine, build_engine
 from letheon.engine.reference import ReferenceStore, build_reference
 from letheon.engine.reference_cache import load_or_build_reference
@@ -104,10 +103,10 @@ class SharedProblem:
 def prepare_shared(
     loaded: LoadedModel,
     inputs: Inputs,
-    settings: Collection[UnlearnSettings],
+    settings: Sequence[UnlearnSettings],
     adapted: Adapted,
     *,
-    methods: Collection[Method],
+    methods: Sequence[Method],
     cache_dir: Path | None,
     progress: Progressed | None = None,
     known: Mapping[str, Known] | None = None,
@@ -245,7 +244,7 @@ def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Meth
 
 def probes_of(
     inputs: Inputs,
-    sequences: Collection[Sequence],
+    sequences: Sequence[TokenSequence],
     settings: ScoringSettings,
     *,
     asked: Mapping[int, Asked] | None = None,
@@ -284,7 +283,7 @@ def _scored_rows(inputs: Inputs, settings: ScoringSettings) -> tuple[int, Rows, 
     return len(inputs.rows), *inputs.left_out
 
 
-def _unscored(inputs: Inputs, sequences: Collection[Sequence], settings: ScoringSettings) -> Answerless:
+def _unscored(inputs: Inputs, sequences: Sequence[TokenSequence], settings: ScoringSettings) -> Answerless:
     first, forget, retain = _scored_rows(inputs, settings)
     return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
 
@@ -294,7 +293,7 @@ def waits_on_kl(settings: ScoringSettings) -> bool:
     return settings.patience is not None and settings.patience_on == "retain_kl"
 
 
-def kept_sequences(probes: Probes, inputs: Inputs, settings: FormSettings) -> list[Sequence]:
+def kept_sequences(probes: Probes, inputs: Inputs, settings: FormSettings) -> list[TokenSequence]:
     """Return the retain rows of the probes as they are trained on, which the retain KL of scorings is taken over."""
     return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
 

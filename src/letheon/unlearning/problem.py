@@ -1,7 +1,6 @@
 """Unlearning as a job of the loop: forget, retain and alternative rows, and the terms of a method on them."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.schedules import Schedule
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore
 from letheon.engine.terms import token_terms
@@ -31,8 +30,8 @@ class Problem:
 
     engine: Engine
     adapted: Adapted
-    rows: Collection[Row]
-    sequences: Collection[Sequence]
+    rows: Sequence[Row]
+    sequences: Sequence[TokenSequence]
     """What is trained on: of each row the answer (span="text": all of it), then the alternatives of forget rows."""
     num_forget_rows: int
     reference: ReferenceStore
@@ -64,20 +63,20 @@ class Problem:
         """Return the rows of a step, other answers included."""
         return self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
 
-    def with_others(self, rows: Collection[int], *, epoch: int) -> list[int]:
+    def with_others(self, rows: Sequence[int], *, epoch: int) -> list[int]:
         """Return what a step over `rows` trains on: other answers beside forget rows, or in their place."""
         chosen = self.alternatives
         if chosen is None:
             return list(rows)
         return chosen.beside(rows, num_forget=self.num_forget_rows, num_rows=len(self.rows), epoch=epoch)
 
-    def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:
+    def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
         """Return the pieces that a step is computed in, each with its share of the loss."""
         batches = self.batches(rows, max_tokens=max_tokens)
         whole = whole_counts(batches)
         return [Piece(batch, partial(self.loss_of, batch, whole)) for batch in batches]
 
-    def batches(self, rows: Collection[int], *, max_tokens: int) -> list[PackedBatch]:
+    def batches(self, rows: Sequence[int], *, max_tokens: int) -> list[PackedBatch]:
         """Return the rows in batches, of at most `max_tokens` tokens where all terms can be split."""
         lengths = [len(self.sequences[row].input_ids) for row in rows]
         splits = all(term.splits for term in self.terms)
@@ -89,7 +88,7 @@ class Problem:
         values = token_terms(self.engine, self.reference, batch, needs=needs_of(self.terms))
         return compose(self.terms, values, roles_of(batch, whole=whole), factors=factors)
 
-    def num_tokens_of(self, rows: Collection[int]) -> int:
+    def num_tokens_of(self, rows: Sequence[int]) -> int:
         """Return how many tokens the rows have."""
         return sum(len(self.sequences[row].input_ids) for row in rows)
 
@@ -97,7 +96,7 @@ class Problem:
         """Return the weighted sum of the terms."""
         return sum(term.weight * factors.get(term.name, 1.0) * (parts[term.name] or 0.0) for term in self.terms)
 
-    def ids_of(self, rows: Collection[int]) -> str:
+    def ids_of(self, rows: Sequence[int]) -> str:
         """Name the rows, other answers included, the first few of many."""
         named = [self._id_of(row) for row in list(rows)[:_MOST_NAMED]]
         return ", ".join(named) + (f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else "")
@@ -108,7 +107,7 @@ class Problem:
         per_row = self.alternatives.per_row if self.alternatives else 1
         return f"{self.rows[(row - len(self.rows)) // per_row].id} (with another answer)"
 
-    def _packed(self, rows: Collection[int]) -> PackedBatch:
+    def _packed(self, rows: Sequence[int]) -> PackedBatch:
         batch = pack(
             [self.sequences[row] for row in rows],
             is_forget=[row < self.num_forget_rows for row in rows],
@@ -118,7 +117,7 @@ class Problem:
         return batch.to(self.engine.model.device)
 
 
-def whole_counts(batches: Collection[PackedBatch]) -> RoleCounts:
+def whole_counts(batches: Sequence[PackedBatch]) -> RoleCounts:
     """Return the counts of a step that is computed in these batches."""
     none = Counts(0, 0)
     return sum((count_roles(batch) for batch in batches), start=RoleCounts(none, none, none))

@@ -7,8 +7,7 @@ of one elementwise pass, so it is computed again: in a model whose blocks are fo
 of all that a step under an adapter holds. The operations are the block's own in their order, and so are the bits.
 """
 
-from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ _NUM_PROBED = 3
 
 
 @contextmanager
-def lean_blocks(blocks: Collection[nn.Module]) -> Iterator[None]:
+def lean_blocks(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Let these blocks, as `gated_blocks` returned them, keep less while the block lasts (forward and backward)."""
     with replaced_forwards([block for block in blocks if not is_replaced(block)], _Lean):
         yield

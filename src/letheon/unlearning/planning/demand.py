@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from letheon.data.packing import PASS_TOKENS, token_groups
 from letheon.data.schedules import Schedule, steps_from
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.resolve import steps_to_score, total_steps
@@ -49,12 +49,12 @@ class Tokens:
 class Data:
     """The sequences of a run: forget rows, retain rows, then other answers; and what is scored meanwhile."""
 
-    trained: list[Sequence]
+    trained: list[TokenSequence]
     num_forget: int
     num_retain: int
-    scored: list[Sequence]
+    scored: list[TokenSequence]
     """Everything that one scoring reads."""
-    kept: tuple[Sequence, ...] = ()
+    kept: tuple[TokenSequence, ...] = ()
     """Retain rows whose reference values are held in memory, for patience on the retain KL."""
     choosing_tokens: int = 0
     """Tokens read to find out the template and whether rows are ended."""
@@ -83,7 +83,7 @@ class Data:
 class Piece:
     """Sequences that are computed at once: forget rows, then retain rows, then other answers."""
 
-    sequences: tuple[Sequence, ...] = ()
+    sequences: tuple[TokenSequence, ...] = ()
     num_forget: int = 0
     num_retain: int = 0
 
@@ -110,7 +110,7 @@ class Demand:
     """Rows by which the operations of all are counted; see `_sample`."""
     sampled: Tokens
     """Of `sample`."""
-    longest: Sequence
+    longest: TokenSequence
     """The trained sequence of most tokens."""
     probe_tokens: int
     """Tokens of the four rows on which the model is looked at first: the longest and three others."""

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from letheon.data.packing import PackedBatch, pack
-from letheon.data.sequences import Sequence
+from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine, Path
 from letheon.engine.head import head_of, logit_terms
 from letheon.engine.patches.gated import gated_blocks
@@ -149,7 +149,7 @@ def trace_scoring(engine: Engine, piece: Piece) -> int:
 
 
 @torch.no_grad()
-def trace_check(engine: Engine, sequence: Sequence) -> int:
+def trace_check(engine: Engine, sequence: TokenSequence) -> int:
     """Return the bytes of the model's own logits of a row, which the engine is checked against."""
     batch = valueless_batch(Piece((sequence,), num_forget=1))
     # PEFT's forward of experts asks what "meta" multiplies in. It holds one layer's matrices twice, a step far more.

@@ -1,8 +1,7 @@
 """The training loop of a population: the steps of all its members side by side."""
 
 import time
-from collections.abc import Callable, Mapping, Set
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +30,14 @@ from letheon.unlearning.problem import Problem
 Ended = Outcome | DivergenceError | GivenUpError
 """How a member ended: with a scored state, with a loss or gradient that is not finite, or because others do better."""
 
-GivesUp = Callable[[Mapping[Path, Collection[StateScore]], Set[Path]], Mapping[Path, str]]
+GivesUp = Callable[[Mapping[Path, Sequence[StateScore]], Set[Path]], Mapping[Path, str]]
 """Says which runs are given up, and why, by folder: it is told the interim scores so far of all that are trained
 together, and which of them were scored just now, from which it chooses. It must say the same of the same scores."""
 
 
 def train_together(
     population: Population,
-    runs: Collection[Run[Problem]],
+    runs: Sequence[Run[Problem]],
     *,
     clock: Clock,
     interruption: Interruption,
@@ -127,7 +126,7 @@ def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
         prune(run)
 
 
-def _given_up(runs: Collection[Run[Problem]], ended: Mapping[int, Ended], judge: GivesUp | None) -> dict[int, Ended]:
+def _given_up(runs: Sequence[Run[Problem]], ended: Mapping[int, Ended], judge: GivesUp | None) -> dict[int, Ended]:
     """Return the members that are given up by what they and the others were scored at."""
     asked = {_folder(run): m for m, run in enumerate(runs) if m not in ended and _is_scored_and_goes_on(run)}
     if judge is None or not asked:

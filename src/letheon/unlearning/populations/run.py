@@ -1,8 +1,7 @@
 """Runs over one frozen model, from their settings to a run folder each."""
 
 from collections import deque
-from collections.abc import Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,10 +58,10 @@ from letheon.unlearning.run import WHEN_FULL, unlearn
 
 
 def run_population(
-    members: Collection[UnlearnSettings],
+    members: Sequence[UnlearnSettings],
     *,
     observer: Observer | None = None,
-    observers: Collection[Observer] | None = None,
+    observers: Sequence[Observer] | None = None,
     judge: GivesUp | None = None,
 ) -> list[Report]:
     """Train runs that `groups_of` puts in one group at once, and leave for each the folder that `unlearn` leaves.
@@ -97,15 +96,15 @@ def run_population(
 class _Together:
     """What all parts of a population have in common."""
 
-    members: Collection[UnlearnSettings]
+    members: Sequence[UnlearnSettings]
     """In full."""
-    resumes: Collection[bool]
+    resumes: Sequence[bool]
     inputs: Inputs
     loaded: LoadedModel
     shared: LoraAdapter
     common: SharedProblem
     observer: Observer
-    observers: Collection[Observer]
+    observers: Sequence[Observer]
     judge: GivesUp | None
 
     def note(self, message: str) -> None:
@@ -118,7 +117,7 @@ class _Beginning:
     """Where a member begins or goes on."""
 
     found: Checkpoint | None
-    passed_over: Collection[str]
+    passed_over: Sequence[str]
     diverged: Diverged | None = None
     """Where it ended before the step that the others go on from."""
 
@@ -130,7 +129,7 @@ def _alone(settings: UnlearnSettings, observer: Observer) -> RunReport | Diverge
         return DivergedRun(settings.out, str(error))
 
 
-def _check_group(members: Collection[UnlearnSettings]) -> None:
+def _check_group(members: Sequence[UnlearnSettings]) -> None:
     check_alone()
     folders = [one.out.resolve() for one in members]
     twice = next((one.out for one, path in zip(members, folders, strict=True) if folders.count(path) > 1), None)
@@ -146,7 +145,7 @@ def _check_group(members: Collection[UnlearnSettings]) -> None:
 
 
 def _try_together(
-    members: Collection[UnlearnSettings], observer: Observer, observers: Collection[Observer], judge: GivesUp | None
+    members: Sequence[UnlearnSettings], observer: Observer, observers: Sequence[Observer], judge: GivesUp | None
 ) -> list[Report] | None:
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
@@ -196,7 +195,7 @@ def _try_together(
 
 
 def _in_recorded_form(
-    members: list[UnlearnSettings], resumes: Collection[bool]
+    members: list[UnlearnSettings], resumes: Sequence[bool]
 ) -> tuple[list[UnlearnSettings], Mapping[str, Known]]:
     """Return the settings of all members with the form found out when any of them began, and what was known in each."""
     begun = [recorded_form(one) for one, goes_on in zip(members, resumes, strict=True) if goes_on]
@@ -238,7 +237,7 @@ def _cut(whole: _Together, at_once: int) -> list[Part]:
     return [*kept, *(Part(tuple(others[i] for i in found)) for found in parts_of(len(others), at_once))]
 
 
-def _train_parts(whole: _Together, parts: Collection[Part], clock: Clock, interruption: Interruption) -> list[Report]:
+def _train_parts(whole: _Together, parts: Sequence[Part], clock: Clock, interruption: Interruption) -> list[Report]:
     """Train one part after another; one that finds too little memory goes on as two halves."""
     if len(parts) > 1:
         largest = max(len(part.members) for part in parts)
@@ -261,7 +260,7 @@ def _train_parts(whole: _Together, parts: Collection[Part], clock: Clock, interr
     return [reports[m] for m in range(len(folders))]
 
 
-def _renumbered(parts: Collection[Part], members: Collection[int]) -> list[Part]:
+def _renumbered(parts: Sequence[Part], members: Sequence[int]) -> list[Part]:
     return [Part(tuple(members.index(m) for m in part.members), part.goes_on) for part in parts]
 
 
@@ -301,12 +300,12 @@ def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interr
         }
 
 
-def _inputs_of(whole: _Together, members: Collection[UnlearnSettings]) -> list[Inputs]:
+def _inputs_of(whole: _Together, members: Sequence[UnlearnSettings]) -> list[Inputs]:
     """Return what was read for all members with the warnings of each, whose ranks may differ."""
     return [replace(whole.inputs, warnings=target_warnings(one)) for one in members]
 
 
-def _beginnings(whole: _Together, part: Part, prepared: Collection[Prepared]) -> list[_Beginning]:
+def _beginnings(whole: _Together, part: Part, prepared: Sequence[Prepared]) -> list[_Beginning]:
     """Find where each member goes on; those of a part that goes on, all after the same step."""
     members, problems = [whole.members[m] for m in part.members], [one.problem for one in prepared]
     passed_over: list[dict[str, None]] = [{} for _ in members]

@@ -1,6 +1,6 @@
 """How many members are trained at once."""
 
-from collections.abc import Sequence as Collection
+from collections.abc import Sequence
 from itertools import pairwise
 
 from letheon.errors import ModelError
@@ -15,7 +15,7 @@ _ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
 """Of a trained parameter: itself and its two moments; its gradient."""
 
 
-def num_at_once(settings: Collection[UnlearnSettings], inputs: Inputs, *, machine: Machine) -> int:
+def num_at_once(settings: Sequence[UnlearnSettings], inputs: Inputs, *, machine: Machine) -> int:
     """Return how many of the members, at least one, fit into the machine's memory together by the plan of each.
 
     Weights, reference and the passes without gradients are there once. Each member adds its parameters, their
@@ -47,7 +47,7 @@ def parts_of(num_members: int, at_once: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 
-def _kinds(settings: Collection[UnlearnSettings]) -> list[UnlearnSettings]:
+def _kinds(settings: Sequence[UnlearnSettings]) -> list[UnlearnSettings]:
     """One member of each kind that takes memory of its own, of the largest rank."""
     sized = names_where(UnlearnSettings, lambda facts: facts.population is SIZED)
     largest: dict[str, UnlearnSettings] = {}

@@ -1,7 +1,6 @@
 """The gradients of one step of several members, through the frozen model once."""
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ the caches; elsewhere all that there are."""
 
 
 def accumulate_together(
-    population: Population, runs: Mapping[int, Run[Problem]], rows: Mapping[int, Collection[int]]
+    population: Population, runs: Mapping[int, Run[Problem]], rows: Mapping[int, Sequence[int]]
 ) -> dict[int, tuple[Parts, int]]:
     """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by member.
 
@@ -39,14 +38,14 @@ def accumulate_together(
 
 
 def _parts_without_tokens(
-    run: Run[Problem], pieces: Collection[PackedBatch], whole: RoleCounts
+    run: Run[Problem], pieces: Sequence[PackedBatch], whole: RoleCounts
 ) -> list[dict[str, Tensor | None]]:
     """The parts of the pieces without an answer token, which go through no model and leave no gradient."""
     empty = [batch for batch in pieces if not len(batch.labels)]
     return [run.job.loss_of(batch, whole, run.factors).parts for batch in empty]
 
 
-def terms_together(problems: Collection[Problem], batches: Collection[PackedBatch]) -> list[TokenTerms]:
+def terms_together(problems: Sequence[Problem], batches: Sequence[PackedBatch]) -> list[TokenTerms]:
     """Return `token_terms` of each problem's batch, all from one pass through trunk and head (on path "packed")."""
     engine = problems[0].engine
     whole = join(batches)
@@ -61,7 +60,7 @@ def terms_together(problems: Collection[Problem], batches: Collection[PackedBatc
     ]
 
 
-def _passes(pieces: Mapping[int, Collection[PackedBatch]]) -> Iterator[dict[int, PackedBatch]]:
+def _passes(pieces: Mapping[int, Sequence[PackedBatch]]) -> Iterator[dict[int, PackedBatch]]:
     """Yield what goes through the model at once: at most one piece of each member, and no more than pays."""
     for number in range(max(map(len, pieces.values()), default=0)):
         present = {m: batches[number] for m, batches in pieces.items() if number < len(batches)}
@@ -88,7 +87,7 @@ def _add_gradients(
     return [{name: None if part is None else part.detach() for name, part in loss.parts.items()} for loss in losses]
 
 
-def _summed(pieces: Collection[dict[str, Tensor | None]]) -> Parts:
+def _summed(pieces: Sequence[dict[str, Tensor | None]]) -> Parts:
     """The parts of a step from those of its pieces, which a role is either in all of or in none of."""
     known = {name: [piece[name] for piece in pieces] for name in pieces[0]}
     return {

@@ -8,8 +8,7 @@ not finite, or that was given up, it says when that was, since those that go on 
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Collection
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def divergence_of(folder: Path) -> Diverged | None:
         return None
 
 
-def write_parts(folders: Collection[Path], parts: Collection[Part]) -> None:
+def write_parts(folders: Sequence[Path], parts: Sequence[Part]) -> None:
     """Write into each member's folder which parts there are; where members diverged is kept where they go on.
 
     Raises:
@@ -88,7 +87,7 @@ def forget_parts(folder: Path) -> None:
     (folder / POPULATION_FILE).unlink(missing_ok=True)
 
 
-def recorded_parts(folders: Collection[Path]) -> list[Part]:
+def recorded_parts(folders: Sequence[Path]) -> list[Part]:
     """Return the parts that these members were in, each in its order, by the first; those without are left out."""
     paths = [folder.resolve() for folder in folders]
     index = {path: m for m, path in enumerate(paths)}
