@@ -99,10 +99,10 @@ def plan_of(config: PreTrainedConfig, data: Data, changes: dict[str, Any], rates
 
 def cells(plan: Plan) -> Collection[str]:
     """Return the cells of one row of the table; memory is that of the GPU but for the reference's values."""
-    always = {part.name: part.bytes for part in plan.parts if part.when == "always" and part.place == "device"}
+    always = {part.name: part.bytes for part in plan.allocations if part.when == "always" and part.place == "device"}
     weights = sum(size for name, size in always.items() if name.startswith(("weights", "head")))
     device, host = (places for _, places in plan.pools)
-    stored = sum(p.bytes for p in plan.parts if p.name == "values of the reference" and p.place in host)
+    stored = sum(p.bytes for p in plan.allocations if p.name == "values of the reference" and p.place in host)
     return [
         gib(weights),
         gib(sum(always.values()) - weights),

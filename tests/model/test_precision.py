@@ -389,7 +389,7 @@ def test_evaluation_of_a_widened_model_is_that_of_the_float32_one(given: dict[st
 def test_a_plan_knows_the_bytes(given: dict[str, Any]) -> None:
     def bytes_of(dtype: str, name: str) -> int:
         planned = plan(UnlearnSettings.of({**given, "dtype": dtype})).plan
-        return sum(part.bytes for part in planned.parts if part.name.startswith(name))
+        return sum(part.bytes for part in planned.allocations if part.name.startswith(name))
 
     assert bytes_of("auto", "weights in 16 bits") == bytes_of("bfloat16", "weights in bfloat16")
     assert bytes_of("auto", "weights in 16 bits") <= 0.52 * bytes_of("float32", "weights in float32")

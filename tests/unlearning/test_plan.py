@@ -116,7 +116,7 @@ def plan_of(model: PreTrainedModel, settings: UnlearnSettings, **given: Any) -> 
 
 
 def bytes_of(plan: Plan, name: str) -> int:
-    return sum(part.bytes for part in plan.parts if part.name == name and part.place != "disk")
+    return sum(part.bytes for part in plan.allocations if part.name == name and part.place != "disk")
 
 
 @pytest.mark.parametrize("adapted", ["lora", "weights"])
@@ -171,7 +171,7 @@ def test_peak_of_a_step_is_that_of_its_tensors(
     settings = settings_of(method=method, **given)
     model = in_precision(tiny_model(architecture, tokenizer), settings)
     found = plan_of(model, settings)
-    planned = sum(part.bytes for part in found.parts if part.when == "step")
+    planned = sum(part.bytes for part in found.allocations if part.when == "step")
 
     with real_step(model, settings) as (_, loss), dropout_of_step(dropouts_of(model), seed=0, step=0), _Live() as live:
         loss().backward()
@@ -194,7 +194,7 @@ def test_peak_of_a_step_with_experts(family: str, targets: str, tokenizer: PreTr
     model = random_model(config_of(family, vocab_size=len(tokenizer)))
     found = plan_of(model, settings)
     assert not any("without values" in note for note in found.notes)
-    planned = sum(part.bytes for part in found.parts if part.when == "step")
+    planned = sum(part.bytes for part in found.allocations if part.when == "step")
     with real_step(model, settings) as (_, loss), _Live() as live:
         loss().backward()
     # Which expert gets how many rows is not known beforehand.
@@ -205,7 +205,7 @@ def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenize
     settings = settings_of(adapt="weights", method="gd", batch_size=4, max_batch_tokens=90)
     model = tiny_model("olmo", tokenizer)
     found = plan_of(model, settings)
-    planned = sum(part.bytes for part in found.parts if part.when == "step")
+    planned = sum(part.bytes for part in found.allocations if part.when == "step")
     assert found.demand.is_split
     assert bytes_of(found, "gradients of earlier pieces") == 4 * found.num_trained
 

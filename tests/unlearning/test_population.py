@@ -26,7 +26,7 @@ from letheon.unlearning.planning.estimate import OVERHEAD, WORKSPACE, Place
 from letheon.unlearning.populations import DivergedRun, groups_of, run_population, why_alone
 from letheon.unlearning.populations import run as population_run
 from letheon.unlearning.populations.loop import train_together
-from letheon.unlearning.populations.sizes import num_at_once, parts_of
+from letheon.unlearning.populations.sizes import cohorts_of, num_at_once
 from letheon.unlearning.populations.step import MOST_TOKENS
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import RunReport
@@ -291,10 +291,10 @@ def test_what_goes_alone_says_why(changes: dict[str, Any], reason: str) -> None:
 
 
 @pytest.mark.parametrize(("num", "at_once", "expected"), [(7, 3, [2, 2, 3]), (4, 4, [4]), (5, 1, [1] * 5), (3, 9, [3])])
-def test_parts_are_few_and_of_about_one_size(num: int, at_once: int, expected: list[int]) -> None:
-    parts = parts_of(num, at_once)
-    assert [len(part) for part in parts] == expected
-    assert [m for part in parts for m in part] == list(range(num))
+def test_cohorts_are_few_and_of_about_one_size(num: int, at_once: int, expected: list[int]) -> None:
+    cohorts = cohorts_of(num, at_once)
+    assert [len(cohort) for cohort in cohorts] == expected
+    assert [m for cohort in cohorts for m in cohort] == list(range(num))
 
 
 @pytest.mark.parametrize("at_once", [True, False])

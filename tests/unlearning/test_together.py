@@ -1,19 +1,19 @@
-"""What a population writes down to go on as it was: its parts, where members diverged, and the step that all share."""
+"""What a population writes down to go on: its cohorts, where members diverged, and the step that all share."""
 
 from pathlib import Path
 
 import pytest
 
 from letheon.training.checkpoint import Checkpoint, Position
-from letheon.unlearning.populations import forget_parts, was_member
+from letheon.unlearning.populations import is_in_population, leave_population
 from letheon.unlearning.populations.together import (
+    Cohort,
     Diverged,
-    Part,
     common_step,
     divergence_of,
-    recorded_parts,
+    recorded_cohorts,
+    write_cohorts,
     write_divergence,
-    write_parts,
 )
 
 SAVED_AND_LAST = list[tuple[set[int], int]]
@@ -78,50 +78,53 @@ def folders_in(folder: Path, number: int) -> list[Path]:
     return made
 
 
-def test_parts_are_known_from_any_member_wherever_the_folders_go(tmp_path: Path) -> None:
+def test_cohorts_are_known_from_any_member_wherever_the_folders_go(tmp_path: Path) -> None:
     folders = folders_in(tmp_path / "here", 5)
-    parts = [Part((0, 3)), Part((1, 2, 4))]
-    write_parts(folders, parts)
-    known = [Part((0, 3), goes_on=True), Part((1, 2, 4), goes_on=True)]
-    assert recorded_parts(folders) == known
+    cohorts = [Cohort((0, 3)), Cohort((1, 2, 4))]
+    write_cohorts(folders, cohorts)
+    known = [Cohort((0, 3), goes_on=True), Cohort((1, 2, 4), goes_on=True)]
+    assert recorded_cohorts(folders) == known
     (tmp_path / "here").rename(tmp_path / "there")
     moved = [tmp_path / "there" / one.name for one in folders]
-    assert recorded_parts(moved) == known
+    assert recorded_cohorts(moved) == known
     for one in moved[1:]:
-        forget_parts(one)
-    assert recorded_parts(moved) == known
-    assert recorded_parts([moved[4], moved[3], moved[0]]) == [Part((0,), goes_on=True), Part((2, 1), goes_on=True)]
-    forget_parts(moved[0])
-    assert recorded_parts(moved) == []
-    assert recorded_parts([]) == []
+        leave_population(one)
+    assert recorded_cohorts(moved) == known
+    assert recorded_cohorts([moved[4], moved[3], moved[0]]) == [
+        Cohort((0,), goes_on=True),
+        Cohort((2, 1), goes_on=True),
+    ]
+    leave_population(moved[0])
+    assert recorded_cohorts(moved) == []
+    assert recorded_cohorts([]) == []
 
 
 def test_a_members_own_word_comes_first(tmp_path: Path) -> None:
     folders = folders_in(tmp_path, 3)
-    write_parts(folders, [Part((0, 1, 2))])
-    write_parts(folders[1:], [Part((0, 1))])
-    assert recorded_parts(folders) == [Part((0,), goes_on=True), Part((1, 2), goes_on=True)]
+    write_cohorts(folders, [Cohort((0, 1, 2))])
+    write_cohorts(folders[1:], [Cohort((0, 1))])
+    assert recorded_cohorts(folders) == [Cohort((0,), goes_on=True), Cohort((1, 2), goes_on=True)]
 
 
 def test_where_a_member_diverged_is_kept_until_it_goes_on(tmp_path: Path) -> None:
     (folder,) = folders_in(tmp_path, 1)
     assert divergence_of(folder) is None
     write_divergence(folder, None)
-    assert not was_member(folder)
+    assert not is_in_population(folder)
     end = Diverged(3, 100, "step 3: loss is not finite")
-    write_parts([folder], [Part((0,))])
+    write_cohorts([folder], [Cohort((0,))])
     write_divergence(folder, end)
-    write_parts([folder], [Part((0,))])
+    write_cohorts([folder], [Cohort((0,))])
     assert divergence_of(folder) == end
-    assert was_member(folder)
+    assert is_in_population(folder)
     write_divergence(folder, None)
     assert divergence_of(folder) is None
-    assert was_member(folder)
+    assert is_in_population(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"parts": 3}', '{"parts": [1], "diverged": {"a": 1}}', "\udcff"])
 def test_a_broken_record_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "population.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-    assert not was_member(tmp_path)
+    assert not is_in_population(tmp_path)
     assert divergence_of(tmp_path) is None
-    assert recorded_parts([tmp_path]) == []
+    assert recorded_cohorts([tmp_path]) == []

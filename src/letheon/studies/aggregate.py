@@ -48,7 +48,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ConfigurationRow:
     """A configuration, at one epoch where the study scores several."""
 
     label: str
@@ -167,7 +167,7 @@ def labelled_states(record: StudyRecord) -> list[tuple[str, StateScores]]:
     ]
 
 
-def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True) -> list[Row]:
+def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True) -> list[ConfigurationRow]:
     """Sum a study up: a row a configuration in the study's order, of a search the best first, baselines last.
 
     With `by_epoch`, and where the study scores several epochs, there is one for each of these. Best marks of a score go
@@ -187,7 +187,7 @@ def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True
     return _marked(rows, scores)
 
 
-def comparisons_of(record: StudyRecord, rows: Sequence[Row], score: str) -> list[Comparison]:
+def comparisons_of(record: StudyRecord, rows: Sequence[ConfigurationRow], score: str) -> list[Comparison]:
     """Compare rows in one score over the seeds that they share, as the study's `compare` says.
 
     "best" sets the row with the highest mean, of those that forgot if any did, against each other one, "all" each
@@ -204,7 +204,7 @@ def comparisons_of(record: StudyRecord, rows: Sequence[Row], score: str) -> list
     ]
 
 
-def sensitivities(rows: Sequence[Row], trade_off: tuple[str, str]) -> list[Sensitivity]:
+def sensitivities(rows: Sequence[ConfigurationRow], trade_off: tuple[str, str]) -> list[Sensitivity]:
     """Return what each setting moves, judged by the pairs of rows that differ in nothing else.
 
     Only the study's own configurations count, over the seeds that all of them have. A setting that never changes alone,
@@ -230,7 +230,7 @@ def sensitivities(rows: Sequence[Row], trade_off: tuple[str, str]) -> list[Sensi
     return found
 
 
-def seed_moves(rows: Sequence[Row], score: str) -> float | None:
+def seed_moves(rows: Sequence[ConfigurationRow], score: str) -> float | None:
     """Return how far apart the means of two equal configurations lie by their seeds alone, on average.
 
     With a standard deviation s over seeds (pooled over the configurations) and n seeds each, the difference of two
@@ -245,7 +245,7 @@ def seed_moves(rows: Sequence[Row], score: str) -> float | None:
     return 2 * math.sqrt(pooled / (math.pi * fmean(len(values) for values in found)))
 
 
-def name_of(row: Row) -> str:
+def name_of(row: ConfigurationRow) -> str:
     """Return a row's name: its configuration, and its epoch where there are several."""
     return row.label if row.epoch is None else f"{row.label}, epoch {row.epoch:g}"
 
@@ -261,12 +261,12 @@ def _rows_of_one(
     scores: Sequence[str],
     record: StudyRecord,
     forgotten: str,
-) -> list[Row]:
-    rows: list[Row] = []
+) -> list[ConfigurationRow]:
+    rows: list[ConfigurationRow] = []
     for epoch in epochs:
         states = [(run, state) for run in runs if (state := _state_at(run, epoch)) is not None]
         by_score = {name: {r.seed: s.scores[name] for r, s in states if name in s.scores} for name in scores}
-        row = Row(
+        row = ConfigurationRow(
             runs[0].configuration,
             runs[0].role,
             runs[0].values,
@@ -282,7 +282,7 @@ def _rows_of_one(
     return rows
 
 
-def _merit(row: Row, record: StudyRecord) -> float:
+def _merit(row: ConfigurationRow, record: StudyRecord) -> float:
     found = row.summaries.get(record.study.objectives[0])
     return -math.inf if found is None else found.mean
 
@@ -306,7 +306,7 @@ def _summaries(by_score: Mapping[str, Mapping[int, float]], record: StudyRecord)
     return found
 
 
-def _marked(rows: Sequence[Row], scores: Sequence[str]) -> list[Row]:
+def _marked(rows: Sequence[ConfigurationRow], scores: Sequence[str]) -> list[ConfigurationRow]:
     best = {name: _best(rows, name) for name in scores}
     return [
         replace(
@@ -317,7 +317,7 @@ def _marked(rows: Sequence[Row], scores: Sequence[str]) -> list[Row]:
     ]
 
 
-def _best(rows: Sequence[Row], score: str) -> set[int]:
+def _best(rows: Sequence[ConfigurationRow], score: str) -> set[int]:
     """Which rows are best or tied with the best: the interval of their difference from it, at a level that holds for
     all rows together (Bonferroni), reaches 0.
 
@@ -340,12 +340,14 @@ def _best(rows: Sequence[Row], score: str) -> set[int]:
     return tied
 
 
-def _are_equal(rows: Sequence[Row], chosen: Sequence[int], score: str) -> bool:
+def _are_equal(rows: Sequence[ConfigurationRow], chosen: Sequence[int], score: str) -> bool:
     # Rounded, since equal scores in another order of seeds add up to means that differ in the last digits.
     return len({round(rows[index].summaries[score].mean, 12) for index in chosen}) < 2
 
 
-def _pairs(record: StudyRecord, rows: Sequence[Row], score: str) -> list[tuple[Row, Row]]:
+def _pairs(
+    record: StudyRecord, rows: Sequence[ConfigurationRow], score: str
+) -> list[tuple[ConfigurationRow, ConfigurationRow]]:
     wanted = record.study.compare
     if wanted == "all":
         return [(a, b) for a, b in itertools.combinations(rows, 2) if _meet(a, b)]
@@ -359,12 +361,12 @@ def _pairs(record: StudyRecord, rows: Sequence[Row], score: str) -> list[tuple[R
     return [(one, other) for one in own for other in others if _meet(one, other)]
 
 
-def _meet(first: Row, second: Row) -> bool:
+def _meet(first: ConfigurationRow, second: ConfigurationRow) -> bool:
     return first.epoch == second.epoch or "baseline" in (first.role, second.role)
 
 
-def _differing_in(rows: Sequence[Row], setting: str) -> list[tuple[int, int]]:
-    def others(row: Row) -> dict[str, Any]:
+def _differing_in(rows: Sequence[ConfigurationRow], setting: str) -> list[tuple[int, int]]:
+    def others(row: ConfigurationRow) -> dict[str, Any]:
         return {name: value for name, value in row.values.items() if name != setting}
 
     return [

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
 from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
-from letheon.studies.aggregate import Row, label_of_score, rows_of, scores_in, trade_off_in
+from letheon.studies.aggregate import ConfigurationRow, label_of_score, rows_of, scores_in, trade_off_in
 from letheon.studies.records import StateScores, StudyRecord
 from letheon.studies.statistics import pareto_front
 
@@ -171,7 +171,7 @@ def seeds_figure(record: StudyRecord) -> Figure | None:
 
 
 def _draw_line(
-    axes: Axes, rows: Sequence[Row], score: str, start: StateScores | None, *, place: tuple[int, int]
+    axes: Axes, rows: Sequence[ConfigurationRow], score: str, start: StateScores | None, *, place: tuple[int, int]
 ) -> None:
     index, num = place
     color, marker, line = _look(index)
@@ -255,7 +255,7 @@ def _span(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
-def _draw_seeds(axes: Axes, row: Row, score: str, place: int) -> None:
+def _draw_seeds(axes: Axes, row: ConfigurationRow, score: str, place: int) -> None:
     color, marker, _ = _look(place)
     values, found = list(row.scores[score].values()), row.summaries[score]
     # Equal scores would hide each other on one line.
@@ -271,7 +271,7 @@ def _look(index: int) -> tuple[str, str, str]:
     return PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)], _LINES[index // len(PALETTE) % len(_LINES)]
 
 
-def _values(rows: Sequence[Row], setting: str) -> list[object]:
+def _values(rows: Sequence[ConfigurationRow], setting: str) -> list[object]:
     found = list(dict.fromkeys(row.values.get(setting) for row in rows))
     numbers = sorted(value for value in found if isinstance(value, int | float))
     return list(numbers) if len(numbers) == len(found) else list(found)

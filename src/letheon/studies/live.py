@@ -57,7 +57,7 @@ class Quiet:
 
 
 @dataclass(slots=True)
-class Row:
+class RunStatus:
     """What is shown of one run."""
 
     state: State = "waiting"
@@ -90,7 +90,7 @@ class LiveView:
 
     title: str
     console: Console
-    rows: dict[str, Row] = field(default_factory=dict)
+    statuses: dict[str, RunStatus] = field(default_factory=dict)
     _live: Live | None = None
 
     def __enter__(self) -> "LiveView":
@@ -104,15 +104,15 @@ class LiveView:
 
     def show(self, name: str, state: State, detail: str = "") -> None:
         """Change a run's row."""
-        self.rows.setdefault(name, Row()).enter(state, detail)
+        self.statuses.setdefault(name, RunStatus()).enter(state, detail)
 
     def progress(self, name: str, done: int, total: int, *, stage: str = STEP) -> None:
         """Move a run's bar, or say beside it how far the stage is."""
-        row = self.rows.setdefault(name, Row())
+        status = self.statuses.setdefault(name, RunStatus())
         if stage == STEP:
-            row.done, row.total, row.stage = done, total, ""
+            status.done, status.total, status.stage = done, total, ""
         else:
-            row.stage = f"{stage} {done}/{total}" if total else stage
+            status.stage = f"{stage} {done}/{total}" if total else stage
 
     def note(self, message: str) -> None:
         """Print it above the table."""
@@ -124,19 +124,23 @@ class LiveView:
         for column in ("Run", "State", "Steps", "Time", ""):
             table.add_column(column, no_wrap=True, overflow="ellipsis")
         for name in self._shown(max(self.console.size.height - _OTHER_LINES, 4)):
-            row = self.rows[name]
-            state = Text(row.state, style=_STYLES[row.state])
+            status = self.statuses[name]
+            state = Text(status.state, style=_STYLES[status.state])
             table.add_row(
-                to_rich_text(name), state, _bar(row), row.seconds, to_rich_text(visible_line(row.stage or row.detail))
+                to_rich_text(name),
+                state,
+                _bar(status),
+                status.seconds,
+                to_rich_text(visible_line(status.stage or status.detail)),
             )
-        counts = Counter(row.state for row in self.rows.values())
-        table.caption = f"{len(self.rows)} runs: " + ", ".join(f"{counts[s]} {s}" for s in _STYLES if counts[s])
+        counts = Counter(status.state for status in self.statuses.values())
+        table.caption = f"{len(self.statuses)} runs: " + ", ".join(f"{counts[s]} {s}" for s in _STYLES if counts[s])
         table.caption_justify = "left"
         return table
 
     def _shown(self, num_rows: int) -> list[str]:
-        names = list(self.rows)
-        at_work = [i for i, row in enumerate(self.rows.values()) if row.state in ("running", "scoring")]
+        names = list(self.statuses)
+        at_work = [i for i, status in enumerate(self.statuses.values()) if status.state in ("running", "scoring")]
         centre = at_work[0] if at_work else len(names) - 1
         first = min(max(centre - num_rows // 2, 0), max(len(names) - num_rows, 0))
         return names[first : first + num_rows]
@@ -180,10 +184,12 @@ def open_view(title: str, console: Console) -> AbstractContextManager[View]:
     return LiveView(title, console) if is_live(console) else PlainView(Lines(console, title, says_first=False))
 
 
-def _bar(row: Row) -> Text:
-    if not row.total:
+def _bar(status: RunStatus) -> Text:
+    if not status.total:
         return Text("")
-    filled = _BAR_WIDTH * row.done // row.total
+    filled = _BAR_WIDTH * status.done // status.total
     return (
-        Text("━" * filled, style="cyan") + Text("━" * (_BAR_WIDTH - filled), style="dim") + f" {row.done}/{row.total}"
+        Text("━" * filled, style="cyan")
+        + Text("━" * (_BAR_WIDTH - filled), style="dim")
+        + f" {status.done}/{status.total}"
     )

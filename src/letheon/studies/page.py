@@ -18,7 +18,7 @@ from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
 from letheon.storage.fingerprints import short
 from letheon.storage.run_folder import REPORT_FILE, STUDY_PAGE_FILE, write_entry
-from letheon.studies.aggregate import Row, forgotten_score, name_of, rows_of
+from letheon.studies.aggregate import ConfigurationRow, forgotten_score, name_of, rows_of
 from letheon.studies.forgetting import NOT_KNOWN, Forgetting, forgetting_of
 from letheon.studies.history import study_facts
 from letheon.studies.origins import Facts, Origins, origins_of, run_folder
@@ -133,7 +133,7 @@ def _verdict(record: StudyRecord) -> Verdict:
     return Verdict(level, f"{text}{_open_runs(record)}.")
 
 
-def _has_result(row: Row, record: StudyRecord) -> bool:
+def _has_result(row: ConfigurationRow, record: StudyRecord) -> bool:
     runs = (run for run in record.runs if (run.role, run.configuration) == (row.role, row.label))
     return any(run.result is not None for run in runs)
 

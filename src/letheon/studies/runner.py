@@ -22,7 +22,7 @@ from letheon.studies.scoring import Scorer
 from letheon.studies.states import is_finished, result_of, start_of
 from letheon.training.judge import StateScore
 from letheon.training.tracking import Observer
-from letheon.unlearning.populations import DivergedRun, GivenUpRun, GivesUp, Report, forget_parts, was_member
+from letheon.unlearning.populations import DivergedRun, GivenUpRun, GivesUp, Report, is_in_population, leave_population
 from letheon.unlearning.record import RunReport
 
 
@@ -124,7 +124,7 @@ class Runner:
                 self._score(found)
 
     def _train(self, members: Sequence[Member]) -> None:
-        if len(members) == 1 and not was_member(members[0].folder):
+        if len(members) == 1 and not is_in_population(members[0].folder):
             self._alone(members[0])
             return
         with self._held(members) as held:
@@ -273,7 +273,7 @@ def forget_failures(out: Path) -> None:
     """Have failed, diverged and pruned runs tried again, from where they came to."""
     for path in (out / FAILURES_FOLDER).glob("*.json"):
         for folder in (out / RUNS_FOLDER).glob(f"*-{path.stem}"):
-            forget_parts(folder)
+            leave_population(folder)
         path.unlink()
 
 

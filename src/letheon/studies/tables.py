@@ -8,7 +8,7 @@ from letheon.report.verdict import FORGOTTEN_SHARE
 from letheon.studies.aggregate import (
     ALPHA,
     VARIED,
-    Row,
+    ConfigurationRow,
     comparisons_of,
     label_of_score,
     labelled_states,
@@ -189,7 +189,7 @@ def _table_of(record: StudyRecord, scores: Sequence[str], title: str) -> Table:
     return Table(title, columns, tuple(cells), _notes(record, rows), sections)
 
 
-def _cells(row: Row, scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
+def _cells(row: ConfigurationRow, scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
     most = max((len(row.scores[name]) for name in scores), default=0)
     seeds: Cell = str(most) if most == row.num_runs else f"{most} of {row.num_runs}"
     found = [row.summaries.get(name) for name in scores]
@@ -203,7 +203,7 @@ def _one(label: str, found: Mapping[str, float], scores: Sequence[str], has_epoc
     return (label, *((None,) if has_epochs else ()), None, *cells)
 
 
-def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
+def _notes(record: StudyRecord, rows: Sequence[ConfigurationRow]) -> tuple[str, ...]:
     num_seeds = max((summary.num_seeds for row in rows for summary in row.summaries.values()), default=0)
     notes = []
     if num_seeds > 1:
@@ -225,7 +225,7 @@ def _notes(record: StudyRecord, rows: Sequence[Row]) -> tuple[str, ...]:
     return (*notes, *_form_notes(record), *_script_notes(record), *_objective_notes(record))
 
 
-def _bold_note(rows: Sequence[Row]) -> str:
+def _bold_note(rows: Sequence[ConfigurationRow]) -> str:
     """Say what bold stands for, or why nothing is bold."""
     needed = f"at least {FORGOTTEN_SHARE:.0%} of the mean score on the forget rows gone"
     if any(summary.is_best for row in rows for summary in row.summaries.values()):

@@ -9,14 +9,14 @@ from letheon.unlearning.planning.check import (
     plan_with_rates,
     refusal,
 )
-from letheon.unlearning.planning.estimate import Part, Plan
+from letheon.unlearning.planning.estimate import Allocation, Plan
 from letheon.unlearning.planning.machine import Machine
 from letheon.unlearning.planning.operations import Work
 from letheon.unlearning.planning.table import render
 
 __all__ = [
+    "Allocation",
     "Machine",
-    "Part",
     "Plan",
     "Planned",
     "Work",

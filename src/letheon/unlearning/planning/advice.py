@@ -139,7 +139,7 @@ def _tried(
 
 def _room(plan: Plan, machine: Machine, least: int) -> int:
     """Return up to which number a step may grow that takes the plan's activations at `least`, if nothing else grew."""
-    activations = sum(part.bytes for part in plan.parts if part.name == "activations")
+    activations = sum(one.bytes for one in plan.allocations if one.name == "activations")
     fit = fits_of(plan, machine)[0]
     return int(least * (fit.free - plan.during("always", plan.pools[0][1])) / max(activations, 1))
 
@@ -163,10 +163,10 @@ def _with_places(plan: Plan, machine: Machine) -> Iterator[tuple[Fit, tuple[str,
 
 
 def _one_fit(plan: Plan, fit: Fit, places: tuple[Place, ...]) -> str:
-    inside = [part for part in plan.parts if part.place in places]
+    inside = [one for one in plan.allocations if one.place in places]
     stage = plan.peak_stage(places)
-    largest = sorted((part for part in inside if part.when in ("always", stage)), key=lambda p: -p.bytes)[:3]
-    shown = ", ".join(f"{part.name} {gib(part.bytes)}" for part in largest)
+    largest = sorted((one for one in inside if one.when in ("always", stage)), key=lambda p: -p.bytes)[:3]
+    shown = ", ".join(f"{one.name} {gib(one.bytes)}" for one in largest)
     return f"{fit.memory}: at least {gib(fit.least)}, about {gib(fit.needed)} in all ({shown}), {gib(fit.free)} free"
 
 

@@ -52,14 +52,14 @@ _OF_RETAIN_KL = Needs(kl="forward")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Allocation:
     """Something that takes memory or disk."""
 
     name: str
     bytes: int
     place: Place
     when: When = "always"
-    """Parts of one stage are there together, beside those that always are; stages come one after the other."""
+    """Allocations of one stage are there together, beside those that always are; stages come one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Plan:
     num_parameters: int
     num_trained: int
     demand: Demand
-    parts: tuple[Part, ...]
+    allocations: tuple[Allocation, ...]
     work: tuple[Work, ...]
     process: int
     """Bytes that the program itself holds before a model is loaded; in main memory."""
@@ -86,12 +86,12 @@ class Plan:
         )  # fmt: skip
 
     def during(self, when: When, places: Collection[Place]) -> int:
-        """Return the bytes of the parts that are there in one stage alone."""
-        return sum(part.bytes for part in self.parts if part.when == when and part.place in places)
+        """Return the bytes that are allocated in one stage alone."""
+        return sum(one.bytes for one in self.allocations if one.when == when and one.place in places)
 
     def peak_stage(self, places: Collection[Place]) -> When:
         """Return the stage that takes most."""
-        stages = dict.fromkeys(part.when for part in self.parts if part.when != "always")
+        stages = dict.fromkeys(one.when for one in self.allocations if one.when != "always")
         return max(stages, key=lambda stage: self.during(stage, places))
 
     def least(self, places: Collection[Place]) -> int:
@@ -152,9 +152,9 @@ def estimate(
     move_model(model, "meta")  # an adapter comes with values
     num_trained = sum(parameter.numel() for parameter in adapted.parameters())
     traced = _trace(model, adapted, settings, terms, demand)
-    parts = (
+    allocations = (
         *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
-        *_passing_parts(traced, demand, num_trained=num_trained),
+        *_passing_allocations(traced, demand, num_trained=num_trained),
         *_host_and_disk_parts(
             device,
             num_bytes=num_bytes,
@@ -172,7 +172,7 @@ def estimate(
         num_parameters=num_parameters,
         num_trained=num_trained,
         demand=demand,
-        parts=tuple(part for part in parts if part.bytes),
+        allocations=tuple(one for one in allocations if one.bytes),
         work=work,
         process=process,
         notes=traced.notes,
@@ -180,12 +180,12 @@ def estimate(
 
 
 _WEIGHTS = {"widened": "16 bits", "auto": "float32"}
-_on_device = partial(Part, place="device")
+_on_device = partial(Allocation, place="device")
 
 
 def _constant_parts(
     model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_bytes: int, num_trained: int
-) -> list[Part]:
+) -> list[Allocation]:
     head, stored = head_of(model), traced.reference.stored.keys() | traced.kept.keys()
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and ("retain_states" in stored or "forget_states" in stored)
@@ -198,7 +198,7 @@ def _constant_parts(
     ]
 
 
-def _passing_parts(traced: "_Traced", demand: Demand, *, num_trained: int) -> list[Part]:
+def _passing_allocations(traced: "_Traced", demand: Demand, *, num_trained: int) -> list[Allocation]:
     step, at_once = traced.step, max(demand.largest.num_tokens, 1)
     of_probe = step.activations * demand.probe_tokens // at_once
     return [
@@ -216,17 +216,17 @@ def _passing_parts(traced: "_Traced", demand: Demand, *, num_trained: int) -> li
 
 def _host_and_disk_parts(
     device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int, kept: int
-) -> list[Part]:
+) -> list[Allocation]:
     moved = num_bytes if device == "cuda" else 0
     return [
-        Part("weights on their way to the GPU", moved, "host", "loading"),
-        Part("weights on their way to disk", moved, "host", "saving"),
-        Part("values of the reference", store, "host"),
-        Part("values of the reference for the retain KL of scorings", kept, "host"),
-        Part("values of the reference, put together", max(store, kept), "host", "reference pass"),
-        Part("model", num_bytes, "disk"),
-        Part("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
-        Part("values of the reference", store, "disk"),
+        Allocation("weights on their way to the GPU", moved, "host", "loading"),
+        Allocation("weights on their way to disk", moved, "host", "saving"),
+        Allocation("values of the reference", store, "host"),
+        Allocation("values of the reference for the retain KL of scorings", kept, "host"),
+        Allocation("values of the reference, put together", max(store, kept), "host", "reference pass"),
+        Allocation("model", num_bytes, "disk"),
+        Allocation("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
+        Allocation("values of the reference", store, "disk"),
     ]
 
 

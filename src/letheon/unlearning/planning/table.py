@@ -20,10 +20,10 @@ def render(plan: Plan, machine: Machine) -> Group:
 def _memory(name: str, places: tuple[Place, ...], plan: Plan) -> Table:
     table = _table(name.capitalize(), "", "while", "size")
     peak = plan.peak_stage(places)
-    for part in plan.parts:
-        if part.place in places:
-            mark = " (peak)" if part.when == peak else ""
-            table.add_row(part.name, part.when + mark, gib(part.bytes))
+    for one in plan.allocations:
+        if one.place in places:
+            mark = " (peak)" if one.when == peak else ""
+            table.add_row(one.name, one.when + mark, gib(one.bytes))
     table.add_section()
     table.add_row("its tensors at the peak", "", gib(plan.least(places)))
     table.add_row("with what allocators and kernels take", "", gib(plan.needed(places)), style="bold")
@@ -34,9 +34,9 @@ def _memory(name: str, places: tuple[Place, ...], plan: Plan) -> Table:
 
 def _disk(plan: Plan) -> Table:
     table = _table("Disk", "", "", "size")
-    for part in plan.parts:
-        if part.place == "disk":
-            table.add_row(part.name, "", gib(part.bytes))
+    for one in plan.allocations:
+        if one.place == "disk":
+            table.add_row(one.name, "", gib(one.bytes))
     return table
 
 

@@ -4,16 +4,16 @@ from letheon.unlearning.populations.groups import groups_of, why_alone
 from letheon.unlearning.populations.loop import GivesUp
 from letheon.unlearning.populations.reports import DivergedRun, GivenUpRun, Report
 from letheon.unlearning.populations.run import run_population
-from letheon.unlearning.populations.together import forget_parts, was_member
+from letheon.unlearning.populations.together import is_in_population, leave_population
 
 __all__ = [
     "DivergedRun",
     "GivenUpRun",
     "GivesUp",
     "Report",
-    "forget_parts",
     "groups_of",
+    "is_in_population",
+    "leave_population",
     "run_population",
-    "was_member",
     "why_alone",
 ]

@@ -37,17 +37,17 @@ from letheon.unlearning.planning.machine import machine_of
 from letheon.unlearning.populations.groups import groups_of, why_alone
 from letheon.unlearning.populations.loop import Ended, GivesUp, train_together
 from letheon.unlearning.populations.reports import DivergedRun, GivenUpRun, NamedObserver, Report
-from letheon.unlearning.populations.sizes import num_at_once, parts_of
+from letheon.unlearning.populations.sizes import cohorts_of, num_at_once
 from letheon.unlearning.populations.together import (
+    Cohort,
     Diverged,
-    Part,
     common_step,
     divergence_of,
-    forget_parts,
-    recorded_parts,
-    was_member,
+    is_in_population,
+    leave_population,
+    recorded_cohorts,
+    write_cohorts,
     write_divergence,
-    write_parts,
 )
 from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_settings, prepare_run, prepare_shared
 from letheon.unlearning.problem import Problem
@@ -71,8 +71,8 @@ def run_population(
     does not let several through at once, they go one after another, and `observer` is told why. It hears of all runs
     together, each of `observers` of one.
 
-    A population that was ended goes on, with `resume`, in the same bytes: in the parts that it was cut into, all of a
-    part from the last step at which all of them were saved. Members that are done by then may be left out.
+    A population that was ended goes on, with `resume`, in the same bytes: in the cohorts that it was cut into, all of a
+    cohort from the last step at which all of them were saved. Members that are done by then may be left out.
 
     `judge` may give up runs that are trained together; what others do then no longer waits for them. None ends none.
 
@@ -85,7 +85,7 @@ def run_population(
     observer = observer or Silent()
     observers = observers or [NamedObserver(observer, one.out.name) for one in members]
     _check_group(members)
-    if len(members) > 1 or (members[0].resume and was_member(members[0].out)):
+    if len(members) > 1 or (members[0].resume and is_in_population(members[0].out)):
         reports = _try_together(members, observer, observers, judge)
         if reports is not None:
             return reports
@@ -94,7 +94,7 @@ def run_population(
 
 @dataclass(frozen=True, slots=True)
 class _Together:
-    """What all parts of a population have in common."""
+    """What all cohorts of a population have in common."""
 
     members: Sequence[UnlearnSettings]
     """In full."""
@@ -189,7 +189,7 @@ def _try_together(
         objection = _objection(whole)
         if objection is None:
             with heed_signals() as interruption:
-                return _train_parts(whole, _cut(whole, at_once), clock, interruption)
+                return _train_cohorts(whole, _cut(whole, at_once), clock, interruption)
     observer.note(f"{objection}; the runs go one after another")
     return None
 
@@ -223,50 +223,54 @@ def _objection(whole: _Together) -> str | None:
     return None
 
 
-def _cut(whole: _Together, at_once: int) -> list[Part]:
-    """Return the parts that the members were in before, where they still fit, and the others cut anew."""
-    before = recorded_parts([one.out for one in whole.members])
-    kept = [part for part in before if len(part.members) <= at_once]
+def _cut(whole: _Together, at_once: int) -> list[Cohort]:
+    """Return the cohorts that the members were in before, where they still fit, and the others cut anew."""
+    before = recorded_cohorts([one.out for one in whole.members])
+    kept = [cohort for cohort in before if len(cohort.members) <= at_once]
     if len(kept) < len(before):
         whole.note(
             f"only {at_once} members at once fit into the memory that is free now, so they continue in other groups "
             f"than before and round differently"
         )
-    held = {m for part in kept for m in part.members}
+    held = {m for cohort in kept for m in cohort.members}
     others = [m for m in range(len(whole.members)) if m not in held]
-    return [*kept, *(Part(tuple(others[i] for i in found)) for found in parts_of(len(others), at_once))]
+    return [*kept, *(Cohort(tuple(others[i] for i in found)) for found in cohorts_of(len(others), at_once))]
 
 
-def _train_parts(whole: _Together, parts: Sequence[Part], clock: Clock, interruption: Interruption) -> list[Report]:
-    """Train one part after another; one that finds too little memory goes on as two halves."""
-    if len(parts) > 1:
-        largest = max(len(part.members) for part in parts)
-        whole.note(f"{len(whole.members)} members in {len(parts)} parts of at most {largest}, which is what fits")
+def _train_cohorts(
+    whole: _Together, cohorts: Sequence[Cohort], clock: Clock, interruption: Interruption
+) -> list[Report]:
+    """Train one cohort after another; one that finds too little memory goes on as two halves."""
+    if len(cohorts) > 1:
+        largest = max(len(cohort.members) for cohort in cohorts)
+        whole.note(f"{len(whole.members)} members in {len(cohorts)} parts of at most {largest}, which is what fits")
     folders = [one.out for one in whole.members]
-    waiting, reports = deque(parts), dict[int, Report]()
-    write_parts(folders, parts)
+    waiting, reports = deque(cohorts), dict[int, Report]()
+    write_cohorts(folders, cohorts)
     while waiting:
-        part = waiting.popleft()
+        cohort = waiting.popleft()
         try:
-            reports |= _train_part(whole, part, clock, interruption)
+            reports |= _train_cohort(whole, cohort, clock, interruption)
         except torch.OutOfMemoryError:
-            if len(part.members) == 1:
+            if len(cohort.members) == 1:
                 raise
-            middle = len(part.members) // 2
-            whole.note(f"{len(part.members)} members at once do not fit into the GPU's memory; they go on in two parts")
-            halves = [Part(part.members[:middle], goes_on=True), Part(part.members[middle:], goes_on=True)]
+            middle = len(cohort.members) // 2
+            whole.note(
+                f"{len(cohort.members)} members at once do not fit into the GPU's memory; they go on in two parts"
+            )
+            halves = [Cohort(cohort.members[:middle], goes_on=True), Cohort(cohort.members[middle:], goes_on=True)]
             waiting.extendleft(reversed(halves))
-            write_parts([folders[m] for m in part.members], _renumbered(halves, part.members))
+            write_cohorts([folders[m] for m in cohort.members], _renumbered(halves, cohort.members))
     return [reports[m] for m in range(len(folders))]
 
 
-def _renumbered(parts: Sequence[Part], members: Sequence[int]) -> list[Part]:
-    return [Part(tuple(members.index(m) for m in part.members), part.goes_on) for part in parts]
+def _renumbered(cohorts: Sequence[Cohort], members: Sequence[int]) -> list[Cohort]:
+    return [Cohort(tuple(members.index(m) for m in cohort.members), cohort.goes_on) for cohort in cohorts]
 
 
-def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interruption) -> dict[int, Report]:
+def _train_cohort(whole: _Together, cohort: Cohort, clock: Clock, interruption: Interruption) -> dict[int, Report]:
     """Train some of the members at once and leave their folders."""
-    members = [whole.members[m] for m in part.members]
+    members = [whole.members[m] for m in cohort.members]
     population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
     prepared = [
         prepare_run(whole.common, inputs, one, member, method=get_method(one.method))
@@ -275,10 +279,10 @@ def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interr
     for one in members:
         check_same_inputs(one.out, whole.common.read)  # before checkpoints that cannot be gone on from are removed
     with ExitStack() as stack:
-        beginnings = _beginnings(whole, part, prepared)
+        beginnings = _beginnings(whole, cohort, prepared)
         runs = [
             _begin(whole, m, ready, beginning, stack)
-            for m, ready, beginning in zip(part.members, prepared, beginnings, strict=True)
+            for m, ready, beginning in zip(cohort.members, prepared, beginnings, strict=True)
         ]
         ends = train_together(
             population, runs, clock=clock, interruption=interruption, observer=whole.observer,
@@ -292,11 +296,11 @@ def _train_part(whole: _Together, part: Part, clock: Clock, interruption: Interr
         # All that is left to do comes to the same for each alone.
         for one, ended in zip(members, ends, strict=True):
             if isinstance(ended, Outcome):
-                forget_parts(one.out)
+                leave_population(one.out)
     with finishing():
         return {
-            m: _write_result(whole, m, ready, ended, part=part, clock=clock, exit_code=exit_code)
-            for m, ready, ended in zip(part.members, prepared, ends, strict=True)
+            m: _write_result(whole, m, ready, ended, cohort=cohort, clock=clock, exit_code=exit_code)
+            for m, ready, ended in zip(cohort.members, prepared, ends, strict=True)
         }
 
 
@@ -305,17 +309,17 @@ def _inputs_of(whole: _Together, members: Sequence[UnlearnSettings]) -> list[Inp
     return [replace(whole.inputs, warnings=target_warnings(one)) for one in members]
 
 
-def _beginnings(whole: _Together, part: Part, prepared: Sequence[Prepared]) -> list[_Beginning]:
-    """Find where each member goes on; those of a part that goes on, all after the same step."""
-    members, problems = [whole.members[m] for m in part.members], [one.problem for one in prepared]
+def _beginnings(whole: _Together, cohort: Cohort, prepared: Sequence[Prepared]) -> list[_Beginning]:
+    """Find where each member goes on; those of a cohort that goes on, all after the same step."""
+    members, problems = [whole.members[m] for m in cohort.members], [one.problem for one in prepared]
     passed_over: list[dict[str, None]] = [{} for _ in members]
 
     def find(m: int, upto: int | None) -> Checkpoint | None:
         folder, note = members[m].out / CHECKPOINTS_FOLDER, passed_over[m].setdefault
         return find_checkpoints([folder], problems[m].judge, members[m], note=note, upto=upto)[0]
 
-    if not part.goes_on:
-        resumes = [whole.resumes[m] for m in part.members]
+    if not cohort.goes_on:
+        resumes = [whole.resumes[m] for m in cohort.members]
         return [
             _Beginning(find(m, None) if goes_on else None, list(passed_over[m])) for m, goes_on in enumerate(resumes)
         ]
@@ -362,7 +366,7 @@ def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> 
 
 
 def _write_result(
-    whole: _Together, m: int, prepared: Prepared, ended: Ended, *, part: Part, clock: Clock, exit_code: int
+    whole: _Together, m: int, prepared: Prepared, ended: Ended, *, cohort: Cohort, clock: Clock, exit_code: int
 ) -> Report:
     settings = whole.members[m]
     if isinstance(ended, GivenUpError):
@@ -370,8 +374,8 @@ def _write_result(
     if isinstance(ended, DivergenceError):
         return DivergedRun(settings.out, str(ended), exit_code)
     population = {
-        "member": part.members.index(m),
-        "folders": [str(whole.members[index].out) for index in part.members],
+        "member": cohort.members.index(m),
+        "folders": [str(whole.members[index].out) for index in cohort.members],
     }
     return write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,

@@ -40,10 +40,10 @@ def num_at_once(settings: Sequence[UnlearnSettings], inputs: Inputs, *, machine:
     return min(max(int(room // of_member), 1), len(settings))
 
 
-def parts_of(num_members: int, at_once: int) -> list[range]:
-    """Return the members, in order, cut into the fewest parts of at most `at_once`, of about equal size."""
-    num_parts = -(-num_members // at_once)
-    ends = [num_members * number // max(num_parts, 1) for number in range(num_parts + 1)]
+def cohorts_of(num_members: int, at_once: int) -> list[range]:
+    """Return the members, in order, cut into the fewest cohorts of at most `at_once`, of about equal size."""
+    num_cohorts = -(-num_members // at_once)
+    ends = [num_members * number // max(num_cohorts, 1) for number in range(num_cohorts + 1)]
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 

@@ -1,8 +1,8 @@
 """What lets a population that was ended go on in the same bytes: who trained with whom, and from where.
 
 A product of many rows rounds otherwise than one of few, so a member's bits depend on who shares its passes. Members go
-on in the same parts, therefore, and all of a part from after the same step. population.json in each member's folder
-says which parts there are, from before the first step until the member is done; of a member that met a loss which is
+on in the same cohorts, therefore, and all of a cohort from after the same step. population.json in each member's folder
+says which cohorts there are, from before the first step until the member is done; of a member that met a loss which is
 not finite, or that was given up, it says when that was, since those that go on later go on without it.
 """
 
@@ -37,7 +37,7 @@ class Diverged:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Cohort:
     """Members that are trained at once."""
 
     members: tuple[int, ...]
@@ -45,9 +45,9 @@ class Part:
     """Whether they have been together before, so that they go on from one step."""
 
 
-def was_member(folder: Path) -> bool:
+def is_in_population(folder: Path) -> bool:
     """Return whether the run in `folder` is a member of a population that is not done."""
-    return bool(_parts_in(folder))
+    return bool(_cohorts_in(folder))
 
 
 def divergence_of(folder: Path) -> Diverged | None:
@@ -58,14 +58,16 @@ def divergence_of(folder: Path) -> Diverged | None:
         return None
 
 
-def write_parts(folders: Sequence[Path], parts: Sequence[Part]) -> None:
-    """Write into each member's folder which parts there are; where members diverged is kept where they go on.
+def write_cohorts(folders: Sequence[Path], cohorts: Sequence[Cohort]) -> None:
+    """Write into each member's folder which cohorts there are; where members diverged is kept where they go on.
 
     Raises:
         OutputError: it cannot be written.
     """
     for folder in folders:
-        named = [[os.path.relpath(folders[m].resolve(), folder.resolve()) for m in part.members] for part in parts]
+        named = [
+            [os.path.relpath(folders[m].resolve(), folder.resolve()) for m in cohort.members] for cohort in cohorts
+        ]
         diverged = _read(folder).get("diverged")
         write_json_entry(folder, POPULATION_FILE, {"parts": named, **({"diverged": diverged} if diverged else {})})
 
@@ -82,26 +84,28 @@ def write_divergence(folder: Path, diverged: Diverged | None) -> None:
         write_json_entry(folder, POPULATION_FILE, {**rest, **({"diverged": asdict(diverged)} if diverged else {})})
 
 
-def forget_parts(folder: Path) -> None:
+def leave_population(folder: Path) -> None:
     """Remove what is written of a population in a member's folder."""
     (folder / POPULATION_FILE).unlink(missing_ok=True)
 
 
-def recorded_parts(folders: Sequence[Path]) -> list[Part]:
-    """Return the parts that these members were in, each in its order, by the first; those without are left out."""
+def recorded_cohorts(folders: Sequence[Path]) -> list[Cohort]:
+    """Return the cohorts that these members were in, each in its order, by the first; those without are left out."""
     paths = [folder.resolve() for folder in folders]
     index = {path: m for m, path in enumerate(paths)}
-    parts: dict[Path, tuple[Path, ...]] = {}
-    found = [_parts_in(folder) for folder in folders]
+    cohorts: dict[Path, tuple[Path, ...]] = {}
+    found = [_cohorts_in(folder) for folder in folders]
     # A member's own word comes first: a folder may have been made anew since another wrote of it.
     for path, own in zip(paths, found, strict=True):
-        parts.update((path, part) for part in own if path in part)
-    for part in (part for own in found for part in own):
-        for path in part:
+        cohorts.update((path, cohort) for cohort in own if path in cohort)
+    for cohort in (cohort for own in found for cohort in own):
+        for path in cohort:
             if path in index:
-                parts.setdefault(path, part)
-    kept = dict.fromkeys(parts[path] for path in paths if path in parts)
-    return [Part(tuple(index[path] for path in part if parts.get(path) == part), goes_on=True) for part in kept]
+                cohorts.setdefault(path, cohort)
+    kept = dict.fromkeys(cohorts[path] for path in paths if path in cohorts)
+    return [
+        Cohort(tuple(index[path] for path in cohort if cohorts.get(path) == cohort), goes_on=True) for cohort in kept
+    ]
 
 
 def common_step(
@@ -131,11 +135,11 @@ def common_step(
         limit = last
 
 
-def _parts_in(folder: Path) -> list[tuple[Path, ...]]:
-    parts = _read(folder).get("parts")
-    if not isinstance(parts, list) or not all(isinstance(part, list) for part in parts):
+def _cohorts_in(folder: Path) -> list[tuple[Path, ...]]:
+    cohorts = _read(folder).get("parts")
+    if not isinstance(cohorts, list) or not all(isinstance(cohort, list) for cohort in cohorts):
         return []
-    return [tuple((folder / str(name)).resolve() for name in part) for part in parts]
+    return [tuple((folder / str(name)).resolve() for name in cohort) for cohort in cohorts]
 
 
 def _read(folder: Path) -> dict[str, Any]:
