@@ -47,10 +47,10 @@ def peak(shape: str, dtype: str) -> Job:
     return Job(f"Peak memory, {shape}, {dtype}", "bench.peak", ("--shape", shape, "--dtype", dtype))
 
 
-def population(shape: str, *members: int, pairs: int, threads: str = "1") -> Job:
-    """Return the job that trains members at once and one after another."""
-    sizes = ("--shape", shape, "--members", *map(str, members), "--pairs", str(pairs), "--threads", threads)
-    return Job(f"Members at once, {shape}", "bench.population", sizes)
+def population(shape: str, *runs: int, pairs: int, threads: str = "1") -> Job:
+    """Return the job that trains runs at once and one after another."""
+    sizes = ("--shape", shape, "--runs", *map(str, runs), "--pairs", str(pairs), "--threads", threads)
+    return Job(f"Many runs at once, {shape}", "bench.population", sizes)
 
 
 def evaluation(target: str, *, rows: int) -> Job:

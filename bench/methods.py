@@ -132,10 +132,10 @@ def unlearn(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
     if (run / "provenance.json").exists() or (run / "failed.json").exists():
         return run
     values = values_of(name, seed=seed, rate=rate)
-    members = len(get_method(name).members)
+    num_runs = len(get_method(name).runs)
     values["holdout"] = bench.files.holdout
     one = num_tokens(bench.files, values, epochs=1)
-    epochs = max(1, round(bench.budget / one / members))
+    epochs = max(1, round(bench.budget / one / num_runs))
     values |= {"epochs": epochs, "checkpoint_epochs": max(1, epochs // bench.scorings)}
     values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
     done = letheon("unlearn", *_flags(values))

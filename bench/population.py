@@ -1,10 +1,10 @@
-"""Time the steps of many members at once against the same steps one after another.
+"""Time the steps of many runs at once against the same steps one after another.
 
-    python -m bench.population --data DIR --shape 6m --members 2 8 32 --pairs 10 --threads 1
+    python -m bench.population --data DIR --shape 6m --runs 2 8 32 --pairs 10 --threads 1
 
 One process, one model, the same batches; the two alternate, each first in half of the pairs. One after another means as
 a run alone takes a step: its own adapter fused into the layers, its own gradient, clipping and optimiser. Nothing is
-timed before members at once have computed the losses and gradients that they have alone.
+timed before runs at once have computed the losses and gradients that they have alone.
 """
 
 import argparse
@@ -58,16 +58,16 @@ _ALLOWED = {torch.float32: TOLERANCE, torch.bfloat16: 2**-6}
 
 @dataclass(frozen=True, slots=True)
 class PopulationResult:
-    """What was measured of one number of members; times in seconds for a step of each of them."""
+    """What was measured of one number of runs; times in seconds for a step of each of them."""
 
     shape: str
     precision: Precision
     threads: int
     clock: Clock
-    members: int
+    runs: int
     batch_size: int
     mean_tokens: float
-    """Of a member's step."""
+    """Of a run's step."""
     gradient_error: float
     alone: Spread
     together: Spread
@@ -76,7 +76,7 @@ class PopulationResult:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure one shape with each number of members and print the table."""
+    """Measure one shape with each number of runs and print the table."""
     given = _parse(arguments)
     prepare_process(threads=None if given.threads == "all" else int(given.threads), precision=given.dtype)
     shape, device = shape_of(given.shape, given.data), default_device()
@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     adapted = adapt(make_model(shape, dtype=dtype_of(given.dtype), device=device), rank=RANK)
     problem = build_case(adapted, work).problem
     results = []
-    for num_members in given.members:
-        case = make_members(problem, num_members, batch_size=given.batch_size)
+    for num_runs in given.runs:
+        case = make_runs(problem, num_runs, batch_size=given.batch_size)
         results.append(measure(case, given.dtype, shape_name=shape.name, pairs=given.pairs, device=device))
         print(to_markdown(table(results[-1:])), flush=True)
     if given.json:
@@ -95,8 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
-    """A population, and for each member a run in it and the same run alone."""
+class Compared:
+    """A population, and each of its runs as part of it and alone."""
 
     population: Population
     together: dict[int, Run[Problem]]
@@ -104,21 +104,21 @@ class Members:
     batch_size: int
 
 
-def make_members(problem: Problem, num_members: int, *, batch_size: int) -> Members:
-    """Return so many members over the model of `problem`, each with rows in an order of its own.
+def make_runs(problem: Problem, num_runs: int, *, batch_size: int) -> Compared:
+    """Return so many runs over the model of `problem`, each with rows in an order of its own.
 
     What is timed alone trains the one adapter that the model holds, in turn for each: its values are not those of the
-    member, the work is.
+    run, the work is.
     """
     shared = problem.adapted
-    settings = [LoraSettings(rank=RANK, alpha=RANK)] * num_members
-    population = populate(shared, settings, seeds=range(num_members))  # type: ignore[arg-type]  # made by `adapt`
-    schedules = [MixedSchedule(len(problem.rows), batch_size, seed, epochs=10**6) for seed in range(num_members)]
-    return Members(
+    settings = [LoraSettings(rank=RANK, alpha=RANK)] * num_runs
+    population = populate(shared, settings, seeds=range(num_runs))  # type: ignore[arg-type]  # made by `adapt`
+    schedules = [MixedSchedule(len(problem.rows), batch_size, seed, epochs=10**6) for seed in range(num_runs)]
+    return Compared(
         population,
         {
-            m: _run(replace(problem, adapted=member, schedule=schedules[m]))
-            for m, member in enumerate(population.members)
+            m: _run(replace(problem, adapted=adapter, schedule=schedules[m]))
+            for m, adapter in enumerate(population.adapters)
         },
         [_run(replace(problem, schedule=schedule)) for schedule in schedules],
         batch_size,
@@ -126,13 +126,13 @@ def make_members(problem: Problem, num_members: int, *, batch_size: int) -> Memb
 
 
 def measure(
-    case: Members, precision: Precision, *, shape_name: str, pairs: int, device: torch.device, warmup: int = 2
+    case: Compared, precision: Precision, *, shape_name: str, pairs: int, device: torch.device, warmup: int = 2
 ) -> PopulationResult:
-    """Time `pairs` pairs, a step of each member in both, after some that do not count."""
+    """Time `pairs` pairs, a step of each run in both, after some that do not count."""
     error = gradient_error(case)
     allowed = _ALLOWED[dtype_of(precision)]
     if not error <= allowed:
-        sys.exit(f"members at once have other gradients than alone: they differ by {error:.2g}, at most {allowed:.2g}")
+        sys.exit(f"runs at once have other gradients than alone: they differ by {error:.2g}, at most {allowed:.2g}")
     engine = case.alone[0].job.engine
     alone, together, tokens = list[Timing](), list[Timing](), list[int]()
 
@@ -157,7 +157,7 @@ def measure(
         precision=precision,
         threads=torch.get_num_threads(),
         clock=clock,
-        members=len(case.alone),
+        runs=len(case.alone),
         batch_size=case.batch_size,
         mean_tokens=fmean(tokens[warmup:]) / len(case.alone),
         gradient_error=error,
@@ -167,16 +167,16 @@ def measure(
     )
 
 
-def steps_alone(case: Members) -> None:
-    """Take a step of each member as a run alone does; the caller holds the engine's `running` open."""
+def steps_alone(case: Compared) -> None:
+    """Take a step of each run as a run alone does; the caller holds the engine's `running` open."""
     for run in case.alone:
         began, rows = time.monotonic(), run.job.rows_of_step(run.step)
         parts, num_tokens = accumulate(run.job, rows, max_tokens=run.settings.max_batch_tokens)
         update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
-def step_together(case: Members) -> None:
-    """Take a step of all members; the caller holds the `running` of population and engine open."""
+def step_together(case: Compared) -> None:
+    """Take a step of all runs; the caller holds the `running` of population and engine open."""
     began, rows = time.monotonic(), {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
     taken = accumulate_together(case.population, case.together, rows)
     for m, run in case.together.items():
@@ -184,14 +184,14 @@ def step_together(case: Members) -> None:
         update(run, rows[m], parts, num_tokens=num_tokens, began=began)
 
 
-def gradient_error(case: Members) -> float:
+def gradient_error(case: Compared) -> float:
     """Return the largest difference of a gradient at once from that alone, over the largest gradient of its tensor.
 
-    Members begin with B = 0, where half of the gradients are 0; they are moved off it first.
+    Runs begin with B = 0, where half of the gradients are 0; they are moved off it first.
     """
     generator = torch.Generator().manual_seed(0)
-    for member in case.population.members:
-        for parameter in member.parameters():
+    for adapter in case.population.adapters:
+        for parameter in adapter.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.02
             parameter.data.add_(noise.to(parameter.device))
     rows = {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
@@ -215,14 +215,14 @@ def gradient_error(case: Members) -> float:
 
 def table(results: list[PopulationResult]) -> Table:
     """Return the results as one table."""
-    columns = ("shape", "dtype", "threads, clock", "members", "batch", "tokens a member", "one after another s",
+    columns = ("shape", "dtype", "threads, clock", "runs", "batch", "tokens a run", "one after another s",
                "at once s", "speed-up", "gradient error")  # fmt: skip
     rows = tuple(
         (
             r.shape,
             r.precision,
             f"{r.threads}, {r.clock}",
-            r.members,
+            r.runs,
             r.batch_size,
             f"{r.mean_tokens:.0f}",
             _cell(r.alone),
@@ -232,8 +232,8 @@ def table(results: list[PopulationResult]) -> Table:
         )
         for r in results
     )
-    notes = ("median (quartiles) of the pairs; seconds are those of one step of every member",)
-    return Table("Members at once against one after another", columns, rows, notes=notes)
+    notes = ("median (quartiles) of the pairs; seconds are those of one step of every run",)
+    return Table("Runs at once against one after another", columns, rows, notes=notes)
 
 
 def _run(problem: Problem) -> Run[Problem]:
@@ -253,9 +253,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with lume/, tokenizers/ and targets/; made-up rows without")
     parser.add_argument("--shape", choices=SHAPES, default="6m")
     parser.add_argument("--dtype", choices=get_args(Precision), default="float32")
-    parser.add_argument("--members", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--runs", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=256, help="how many rows members draw from, about")
+    parser.add_argument("--rows", type=int, default=256, help="how many rows runs draw from, about")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--threads", default="1", help="a number, or all")
     parser.add_argument("--json", type=Path)

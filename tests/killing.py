@@ -129,7 +129,7 @@ def cut_power(folder: Path, generator: random.Random) -> None:
 
 
 def newest_of(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, of its last member where it has several."""
+    """The newest whole checkpoint of a run, of its last run where it has several."""
     folders = sorted((folder / "checkpoints").glob("member-*")) or [folder / "checkpoints"]
     return next((found for f in reversed(folders) if (found := newest_checkpoint(f)) is not None), None)
 

@@ -15,15 +15,15 @@ VOCABULARY = 13
 IGNORED = -100
 
 
-def tokens(*lengths: int, is_member: tuple[bool, ...] | None = None) -> Tokens:
+def tokens(*lengths: int, has_role: tuple[bool, ...] | None = None) -> Tokens:
     """Tokens of a batch whose sequences have the given numbers of answer tokens of the role."""
     owner = [s for s, length in enumerate(lengths) for _ in range(length)]
-    members = is_member or tuple(length > 0 for length in lengths)
+    roles = has_role or tuple(length > 0 for length in lengths)
     return Tokens(
         index=torch.arange(len(owner)),
         owner=torch.tensor(owner, dtype=torch.int64),
-        is_member=torch.tensor(members, dtype=torch.bool),
-        counts=Counts(tokens=len(owner), sequences=sum(members)),
+        has_role=torch.tensor(roles, dtype=torch.bool),
+        counts=Counts(tokens=len(owner), sequences=sum(roles)),
     )
 
 

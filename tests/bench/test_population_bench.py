@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 TINY = Shape("tiny", width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=400, is_tied=True, context=256)
 
 
-def test_both_ways_take_a_step_of_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_take_a_step_of_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
     work = workload(TINY, None, num_steps=3, batch_size=2)
     problem = build_case(adapt(make_model(TINY, dtype=torch.float32, device=CPU)), work).problem
-    case = population.make_members(problem, 3, batch_size=2)
+    case = population.make_runs(problem, 3, batch_size=2)
     result = population.measure(case, "float32", shape_name="tiny", pairs=2, device=CPU, warmup=1)
     assert [run.step for run in [*case.alone, *case.together.values()]] == [3] * 6
     assert [run.num_tokens for run in case.alone] == [run.num_tokens for run in case.together.values()]
-    assert result.members == 3
+    assert result.runs == 3
     assert result.speedup.num == 2
     assert result.gradient_error <= 1e-5
     assert "| tiny | float32 |" in to_markdown(population.table([result]))
@@ -35,7 +35,7 @@ def test_the_command_writes_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY)
-    arguments = ["--shape", "tiny", "--members", "1", "2", "--pairs", "1", "--rows", "8"]
+    arguments = ["--shape", "tiny", "--runs", "1", "2", "--pairs", "1", "--rows", "8"]
     population.main([*arguments, "--json", str(tmp_path / "found.json")])
     assert capsys.readouterr().out.count("| tiny |") == 2
-    assert '"members": 2' in (tmp_path / "found.json").read_text()
+    assert '"runs": 2' in (tmp_path / "found.json").read_text()

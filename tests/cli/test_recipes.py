@@ -165,7 +165,7 @@ def test_a_recipe_runs(name: str, tmp_path: Path, model: PreTrainedModel, tokeni
     sets = {role: str(tmp_path / f"{role}.jsonl") for role in ("forget", "retain")}
     report = unlearn(UnlearnSettings.of({**read_recipe(name), **FOR_A_SMALL_MODEL.get(name, {}), **given, **sets}))
     assert report.reason == "finished"
-    num_runs = len(get_method(read_recipe(name)["method"]).members)
+    num_runs = len(get_method(read_recipe(name)["method"]).runs)
     assert report.num_steps == 2 * num_runs
     assert (report.model / "model.safetensors").exists()
 

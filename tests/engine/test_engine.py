@@ -100,7 +100,7 @@ def problem_of(
 def terms_of(method: str, **given: float | str) -> tuple[Term, ...]:
     declared = get_method(method)
     layer = {declared.layer: 1} if declared.layer else {}
-    return declared.terms(Coefficients({**resolve(declared, {**layer, **given}).values, **declared.members[0]}))
+    return declared.terms(Coefficients({**resolve(declared, {**layer, **given}).values, **declared.runs[0]}))
 
 
 def gradients(problem: Problem, steps: list[list[int]], *, max_tokens: int = 10_000) -> tuple[Tensor, list[float]]:

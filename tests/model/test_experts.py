@@ -203,7 +203,7 @@ def test_a_run_goes_on_where_it_was_ended(tmp_path: Path, rows: list[Row], token
     assert same(model_of(whole), model_of(went_on))
 
 
-def test_members_cannot_share_routed_experts(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_runs_cannot_share_routed_experts(tokenizer: PreTrainedTokenizerBase) -> None:
     settings = LoraSettings(rank=3, targets=(ALL_LINEAR,))
     shared = attach_lora(made("mixtral", tokenizer), settings, seed=0)
     with pytest.raises(ModelError, match="routed experts"):
@@ -258,14 +258,14 @@ def test_runs_on_a_mixture_go_one_after_another(
     tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     given = short_run(tmp_path, rows, made("mixtral", tokenizer), tokenizer) | {"target_modules": "all-linear"}
-    members = [UnlearnSettings.of({**given, "epochs": 1, "seed": seed, "out": tmp_path / str(seed)}) for seed in (0, 1)]
+    runs = [UnlearnSettings.of({**given, "epochs": 1, "seed": seed, "out": tmp_path / str(seed)}) for seed in (0, 1)]
     heard: list[str] = []
 
     class Listening(Silent):
         def note(self, message: str) -> None:
             heard.append(message)
 
-    together = run_population(members, observer=Listening())
+    together = run_population(runs, observer=Listening())
     assert any("routed experts" in note and "one after another" in note for note in heard)
     alone = run(given, epochs=1, seed=1, out=tmp_path / "alone")
     assert isinstance(together[1], RunReport)

@@ -93,7 +93,7 @@ def test_pieces_of_a_step_add_up() -> None:
 
 def test_sequences_of_another_role_do_not_matter() -> None:
     activations, direction = states(5), random_direction(WIDTH, seed=0)
-    among_others = tokens(0, 2, 0, 3, is_member=(False, True, False, True))
+    among_others = tokens(0, 2, 0, 3, has_role=(False, True, False, True))
     expected = rmu_forget(activations, direction, tokens(2, 3), scale=2.0)
     assert torch.equal(rmu_forget(activations, direction, among_others, scale=2.0), expected)
 
@@ -113,7 +113,7 @@ def test_losses_compute_in_float32_from_bfloat16_states() -> None:
 
 def test_a_step_without_tokens_gives_zero_with_a_gradient() -> None:
     none = torch.zeros(0, WIDTH, requires_grad=True)
-    absent = tokens(0, is_member=(False,))
+    absent = tokens(0, has_role=(False,))
     value = rmu_forget(none, random_direction(WIDTH, seed=0), absent, scale=2.0) + rmu_retain(none, none, absent)
     assert value.item() == 0
     value.backward()

@@ -31,7 +31,7 @@ def reads_the_reference(method: Method) -> bool:
 
 def terms_with(method: Method, **given: Value) -> tuple[Term, ...]:
     layer: dict[str, Value] = {method.layer: 0} if method.layer else {}
-    return method.terms(Coefficients({**resolve(method, {}).values, **method.members[0], **layer, **given}))
+    return method.terms(Coefficients({**resolve(method, {}).values, **method.runs[0], **layer, **given}))
 
 
 @pytest.mark.parametrize("name", METHODS)

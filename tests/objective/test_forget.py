@@ -277,14 +277,14 @@ def test_the_order_of_sequences_does_not_matter(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_sequences_of_another_role_do_not_matter(name: str) -> None:
     answers = random_answers(3, 4)
-    among_others = tokens(0, 3, 0, 4, 0, is_member=(False, True, False, True, False))
+    among_others = tokens(0, 3, 0, 4, 0, has_role=(False, True, False, True, False))
     assert torch.equal(ALL[name](answers, among_others), ALL[name](answers, answers.tokens))
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_step_without_forget_rows_gives_zero_with_a_gradient(name: str) -> None:
     answers = random_answers()
-    value = ALL[name](answers, tokens(0, 0, is_member=(False, False)))
+    value = ALL[name](answers, tokens(0, 0, has_role=(False, False)))
     assert value.item() == 0
     value.backward()
 

@@ -199,7 +199,7 @@ def test_the_two_runs_of_a_merge_have_weights_of_their_own(given: dict[str, Any]
     assert not (report.folder / "adapter" / "member0").exists()
 
 
-def test_members_share_the_time(given: dict[str, Any]) -> None:
+def test_runs_of_a_method_share_the_time(given: dict[str, Any]) -> None:
     report = unlearn(settings_of("npo-ties", given, epochs=100_000, time_limit_s=2.5, checkpoint_epochs=100_000))
     assert "time limit" in report.reason
     steps = [line["step"] for line in events(report.folder, "step")]

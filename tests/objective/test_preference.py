@@ -24,8 +24,8 @@ def sides(chosen: Answers, rejected: Answers) -> tuple[Tokens, Tokens]:
     num = len(chosen.lengths)
     absent = (0,) * num
     return (
-        tokens(*absent, *chosen.lengths, is_member=(False,) * num + (True,) * num),
-        tokens(*rejected.lengths, *absent, is_member=(True,) * num + (False,) * num),
+        tokens(*absent, *chosen.lengths, has_role=(False,) * num + (True,) * num),
+        tokens(*rejected.lengths, *absent, has_role=(True,) * num + (False,) * num),
     )
 
 
@@ -63,8 +63,8 @@ def test_pairs_may_be_laid_out_in_any_way_that_keeps_their_order() -> None:
     chosen, rejected = pairs()
     # chosen, rejected, chosen, rejected, ... with a retain sequence in between
     interleaved = (
-        tokens(2, 0, 0, 4, 0, 1, 0, is_member=(True, False, False, True, False, True, False)),
-        tokens(0, 3, 0, 0, 1, 0, 5, is_member=(False, True, False, False, True, False, True)),
+        tokens(2, 0, 0, 4, 0, 1, 0, has_role=(True, False, False, True, False, True, False)),
+        tokens(0, 3, 0, 0, 1, 0, 5, has_role=(False, True, False, False, True, False, True)),
     )
     value = loss(chosen, rejected, beta=0.1, of=interleaved)
     assert value.item() == pytest.approx(loss(chosen, rejected, beta=0.1).item(), rel=1e-6)
@@ -129,7 +129,7 @@ def test_dpo_and_its_gradient_are_finite_at_extreme_logits(factor: float) -> Non
 
 
 def test_a_step_without_pairs_gives_zero_with_a_gradient() -> None:
-    nothing, neither = random_answers(), tokens(0, is_member=(False,))
+    nothing, neither = random_answers(), tokens(0, has_role=(False,))
     value = loss(nothing, nothing, beta=0.1, of=(neither, neither))
     assert value.item() == 0
     value.backward()

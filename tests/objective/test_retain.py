@@ -106,7 +106,7 @@ def test_pieces_of_a_step_add_up(name: str) -> None:
 def test_order_and_other_roles_do_not_matter(name: str) -> None:
     answers = random_answers(3, 4)
     turned = answers.of(1, 0)
-    among_others = tokens(0, 3, 0, 4, is_member=(False, True, False, True))
+    among_others = tokens(0, 3, 0, 4, has_role=(False, True, False, True))
     expected = LOSSES[name](answers, answers.tokens).item()
     assert LOSSES[name](turned, turned.tokens).item() == pytest.approx(expected, rel=1e-5)
     assert LOSSES[name](answers, among_others).item() == expected
@@ -125,7 +125,7 @@ def test_losses_and_gradients_are_finite_at_extreme_logits(name: str, factor: fl
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_step_without_retain_rows_gives_zero_with_a_gradient(name: str) -> None:
     answers = random_answers()
-    value = LOSSES[name](answers, tokens(0, is_member=(False,)))
+    value = LOSSES[name](answers, tokens(0, has_role=(False,)))
     assert value.item() == 0
     value.backward()
 

@@ -76,8 +76,8 @@ def test_a_run_that_is_given_up_leaves_the_others_and_is_no_result(given: dict[s
         heard.append(({folder.name for folder in scores}, {folder.name for folder in asked}))
         return {folder: "no hope" for folder in asked if folder.name == "1"}
 
-    members = [UnlearnSettings.of({**given, "out": folder, "seed": seed}) for seed, folder in enumerate(folders)]
-    reports = run_population(members, judge=judge)
+    runs = [UnlearnSettings.of({**given, "out": folder, "seed": seed}) for seed, folder in enumerate(folders)]
+    reports = run_population(runs, judge=judge)
     assert reports[1] == GivenUpRun(folders[1], "no hope")
     assert [report.num_steps for report in reports if isinstance(report, RunReport)] == [9, 9]
     # After epochs 1 and 2; after the last there is nothing to be spared.

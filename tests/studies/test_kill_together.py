@@ -28,10 +28,10 @@ from running import knowing_model, short_run
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
 STEPS = ("letheon.unlearning.populations.step.compose", "letheon.unlearning.populations.loop.update")
-"""Before and after each member's share of a pass, and its step."""
+"""Before and after each run's share of a pass, and its step."""
 STUDY = (*STEPS, "letheon.unlearning.problem.compose", "letheon.api.evaluate")
 
-MEMBERS: dict[str, tuple[dict[str, Any], ...]] = {
+RUNS: dict[str, tuple[dict[str, Any], ...]] = {
     "mixed": (
         {"rank": 2, "seed": 1, "learning_rate_schedule": "linear"},
         {"rank": 3, "seed": 2, "batch_size": 3, "method": "npo", "keep": "best"},
@@ -73,13 +73,13 @@ def _always_time_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def population(given: dict[str, Any], case: str) -> Action:
-    """The same command each time: members go on where there is something to go on with."""
+    """The same command each time: runs go on where there is something to go on with."""
     folder = Path(given["out"])
 
     def action() -> None:
-        members = [{**given, **one, "out": folder / str(n)} for n, one in enumerate(MEMBERS[case])]
+        runs = [{**given, **one, "out": folder / str(n)} for n, one in enumerate(RUNS[case])]
         judge = no_hope_for_the_second if case == "one is given up" else None
-        run_population([UnlearnSettings.of({**one, "resume": one["out"].exists()}) for one in members], judge=judge)
+        run_population([UnlearnSettings.of({**one, "resume": one["out"].exists()}) for one in runs], judge=judge)
 
     return action
 
@@ -117,7 +117,7 @@ def differences(whole: Path, folder: Path) -> dict[str, str]:
 
 
 def _noting(passes: list[Company], action: Action) -> None:
-    """Do an action and note which members, after which step each, go through the model together."""
+    """Do an action and note which runs, after which step each, go through the model together."""
 
     def noted(population: Any, runs: Mapping[int, Run[Problem]], rows: Any) -> Any:
         passes.append(tuple((run.checkpoints.parent.name, run.step) for run in runs.values() if run.checkpoints))
@@ -167,12 +167,12 @@ def test_a_population_killed_in_the_middle(given: dict[str, Any]) -> None:
     assert killed.outcomes([killed.number // 3, 2 * killed.number // 3], power_cut=True) == {}
 
 
-def test_a_population_killed_between_the_saves_of_its_members(given: dict[str, Any]) -> None:
+def test_a_population_killed_between_the_saves_of_its_runs(given: dict[str, Any]) -> None:
     killed = Killed(given, population(given, "mixed"), ("letheon.training.loop.save_checkpoint",))
     assert killed.outcomes([killed.number // 2, killed.number // 2 + 1]) == {}
 
 
-def test_a_population_killed_where_a_member_is_given_up(given: dict[str, Any]) -> None:
+def test_a_population_killed_where_a_run_is_given_up(given: dict[str, Any]) -> None:
     places = ("letheon.unlearning.populations.loop.write_divergence", "letheon.unlearning.populations.run.fail_attempt")
     killed = Killed(given, population(given, "one is given up"), places)
     assert killed.outcomes(range(1, killed.number + 1)) == {}
@@ -185,7 +185,7 @@ def test_a_study_killed_in_the_middle(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", MEMBERS)
+@pytest.mark.parametrize("case", RUNS)
 def test_a_population_killed_at_every_step(case: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if case == "in parts":
         monkeypatch.setattr(population_run, "num_at_once", lambda *_, **__: 4)
@@ -196,7 +196,7 @@ def test_a_population_killed_at_every_step(case: str, given: dict[str, Any], mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power_cut", [False, True])
-@pytest.mark.parametrize("case", MEMBERS)
+@pytest.mark.parametrize("case", RUNS)
 def test_a_population_killed_between_any_two_writes(
     case: str, power_cut: bool, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

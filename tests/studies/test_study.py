@@ -23,7 +23,7 @@ from letheon.settings import UnlearnSettings
 from letheon.studies.figures import save_study_figures
 from letheon.studies.grid import configurations, label_of
 from letheon.studies.live import LiveView, PlainView, Quiet
-from letheon.studies.members import Hashes, member_of, members_of
+from letheon.studies.planned_runs import Hashes, planned_run, planned_runs
 from letheon.studies.records import StudyRecord, read_study_record
 from letheon.studies.runner import Jobs, PrunedError, Runner
 from letheon.studies.scoring import Scorer
@@ -66,9 +66,9 @@ class Counted:
             self.runs.append(settings.out.name)
             return alone(settings, **given)
 
-        def many(members: Sequence[Any], **given: Any) -> Any:
-            self.runs += [settings.out.name for settings in members]
-            return together(members, **given)
+        def many(runs: Sequence[Any], **given: Any) -> Any:
+            self.runs += [settings.out.name for settings in runs]
+            return together(runs, **given)
 
         def score(settings: Any, **given: Any) -> Any:
             self.evaluations.append(str(settings.out))
@@ -211,7 +211,7 @@ def test_a_killed_study_goes_on(base: dict[str, Any], tmp_path: Path, monkeypatc
 def test_a_run_is_pruned_where_it_is_scored_and_stays_so(base: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "study"
     study, hashes = study_of({**base, "checkpoint_epochs": 1}, grid={}, evaluate=None), Hashes(out / "inputs.json")
-    member = member_of(study, configurations(study)[0], 0, out=out, hashes=hashes)
+    run = planned_run(study, configurations(study)[0], 0, out=out, hashes=hashes)
     jobs = Jobs(lambda settings, observer: api.unlearn(settings, observer=observer), lambda *_: [], lambda _: [])
     runner = Runner(out, jobs, Scorer(study, hashes, api.evaluate), Quiet())
     heard: list[float] = []
@@ -221,7 +221,7 @@ def test_a_run_is_pruned_where_it_is_scored_and_stays_so(base: dict[str, Any], t
         raise PrunedError("no hope")
 
     for _ in range(2):
-        record = runner.run_one(member, on_score=gives_up)
+        record = runner.run_one(run, on_score=gives_up)
         assert (record.state, record.reason) == ("pruned", "no hope")
     assert heard == [1.0]
 
@@ -231,10 +231,10 @@ def test_a_run_that_another_process_is_at_is_left_to_it(base: dict[str, Any], tm
 
     out = tmp_path / "study"
     study = study_of(base, grid={}, evaluate=None)
-    member = member_of(study, configurations(study)[0], 0, out=out, hashes=Hashes(out / "inputs.json"))
+    run = planned_run(study, configurations(study)[0], 0, out=out, hashes=Hashes(out / "inputs.json"))
     (out / "locks").mkdir(parents=True)
     (out / "runs").mkdir()
-    with FileLock(out / "locks" / f"{member.identity}.lock"):
+    with FileLock(out / "locks" / f"{run.identity}.lock"):
         report = api.study(study, out)
     assert report.num_elsewhere == 1
     assert sorted(run.state for run in report.record.runs) == ["elsewhere", "finished"]
@@ -269,7 +269,7 @@ def test_the_identity_of_a_run_is_what_it_does(base: dict[str, Any], tmp_path: P
 
     def identity(**changed: Any) -> str:
         study = study_of({**base, **changed}, grid={})
-        return member_of(study, configurations(study)[0], 0, out=tmp_path / "o", hashes=hashes).identity
+        return planned_run(study, configurations(study)[0], 0, out=tmp_path / "o", hashes=hashes).identity
 
     first = identity()
     assert identity(trackers="tensorboard") == first
@@ -287,7 +287,7 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytes
     file = tmp_path / "weights"
     file.write_text("one")
     first = Hashes(tmp_path / "inputs.json").of(file)
-    monkeypatch.setattr("letheon.studies.members.hash_file", lambda path: "read again")
+    monkeypatch.setattr("letheon.studies.planned_runs.hash_file", lambda path: "read again")
     assert Hashes(tmp_path / "inputs.json").of(file) == first
     file.write_text("changed")
     assert Hashes(tmp_path / "inputs.json").of(file) == "read again"
@@ -353,7 +353,7 @@ def test_changes_from_the_command_line(tmp_path: Path) -> None:
 def test_two_configurations_that_are_one_are_refused(base: dict[str, Any], tmp_path: Path) -> None:
     study = study_of(base, grid={}, list=[{"rank": 5}, {"name": "default"}])
     with pytest.raises(SettingsError, match="have the same settings"):
-        members_of(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
+        planned_runs(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
     with pytest.raises(SettingsError, match="have the name 'a'"):
         configurations(study_of(base, grid={}, list=[{"name": "a"}, {"name": "a", "rank": 2}]))
 
@@ -409,10 +409,10 @@ def test_the_papers_studies_are_whole(name: str, base: dict[str, Any], tmp_path:
     changes = [f"{key}={base[key]}" for key in ("model", "forget", "retain")]
     changes += [f"evaluate.{key}={base[key]}" for key in ("forget", "retain")] + ["tokenizer=null"]
     study = read_study(study_path(name), changes=changes)
-    members = members_of(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
+    runs = planned_runs(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
     counts = {"table1": 20, "table2": 70, "table3": 30, "figure2": 20, "figure3": 30}
-    assert len(members) == counts[name]
-    first = members[0].settings
+    assert len(runs) == counts[name]
+    first = runs[0].settings
     assert (first.beta, first.batch_size, first.learning_rate, first.epochs, first.alpha) == (0.5, 4, 1e-4, 20, 5)
     assert (first.npo, first.kl, first.keep, first.optimiser) == (
         "token",

@@ -139,10 +139,10 @@ def test_a_run_with_empty_steps_goes_on_to_the_same_bytes(num_steps: int, given:
     assert difference(whole, given["out"]) is None
 
 
-def test_members_of_a_population_take_empty_steps_as_they_do_alone(given: dict[str, Any], tmp_path: Path) -> None:
-    members = [{**given, "seed": seed, "gamma": gamma, "keep": "last"} for seed, gamma in ((0, 1.0), (1, 0.5))]
-    alone = [run(one, out=tmp_path / f"alone-{i}") for i, one in enumerate(members)]
-    settings = [UnlearnSettings.of({**one, "out": tmp_path / f"member-{i}"}) for i, one in enumerate(members)]
+def test_runs_of_a_population_take_empty_steps_as_they_do_alone(given: dict[str, Any], tmp_path: Path) -> None:
+    runs = [{**given, "seed": seed, "gamma": gamma, "keep": "last"} for seed, gamma in ((0, 1.0), (1, 0.5))]
+    alone = [run(one, out=tmp_path / f"alone-{i}") for i, one in enumerate(runs)]
+    settings = [UnlearnSettings.of({**one, "out": tmp_path / f"member-{i}"}) for i, one in enumerate(runs)]
     together = run_population(settings)
     for one, other in zip(alone, together, strict=True):
         assert isinstance(other, RunReport)
@@ -151,7 +151,7 @@ def test_members_of_a_population_take_empty_steps_as_they_do_alone(given: dict[s
             torch.testing.assert_close(model_of(other)[name], value, rtol=0, atol=1e-5)
 
 
-def test_members_that_all_have_an_empty_step_at_once(given: dict[str, Any], tmp_path: Path) -> None:
+def test_runs_that_all_have_an_empty_step_at_once(given: dict[str, Any], tmp_path: Path) -> None:
     settings = [UnlearnSettings.of({**given, "max_length": 2, "gamma": g, "out": tmp_path / f"{g}"}) for g in (0.5, 1)]
     for report in run_population(settings):
         assert isinstance(report, RunReport)

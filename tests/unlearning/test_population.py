@@ -1,4 +1,4 @@
-"""Populations: members over one frozen model are what their runs are alone."""
+"""Populations: runs over one frozen model are what their runs are alone."""
 
 import json
 import signal
@@ -46,7 +46,7 @@ MIXED: tuple[dict[str, Any], ...] = (
     {"rank": 7, "method": "pdu", "seed": 6, "epochs": 2, "schedule": "paired"},
     {"rank": 8, "method": "simnpo", "seed": 7, "max_batch_tokens": 24, "optimiser": "adam", "weight_decay": 0.01},
 )
-"""Eight members that differ in all that members may differ in."""
+"""Eight runs that differ in all that runs may differ in."""
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -
     return short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
 
 
-def members_of(given: Mapping[str, Any], *changes: Mapping[str, Any], to: str = "pop") -> list[UnlearnSettings]:
-    """Settings of members, each with a folder of its own."""
+def population_of(given: Mapping[str, Any], *changes: Mapping[str, Any], to: str = "pop") -> list[UnlearnSettings]:
+    """Settings of runs, each with a folder of its own."""
     folder = Path(given["out"]).parent
     return [UnlearnSettings.of({**given, "out": folder / f"{to}{n}", **c}) for n, c in enumerate(changes)]
 
@@ -135,9 +135,9 @@ def test_bfloat16_states_meet_float32_matrices() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=2**-7, atol=0)
 
 
-def test_eight_mixed_members_are_what_they_are_alone(given: dict[str, Any]) -> None:
-    together = run_population(members_of(given, *MIXED))
-    for number, (alone, found) in enumerate(zip(members_of(given, *MIXED, to="alone"), together, strict=True)):
+def test_eight_mixed_runs_are_what_they_are_alone(given: dict[str, Any]) -> None:
+    together = run_population(population_of(given, *MIXED))
+    for number, (alone, found) in enumerate(zip(population_of(given, *MIXED, to="alone"), together, strict=True)):
         expected = unlearn(alone)
         assert isinstance(found, RunReport)
         steps, expected_steps = events(found.folder, "step"), events(expected.folder, "step")
@@ -156,13 +156,13 @@ def test_eight_mixed_members_are_what_they_are_alone(given: dict[str, Any]) -> N
         assert difference(merged, other) < TOLERANCE
 
 
-def test_members_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) -> None:
+def test_runs_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) -> None:
     shared = {"gamma": 0.0, "positions": "all", "max_length": 48, "overlong": "truncate", "validation": 0.34}
     shared |= {"patience": 9, "patience_on": "retain_kl", "schedule": "alternating", "checkpoint_steps": 2, "seed": 3}
     changes = ({**shared, "rank": 2}, {**shared, "rank": 3, "learning_rate": 5e-3})
-    together = members_of(given, *changes)
+    together = population_of(given, *changes)
     run_population(together)
-    for one, alone in zip(together, members_of(given, *changes, to="alone"), strict=True):
+    for one, alone in zip(together, population_of(given, *changes, to="alone"), strict=True):
         unlearn(alone)
         assert difference(adapter_of(one.out), adapter_of(alone.out)) < TOLERANCE
         found, expected = ([e["retain_kl"] for e in events(s.out, "interim")] for s in (one, alone))
@@ -170,17 +170,17 @@ def test_members_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any
         assert max(found) > 0
 
 
-def test_passes_of_few_members_add_up_to_the_same(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_of_few_runs_add_up_to_the_same(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[dict[str, Any]] = [{"seed": seed, "rank": 1 + seed, "epochs": 1} for seed in range(4)]
-    whole = run_population(members_of(given, *changes, to="whole"))
+    whole = run_population(population_of(given, *changes, to="whole"))
     monkeypatch.setitem(MOST_TOKENS, "cpu", 60)
-    for found, expected in zip(run_population(members_of(given, *changes)), whole, strict=True):
+    for found, expected in zip(run_population(population_of(given, *changes)), whole, strict=True):
         assert difference(adapter_of(found.folder), adapter_of(expected.folder)) < TOLERANCE
 
 
-def test_a_member_leaves_the_files_of_a_run(given: dict[str, Any]) -> None:
-    reports = run_population(members_of(given, {"seed": 1}, {"seed": 2, "rank": 2}))
-    expected = unlearn(members_of(given, {"seed": 1}, to="alone")[0])
+def test_a_run_of_a_population_leaves_the_files_of_a_run(given: dict[str, Any]) -> None:
+    reports = run_population(population_of(given, {"seed": 1}, {"seed": 2, "rank": 2}))
+    expected = unlearn(population_of(given, {"seed": 1}, to="alone")[0])
 
     def files(folder: Path) -> set[str]:
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -196,8 +196,8 @@ def test_a_member_leaves_the_files_of_a_run(given: dict[str, Any]) -> None:
 
 def test_one_that_diverges_leaves_the_others_alone(given: dict[str, Any]) -> None:
     changes: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "learning_rate": 1e30, "rank": 3}, {"seed": 3}]
-    first, diverged, last = run_population(members_of(given, *changes))
-    calm = run_population(members_of(given, changes[0], changes[2], to="calm"))
+    first, diverged, last = run_population(population_of(given, *changes))
+    calm = run_population(population_of(given, changes[0], changes[2], to="calm"))
     assert isinstance(diverged, DivergedRun)
     assert "became NaN or infinite; rows in that step" in diverged.reason
     assert diverged.exit_code == 0
@@ -208,22 +208,22 @@ def test_one_that_diverges_leaves_the_others_alone(given: dict[str, Any]) -> Non
         assert difference(adapter_of(found.folder), adapter_of(expected.folder)) < TOLERANCE
 
 
-def test_members_of_different_length_end_by_themselves(given: dict[str, Any]) -> None:
+def test_runs_of_different_length_end_by_themselves(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"epochs": 1}, {"epochs": 3, "max_steps": 5}, {"epochs": 3, "patience": 1})
-    reports = run_population(members_of(given, *changes))
-    alone = [unlearn(one) for one in members_of(given, *changes, to="alone")]
+    reports = run_population(population_of(given, *changes))
+    alone = [unlearn(one) for one in population_of(given, *changes, to="alone")]
     assert [report.num_steps for report in reports if isinstance(report, RunReport)] == [r.num_steps for r in alone]
     assert [report.reason for report in reports] == [report.reason for report in alone]
 
 
 def test_a_population_that_was_stopped_goes_on(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"seed": 1}, {"seed": 2, "rank": 2, "epochs": 4})
-    whole = run_population(members_of(given, *changes, to="whole"))
+    whole = run_population(population_of(given, *changes, to="whole"))
     halt = After(4, lambda: signal.raise_signal(signal.SIGTERM))
-    stopped = run_population(members_of(given, *changes), observer=halt)
+    stopped = run_population(population_of(given, *changes), observer=halt)
     assert {report.reason for report in stopped} == {"signal 15"}
     assert {report.exit_code for report in stopped} == {143}
-    resumed = run_population([one.model_copy(update={"resume": True}) for one in members_of(given, *changes)])
+    resumed = run_population([one.model_copy(update={"resume": True}) for one in population_of(given, *changes)])
     for found, expected in zip(resumed, whole, strict=True):
         assert isinstance(found, RunReport)
         assert isinstance(expected, RunReport)
@@ -232,15 +232,17 @@ def test_a_population_that_was_stopped_goes_on(given: dict[str, Any]) -> None:
         assert "resumed after step 4" in {note["message"] for note in events(found.folder, "note")}
 
 
-def test_a_member_goes_on_alone_and_a_run_goes_on_as_a_member(given: dict[str, Any]) -> None:
+def test_a_run_goes_on_alone_and_in_a_population(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"seed": 1}, {"seed": 2, "rank": 2})
-    whole = [unlearn(one) for one in members_of(given, *changes, to="whole")]
-    run_population(members_of(given, *changes), observer=After(4, lambda: signal.raise_signal(signal.SIGTERM)))
-    alone = unlearn(members_of(given, {**changes[0], "resume": True})[0])
+    whole = [unlearn(one) for one in population_of(given, *changes, to="whole")]
+    run_population(population_of(given, *changes), observer=After(4, lambda: signal.raise_signal(signal.SIGTERM)))
+    alone = unlearn(population_of(given, {**changes[0], "resume": True})[0])
     assert difference(adapter_of(alone.folder), adapter_of(whole[0].folder)) < TOLERANCE
-    unlearn(members_of(given, *changes, to="other")[1], observer=After(3, lambda: signal.raise_signal(signal.SIGTERM)))
-    members = members_of(given, {"seed": 5}, {**changes[1], "resume": True}, to="other")
-    assert difference(adapter_of(run_population(members)[1].folder), adapter_of(whole[1].folder)) < TOLERANCE
+    unlearn(
+        population_of(given, *changes, to="other")[1], observer=After(3, lambda: signal.raise_signal(signal.SIGTERM))
+    )
+    resumed = population_of(given, {"seed": 5}, {**changes[1], "resume": True}, to="other")
+    assert difference(adapter_of(run_population(resumed)[1].folder), adapter_of(whole[1].folder)) < TOLERANCE
 
 
 def settings_of(**given: Any) -> UnlearnSettings:
@@ -302,23 +304,23 @@ def test_as_many_go_together_as_memory_holds(
     at_once: bool, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("letheon.unlearning.planning.check.SMALL", 1e9)
-    settings, inputs = read(members_of(given, {"rank": 3})[0], get_method("low-rank-npo"))
+    settings, inputs = read(population_of(given, {"rank": 3})[0], get_method("low-rank-npo"))
     plan = plan_run(settings, inputs, machine=Machine("cpu", None))
     places: tuple[Place, ...] = ("device", "host")
     shared: float = plan.during("always", places) - 12 * plan.num_trained
     of_step = plan.during("step", places)
     if at_once:
         monkeypatch.delitem(MOST_TOKENS, "cpu")
-        of_member = 16 * plan.num_trained + of_step
+        of_run = 16 * plan.num_trained + of_step
     else:
         shared += of_step * 1024 / plan.demand.largest.num_tokens
-        of_member = 16 * plan.num_trained
+        of_run = 16 * plan.num_trained
 
-    def found(num_members: int, memory: int | None) -> int:
-        members = [settings.model_copy(update={"rank": 1 + m % 3}) for m in range(num_members)]
-        return num_at_once(members, inputs, machine=Machine("cpu", memory))
+    def found(num_runs: int, memory: int | None) -> int:
+        resumed = [settings.model_copy(update={"rank": 1 + m % 3}) for m in range(num_runs)]
+        return num_at_once(resumed, inputs, machine=Machine("cpu", memory))
 
-    needed = round((WORKSPACE["cpu"] + shared + 5.5 * of_member) * (1 + OVERHEAD))  # half a member for rounding
+    needed = round((WORKSPACE["cpu"] + shared + 5.5 * of_run) * (1 + OVERHEAD))  # half a run for rounding
     assert found(8, needed) == 5
     assert found(3, needed) == 3
     assert found(3, 1) == 1
@@ -327,11 +329,11 @@ def test_as_many_go_together_as_memory_holds(
 
 def test_what_cannot_share_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="got 2 groups of them"):
-        run_population(members_of(given, {}, {"layers": "0:1"}))
+        run_population(population_of(given, {}, {"layers": "0:1"}))
     with pytest.raises(SettingsError, match="weights themselves"):
-        run_population(members_of(given, {}, {"adapt": "weights"}))
+        run_population(population_of(given, {}, {"adapt": "weights"}))
     with pytest.raises(SettingsError, match=r"got .*twice"):
-        run_population([*members_of(given, {}), *members_of(given, {"seed": 2})])
+        run_population([*population_of(given, {}), *population_of(given, {"seed": 2})])
     assert not list(Path(given["out"]).parent.glob("pop*"))
 
 
@@ -350,13 +352,13 @@ def test_a_model_that_cannot_be_packed_trains_its_runs_in_turn(
 ) -> None:
     build, notes = build_engine, Notes()
     monkeypatch.setattr(prepare, "build_engine", lambda *a, **k: replace(build(*a, **k), path="padded", selection=None))
-    reports = run_population(members_of(given, {"epochs": 1}, {"epochs": 1, "seed": 2}), observer=notes)
+    reports = run_population(population_of(given, {"epochs": 1}, {"epochs": 1, "seed": 2}), observer=notes)
     assert any("needs padded sequences" in note for note in notes.notes)
     assert [report.reason for report in reports] == ["finished"] * 2
     assert all("population" not in report.provenance for report in reports if isinstance(report, RunReport))
 
 
-def test_members_that_do_not_fit_go_on_in_halves(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_do_not_fit_go_on_in_halves(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     train, sizes, notes = train_together, list[int](), Notes()
 
     def tight(population: Any, runs: Any, **kwargs: Any) -> Any:
@@ -366,9 +368,9 @@ def test_members_that_do_not_fit_go_on_in_halves(given: dict[str, Any], monkeypa
         return train(population, runs, **kwargs)
 
     changes = tuple({"seed": seed, "epochs": 1} for seed in range(3))
-    expected = run_population(members_of(given, *changes, to="whole"))
+    expected = run_population(population_of(given, *changes, to="whole"))
     monkeypatch.setattr(population_run, "train_together", tight)
-    found = run_population(members_of(given, *changes), observer=notes)
+    found = run_population(population_of(given, *changes), observer=notes)
     assert sizes == [3, 1, 2]
     assert any("do not fit" in note for note in notes.notes)
     for one, other in zip(found, expected, strict=True):
@@ -386,16 +388,16 @@ def test_observers_hear_of_their_run_and_of_all(given: dict[str, Any]) -> None:
             self.steps.append((done, total))
 
     whole, each = Steps(), [Steps(), Steps()]
-    run_population(members_of(given, {"epochs": 1}, {"epochs": 2}), observer=whole, observers=each)
+    run_population(population_of(given, {"epochs": 1}, {"epochs": 2}), observer=whole, observers=each)
     assert each[0].steps == [(1, 3), (2, 3), (3, 3)]
     assert each[1].steps == [(n, 6) for n in range(1, 7)]
     assert whole.steps == [(2, 9), (4, 9), (6, 9), (7, 9), (8, 9), (9, 9)]
     named = Notes()
-    run_population(members_of(given, {"epochs": 1}, {"epochs": 1}, to="named"), observer=named)
+    run_population(population_of(given, {"epochs": 1}, {"epochs": 1}, to="named"), observer=named)
     assert any(note.startswith("named1: epoch 1: ") for note in named.notes)
 
 
-def test_each_member_has_its_own_tracker(given: dict[str, Any]) -> None:
+def test_each_run_has_its_own_tracker(given: dict[str, Any]) -> None:
     changes: list[dict[str, Any]] = [{"epochs": 1, "trackers": "tensorboard", "seed": seed} for seed in (1, 2)]
-    for report in run_population(members_of(given, *changes)):
+    for report in run_population(population_of(given, *changes)):
         assert list((report.folder / "tensorboard").rglob("events.out.tfevents.*"))

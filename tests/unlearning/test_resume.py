@@ -108,7 +108,7 @@ def test_a_state_that_is_damaged_while_the_run_lasts_is_an_error_that_resume_men
     assert same(model_in(first_is_best["out"]), model_in(whole))
 
 
-def test_an_earlier_member_that_goes_back_takes_the_later_ones_with_it(given: Made) -> None:
+def test_an_earlier_run_that_goes_back_takes_the_later_ones_with_it(given: Made) -> None:
     ties = {"method": "npo-ties", "epochs": 2}
     run(given, **ties)
     whole = set_aside(given)

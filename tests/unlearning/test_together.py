@@ -1,4 +1,4 @@
-"""What a population writes down to go on: its cohorts, where members diverged, and the step that all share."""
+"""What a population writes down to go on: its cohorts, where runs diverged, and the step that all share."""
 
 from pathlib import Path
 
@@ -17,29 +17,29 @@ from letheon.unlearning.populations.together import (
 )
 
 SAVED_AND_LAST = list[tuple[set[int], int]]
-"""Of each member: the steps that it was saved after, and the one that is its last."""
+"""Of each run: the steps that it was saved after, and the one that is its last."""
 
 
 def saved_at(step: int) -> Checkpoint:
     return Checkpoint(Position(step, 0, 0, (), {}), {}, {})
 
 
-def steps_of(members: SAVED_AND_LAST, diverged: dict[int, int] | None = None) -> tuple[list[int], set[int]]:
+def steps_of(runs: SAVED_AND_LAST, diverged: dict[int, int] | None = None) -> tuple[list[int], set[int]]:
     def find(m: int, upto: int | None) -> Checkpoint | None:
-        step = max((step for step in members[m][0] if upto is None or step <= upto), default=0)
+        step = max((step for step in runs[m][0] if upto is None or step <= upto), default=0)
         return saved_at(step) if step else None
 
     found, out = common_step(
         find,
-        is_over=lambda m, checkpoint: checkpoint.position.step >= members[m][1],
+        is_over=lambda m, checkpoint: checkpoint.position.step >= runs[m][1],
         diverged={m: Diverged(num_passes, 0, "not finite") for m, num_passes in (diverged or {}).items()},
-        num_members=len(members),
+        num_runs=len(runs),
     )
     return [one.position.step if one else 0 for one in found], set(out)
 
 
 @pytest.mark.parametrize(
-    ("members", "expected"),
+    ("runs", "expected"),
     [
         ([({3, 6}, 9), ({3, 6}, 9)], [6, 6]),
         ([({3, 6}, 9), ({2, 3}, 9)], [3, 3]),
@@ -51,8 +51,8 @@ def steps_of(members: SAVED_AND_LAST, diverged: dict[int, int] | None = None) ->
         ([], []),
     ],
 )
-def test_members_go_on_after_the_last_step_that_all_were_saved_at(members: SAVED_AND_LAST, expected: list[int]) -> None:
-    assert steps_of(members) == (expected, set())
+def test_runs_go_on_after_the_last_step_that_all_were_saved_at(runs: SAVED_AND_LAST, expected: list[int]) -> None:
+    assert steps_of(runs) == (expected, set())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def folders_in(folder: Path, number: int) -> list[Path]:
     return made
 
 
-def test_cohorts_are_known_from_any_member_wherever_the_folders_go(tmp_path: Path) -> None:
+def test_cohorts_are_known_from_any_run_wherever_the_folders_go(tmp_path: Path) -> None:
     folders = folders_in(tmp_path / "here", 5)
     cohorts = [Cohort((0, 3)), Cohort((1, 2, 4))]
     write_cohorts(folders, cohorts)
@@ -99,14 +99,14 @@ def test_cohorts_are_known_from_any_member_wherever_the_folders_go(tmp_path: Pat
     assert recorded_cohorts([]) == []
 
 
-def test_a_members_own_word_comes_first(tmp_path: Path) -> None:
+def test_a_runs_own_word_comes_first(tmp_path: Path) -> None:
     folders = folders_in(tmp_path, 3)
     write_cohorts(folders, [Cohort((0, 1, 2))])
     write_cohorts(folders[1:], [Cohort((0, 1))])
     assert recorded_cohorts(folders) == [Cohort((0,), goes_on=True), Cohort((1, 2), goes_on=True)]
 
 
-def test_where_a_member_diverged_is_kept_until_it_goes_on(tmp_path: Path) -> None:
+def test_where_a_run_diverged_is_kept_until_it_goes_on(tmp_path: Path) -> None:
     (folder,) = folders_in(tmp_path, 1)
     assert divergence_of(folder) is None
     write_divergence(folder, None)

@@ -206,9 +206,9 @@ def _structure(method: Method) -> str:
         lines.append(
             f"trains the decoder layer that `{method.layer}` names and the two below it, unless --layers says otherwise"
         )
-    if len(method.members) > 1:
-        runs = ", then ".join(f"({_listed(member)})" for member in method.members)
-        lines.append(f"{len(method.members)} runs from the same start: {runs}")
+    if len(method.runs) > 1:
+        runs = ", then ".join(f"({_listed(run)})" for run in method.runs)
+        lines.append(f"{len(method.runs)} runs from the same start: {runs}")
     ends = {"keep": "", "negate": "subtracts what was learned", "ties": "merges the runs' adapters by TIES"}
     return "; ".join([*lines, *([f"in the end {ends[method.finish]}"] if ends[method.finish] else [])])
 
@@ -252,7 +252,7 @@ def _notes(method: Method) -> list[str]:
 
 def _terms(method: Method) -> tuple[Term, ...]:
     layer = {method.layer: 0} if method.layer else {}
-    return method.terms(Coefficients({**resolve(method, {}).values, **method.members[0], **layer}))
+    return method.terms(Coefficients({**resolve(method, {}).values, **method.runs[0], **layer}))
 
 
 def _recipes_of(method: Method) -> list[str]:

@@ -1,8 +1,8 @@
 """Many low-rank adapters over one frozen model, trained at once.
 
-The sequences of all members lie back to back in one pack: one product through each frozen matrix serves them all, only
-the low-rank part is per member (segments.py). Each member's adapter begins, is saved and is merged as that of a single
-run is; the model holds the layers of one adapter, which become those of any member.
+The sequences of all adapters lie back to back in one pack: one product through each frozen matrix serves them all, only
+the low-rank part is per adapter (segments.py). Each adapter begins, is saved and is merged as that of a single
+run is; the model holds the layers of one adapter, which become those of any other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ from letheon.model.widening import widened_linear
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """The adapter of one member: its parameters, and the shared layers that they are put into to be saved or merged."""
+class PopulationAdapter:
+    """An adapter: its parameters, and the shared layers that they are put into to be saved or merged."""
 
     shared: LoraAdapter
     settings: LoraSettings
@@ -68,7 +68,7 @@ class Member:
                 self.values[name].copy_(value)
 
     def merged_state(self) -> dict[str, Tensor]:
-        """Return the ordinary model's weights with this member's adapter folded in."""
+        """Return the ordinary model's weights with this adapter folded in."""
         self._put_in()
         return self.shared.merged_state()
 
@@ -78,7 +78,7 @@ class Member:
         return self.shared.notes
 
     def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
-        """Return whether this member's adapter is not zero but `merged`, the weights with it, are the model's own."""
+        """Return whether this adapter is not zero but `merged`, the weights with it, are the model's own."""
         self._put_in()
         return self.shared.is_lost_in(merged)
 
@@ -88,7 +88,7 @@ class Member:
         self.shared.save(folder)
 
     def _put_in(self) -> None:
-        """Make the shared layers those of this member."""
+        """Make the shared layers those of this adapter."""
         settings = self.settings
         config: Any = self.shared.peft.peft_config[ADAPTER]
         config.r, config.lora_alpha, config.use_rslora = settings.rank, settings.alpha, settings.rank_stabilised
@@ -103,60 +103,60 @@ class Member:
 class _Present:
     """Whose rows the forward in progress holds."""
 
-    members: tuple[int, ...] = ()
+    adapters: tuple[int, ...] = ()
     segments: dict[int, Segments] = field(default_factory=dict)
     """By the number of rows: those of all positions, and those of the answer positions, which are fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """P members over one frozen model."""
+    """P adapters over one frozen model."""
 
-    members: tuple[Member, ...]
+    adapters: tuple[PopulationAdapter, ...]
     present: _Present = field(default_factory=_Present)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Hold open, around the engine's own `running`, what lets several members go through the model at once."""
-        layers = _layers(self.members[0].shared)
+        """Hold open, around the engine's own `running`, what lets several adapters go through the model at once."""
+        layers = _layers(self.adapters[0].shared)
         names = {layer: name for name, layer in layers.items()}
         with replaced_forwards(
-            list(layers.values()), lambda layer: _Together(names[layer], layer, self.members, self.present)
+            list(layers.values()), lambda layer: _Together(names[layer], layer, self.adapters, self.present)
         ):
             yield
 
     @contextmanager
-    def together(self, members: Sequence[int], batches: Sequence[PackedBatch]) -> Iterator[None]:
-        """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each member."""
+    def together(self, adapters: Sequence[int], batches: Sequence[PackedBatch]) -> Iterator[None]:
+        """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each adapter."""
         device = batches[0].input_ids.device
         found = [
             segments_of([batch.num_tokens for batch in batches], device=device),
             segments_of([len(batch.labels) for batch in batches], device=device),
         ]
-        self.present.members, before = tuple(members), self.present.members
+        self.present.adapters, before = tuple(adapters), self.present.adapters
         self.present.segments = {segments.num_rows: segments for segments in found}
         try:
             yield
         finally:
-            self.present.members = before
+            self.present.adapters = before
 
     @contextmanager
-    def alone(self, member: int) -> Iterator[None]:
-        """Let all rows be those of one member."""
-        self.present.members, before = (member,), self.present.members
+    def alone(self, adapter: int) -> Iterator[None]:
+        """Let all rows be those of one adapter."""
+        self.present.adapters, before = (adapter,), self.present.adapters
         try:
             yield
         finally:
-            self.present.members = before
+            self.present.adapters = before
 
 
 def populate(shared: LoraAdapter, settings: Sequence[LoraSettings], *, seeds: Sequence[int]) -> Population:
-    """Return a population in the layers of `shared`: a member for each of `settings`, with its seed, as if alone.
+    """Return a population in the layers of `shared`: an adapter for each of `settings`, with its seed, as if alone.
 
-    The members have the layers in common; ranks and factors may differ.
+    The adapters have the layers in common; ranks and factors may differ.
 
     Raises:
-        ModelError: a layer of the model does more than a low-rank product (see `is_plain`), so members cannot share it.
+        ModelError: a layer of the model does more than a low-rank product (see `is_plain`).
     """
     if any(isinstance(module, ParamWrapper) for module in shared.peft.modules()):
         raise ModelError("some adapters are in routed experts, which cannot compute several adapters at once")
@@ -169,19 +169,19 @@ def populate(shared: LoraAdapter, settings: Sequence[LoraSettings], *, seeds: Se
     for one, seed in zip(settings, seeds, strict=True):
         first = first_values(shared, rank=one.rank, seed=seed, init=one.init)
         names = [name for name, _ in shared.peft.named_parameters() if name in first]
-        made.append(Member(shared, one, {name: nn.Parameter(first[name]) for name in names}))
+        made.append(PopulationAdapter(shared, one, {name: nn.Parameter(first[name]) for name in names}))
     return Population(tuple(made))
 
 
 class _Together:
-    """The forward of one layer, for the members that are present."""
+    """The forward of one layer, for the adapters that are present."""
 
-    def __init__(self, name: str, layer: LoraLinear, members: Sequence[Member], present: _Present) -> None:
+    def __init__(self, name: str, layer: LoraLinear, adapters: Sequence[PopulationAdapter], present: _Present) -> None:
         self._layer, self._present = layer, present
         self._weight, self._bias = frozen_part(layer)
-        self._downs = [member.values[f"{name}.lora_A.{ADAPTER}.weight"] for member in members]
-        self._ups = [member.values[f"{name}.lora_B.{ADAPTER}.weight"] for member in members]
-        self._scalings = [member.settings.factor for member in members]
+        self._downs = [adapter.values[f"{name}.lora_A.{ADAPTER}.weight"] for adapter in adapters]
+        self._ups = [adapter.values[f"{name}.lora_B.{ADAPTER}.weight"] for adapter in adapters]
+        self._scalings = [adapter.settings.factor for adapter in adapters]
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return the layer's output for states (.., D).
@@ -191,7 +191,7 @@ class _Together:
         """
         if self._layer.disable_adapters:
             return widened_linear(states, self._weight, self._bias)
-        chosen = self._present.members
+        chosen = self._present.adapters
         downs, ups = [self._downs[m] for m in chosen], [self._ups[m] for m in chosen]
         scalings = [self._scalings[m] for m in chosen]
         if len(chosen) == 1:

@@ -1,11 +1,11 @@
 """A low-rank product of its own for each segment of rows, through one frozen matrix.
 
-The rows (N, D) of P members lie back to back. The frozen product is one for all; of the low-rank part
+The rows (N, D) of P adapters lie back to back. The frozen product is one for all; of the low-rank part
 
-    y = W x + b + s_m B_m A_m x,    m the member that the row belongs to,
+    y = W x + b + s_m B_m A_m x,    m the adapter that the row belongs to,
 
-each segment meets its own matrices alone. No member's numbers enter a sum of another's, not even times zero, so a
-member that is not finite leaves the others as they are. On a CPU the segments are products one after another, in the
+each segment meets its own matrices alone. No adapter's numbers enter a sum of another's, not even times zero, so an
+adapter that is not finite leaves the others as they are. On a CPU the segments are products one after another, in the
 layout of `lowrank`; on a GPU they are padded to one length and one rank and multiplied at once, since there the number
 of kernels is what counts.
 """
@@ -25,10 +25,10 @@ from letheon.model.widening import in_dtype_of
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where the rows of each member lie among N rows."""
+    """Where the rows of each adapter lie among N rows."""
 
     cuts: tuple[int, ...]
-    """(P + 1,) offsets on the host: member m has rows cuts[m] to cuts[m + 1]."""
+    """(P + 1,) offsets on the host: adapter m has rows cuts[m] to cuts[m + 1]."""
     slots: Tensor | None = None
     """(N,) int64, the place of each row among P T, T the longest segment; None where segments are not padded."""
 
@@ -39,11 +39,11 @@ class Segments:
 
     @property
     def spans(self) -> list[slice]:
-        """The rows of each member."""
+        """The rows of each adapter."""
         return [slice(start, end) for start, end in pairwise(self.cuts)]
 
     def pad(self, rows: Tensor) -> Tensor:
-        """Return (P, T, K) of rows (N, K), zeros behind each member's own."""
+        """Return (P, T, K) of rows (N, K), zeros behind each adapter's own."""
         assert self.slots is not None
         num, longest = len(self.cuts) - 1, _longest(self.cuts)
         padded = rows.new_zeros(num * longest, rows.shape[-1]).index_copy(0, self.slots, rows)
@@ -56,7 +56,7 @@ class Segments:
 
 
 def segments_of(lengths: Sequence[int], *, device: torch.device, pads: bool | None = None) -> Segments:
-    """Return the segments of members with so many rows each; `pads` is true on a GPU unless told otherwise."""
+    """Return the segments of adapters with so many rows each; `pads` is true on a GPU unless told otherwise."""
     cuts = [0]
     for length in lengths:
         cuts.append(cuts[-1] + length)

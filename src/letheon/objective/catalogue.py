@@ -267,7 +267,7 @@ _ALL = (
             "density": Coefficient(0.8, "share of the entries that TIES keeps", is_share=True),
         },
         settings={"keep": "last"},
-        members=(
+        runs=(
             {"forget_weight": 0.4, "delta": 0.4, "gamma": 0.2},
             {"forget_weight": 0.3, "delta": 0.3, "gamma": 0.4},
         ),

@@ -105,10 +105,10 @@ class Method:
     alternatives: Alternatives | None = None
     control: Callable[[Coefficients], Control] | None = None
     """How weights follow what was measured while training."""
-    members: tuple[Mapping[str, Value], ...] = (MappingProxyType({}),)
+    runs: tuple[Mapping[str, Value], ...] = (MappingProxyType({}),)
     """Coefficients of each run that the method consists of; one run for most."""
     finish: Literal["keep", "negate", "ties"] = "keep"
-    """What becomes of the trained weights: kept, subtracted in place of added, or merged over the members."""
+    """What becomes of the trained weights: kept, subtracted in place of added, or merged over the runs."""
     layer: str | None = None
     """The coefficient that names a decoder layer, "auto" for one about a quarter of the way up; None if none does."""
     notes: str = ""

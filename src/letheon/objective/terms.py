@@ -84,7 +84,7 @@ class Tokens:
     """(A_role,) int64, where they stand among the batch's A answer tokens."""
     owner: Tensor
     """(A_role,) int64, the sequence, 0 to S - 1, of each."""
-    is_member: Tensor
+    has_role: Tensor
     """(S,) bool, which sequences have this role."""
     counts: Counts
     """Denominators, of the whole step."""
@@ -95,7 +95,7 @@ class Tokens:
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Return the sums (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role."""
-        return values.new_zeros(self.is_member.shape[0]).index_add(0, self.owner, values)
+        return values.new_zeros(self.has_role.shape[0]).index_add(0, self.owner, values)
 
     def sequence_means(self, values: Tensor) -> Tensor:
         """Return the means (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role.
@@ -106,7 +106,7 @@ class Tokens:
 
     def mean_over_sequences(self, values: Tensor) -> Tensor:
         """Return the mean (scalar) of per-sequence `values` (S,) over the sequences of this role."""
-        return values[self.is_member].sum() / max(self.counts.sequences, 1)
+        return values[self.has_role].sum() / max(self.counts.sequences, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,10 @@ def count_roles(batch: PackedBatch) -> RoleCounts:
     return RoleCounts(*(_count(batch, of) for of in (batch.is_forget, batch.is_retain, batch.is_alternative)))
 
 
-def _count(batch: PackedBatch, is_member: Tensor) -> Counts:
-    return Counts(tokens=int(is_member[batch.owner].sum()), sequences=int(is_member.sum()))
+def _count(batch: PackedBatch, has_role: Tensor) -> Counts:
+    return Counts(tokens=int(has_role[batch.owner].sum()), sequences=int(has_role.sum()))
 
 
-def _tokens(batch: PackedBatch, is_member: Tensor, counts: Counts) -> Tokens:
-    index = is_member[batch.owner].nonzero()[:, 0]
-    return Tokens(index=index, owner=batch.owner[index], is_member=is_member, counts=counts)
+def _tokens(batch: PackedBatch, has_role: Tensor, counts: Counts) -> Tokens:
+    index = has_role[batch.owner].nonzero()[:, 0]
+    return Tokens(index=index, owner=batch.owner[index], has_role=has_role, counts=counts)

@@ -193,7 +193,7 @@ STUDY_FILE = Entry(
 STUDY_PAGE_FILE = Entry("study.html", "studies.page", "tables, figures", rows="the same reasons", fate="rewritten")
 STUDY_TEXT_FILE = Entry("study.md", "studies.report", "tables, figures", rows="the same reasons", fate="rewritten")
 HASHES_FILE = Entry("inputs.json", "studies.study", "paths and hashes of the files that the runs read")
-RUNS_FOLDER = Entry("runs", "studies.members", "the folder of each run", is_folder=True)
+RUNS_FOLDER = Entry("runs", "studies.planned_runs", "the folder of each run", is_folder=True)
 ORIGINALS_FOLDER = Entry(
     "original", "studies.scoring", "evaluations of the models before unlearning", readers="owner", is_folder=True
 )

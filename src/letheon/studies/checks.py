@@ -11,7 +11,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
 from letheon.model.quantised import check_not_quantised
 from letheon.settings import EvaluateSettings, UnlearnSettings
-from letheon.studies.members import Member
+from letheon.studies.planned_runs import PlannedRun
 from letheon.studies.spec import StudySettings
 from letheon.studies.states import is_finished
 
@@ -29,7 +29,7 @@ class Checks:
     evaluate: Callable[[EvaluateSettings], object]
 
 
-def check_study(study: StudySettings, members: Sequence[Member], checks: Checks) -> None:
+def check_study(study: StudySettings, runs: Sequence[PlannedRun], checks: Checks) -> None:
     """Say what would stop every run or every evaluation before any is begun.
 
     What stops some of them and not others is found out, and recorded, as these are run.
@@ -37,12 +37,12 @@ def check_study(study: StudySettings, members: Sequence[Member], checks: Checks)
     Raises:
         LetheonError: as `letheon unlearn` or `letheon evaluate` would raise of the first run.
     """
-    for model, trust in {(member.settings.model, member.settings.trust_remote_code) for member in members}:
+    for model, trust in {(run.settings.model, run.settings.trust_remote_code) for run in runs}:
         check_checkpoint(model)
         check_not_quantised(load_config(model, trust_remote_code=trust), source=model)
-    for member in members:
-        evaluation = _evaluation(study, member)
-        sources = {"forget": member.settings.forget, "retain": member.settings.retain}
+    for run in runs:
+        evaluation = _evaluation(study, run)
+        sources = {"forget": run.settings.forget, "retain": run.settings.retain}
         if study.evaluate is not None:
             sources |= {"evaluate.forget": evaluation.forget, "evaluate.retain": evaluation.retain}
             others = ("members", "nonmembers", "mmlu")
@@ -52,17 +52,17 @@ def check_study(study: StudySettings, members: Sequence[Member], checks: Checks)
                 raise DataError(f"{name}: {source}: no such file or folder; give the right path (--set {name}=PATH)")
     if isinstance(study.compare, dict) and not study.search:
         wanted = study.compare
-        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in members):
+        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in runs):
             raise SettingsError(f"compare: no configuration of the study has {wanted}; name one that is there")
-    _check_some([member.settings for member in members if not is_finished(member.folder)], checks.unlearn)
+    _check_some([run.settings for run in runs if not is_finished(run.folder)], checks.unlearn)
     if study.evaluate is not None:
-        _check_some([_evaluation(study, member) for member in members], checks.evaluate)
+        _check_some([_evaluation(study, run) for run in runs], checks.evaluate)
 
 
-def _evaluation(study: StudySettings, member: Member) -> EvaluateSettings:
+def _evaluation(study: StudySettings, run: PlannedRun) -> EvaluateSettings:
     """How the run's model is scored, told of the model that it begins with."""
-    found = study.evaluation(member.settings, model=member.settings.model, out=member.folder)
-    return found if found.tokenizer is not None else found.model_copy(update={"tokenizer": member.settings.tokenizer})
+    found = study.evaluation(run.settings, model=run.settings.model, out=run.folder)
+    return found if found.tokenizer is not None else found.model_copy(update={"tokenizer": run.settings.tokenizer})
 
 
 def _check_some(found: Sequence[_Checked], check: Callable[[_Checked], object]) -> None:

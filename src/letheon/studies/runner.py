@@ -1,4 +1,4 @@
-"""Running the members of a study: what is finished is left alone, what was begun goes on, failures are kept."""
+"""Running what a study consists of: what is finished is left alone, what was begun goes on, failures are kept."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from letheon.storage.locks import clear_locks
 from letheon.storage.run_folder import FAILURES_FOLDER, LOCKS_FOLDER, RUNS_FOLDER
 from letheon.studies.history import begun_under, note_begun
 from letheon.studies.live import View
-from letheon.studies.members import Member
+from letheon.studies.planned_runs import PlannedRun
 from letheon.studies.records import RunRecord, State
 from letheon.studies.scoring import Scorer
 from letheon.studies.states import is_finished, result_of, start_of
@@ -44,7 +44,7 @@ class Jobs:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs members into the folder of their study."""
+    """Runs what is planned, each into its folder in the study."""
 
     out: Path
     jobs: Jobs
@@ -60,62 +60,62 @@ class Runner:
     """Identities of runs that another process is at."""
     _done: dict[str, RunRecord] = field(default_factory=dict)
 
-    def run(self, members: Sequence[Member]) -> None:
+    def run(self, runs: Sequence[PlannedRun]) -> None:
         """Run and score what is not done yet, in groups that share a model where that can be."""
-        waiting = [member for member in members if self._is_waiting(member)]
-        to_train = [member for member in waiting if not is_finished(member.folder)]
-        groups = self.jobs.groups_of([member.settings for member in to_train])
-        for member in waiting:
-            if member not in to_train:
-                self._alone(member)
+        waiting = [run for run in runs if self._is_waiting(run)]
+        to_train = [run for run in waiting if not is_finished(run.folder)]
+        groups = self.jobs.groups_of([run.settings for run in to_train])
+        for run in waiting:
+            if run not in to_train:
+                self._alone(run)
         for group in groups:
             if self.exit_code:
                 return
             self._train([to_train[index] for index in group])
 
-    def run_one(self, member: Member, *, on_score: Callable[[StateScore], None] | None = None) -> RunRecord:
-        """Run and score one member and return its record; `on_score` may raise PrunedError to end it."""
-        if self._is_waiting(member):
-            self._alone(member, on_score=on_score)
-        return self.record(member)
+    def run_one(self, run: PlannedRun, *, on_score: Callable[[StateScore], None] | None = None) -> RunRecord:
+        """Run and score one run and return its record; `on_score` may raise PrunedError to end it."""
+        if self._is_waiting(run):
+            self._alone(run, on_score=on_score)
+        return self.record(run)
 
-    def record(self, member: Member) -> RunRecord:
-        """Return what the disk says of a member."""
-        if member.identity not in self._done:
-            record = self._read(member)
-            if record.state == "waiting" and member.identity in self.elsewhere:
+    def record(self, run: PlannedRun) -> RunRecord:
+        """Return what the disk says of a run."""
+        if run.identity not in self._done:
+            record = self._read(run)
+            if record.state == "waiting" and run.identity in self.elsewhere:
                 return replace(record, state="elsewhere", reason="another process is at it")
-            if record.state != "finished" or not self.scorer.is_scored(member):
+            if record.state != "finished" or not self.scorer.is_scored(run):
                 return record
-            clear_locks(member.folder)  # of a process that was killed when all was done
-            self._done[member.identity] = record
+            clear_locks(run.folder)  # of a process that was killed when all was done
+            self._done[run.identity] = record
         # The name may have changed since, where the study's file has.
-        return replace(self._done[member.identity], **_named(member, self.out))
+        return replace(self._done[run.identity], **_named(run, self.out))
 
-    def _is_waiting(self, member: Member) -> bool:
-        record = self.record(member)
-        self.view.show(member.name, record.state, record.reason)
+    def _is_waiting(self, run: PlannedRun) -> bool:
+        record = self.record(run)
+        self.view.show(run.name, record.state, record.reason)
         if record.state in ("failed", "diverged", "pruned"):
             return False
-        return record.state != "finished" or not self.scorer.is_scored(member)
+        return record.state != "finished" or not self.scorer.is_scored(run)
 
-    def _read(self, member: Member) -> RunRecord:
-        named = RunRecord(**_named(member, self.out), identity=member.identity, state="waiting")
-        recalls, unknown = start_of(member.folder)
-        begun = begun_under(self.out, member.identity)
+    def _read(self, run: PlannedRun) -> RunRecord:
+        named = RunRecord(**_named(run, self.out), identity=run.identity, state="waiting")
+        recalls, unknown = start_of(run.folder)
+        begun = begun_under(self.out, run.identity)
         named = replace(named, recalls=recalls, unknown=unknown, study_sha256=begun)
-        failure = _read_failure(self.out, member.identity)
+        failure = _read_failure(self.out, run.identity)
         if failure is not None:
             return replace(named, state=failure["state"], reason=failure["reason"])
-        if not is_finished(member.folder):
+        if not is_finished(run.folder):
             return named
-        result = result_of(member.folder)
-        states, notes = self.scorer.read(member)
+        result = result_of(run.folder)
+        states, notes = self.scorer.read(run)
         ended = replace(named, state="finished", reason=result["reason"], duration_s=result["duration_s"])
         return replace(ended, states=states, notes=notes)
 
-    def _alone(self, member: Member, *, on_score: Callable[[StateScore], None] | None = None) -> None:
-        with self._held([member]) as held, self._recorded(held):
+    def _alone(self, run: PlannedRun, *, on_score: Callable[[StateScore], None] | None = None) -> None:
+        with self._held([run]) as held, self._recorded(held):
             for found in held:
                 if not is_finished(found.folder):
                     self.view.show(found.name, "running")
@@ -123,98 +123,96 @@ class Runner:
                     self.exit_code = self.exit_code or report.exit_code
                 self._score(found)
 
-    def _train(self, members: Sequence[Member]) -> None:
-        if len(members) == 1 and not is_in_population(members[0].folder):
-            self._alone(members[0])
+    def _train(self, runs: Sequence[PlannedRun]) -> None:
+        if len(runs) == 1 and not is_in_population(runs[0].folder):
+            self._alone(runs[0])
             return
-        with self._held(members) as held:
-            for member in held:
-                self.view.show(member.name, "running", f"one of {len(held)} over one model")
-            watchers = [Watcher(self.view, member.name) for member in held]
-            group_watcher = GroupWatcher(self.view, [member.name for member in held])
+        with self._held(runs) as held:
+            for run in held:
+                self.view.show(run.name, "running", f"one of {len(held)} over one model")
+            watchers = [Watcher(self.view, run.name) for run in held]
+            group_watcher = GroupWatcher(self.view, [run.name for run in held])
             with self._recorded(held):
                 reports = self.jobs.unlearn_together(
-                    [_ready(member) for member in held], group_watcher, watchers, self._judge(held)
+                    [_ready(run) for run in held], group_watcher, watchers, self._judge(held)
                 )
-                for member, report in zip(held, reports, strict=True):
+                for run, report in zip(held, reports, strict=True):
                     self.exit_code = self.exit_code or report.exit_code
                     if isinstance(report, DivergedRun):
-                        self._fail(member, "diverged", report.reason)
+                        self._fail(run, "diverged", report.reason)
                     elif isinstance(report, GivenUpRun):
-                        self._fail(member, "pruned", report.reason)
-            for member in held:
-                with self._recorded([member]):
-                    self._score(member)
+                        self._fail(run, "pruned", report.reason)
+            for run in held:
+                with self._recorded([run]):
+                    self._score(run)
 
-    def _judge(self, members: Sequence[Member]) -> GivesUp | None:
+    def _judge(self, runs: Sequence[PlannedRun]) -> GivesUp | None:
         """Baselines are rows of their own and never given up."""
-        found = {m.folder: m.configuration.label for m in members if m.configuration.role == "study"}
+        found = {m.folder: m.configuration.label for m in runs if m.configuration.role == "study"}
         return self.judge_of(found) if self.judge_of is not None else None
 
-    def _score(self, member: Member) -> None:
-        if self.exit_code or not is_finished(member.folder):
-            self.view.show(member.name, self.record(member).state, "stopped" if self.exit_code else "")
+    def _score(self, run: PlannedRun) -> None:
+        if self.exit_code or not is_finished(run.folder):
+            self.view.show(run.name, self.record(run).state, "stopped" if self.exit_code else "")
             return
-        self.view.show(member.name, "scoring")
-        watcher = Watcher(self.view, member.name)
-        self.scorer.score(
-            member, note=lambda text: self.view.show(member.name, "scoring", text), progress=watcher.stage
-        )
-        result = self.record(member).result
+        self.view.show(run.name, "scoring")
+        watcher = Watcher(self.view, run.name)
+        self.scorer.score(run, note=lambda text: self.view.show(run.name, "scoring", text), progress=watcher.stage)
+        result = self.record(run).result
         found = result.scores if result else {}
         variants = ("unicode_final", "unicode_task_aggregate") if result and result.script_notes else ()
         names = (*variants, "final", "task_aggregate", "interim.score")
         shown = [f"{name} {found[name]:.3f}" for name in names if name in found]
-        self.view.show(member.name, "finished", shown[0] if shown else "")
+        self.view.show(run.name, "finished", shown[0] if shown else "")
         self.on_change()
 
     @contextmanager
-    def _held(self, members: Sequence[Member]) -> Iterator[list[Member]]:
-        """Hold those of the members that no other process is at, and that none has done in the meantime."""
+    def _held(self, runs: Sequence[PlannedRun]) -> Iterator[list[PlannedRun]]:
+        """Hold those of the runs that no other process is at, and that none has done in the meantime."""
         with ExitStack() as stack:
             held = []
-            for member in members:
-                lock = FileLock(_made(self.out / LOCKS_FOLDER) / f"{member.identity}.lock")
+            for run in runs:
+                lock = FileLock(_made(self.out / LOCKS_FOLDER) / f"{run.identity}.lock")
                 try:
                     stack.enter_context(lock.acquire(timeout=0))
                 except Timeout:
-                    self.elsewhere.add(member.identity)
-                    self.view.show(member.name, "running", "in another process")
+                    self.elsewhere.add(run.identity)
+                    self.view.show(run.name, "running", "in another process")
                     continue
-                if self._is_waiting(member):
-                    if not member.folder.exists():
-                        note_begun(self.scorer.study, self.out, member.identity)
-                    held.append(member)
+                if self._is_waiting(run):
+                    if not run.folder.exists():
+                        note_begun(self.scorer.study, self.out, run.identity)
+                    held.append(run)
             yield held
 
     @contextmanager
-    def _recorded(self, members: Sequence[Member]) -> Iterator[None]:
+    def _recorded(self, runs: Sequence[PlannedRun]) -> Iterator[None]:
         """Keep what ended a run instead of ending the study, unless it would end all other runs too."""
         try:
             yield
         except OutputError:
             raise
         except PrunedError as error:
-            self._end(members, "pruned", str(error))
+            self._end(runs, "pruned", str(error))
         except DivergenceError as error:
-            self._end(members, "diverged", str(error))
+            self._end(runs, "diverged", str(error))
         except (LetheonError, MemoryError) as error:
-            self._end(members, "failed", str(error) or "out of memory")
+            self._end(runs, "failed", str(error) or "out of memory")
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":
                 raise
-            self._end(members, "failed", f"out of memory: {error}")
+            self._end(runs, "failed", f"out of memory: {error}")
 
-    def _end(self, members: Sequence[Member], state: State, reason: str) -> None:
-        for member in members:
-            if not is_finished(member.folder):
-                self._fail(member, state, reason)
+    def _end(self, runs: Sequence[PlannedRun], state: State, reason: str) -> None:
+        for run in runs:
+            if not is_finished(run.folder):
+                self._fail(run, state, reason)
             else:
-                self.view.show(member.name, "failed", f"not scored: {reason}")
+                self.view.show(run.name, "failed", f"not scored: {reason}")
 
-    def _fail(self, member: Member, state: State, reason: str) -> None:
-        write_json(_made(self.out / FAILURES_FOLDER) / f"{member.identity}.json", {"state": state, "reason": reason})
-        self.view.show(member.name, state, reason)
+    def _fail(self, run: PlannedRun, state: State, reason: str) -> None:
+        write_json(_made(self.out / FAILURES_FOLDER) / f"{run.identity}.json", {"state": state, "reason": reason})
+        self.view.show(run.name, state, reason)
         self.on_change()
 
 
@@ -277,19 +275,19 @@ def forget_failures(out: Path) -> None:
         path.unlink()
 
 
-def _ready(member: Member) -> UnlearnSettings:
-    return member.settings.model_copy(update={"resume": member.folder.exists()})
+def _ready(run: PlannedRun) -> UnlearnSettings:
+    return run.settings.model_copy(update={"resume": run.folder.exists()})
 
 
-def _named(member: Member, out: Path) -> dict[str, Any]:
+def _named(run: PlannedRun, out: Path) -> dict[str, Any]:
     return {
-        "name": member.name,
-        "folder": member.folder.relative_to(out).as_posix(),
-        "configuration": member.configuration.label,
-        "values": dict(member.configuration.values),
-        "seed": member.seed,
-        "role": member.configuration.role,
-        "model": member.settings.model,
+        "name": run.name,
+        "folder": run.folder.relative_to(out).as_posix(),
+        "configuration": run.configuration.label,
+        "values": dict(run.configuration.values),
+        "seed": run.seed,
+        "role": run.configuration.role,
+        "model": run.settings.model,
     }
 
 

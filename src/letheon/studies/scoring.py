@@ -22,7 +22,7 @@ from letheon.storage.run_folder import (
     RESULTS_FILE,
     write_json_entry,
 )
-from letheon.studies.members import Hashes, Member, identity_of
+from letheon.studies.planned_runs import Hashes, PlannedRun, identity_of
 from letheon.studies.records import StateScores, scores_of_interim, state_scores
 from letheon.studies.spec import StudySettings
 from letheon.studies.states import RunState, checkpoint_of, drop_model, is_dropped, result_of, states_of
@@ -43,33 +43,33 @@ class Scorer:
     hashes: Hashes
     evaluate: Evaluate
 
-    def score(self, member: Member, *, note: Callable[[str], None], progress: Progressed | None = None) -> None:
+    def score(self, run: PlannedRun, *, note: Callable[[str], None], progress: Progressed | None = None) -> None:
         """Score a finished run: its result and the epochs of the study, but for what has been scored so before."""
-        sweep(member.folder)
-        states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
+        sweep(run.folder)
+        states, _ = states_of(run.folder, epochs=self._epochs(run.settings))
         for state in states:
-            if self.study.evaluate is not None and not self._is_scored(member, state):
+            if self.study.evaluate is not None and not self._is_scored(run, state):
                 note(f"epoch {state.epoch:g}")
-                self._score_state(member, state, progress)
+                self._score_state(run, state, progress)
         if not self.study.keep_models:
-            drop_model(member.folder)
+            drop_model(run.folder)
 
-    def is_scored(self, member: Member) -> bool:
+    def is_scored(self, run: PlannedRun) -> bool:
         """Whether all that the study wants of a finished run has been scored, and its model is gone if it is to go."""
-        if not self.study.keep_models and not is_dropped(member.folder):
+        if not self.study.keep_models and not is_dropped(run.folder):
             return False
         if self.study.evaluate is None:
             return True
-        states, _ = states_of(member.folder, epochs=self._epochs(member.settings))
-        return all(self._is_scored(member, state) for state in states)
+        states, _ = states_of(run.folder, epochs=self._epochs(run.settings))
+        return all(self._is_scored(run, state) for state in states)
 
-    def read(self, member: Member) -> tuple[tuple[StateScores, ...], tuple[str, ...]]:
+    def read(self, run: PlannedRun) -> tuple[tuple[StateScores, ...], tuple[str, ...]]:
         """Return the scores of a finished run that were taken in the study's way, and what is not to be had."""
-        states, absent = states_of(member.folder, epochs=self._epochs(member.settings))
+        states, absent = states_of(run.folder, epochs=self._epochs(run.settings))
         scored = tuple(
-            self._scores_of(member, state)
+            self._scores_of(run, state)
             for state in states
-            if self.study.evaluate is None or self._is_scored(member, state)
+            if self.study.evaluate is None or self._is_scored(run, state)
         )
         notes = (f"ended before epoch {', '.join(f'{epoch:g}' for epoch in absent)}",) if absent else ()
         return scored, notes
@@ -89,11 +89,11 @@ class Scorer:
     def _epochs(self, run: StepSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
 
-    def _settings(self, member: Member, state: RunState, *, model: str) -> EvaluateSettings:
-        settings = self.study.evaluation(member.settings, model=model, out=_folder(member, state))
-        if (str(settings.forget), str(settings.retain)) == (str(member.settings.forget), str(member.settings.retain)):
+    def _settings(self, run: PlannedRun, state: RunState, *, model: str) -> EvaluateSettings:
+        settings = self.study.evaluation(run.settings, model=model, out=_folder(run, state))
+        if (str(settings.forget), str(settings.retain)) == (str(run.settings.forget), str(run.settings.retain)):
             return settings  # the evaluation asks the run's own rows in the run's form by itself
-        form = read_mapping(member.folder / FORM_FILE)
+        form = read_mapping(run.folder / FORM_FILE)
         return settings.model_copy(update=self._form(str(form.get("template", AUTO)), form.get("date")))
 
     def _form(self, template: str, date: object) -> dict[str, Any]:
@@ -102,34 +102,34 @@ class Scorer:
         dated = {"date": date} if date is not None and "date" not in named else {}
         return {} if "template" in named else {**dated, **({} if template == AUTO else {"template": template})}
 
-    def _signature(self, member: Member, state: RunState) -> dict[str, Any]:
+    def _signature(self, run: PlannedRun, state: RunState) -> dict[str, Any]:
         """What says of scores that they are of this state of this run, taken in the study's way."""
-        result = result_of(member.folder).get("model_sha256") if state.is_result else None
+        result = result_of(run.folder).get("model_sha256") if state.is_result else None
         return {
-            "identity": identity_of(self._settings(member, state, model="state"), self.hashes),
-            "run": member.identity,
+            "identity": identity_of(self._settings(run, state, model="state"), self.hashes),
+            "run": run.identity,
             "step": state.step,
             **({"model_sha256": result} if result else {}),
         }
 
-    def _is_scored(self, member: Member, state: RunState) -> bool:
-        return _is_done(_folder(member, state), self._signature(member, state))
+    def _is_scored(self, run: PlannedRun, state: RunState) -> bool:
+        return _is_done(_folder(run, state), self._signature(run, state))
 
-    def _score_state(self, member: Member, state: RunState, progress: Progressed | None) -> None:
-        with checkpoint_of(member.folder, state) as checkpoint:
-            self.evaluate(self._settings(member, state, model=str(checkpoint)), progress=progress)
-        _sign(_folder(member, state), self._signature(member, state))
+    def _score_state(self, run: PlannedRun, state: RunState, progress: Progressed | None) -> None:
+        with checkpoint_of(run.folder, state) as checkpoint:
+            self.evaluate(self._settings(run, state, model=str(checkpoint)), progress=progress)
+        _sign(_folder(run, state), self._signature(run, state))
 
-    def _scores_of(self, member: Member, state: RunState) -> StateScores:
+    def _scores_of(self, run: PlannedRun, state: RunState) -> StateScores:
         interim = scores_of_interim(state.interim)
         if self.study.evaluate is None:
             return StateScores(state.epoch, state.is_result, interim)
-        results = read_results(_folder(member, state) / RESULTS_FILE)
+        results = read_results(_folder(run, state) / RESULTS_FILE)
         return state_scores(results, epoch=state.epoch, is_result=state.is_result, interim=interim)
 
 
-def _folder(member: Member, state: RunState) -> Path:
-    return member.folder / EVALUATIONS_FOLDER / ("after" if state.is_result else f"epoch-{state.epoch:g}")
+def _folder(run: PlannedRun, state: RunState) -> Path:
+    return run.folder / EVALUATIONS_FOLDER / ("after" if state.is_result else f"epoch-{state.epoch:g}")
 
 
 def _is_done(folder: Path, signature: Mapping[str, Any]) -> bool:

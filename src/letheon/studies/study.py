@@ -13,7 +13,7 @@ from letheon.studies.checks import Checks, check_study
 from letheon.studies.grid import Configuration, configuration_of, configurations
 from letheon.studies.history import describe_change, note_study
 from letheon.studies.live import View
-from letheon.studies.members import Hashes, Member, identity_of, member_of, members_of
+from letheon.studies.planned_runs import Hashes, PlannedRun, identity_of, planned_run, planned_runs
 from letheon.studies.records import RunRecord, StateScores, StudyRecord, write_study
 from letheon.studies.runner import Jobs, Runner, Watcher, forget_failures
 from letheon.studies.scoring import Evaluate, Scorer
@@ -47,14 +47,14 @@ class _Progress:
     out: Path
     hashes: Hashes
     runner: Runner
-    members: list[Member] = field(default_factory=list)
+    runs: list[PlannedRun] = field(default_factory=list)
     of_trials: Callable[[], Sequence[RunRecord]] = tuple
     """The runs that a search has tried, on any machine."""
     original: dict[str, StateScores] = field(default_factory=dict)
 
     def record(self) -> StudyRecord:
         """Return what has been done so far."""
-        here = [self.runner.record(member) for member in self.members]
+        here = [self.runner.record(run) for run in self.runs]
         known = {run.identity for run in here}
         # A trial that fell on settings of another one is that one's runs.
         tried = {run.identity: run for run in self.of_trials() if run.identity not in known}
@@ -87,10 +87,10 @@ def run_study(
     """
     _open_folder(out)
     hashes = Hashes(out / HASHES_FILE)
-    members = members_of(study, configurations(study), out=out, hashes=hashes)
-    samples = [*members, *_samples_of_search(study, out, hashes)]
+    runs = planned_runs(study, configurations(study), out=out, hashes=hashes)
+    samples = [*runs, *_samples_of_search(study, out, hashes)]
     check_study(study, samples, checks)
-    changed = describe_change(study, out, {member.identity for member in members})
+    changed = describe_change(study, out, {run.identity for run in runs})
     if changed is not None:
         view.note(changed)
     search = _open_search(study, out, storage, hashes) if study.search else None
@@ -99,28 +99,28 @@ def run_study(
         forget_failures(out)
     scorer = Scorer(study, hashes, evaluate)
     runner = Runner(out, jobs, scorer, view)
-    progress = _Progress(study, out, hashes, runner, members)
+    progress = _Progress(study, out, hashes, runner, runs)
     runner.on_change = progress.write
     if study.pruner == "median" and not study.search:
         from letheon.studies.hopeless import median_judge
 
         runner.judge_of = median_judge
-    for member in members:
-        view.show(member.name, runner.record(member).state)
+    for run in runs:
+        view.show(run.name, runner.record(run).state)
     if study.scores_original:
         progress.original = _score_original(scorer, samples, out, view)
     progress.write()
     if search is not None:
         _go_on(progress, search)
     if not runner.exit_code:
-        runner.run(members)
+        runner.run(runs)
     progress.write()
     return _report(progress)
 
 
 def _report(progress: _Progress) -> StudyReport:
     record, runner = progress.record(), progress.runner
-    done = [member for member in progress.members if runner.record(member).state == "finished"]
+    done = [run for run in progress.runs if runner.record(run).state == "finished"]
     unscored = {m.identity for m in done if not runner.scorer.is_scored(m)} - runner.elsewhere
     failed = [run for run in record.runs if run.state in ("failed", "diverged") or run.identity in unscored]
     exit_code = runner.exit_code or (FAILED if failed else DONE)
@@ -145,20 +145,20 @@ def _go_on(progress: _Progress, search: "Search") -> None:
 
     def run_seeds(configuration: Configuration, on_score: Callable[[StateScore], None] | None) -> Sequence[RunRecord]:
         """Run a trial with each seed; one whose first seed is pruned or fails is given up."""
-        members = [
-            member_of(study, configuration, seed, out=progress.out, hashes=progress.hashes) for seed in study.seeds
+        runs = [
+            planned_run(study, configuration, seed, out=progress.out, hashes=progress.hashes) for seed in study.seeds
         ]
         if on_score is not None:
-            first = runner.run_one(members[0], on_score=on_score)
+            first = runner.run_one(runs[0], on_score=on_score)
             if first.state != "finished":
                 return [first]
-        runner.run(members)
-        return [runner.record(member) for member in members]
+        runner.run(runs)
+        return [runner.record(run) for run in runs]
 
     search.go_on(run_seeds, is_over=lambda: runner.exit_code != 0, on_trial=progress.write)
 
 
-def _samples_of_search(study: StudySettings, out: Path, hashes: Hashes) -> list[Member]:
+def _samples_of_search(study: StudySettings, out: Path, hashes: Hashes) -> list[PlannedRun]:
     """Some runs of a search, so that what is wrong with all of them is said before the first.
 
     Raises:
@@ -166,11 +166,11 @@ def _samples_of_search(study: StudySettings, out: Path, hashes: Hashes) -> list[
     """
     if not study.search:
         return []
-    samples, refusals = list[Member](), list[SettingsError]()
+    samples, refusals = list[PlannedRun](), list[SettingsError]()
     for number in range(max(len(where.choices or (None,)) for where in study.search.values())):
         values = {name: _sample_of(where, number) for name, where in study.search.items()}
         try:
-            samples.append(member_of(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes))
+            samples.append(planned_run(study, configuration_of(study, values), study.seeds[0], out=out, hashes=hashes))
         except SettingsError as error:
             refusals.append(error)
     if not samples:
@@ -184,8 +184,8 @@ def _sample_of(where: SearchRange, number: int) -> Any:
     return int(where.low or 0) if where.whole else where.low
 
 
-def _score_original(scorer: Scorer, members: Sequence[Member], out: Path, view: View) -> dict[str, StateScores]:
-    models = {member.settings.model: member.settings for member in reversed(members)}
+def _score_original(scorer: Scorer, runs: Sequence[PlannedRun], out: Path, view: View) -> dict[str, StateScores]:
+    models = {run.settings.model: run.settings for run in reversed(runs)}
     found = {}
     for model, settings in models.items():
         name = "original model" if len(models) == 1 else f"original model {model}"

@@ -39,8 +39,8 @@ def train_all(
 ) -> Outcome:
     """Train each of the runs that the method consists of, and put together what comes of them."""
     folders = [settings.out / CHECKPOINTS_FOLDER]
-    if len(method.members) > 1:
-        folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.members) + 1)]
+    if len(method.runs) > 1:
+        folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.runs) + 1)]
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
@@ -60,7 +60,7 @@ def train_all(
         for number, (folder, found) in enumerate(zip(folders, resumed, strict=True)):
             if number:
                 problem.adapted.load_state(beginning)
-            one = replace(problem, terms=terms_of(method, settings, member=number))
+            one = replace(problem, terms=terms_of(method, settings, number=number))
             run = begin_run(one, settings, hooks=here, checkpoints=folder, resumed=found)
             outcome = train(run, clock=clock.share(len(folders) - number), interruption=interruption)
             outcomes.append(outcome)

@@ -192,7 +192,7 @@ def prepare_run(
 
 def _all(settings: UnlearnSettings, method: Method) -> list[Term]:
     """The terms of all runs that the method consists of."""
-    return [term for number in range(len(method.members)) for term in terms_of(method, settings, member=number)]
+    return [term for number in range(len(method.runs)) for term in terms_of(method, settings, number=number)]
 
 
 def adapt(model: PreTrainedModel, settings: UnlearnSettings) -> Adapted:

@@ -66,14 +66,14 @@ def given_coefficients(settings: MethodSettings) -> dict[str, Value]:
 
 
 def terms_of(
-    method: Method, settings: UnlearnSettings, *, member: int = 0, layer: int | None = None
+    method: Method, settings: UnlearnSettings, *, number: int = 0, layer: int | None = None
 ) -> tuple[Term, ...]:
     """Return the terms of one of the method's runs; `layer` is what its coefficient for a layer means in the model.
 
     Raises:
         SettingsError: every term has weight 0.
     """
-    terms = method.terms(coefficients_of(method, settings, member=member, layer=layer))
+    terms = method.terms(coefficients_of(method, settings, number=number, layer=layer))
     if not terms:
         raise SettingsError(
             f"method '{method.name}': every term has weight 0, so there is nothing to minimise; set a weight above 0"
@@ -82,10 +82,10 @@ def terms_of(
 
 
 def coefficients_of(
-    method: Method, settings: UnlearnSettings, *, member: int = 0, layer: int | None = None
+    method: Method, settings: UnlearnSettings, *, number: int = 0, layer: int | None = None
 ) -> Coefficients:
     """Return the coefficients of one of the method's runs."""
-    given = {**given_coefficients(settings), **method.members[member]}
+    given = {**given_coefficients(settings), **method.runs[number]}
     if method.layer is not None and layer is not None:
         given[method.layer] = layer
     return Coefficients(given, settings.seed)

@@ -91,7 +91,7 @@ def _unlearn(
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
     prepared = replace(prepared, precision=precision)
     observer.note(precision)  # not into the log, which is the same in every run: rates are not
-    check_disk(settings, prepared.problem.adapted, num_runs=len(method.members))
+    check_disk(settings, prepared.problem.adapted, num_runs=len(method.runs))
     write_run(settings, prepared)
     if settings.time_limit_s is not None:
         clock.closing_s = writing_s(settings.out, num_bytes_at_end(prepared.problem.adapted))

@@ -145,7 +145,7 @@ def demand_of(
     everything = range(len(data.trained))
     longest = max(data.trained, key=lambda sequence: len(sequence.input_ids))
     scored = Data(data.scored, 0, len(data.scored), [])
-    num_runs = len(method.members)
+    num_runs = len(method.runs)
     sample = _sample(data, num_read)
     return Demand(
         num_steps=num_steps * num_runs,

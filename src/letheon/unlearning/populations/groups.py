@@ -24,7 +24,7 @@ _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
     (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it gets less done beside others"),
     (lambda _, m: m.alternatives is not None, "trains on answers that are its own"),
     (lambda _, m: m.layer is not None, "looks at hidden states of a layer of its own"),
-    (lambda _, m: len(m.members) > 1 or m.finish != "keep", "changes its adapter after training"),
+    (lambda _, m: len(m.runs) > 1 or m.finish != "keep", "changes its adapter after training"),
 )
 
 
@@ -57,7 +57,7 @@ def groups_of(settings: Sequence[UnlearnSettings]) -> list[list[int]]:
 
 
 def _shared(settings: UnlearnSettings) -> str:
-    """What members have in common, as a key."""
+    """What runs have in common, as a key."""
     resolved = resolve_settings(settings)
     shared = names_where(UnlearnSettings, lambda facts: facts.population is SHARED)
     kept = {name: value for name, value in resolved.plain().items() if name in shared}

@@ -1,4 +1,4 @@
-"""The training loop of a population: the steps of all its members side by side."""
+"""The training loop of a population: the steps of all its runs side by side."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -28,7 +28,7 @@ from letheon.unlearning.populations.together import Diverged, write_divergence
 from letheon.unlearning.problem import Problem
 
 Ended = Outcome | DivergenceError | GivenUpError
-"""How a member ended: with a scored state, with a loss or gradient that is not finite, or because others do better."""
+"""How a run ended: with a scored state, with a loss or gradient that is not finite, or because others do better."""
 
 GivesUp = Callable[[Mapping[Path, Sequence[StateScore]], Set[Path]], Mapping[Path, str]]
 """Says which runs are given up, and why, by folder: it is told the interim scores so far of all that are trained
@@ -45,11 +45,11 @@ def train_together(
     diverged: Mapping[int, DivergenceError | GivenUpError] | None = None,
     judge: GivesUp | None = None,
 ) -> list[Ended]:
-    """Train `runs`, those of the population's members in order, each until it is over as `loop.train` has it.
+    """Train `runs`, one for each adapter of the population, in order, each until it is over as `loop.train` has it.
 
-    Members go step by step together, each through its own steps. One that is over leaves the pass; so does one whose
+    Runs go step by step together, each through its own steps. One that is over leaves the pass; so does one whose
     loss or gradient is not finite, which keeps what it was before that step, and one that `judge` gives up; those that
-    are `diverged` have left before. Afterwards each member's parameters are those of the state that is kept.
+    are `diverged` have left before. Afterwards each run's parameters are those of the state that is kept.
 
     Raises:
         OutputError: a checkpoint cannot be written.
@@ -59,7 +59,7 @@ def train_together(
     with population.running(), runs[0].job.running():
         ended |= _given_up(runs, ended, judge)  # where the process was killed before it was said
         while len(ended) < len(runs):
-            asked = replace(interruption)  # a signal ends all members after the same step
+            asked = replace(interruption)  # a signal ends all runs after the same step
             for m in (m for m in range(len(runs)) if m not in ended):
                 if not goes_on(runs[m], clock, asked):
                     ended[m] = _end(population, m, runs[m])
@@ -68,7 +68,7 @@ def train_together(
                 began_s = time.monotonic()
                 ended |= _take_steps(population, active)
                 ended |= _given_up(runs, ended, judge)
-                values = {"members": float(len(active)), "s/step": time.monotonic() - began_s}
+                values = {"runs": float(len(active)), "s/step": time.monotonic() - began_s}
                 observer.step(sum(run.step for run in runs), total, values)
     for run in runs:
         run.held_steps = frozenset()
@@ -76,9 +76,9 @@ def train_together(
     return [ended[m] for m in range(len(runs))]
 
 
-def _end(population: Population, member: int, run: Run[Problem]) -> Ended:
+def _end(population: Population, index: int, run: Run[Problem]) -> Ended:
     try:
-        with population.alone(member):
+        with population.alone(index):
             score_at_end(run)
     except DivergenceError as error:
         _note_divergence(run, error, num_passes=run.step)
@@ -108,9 +108,9 @@ def _take_steps(population: Population, active: dict[int, Run[Problem]]) -> dict
 
 
 def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
-    """Where the first of the members has been `saved` or its time has come, save the others too: all can go on there.
+    """Where the first of the runs has been `saved` or its time has come, save the others too: all can go on there.
 
-    That waits where a member holds numbers that are not finite: its next step says so.
+    That waits where a run holds numbers that are not finite: its next step says so.
     """
     if not runs:
         return
@@ -127,7 +127,7 @@ def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
 
 
 def _given_up(runs: Sequence[Run[Problem]], ended: Mapping[int, Ended], judge: GivesUp | None) -> dict[int, Ended]:
-    """Return the members that are given up by what they and the others were scored at."""
+    """Return the runs that are given up by what they and the others were scored at."""
     asked = {_folder(run): m for m, run in enumerate(runs) if m not in ended and _is_scored_and_goes_on(run)}
     if judge is None or not asked:
         return {}
@@ -150,5 +150,5 @@ def _note_divergence(run: Run[Problem], error: DivergenceError | GivenUpError, *
 
 
 def _folder(run: Run[Problem]) -> Path:
-    assert run.checkpoints is not None, "members are saved"
+    assert run.checkpoints is not None, "runs of a population are saved"
     return run.checkpoints.parent

@@ -41,13 +41,13 @@ Report = RunReport | DivergedRun | GivenUpRun
 
 @dataclass(frozen=True, slots=True)
 class NamedObserver:
-    """Hands on what is said of one member, under its name."""
+    """Hands on what is said of one run, under its name."""
 
     observer: Observer
     name: str
 
     def step(self, done: int, total: int, values: Mapping[str, float | None]) -> None:
-        """Say nothing: the steps are counted over all members."""
+        """Say nothing: the steps are counted over all runs."""
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Hand it on."""

@@ -58,7 +58,7 @@ from letheon.unlearning.run import WHEN_FULL, unlearn
 
 
 def run_population(
-    members: Sequence[UnlearnSettings],
+    settings: Sequence[UnlearnSettings],
     *,
     observer: Observer | None = None,
     observers: Sequence[Observer] | None = None,
@@ -72,7 +72,7 @@ def run_population(
     together, each of `observers` of one.
 
     A population that was ended goes on, with `resume`, in the same bytes: in the cohorts that it was cut into, all of a
-    cohort from the last step at which all of them were saved. Members that are done by then may be left out.
+    cohort from the last step at which all of them were saved. Runs that are done by then may be left out.
 
     `judge` may give up runs that are trained together; what others do then no longer waits for them. None ends none.
 
@@ -83,20 +83,20 @@ def run_population(
         SettingsError: the runs cannot share a model, or two have one folder.
     """
     observer = observer or Silent()
-    observers = observers or [NamedObserver(observer, one.out.name) for one in members]
-    _check_group(members)
-    if len(members) > 1 or (members[0].resume and is_in_population(members[0].out)):
-        reports = _try_together(members, observer, observers, judge)
+    observers = observers or [NamedObserver(observer, one.out.name) for one in settings]
+    _check_group(settings)
+    if len(settings) > 1 or (settings[0].resume and is_in_population(settings[0].out)):
+        reports = _try_together(settings, observer, observers, judge)
         if reports is not None:
             return reports
-    return [_alone(one, watcher) for one, watcher in zip(members, observers, strict=True)]
+    return [_alone(one, watcher) for one, watcher in zip(settings, observers, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Together:
     """What all cohorts of a population have in common."""
 
-    members: Sequence[UnlearnSettings]
+    settings: Sequence[UnlearnSettings]
     """In full."""
     resumes: Sequence[bool]
     inputs: Inputs
@@ -114,7 +114,7 @@ class _Together:
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """Where a member begins or goes on."""
+    """Where a run begins or goes on."""
 
     found: Checkpoint | None
     passed_over: Sequence[str]
@@ -129,28 +129,28 @@ def _alone(settings: UnlearnSettings, observer: Observer) -> RunReport | Diverge
         return DivergedRun(settings.out, str(error))
 
 
-def _check_group(members: Sequence[UnlearnSettings]) -> None:
+def _check_group(settings: Sequence[UnlearnSettings]) -> None:
     check_alone()
-    folders = [one.out.resolve() for one in members]
-    twice = next((one.out for one, path in zip(members, folders, strict=True) if folders.count(path) > 1), None)
+    folders = [one.out.resolve() for one in settings]
+    twice = next((one.out for one, path in zip(settings, folders, strict=True) if folders.count(path) > 1), None)
     if twice is not None:
         raise SettingsError(f"out: expected a folder for each run of a population, got {twice} twice")
-    if len(groups_of(members)) > 1:
-        reasons = [f"{one.out}: {reason}" for one in members if (reason := why_alone(one)) is not None]
+    if len(groups_of(settings)) > 1:
+        reasons = [f"{one.out}: {reason}" for one in settings if (reason := why_alone(one)) is not None]
         raise SettingsError(
             "population: expected runs that share model, rows, template and adapted layers, got "
-            f"{len(groups_of(members))} groups of them{f' ({reasons[0]})' if reasons else ''}; groups_of returns the "
+            f"{len(groups_of(settings))} groups of them{f' ({reasons[0]})' if reasons else ''}; groups_of returns the "
             f"runs that go together"
         )
 
 
 def _try_together(
-    members: Sequence[UnlearnSettings], observer: Observer, observers: Sequence[Observer], judge: GivesUp | None
+    settings: Sequence[UnlearnSettings], observer: Observer, observers: Sequence[Observer], judge: GivesUp | None
 ) -> list[Report] | None:
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
-    first, inputs = read(members[0], get_method(members[0].method), note=observer.note)
-    others = [resolve_settings(one).model_copy(update={"dtype": first.dtype}) for one in members[1:]]
+    first, inputs = read(settings[0], get_method(settings[0].method), note=observer.note)
+    others = [resolve_settings(one).model_copy(update={"dtype": first.dtype}) for one in settings[1:]]
     resolved = [first, *others]
     for one in resolved:
         check_trackers(one.trackers)
@@ -183,7 +183,7 @@ def _try_together(
             loaded, inputs, resolved, shared,
             methods=methods, cache_dir=cache_dir, progress=observer.stage, known=known,
         )  # fmt: skip
-        for note in (precision_of(resolve_settings(members[0])).line, *common.notes):
+        for note in (precision_of(resolve_settings(settings[0])).line, *common.notes):
             observer.note(note)
         whole = _Together(resolved, resumes, inputs, loaded, shared, common, observer, observers, judge)
         objection = _objection(whole)
@@ -195,26 +195,26 @@ def _try_together(
 
 
 def _in_recorded_form(
-    members: list[UnlearnSettings], resumes: Sequence[bool]
+    settings: list[UnlearnSettings], resumes: Sequence[bool]
 ) -> tuple[list[UnlearnSettings], Mapping[str, Known]]:
-    """Return the settings of all members with the form found out when any of them began, and what was known in each."""
-    begun = [recorded_form(one) for one, goes_on in zip(members, resumes, strict=True) if goes_on]
+    """Return the settings of all runs with the form found out when any of them began, and what was known in each."""
+    begun = [recorded_form(one) for one, goes_on in zip(settings, resumes, strict=True) if goes_on]
     # One that was ended before it wrote down its form knows of none.
     found = next(((one.template, known) for one, known in begun if one.template != AUTO), None)
     if found is None:
-        return members, {}
+        return settings, {}
     template, known = found
-    return [one.model_copy(update={"template": template}) for one in members], known
+    return [one.model_copy(update={"template": template}) for one in settings], known
 
 
 def _objection(whole: _Together) -> str | None:
-    """Why several members cannot go through the model at once, if so."""
+    """Why several runs cannot go through the model at once, if so."""
     engine = whole.common.engine
     if engine.path != "packed":
-        return f"{type(engine.model).__name__} needs padded sequences, so members cannot share a pass"
+        return f"{type(engine.model).__name__} needs padded sequences, so runs cannot share a pass"
     probe = probe_of(whole.inputs.sequences).to(engine.model.device)
     try:
-        two = [lora_settings(one) for one in (*whole.members, whole.members[0])[:2]]
+        two = [lora_settings(one) for one in (*whole.settings, whole.settings[0])[:2]]
         population = populate(whole.shared, two, seeds=[0, 1])
         with population.running(), engine.running(), population.together([0, 1], [probe, probe]):
             engine.states(join([probe, probe]))
@@ -224,16 +224,16 @@ def _objection(whole: _Together) -> str | None:
 
 
 def _cut(whole: _Together, at_once: int) -> list[Cohort]:
-    """Return the cohorts that the members were in before, where they still fit, and the others cut anew."""
-    before = recorded_cohorts([one.out for one in whole.members])
-    kept = [cohort for cohort in before if len(cohort.members) <= at_once]
+    """Return the cohorts that the runs were in before, where they still fit, and the others cut anew."""
+    before = recorded_cohorts([one.out for one in whole.settings])
+    kept = [cohort for cohort in before if len(cohort.runs) <= at_once]
     if len(kept) < len(before):
         whole.note(
-            f"only {at_once} members at once fit into the memory that is free now, so they continue in other groups "
+            f"only {at_once} runs at once fit into the memory that is free now, so they continue in other groups "
             f"than before and round differently"
         )
-    held = {m for cohort in kept for m in cohort.members}
-    others = [m for m in range(len(whole.members)) if m not in held]
+    held = {m for cohort in kept for m in cohort.runs}
+    others = [m for m in range(len(whole.settings)) if m not in held]
     return [*kept, *(Cohort(tuple(others[i] for i in found)) for found in cohorts_of(len(others), at_once))]
 
 
@@ -242,9 +242,9 @@ def _train_cohorts(
 ) -> list[Report]:
     """Train one cohort after another; one that finds too little memory goes on as two halves."""
     if len(cohorts) > 1:
-        largest = max(len(cohort.members) for cohort in cohorts)
-        whole.note(f"{len(whole.members)} members in {len(cohorts)} parts of at most {largest}, which is what fits")
-    folders = [one.out for one in whole.members]
+        largest = max(len(cohort.runs) for cohort in cohorts)
+        whole.note(f"{len(whole.settings)} runs in {len(cohorts)} parts of at most {largest}, which is what fits")
+    folders = [one.out for one in whole.settings]
     waiting, reports = deque(cohorts), dict[int, Report]()
     write_cohorts(folders, cohorts)
     while waiting:
@@ -252,94 +252,92 @@ def _train_cohorts(
         try:
             reports |= _train_cohort(whole, cohort, clock, interruption)
         except torch.OutOfMemoryError:
-            if len(cohort.members) == 1:
+            if len(cohort.runs) == 1:
                 raise
-            middle = len(cohort.members) // 2
-            whole.note(
-                f"{len(cohort.members)} members at once do not fit into the GPU's memory; they go on in two parts"
-            )
-            halves = [Cohort(cohort.members[:middle], goes_on=True), Cohort(cohort.members[middle:], goes_on=True)]
+            middle = len(cohort.runs) // 2
+            whole.note(f"{len(cohort.runs)} runs at once do not fit into the GPU's memory; they go on in two parts")
+            halves = [Cohort(cohort.runs[:middle], goes_on=True), Cohort(cohort.runs[middle:], goes_on=True)]
             waiting.extendleft(reversed(halves))
-            write_cohorts([folders[m] for m in cohort.members], _renumbered(halves, cohort.members))
+            write_cohorts([folders[m] for m in cohort.runs], _renumbered(halves, cohort.runs))
     return [reports[m] for m in range(len(folders))]
 
 
-def _renumbered(cohorts: Sequence[Cohort], members: Sequence[int]) -> list[Cohort]:
-    return [Cohort(tuple(members.index(m) for m in cohort.members), cohort.goes_on) for cohort in cohorts]
+def _renumbered(cohorts: Sequence[Cohort], runs: Sequence[int]) -> list[Cohort]:
+    return [Cohort(tuple(runs.index(m) for m in cohort.runs), cohort.goes_on) for cohort in cohorts]
 
 
 def _train_cohort(whole: _Together, cohort: Cohort, clock: Clock, interruption: Interruption) -> dict[int, Report]:
-    """Train some of the members at once and leave their folders."""
-    members = [whole.members[m] for m in cohort.members]
-    population = populate(whole.shared, [lora_settings(one) for one in members], seeds=[one.seed for one in members])
+    """Train some of the runs at once and leave their folders."""
+    settings = [whole.settings[m] for m in cohort.runs]
+    population = populate(whole.shared, [lora_settings(one) for one in settings], seeds=[one.seed for one in settings])
     prepared = [
-        prepare_run(whole.common, inputs, one, member, method=get_method(one.method))
-        for one, inputs, member in zip(members, _inputs_of(whole, members), population.members, strict=True)
+        prepare_run(whole.common, inputs, one, adapter, method=get_method(one.method))
+        for one, inputs, adapter in zip(settings, _inputs_of(whole, settings), population.adapters, strict=True)
     ]
-    for one in members:
+    for one in settings:
         check_same_inputs(one.out, whole.common.read)  # before checkpoints that cannot be gone on from are removed
     with ExitStack() as stack:
         beginnings = _beginnings(whole, cohort, prepared)
         runs = [
             _begin(whole, m, ready, beginning, stack)
-            for m, ready, beginning in zip(cohort.members, prepared, beginnings, strict=True)
+            for m, ready, beginning in zip(cohort.runs, prepared, beginnings, strict=True)
         ]
         ends = train_together(
             population, runs, clock=clock, interruption=interruption, observer=whole.observer,
             diverged={m: one.diverged.error for m, one in enumerate(beginnings) if one.diverged},
             judge=whole.judge,
         )  # fmt: skip
-        for one, run, ended in zip(members, runs, ends, strict=True):
+        for one, run, ended in zip(settings, runs, ends, strict=True):
             _log_ending(one.out, run, ended, clock)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     if not exit_code:
         # All that is left to do comes to the same for each alone.
-        for one, ended in zip(members, ends, strict=True):
+        for one, ended in zip(settings, ends, strict=True):
             if isinstance(ended, Outcome):
                 leave_population(one.out)
     with finishing():
         return {
             m: _write_result(whole, m, ready, ended, cohort=cohort, clock=clock, exit_code=exit_code)
-            for m, ready, ended in zip(cohort.members, prepared, ends, strict=True)
+            for m, ready, ended in zip(cohort.runs, prepared, ends, strict=True)
         }
 
 
-def _inputs_of(whole: _Together, members: Sequence[UnlearnSettings]) -> list[Inputs]:
-    """Return what was read for all members with the warnings of each, whose ranks may differ."""
-    return [replace(whole.inputs, warnings=target_warnings(one)) for one in members]
+def _inputs_of(whole: _Together, settings: Sequence[UnlearnSettings]) -> list[Inputs]:
+    """Return what was read for all runs with the warnings of each, whose ranks may differ."""
+    return [replace(whole.inputs, warnings=target_warnings(one)) for one in settings]
 
 
 def _beginnings(whole: _Together, cohort: Cohort, prepared: Sequence[Prepared]) -> list[_Beginning]:
-    """Find where each member goes on; those of a cohort that goes on, all after the same step."""
-    members, problems = [whole.members[m] for m in cohort.members], [one.problem for one in prepared]
-    passed_over: list[dict[str, None]] = [{} for _ in members]
+    """Find where each run goes on; those of a cohort that goes on, all after the same step."""
+    settings, problems = [whole.settings[m] for m in cohort.runs], [one.problem for one in prepared]
+    passed_over: list[dict[str, None]] = [{} for _ in settings]
 
     def find(m: int, upto: int | None) -> Checkpoint | None:
-        folder, note = members[m].out / CHECKPOINTS_FOLDER, passed_over[m].setdefault
-        return find_checkpoints([folder], problems[m].judge, members[m], note=note, upto=upto)[0]
+        folder, note = settings[m].out / CHECKPOINTS_FOLDER, passed_over[m].setdefault
+        return find_checkpoints([folder], problems[m].judge, settings[m], note=note, upto=upto)[0]
 
     if not cohort.goes_on:
-        resumes = [whole.resumes[m] for m in cohort.members]
+        resumes = [whole.resumes[m] for m in cohort.runs]
         return [
             _Beginning(find(m, None) if goes_on else None, list(passed_over[m])) for m, goes_on in enumerate(resumes)
         ]
-    diverged = {m: end for m, one in enumerate(members) if (end := divergence_of(one.out)) is not None}
-    courses = [SetCourse(one, each.schedule, each.judge) for one, each in zip(members, problems, strict=True)]
+    diverged = {m: end for m, one in enumerate(settings) if (end := divergence_of(one.out)) is not None}
+    courses = [SetCourse(one, each.schedule, each.judge) for one, each in zip(settings, problems, strict=True)]
     found, left = common_step(
         find,
         is_over=lambda m, checkpoint: is_over(checkpoint.position, courses[m]),
         diverged=diverged,
-        num_members=len(members),
+        num_runs=len(settings),
     )
     return [
         _Beginning(found[m] if m not in left else find(m, None), list(passed_over[m]), left.get(m))
-        for m in range(len(members))
+        for m in range(len(settings))
     ]
 
 
 def _begin(whole: _Together, m: int, prepared: Prepared, beginning: _Beginning, stack: ExitStack) -> Run[Problem]:
-    """Open what a member writes to, which `stack` closes, and return its run where it begins or goes on."""
-    settings, observer, found, end = whole.members[m], whole.observers[m], beginning.found, beginning.diverged
+    """Open what a run writes to, which `stack` closes, and return its run where it begins or goes on."""
+    settings, observer, found, end = whole.settings[m], whole.observers[m], beginning.found, beginning.diverged
     check_disk(settings, prepared.problem.adapted, num_runs=1, num_held=2)
     write_run(settings, prepared)
     write_divergence(settings.out, end)
@@ -368,14 +366,14 @@ def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> 
 def _write_result(
     whole: _Together, m: int, prepared: Prepared, ended: Ended, *, cohort: Cohort, clock: Clock, exit_code: int
 ) -> Report:
-    settings = whole.members[m]
+    settings = whole.settings[m]
     if isinstance(ended, GivenUpError):
         return GivenUpRun(settings.out, str(ended), exit_code)
     if isinstance(ended, DivergenceError):
         return DivergedRun(settings.out, str(ended), exit_code)
     population = {
-        "member": cohort.members.index(m),
-        "folders": [str(whole.members[index].out) for index in cohort.members],
+        "member": cohort.runs.index(m),
+        "folders": [str(whole.settings[index].out) for index in cohort.runs],
     }
     return write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,

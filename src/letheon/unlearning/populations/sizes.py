@@ -1,4 +1,4 @@
-"""How many members are trained at once."""
+"""How many runs are trained at once."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,13 +16,13 @@ _ADAPTER_BYTES, _GRADIENT_BYTES = 12, 4
 
 
 def num_at_once(settings: Sequence[UnlearnSettings], inputs: Inputs, *, machine: Machine) -> int:
-    """Return how many of the members, at least one, fit into the machine's memory together by the plan of each.
+    """Return how many of the runs, at least one, fit into the machine's memory together by the plan of each.
 
-    Weights, reference and the passes without gradients are there once. Each member adds its parameters, their
+    Weights, reference and the passes without gradients are there once. Each run adds its parameters, their
     gradients and moments, and on a GPU what a step of its own keeps: activations, head and backward, by the largest
-    member. On a CPU, where so many tokens go through the model at once and no more, that is there once too.
+    run. On a CPU, where so many tokens go through the model at once and no more, that is there once too.
 
-        n = (free / (1 + OVERHEAD) - workspace - shared) / of a member
+        n = (free / (1 + OVERHEAD) - workspace - shared) / of a run
 
     All of them where nothing is known: of a model that cannot be planned, of a machine that does not say what it has.
     """
@@ -35,20 +35,20 @@ def num_at_once(settings: Sequence[UnlearnSettings], inputs: Inputs, *, machine:
     free = machine.gpu_memory if machine.device == "cuda" else machine.memory
     if free is None:
         return len(settings)
-    of_member = max(map(_of_member, plans))
+    of_run = max(map(_of_run, plans))
     room = free / (1 + OVERHEAD) - WORKSPACE[machine.device] - max(map(_shared, plans))
-    return min(max(int(room // of_member), 1), len(settings))
+    return min(max(int(room // of_run), 1), len(settings))
 
 
-def cohorts_of(num_members: int, at_once: int) -> list[range]:
-    """Return the members, in order, cut into the fewest cohorts of at most `at_once`, of about equal size."""
-    num_cohorts = -(-num_members // at_once)
-    ends = [num_members * number // max(num_cohorts, 1) for number in range(num_cohorts + 1)]
+def cohorts_of(num_runs: int, at_once: int) -> list[range]:
+    """Return the runs, in order, cut into the fewest cohorts of at most `at_once`, of about equal size."""
+    num_cohorts = -(-num_runs // at_once)
+    ends = [num_runs * number // max(num_cohorts, 1) for number in range(num_cohorts + 1)]
     return [range(start, stop) for start, stop in pairwise(ends)]
 
 
 def _kinds(settings: Sequence[UnlearnSettings]) -> list[UnlearnSettings]:
-    """One member of each kind that takes memory of its own, of the largest rank."""
+    """One run of each kind that takes memory of its own, of the largest rank."""
     sized = names_where(UnlearnSettings, lambda facts: facts.population is SIZED)
     largest: dict[str, UnlearnSettings] = {}
     for one in sorted(settings, key=lambda one: one.rank):
@@ -57,14 +57,14 @@ def _kinds(settings: Sequence[UnlearnSettings]) -> list[UnlearnSettings]:
     return list(largest.values())
 
 
-def _of_member(plan: Plan) -> int:
-    """What one more member takes, bytes."""
+def _of_run(plan: Plan) -> int:
+    """What one more run takes, bytes."""
     of_step = 0 if plan.device in MOST_TOKENS else plan.during("step", _places(plan))
     return (_ADAPTER_BYTES + _GRADIENT_BYTES) * plan.num_trained + of_step
 
 
 def _shared(plan: Plan) -> float:
-    """What all members take together, bytes."""
+    """What all runs take together, bytes."""
     always = plan.during("always", _places(plan)) - _ADAPTER_BYTES * plan.num_trained
     if plan.device not in MOST_TOKENS:
         return always

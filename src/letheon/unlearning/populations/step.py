@@ -1,4 +1,4 @@
-"""The gradients of one step of several members, through the frozen model once."""
+"""The gradients of one step of several runs, through the frozen model once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,9 +23,9 @@ the caches; elsewhere all that there are."""
 def accumulate_together(
     population: Population, runs: Mapping[int, Run[Problem]], rows: Mapping[int, Sequence[int]]
 ) -> dict[int, tuple[Parts, int]]:
-    """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by member.
+    """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by run.
 
-    Returns of each member what `step.accumulate` does: its unweighted terms and the tokens it read. A member's step of
+    Returns of each run what `step.accumulate` does: its unweighted terms and the tokens it read. A run's step of
     more tokens than its `max_batch_tokens` is computed in pieces, as it is alone; a pass takes one piece of each.
     """
     pieces = {m: run.job.batches(rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
@@ -61,7 +61,7 @@ def terms_together(problems: Sequence[Problem], batches: Sequence[PackedBatch]) 
 
 
 def _passes(pieces: Mapping[int, Sequence[PackedBatch]]) -> Iterator[dict[int, PackedBatch]]:
-    """Yield what goes through the model at once: at most one piece of each member, and no more than pays."""
+    """Yield what goes through the model at once: at most one piece of each run, and no more than pays."""
     for number in range(max(map(len, pieces.values()), default=0)):
         present = {m: batches[number] for m, batches in pieces.items() if number < len(batches)}
         chosen = list(present)
@@ -76,7 +76,7 @@ def _add_gradients(
     batches: Mapping[int, PackedBatch],
     counts: Mapping[int, RoleCounts],
 ) -> list[dict[str, Tensor | None]]:
-    """One forward and backward; returns the parts of each member."""
+    """One forward and backward; returns the parts of each run."""
     with population.together(list(batches), list(batches.values())):
         values = terms_together([runs[m].job for m in batches], list(batches.values()))
         losses = [

@@ -24,7 +24,7 @@ _LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class PlannedRun:
     """One run of a study."""
 
     configuration: Configuration
@@ -77,24 +77,30 @@ class Hashes:
         return str(found["sha256"])
 
 
-def members_of(study: StudySettings, found: Sequence[Configuration], *, out: Path, hashes: Hashes) -> list[Member]:
+def planned_runs(
+    study: StudySettings, found: Sequence[Configuration], *, out: Path, hashes: Hashes
+) -> list[PlannedRun]:
     """Return the runs of these configurations, those of one configuration side by side, each checked as `unlearn` does.
 
     Raises:
         SettingsError: the settings of a configuration contradict each other, or two configurations are the same run.
     """
-    members = [
-        member_of(study, configuration, seed, out=out, hashes=hashes) for configuration in found for seed in study.seeds
+    runs = [
+        planned_run(study, configuration, seed, out=out, hashes=hashes)
+        for configuration in found
+        for seed in study.seeds
     ]
-    named: dict[str, Member] = {}
-    for member in members:
-        other = named.setdefault(member.identity, member)
-        if other is not member:
-            raise SettingsError(f"study: '{other.name}' and '{member.name}' have the same settings; remove one of them")
-    return members
+    named: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = named.setdefault(run.identity, run)
+        if other is not run:
+            raise SettingsError(f"study: '{other.name}' and '{run.name}' have the same settings; remove one of them")
+    return runs
 
 
-def member_of(study: StudySettings, configuration: Configuration, seed: int, *, out: Path, hashes: Hashes) -> Member:
+def planned_run(
+    study: StudySettings, configuration: Configuration, seed: int, *, out: Path, hashes: Hashes
+) -> PlannedRun:
     """Return one run of a configuration.
 
     Raises:
@@ -108,7 +114,7 @@ def member_of(study: StudySettings, configuration: Configuration, seed: int, *, 
         raise SettingsError(f"{configuration.label}: {error}") from error
     identity = identity_of(settings, hashes)
     folder = _folder_of(out / RUNS_FOLDER, configuration, seed, identity)
-    return Member(configuration, seed, settings.model_copy(update={"out": folder}), identity)
+    return PlannedRun(configuration, seed, settings.model_copy(update={"out": folder}), identity)
 
 
 def identity_of(settings: UnlearnSettings | EvaluateSettings, hashes: Hashes) -> str:
