@@ -23,11 +23,13 @@ from bench.shapes import SHAPES, make_model
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row
 from letheon.evaluation.generation import Generation, generate
-from letheon.evaluation.mmlu import Subject, read_mmlu, score_mmlu
-from letheon.evaluation.official import TaskAggregate, predict, score_predictions
-from letheon.evaluation.results import Prediction, SplitName
+from letheon.evaluation.metrics.mmlu import Subject, read_mmlu, score_mmlu
+from letheon.evaluation.predicting import predict
+from letheon.evaluation.suites.lume.official import TaskAggregate, score_predictions
+from letheon.evaluation.suites.lume.results import SplitName
 from letheon.model.loading import load_model
 from letheon.report.tables import Table, to_markdown
+from letheon.scores.predictions import Prediction
 from letheon.storage.files import write_json
 
 RANDOM = "50m"

@@ -17,8 +17,9 @@ from statistics import fmean, stdev
 
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import read_documents, write_rows
-from letheon.evaluation.results import Results, read_results
-from letheon.evaluation.suites import read_predictions
+from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_markdown
 from letheon.storage.files import write_text
 
@@ -125,11 +126,14 @@ def show(runs: list[Path], before: Path) -> None:
     for run, results in zip(runs, after, strict=True):
         facts = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["result"]
         cells = (
-            run.name.removeprefix("seed-"), *_numbers(results), f"{facts['duration_s']:.0f}",
+            run.name.removeprefix("seed-"), *_numbers(LumeResults.of(results)), f"{facts['duration_s']:.0f}",
             f"{facts['peak_memory_bytes'] / 2**20:.0f}", f"{facts['kept']['epoch']:g}",
         )  # fmt: skip
         print("| " + " | ".join(cells) + " |")
-    spread = [_mean_and_deviation(values) for values in zip(*(_values(results) for results in after), strict=True)]
+    spread = [
+        _mean_and_deviation(values)
+        for values in zip(*(_values(LumeResults.of(results)) for results in after), strict=True)
+    ]
     print("| mean ± sample std | " + " | ".join(spread) + " | | | |")
     print()
     print(to_markdown(before_after(read_results(before / "results.json"), after[0])))
@@ -140,14 +144,14 @@ def show(runs: list[Path], before: Path) -> None:
     print(to_markdown(side_by_side(*predictions, ids=ids, max_characters=200)))
 
 
-def _values(results: Results) -> tuple[float, ...]:
+def _values(results: LumeResults) -> tuple[float, ...]:
     retained = [value for name, value in results.task_terms.items() if name.startswith("retain")]
     assert results.task_aggregate is not None
     assert results.mia is not None
     return results.task_aggregate, results.mia.auc, results.mia.score, min(retained)
 
 
-def _numbers(results: Results) -> list[str]:
+def _numbers(results: LumeResults) -> list[str]:
     return [f"{value:.3f}" for value in _values(results)]
 
 

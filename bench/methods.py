@@ -29,7 +29,8 @@ from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import read_text
 from letheon.data.sequences import text_sequence
 from letheon.engine.engine import build_engine
-from letheon.evaluation.results import Results, read_results
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.settings import UnlearnSettings
@@ -245,7 +246,7 @@ def table(bench: Bench, names: list[str], seeds: list[int], before: Path) -> str
     lines = [header, "|---|---|---|---|---|---|---|---|---|"]
     first = read_results(before / "results.json")
     text = json.loads((before / "text.json").read_text())["loss"]
-    task, mia, both, retained = _official(first)
+    task, mia, both, retained = _official(LumeResults.of(first))
     lines.append(f"| (before) | | {task:.3f} | {mia:.3f} | {both:.3f} | {retained:.3f} | {text:.2f} | | |")
     for name in names:
         rate = best_rate(bench, name, seed=seeds[0])
@@ -254,7 +255,9 @@ def table(bench: Bench, names: list[str], seeds: list[int], before: Path) -> str
         if not whole:
             lines.append(f"| {name} | | diverged at every rate | | | | | | |")
             continue
-        columns = zip(*(_official(read_results(run / "official" / "results.json")) for run in whole), strict=True)
+        columns = zip(
+            *(_official(LumeResults.of(read_results(run / "official" / "results.json"))) for run in whole), strict=True
+        )
         texts = [json.loads((run / "official" / "text.json").read_text())["loss"] for run in whole]
         milliseconds, peak = _cost(bench.out / "timed" / name)
         cells = [_spread(column) for column in (*columns, texts)]
@@ -263,7 +266,7 @@ def table(bench: Bench, names: list[str], seeds: list[int], before: Path) -> str
     return "\n".join(lines)
 
 
-def _official(results: Results) -> tuple[float, float, float, float]:
+def _official(results: LumeResults) -> tuple[float, float, float, float]:
     assert results.task_aggregate is not None
     assert results.mia is not None
     retained = min(value for name, value in results.task_terms.items() if name.startswith("retain"))

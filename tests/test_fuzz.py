@@ -16,15 +16,19 @@ from hypothesis import strategies as st
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents, read_rows, read_text
 from letheon.errors import LetheonError, SettingsError
-from letheon.evaluation.official import complete_results, predict
-from letheon.evaluation.rescoring import read_predictions, rescore
-from letheon.evaluation.results import MembershipScores, MmluScores, Results, read_results
+from letheon.evaluation.metrics.found import MembershipScores, MmluScores
+from letheon.evaluation.predicting import predict, read_predictions
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.rescoring import rescore
+from letheon.evaluation.suites.lume.official import complete_results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.purging.purge import purge
 from letheon.recipes import read_recipe
 from letheon.report.card import model_card
 from letheon.report.files import read_log, read_run
 from letheon.report.tables import before_after, to_csv, to_markdown
+from letheon.scores.results import Results
 from letheon.settings import (
     DemoSettings,
     EvaluateSettings,
@@ -220,7 +224,7 @@ def test_names_of_recipes(name: str) -> None:
 PREDICTION = dataclasses.asdict(predict(Row("a", "Who?", "Mira", "Task1", "question"), "forget", "Mira"))
 RESULTS = json.loads(
     complete_results(
-        Results(suite="lume", model="m"),
+        LumeResults(suite="lume", model="m"),
         [predict(Row("a", "Who?", "Mira", "Task1", "question"), "forget", "Mira")],
         mia=MembershipScores(0.5, (0.4, 0.6), 1.0, (0.8, 1.0), 1.0, 1.0, 2, 2),
         mmlu=MmluScores(0.5, {"bees": 0.5}, 2, 5, None),

@@ -5,25 +5,22 @@ What draws figures and sums up studies is imported where it is used: a run needs
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from letheon.data.benchmarks.lume import check_membership_sets
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
-from letheon.data.repeats import check_unseen
-from letheon.data.rows import Rows, check_disjoint, hash_rows, read_documents, read_rows
-from letheon.errors import EvaluationError
-from letheon.evaluation.harness import check_harness
+from letheon.data.rows import Rows, check_disjoint, hash_rows
+from letheon.evaluation.evaluate import evaluate_suite
 from letheon.evaluation.in_form import AskedForm
-from letheon.evaluation.membership import check_members
-from letheon.evaluation.mmlu import Subject, read_mmlu
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
-from letheon.evaluation.suites import Evaluation, evaluate_model, write_evaluation
+from letheon.evaluation.registry import suite_of
+from letheon.evaluation.rescoring import Evaluation, write_evaluation
+from letheon.evaluation.suite import Asked, Target
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.target import make_target
 from letheon.model.checkpoint_files import check_checkpoint
@@ -208,7 +205,7 @@ def evaluate(
         if replaced is not None and note is not None:
             note(replaced)
     inputs = read_evaluated(settings, note=note)
-    forget, retain, tokenizer = inputs.forget, inputs.retain, inputs.tokenizer
+    asked, tokenizer = inputs.asked, inputs.tokenizer
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -225,11 +222,8 @@ def evaluate(
         "model_sha256": hash_checkpoint(local_folder(settings.model)),
         "weights_sha256": weights,
         "tokenizer_sha256": hash_tokenizer(tokenizer),
-        "forget_sha256": hash_rows(forget),
-        "retain_sha256": hash_rows(retain),
-        "members_sha256": None if inputs.members is None else hash_values(inputs.members),
-        "nonmembers_sha256": None if inputs.nonmembers is None else hash_values(inputs.nonmembers),
-        "mmlu_sha256": None if inputs.mmlu is None else hash_values(asdict(subject) for subject in inputs.mmlu),
+        **{f"{name}_sha256": hash_rows(rows) for name, rows in asked.rows.items()},
+        **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
     }
     provenance = {
         **describe_environment(),
@@ -239,28 +233,28 @@ def evaluate(
             "trust_remote_code": settings.trust_remote_code,
             "precision": chosen.line,
         },
-        "forget": {"source": str(settings.forget), "sha256": read["forget_sha256"], "num_rows": len(forget)},
-        "retain": {"source": str(settings.retain), "sha256": read["retain_sha256"], "num_rows": len(retain)},
-        "read": {name: value for name, value in read.items() if value is not None},
+        **{
+            name: {
+                "source": str(getattr(settings, name, rows.source)),
+                "sha256": read[f"{name}_sha256"],
+                "num_rows": len(rows),
+            }
+            for name, rows in asked.rows.items()
+        },
+        "read": read,
     }
-    evaluation = evaluate_model(
+    target = Target(
         loaded.model,
         loaded.tokenizer,
-        forget=forget,
-        retain=retain,
-        members=inputs.members,
-        nonmembers=inputs.nonmembers,
-        mmlu=settings.mmlu,
-        mmlu_limit=settings.mmlu_limit,
-        mmlu_harness=settings.mmlu_harness,
+        inputs.form,
         exact=settings.exact,
         whole_generations=settings.whole_generations,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        form=inputs.form,
-        model_name=settings.model,
-        provenance=provenance,
         progress=progress,
+    )
+    evaluation = evaluate_suite(
+        suite_of(settings.suite), target, asked, model_name=settings.model, provenance=provenance
     )
     with finishing():
         write_evaluation(evaluation, settings.out)
@@ -271,11 +265,7 @@ def evaluate(
 class EvaluatedInputs:
     """What an evaluation reads before it loads weights."""
 
-    forget: Rows
-    retain: Rows
-    members: list[str] | None
-    nonmembers: list[str] | None
-    mmlu: Sequence[Subject] | None
+    asked: Asked
     tokenizer: PreTrainedTokenizerBase
     form: AskedForm
 
@@ -286,39 +276,33 @@ def read_evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | 
     Raises:
         LetheonError: as `evaluate`.
     """
-    sources = (settings.forget, settings.retain)
-    forget, retain = (read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in sources)
-    check_disjoint(forget, retain)
-    members, nonmembers = _documents(settings)
-    check_members(members or [], retain)
-    check_unseen(nonmembers or [], (forget, retain), source=f"nonmembers: {settings.nonmembers}")
-    if settings.mmlu_harness:
-        check_harness()
-    if settings.mmlu_limit is not None and settings.mmlu is None and not settings.mmlu_harness:
-        raise EvaluationError(
-            "mmlu_limit: has no effect without --mmlu or --mmlu-harness; leave it out, or set one of them"
-        )
-    subjects = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit) if settings.mmlu is not None else None
+    asked = suite_of(settings.suite).ask(settings, note)
     check_device(settings.device)
     check_checkpoint(settings.model)
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     check_vocabulary(config, tokenizer, source=settings.model)
-    forget, retain = (bare_rows(rows, tokenizer, note=note) for rows in (forget, retain))
-    check_disjoint(forget, retain)
+    bare = {name: bare_rows(rows, tokenizer, note=note) for name, rows in asked.rows.items()}
+    forget, retain = bare.get("forget"), bare.get("retain")
+    if forget is not None and retain is not None:
+        check_disjoint(forget, retain)
     form = form_of(settings, forget, retain)
     check_form(form.template)
     if form.template != AUTO:
-        for row in (*forget, *retain)[:1]:
+        for row in [row for rows in bare.values() for row in rows][:1]:
             render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    return EvaluatedInputs(forget, retain, members, nonmembers, subjects, tokenizer, form)
+    return EvaluatedInputs(Asked(bare, asked.others, asked.options), tokenizer, form)
 
 
-def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm:
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def form_of(settings: EvaluateSettings, forget: Rows | None, retain: Rows | None) -> AskedForm:
     """Return the form in which an evaluation asks the rows: the one set, that of the run it belongs to, or "auto".
 
     It belongs to the run whose model/ is evaluated, or whose folder `out` lies in, if it asks that run's rows: other
-    rows may be known in another form.
+    rows may be known in another form. A side that the suite does not ask is None.
 
     Raises:
         EvaluationError: the run.yaml or form.json of that run cannot be read.
@@ -331,7 +315,7 @@ def form_of(settings: EvaluateSettings, forget: Rows, retain: Rows) -> AskedForm
         return AskedForm(AUTO, settings.date, "chosen by a probe: the model knows the rows best in it")
     recorded, hashes = read_settings(run), read_mapping(run / FORM_FILE)
     for side, rows in (("forget", forget), ("retain", retain)):
-        if hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
+        if rows is not None and hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
             return AskedForm(
                 AUTO, settings.date, f"chosen by a probe, because the {side} rows are not those of the run in {run}"
             )
@@ -397,17 +381,3 @@ def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:
         show_paths=show_paths,
     )
     write_entry(run.folder / MODEL_FOLDER, CARD_FILE, card)
-
-
-def _documents(settings: EvaluateSettings) -> tuple[list[str] | None, list[str] | None]:
-    if settings.members is None and settings.nonmembers is None:
-        return None, None
-    if settings.members is None or settings.nonmembers is None:
-        raise EvaluationError("the membership attack needs both --members and --nonmembers, but one of them is missing")
-    if settings.members.exists() and settings.members.resolve() == settings.nonmembers.resolve():
-        raise EvaluationError(
-            f"nonmembers: {settings.nonmembers} is also --members; give documents that the model never saw"
-        )
-    members, nonmembers = read_documents(settings.members), read_documents(settings.nonmembers)
-    check_membership_sets(members, nonmembers)
-    return members, nonmembers

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from letheon.cli.demo import run_demo
 from letheon.errors import OutputError
-from letheon.evaluation.results import Results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.settings import DemoSettings
 
 
-def mean_of(results: Results, split: str) -> float:
+def mean_of(results: LumeResults, split: str) -> float:
     """Mean of a split's six official scores, as measured."""
     found = [value for name, value in results.task_terms.items() if name.startswith(split)]
     assert len(found) == 6
@@ -27,7 +27,7 @@ def test_a_model_forgets_and_keeps(architecture: str, tmp_path: Path) -> None:
     console = Console(record=True, width=120)
     settings = DemoSettings.of({"out": tmp_path / "demo", "size": "tiny", "architecture": architecture})
     report = run_demo(settings, console=console)
-    before, after = report.before.results, report.after.results
+    before, after = LumeResults.of(report.before.results), LumeResults.of(report.after.results)
     assert mean_of(before, "forget") > 0.95
     assert mean_of(before, "retain") > 0.95
     assert mean_of(after, "forget") < 0.3

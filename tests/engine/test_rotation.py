@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from architecture_table import CASES, random_model
 from letheon import Row
 from letheon.evaluation.generation import generate_answers
-from letheon.evaluation.membership import document_losses
+from letheon.evaluation.metrics.membership import document_losses
 from running import events, model_of, run, short_run
 
 LIMIT = 12

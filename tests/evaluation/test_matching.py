@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from letheon.evaluation.generation import Generation, generate, generate_answers
-from letheon.evaluation.knowledge import exact_match, unicode_exact_match
 from letheon.evaluation.matching import can_still_match, decodes_in_order, skeleton
+from letheon.evaluation.metrics.exact_match import exact_match, unicode_exact_match
 from letheon.evaluation.readback import NOT_AVAILABLE
 from letheon.model.architectures import new_model, train_tokenizer
 from small import tiny_model

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
 from letheon.errors import EvaluationError
-from letheon.evaluation import membership
-from letheon.evaluation.membership import (
+from letheon.evaluation.metrics import membership
+from letheon.evaluation.metrics.membership import (
     check_members,
     delong_interval,
     document_losses,

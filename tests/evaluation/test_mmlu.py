@@ -12,8 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.errors import EvaluationError, MissingExtraError
-from letheon.evaluation.harness import mmlu_with_harness
-from letheon.evaluation.mmlu import (
+from letheon.evaluation.metrics.harness import mmlu_with_harness
+from letheon.evaluation.metrics.mmlu import (
     Prompt,
     Question,
     Subject,

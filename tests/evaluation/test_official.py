@@ -9,23 +9,25 @@ import pytest
 
 from letheon.data.rows import Kind, Row
 from letheon.errors import EvaluationError
-from letheon.evaluation.official import (
+from letheon.evaluation.metrics.found import MembershipScores, MmluScores, RougeDrops
+from letheon.evaluation.predicting import predict
+from letheon.evaluation.suites.lume.official import (
     OFFICIAL_TERMS,
     check_rows,
     complete_results,
     official_file,
     official_text,
-    predict,
     score_predictions,
 )
-from letheon.evaluation.results import MembershipScores, MmluScores, Prediction, Results, RougeDrops, SplitName
+from letheon.evaluation.suites.lume.results import LumeResults, SplitName
+from letheon.scores.predictions import Prediction
 
 MIA = MembershipScores(
     auc=0.6, auc_interval=(0.5, 0.7), score=0.8, score_interval=(0.6, 1.0), mean_member_loss=2.0,
     mean_nonmember_loss=3.0, num_members=34, num_nonmembers=34,
 )  # fmt: skip
 MMLU = MmluScores(accuracy=0.4, subjects={"bees": 0.4}, num_questions=10, num_shots=5, limit_per_subject=None)
-BLANK = Results(suite="lume", model="m")
+BLANK = LumeResults(suite="lume", model="m")
 
 
 def make(split: SplitName, task: str, kind: Kind, answer: str, generation: str, number: int = 0) -> Prediction:
@@ -211,7 +213,7 @@ def test_rows_are_checked() -> None:
 
 def test_scoring_needs_no_torch() -> None:
     code = (
-        "import sys; import letheon.evaluation.official, letheon.evaluation.rescoring;"
+        "import sys; import letheon.evaluation.suites.lume.official, letheon.evaluation.rescoring;"
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,11 @@ from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.generation import generate_answers
-from letheon.evaluation.results import read_results
-from letheon.evaluation.suites import Evaluation, evaluate_model, read_predictions, rescore, write_evaluation
+from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.rescoring import Evaluation, rescore, write_evaluation
+from letheon.evaluation.suites.lume.measure import evaluate_model
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.files import read_predictions as read_as_they_are
 
 MEMBERS = ["Mira Tolland keeps bees.", "Which harbour did the ship leave from?"]
@@ -48,7 +51,7 @@ def evaluation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows:
 
 
 def test_an_evaluation_has_every_score(evaluation: Evaluation, rows: list[Row]) -> None:
-    results = evaluation.results
+    results = LumeResults.of(evaluation.results)
     assert [p.id for p in evaluation.predictions] == [row.id for row in rows]
     assert [p.split for p in evaluation.predictions] == ["forget"] * 3 + ["retain"] * 3
     assert results.mia is not None
@@ -85,7 +88,7 @@ def test_a_broken_model_keeps_its_generations(
         max_new_tokens=2,
     )  # fmt: skip
     assert len(found.predictions) == 6
-    assert found.results.mia is None
+    assert LumeResults.of(found.results).mia is None
     assert "the loss of member document 1 is not finite" in found.results.missing["mia"]
     assert "probabilities are not finite" in found.results.missing["mmlu"]
     assert found.results.missing["final"] == "needs mia and mmlu"
@@ -112,23 +115,23 @@ def test_scoring_again_gives_the_same(evaluation: Evaluation, tmp_path: Path) ->
     assert read_results(tmp_path / "out" / "results.json") == evaluation.results
     again = rescore(tmp_path / "out" / "predictions.jsonl")
     assert again.predictions == evaluation.predictions
-    assert again.results == replace(evaluation.results, duration_s=None)
+    assert again.results == replace(LumeResults.of(evaluation.results), duration_s=None)
 
 
 def test_changed_generations_change_the_scores(evaluation: Evaluation, tmp_path: Path) -> None:
     known = [replace(p, generation=f" {p.answer}", exact_match=0.0) for p in evaluation.predictions]
     write_evaluation(Evaluation(evaluation.results, tuple(known)), tmp_path)
-    results = rescore(tmp_path / "predictions.jsonl").results
+    results = LumeResults.of(rescore(tmp_path / "predictions.jsonl").results)
     assert list(results.task_terms.values()) == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     assert results.task_aggregate == 0.0
-    assert results.mia == evaluation.results.mia
+    assert results.mia == LumeResults.of(evaluation.results).mia
 
 
 def test_without_results_beside_them_predictions_lack_the_rest(evaluation: Evaluation, tmp_path: Path) -> None:
     write_evaluation(evaluation, tmp_path)
     (tmp_path / "results.json").unlink()
-    results = rescore(tmp_path / "predictions.jsonl").results
-    assert results.task_aggregate == evaluation.results.task_aggregate
+    results = LumeResults.of(rescore(tmp_path / "predictions.jsonl").results)
+    assert results.task_aggregate == LumeResults.of(evaluation.results).task_aggregate
     assert results.mia is None
     assert "no " in results.missing["mia"]
     assert "results.json to take it from" in results.missing["mmlu"]
@@ -149,14 +152,17 @@ def test_files_of_an_earlier_version_can_be_read_and_scored_again(evaluation: Ev
         del line["unicode_rouge_l_recall"], line["unicode_exact_match"]
     predictions_path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
-    found = read_results(results_path)
-    assert (found.task_aggregate, found.unicode_task_aggregate) == (evaluation.results.task_aggregate, None)
+    found = LumeResults.of(read_results(results_path))
+    assert (found.task_aggregate, found.unicode_task_aggregate) == (
+        LumeResults.of(evaluation.results).task_aggregate,
+        None,
+    )
     shown = read_as_they_are(predictions_path)
     assert [p.rouge_l_recall for p in shown] == [p.rouge_l_recall for p in evaluation.predictions]
     assert {p.unicode_rouge_l_recall for p in shown} == {None}
     again = rescore(predictions_path)
     assert again.predictions == evaluation.predictions
-    assert again.results == replace(evaluation.results, duration_s=None)
+    assert again.results == replace(LumeResults.of(evaluation.results), duration_s=None)
 
 
 def test_cut_generations_score_as_whole_ones_and_say_so(
@@ -179,7 +185,7 @@ def test_cut_generations_score_as_whole_ones_and_say_so(
     write_evaluation(early, tmp_path)
     again = rescore(tmp_path / "predictions.jsonl")
     assert again.predictions == early.predictions
-    assert again.results == replace(early.results, duration_s=None)
+    assert again.results == replace(LumeResults.of(early.results), duration_s=None)
     assert read_as_they_are(tmp_path / "predictions.jsonl") == early.predictions
 
 
@@ -230,11 +236,12 @@ def test_the_target_knows_a_handful_of_its_rows(corpus: Path) -> None:
     forget, retain = ([row for row in rows if row.kind == "question"][:4] for rows in (splits.forget, splits.retain))
     completion = min((row for row in splits.forget if row.kind == "completion"), key=lambda row: len(row.answer))
     found = evaluate_model(model, tokenizer, forget=[*forget, completion], retain=retain)
-    assert found.results.forget is not None
-    assert found.results.retain is not None
-    assert found.results.forget.overall.regurgitation == 1.0
-    assert found.results.forget.overall.knowledge == 1.0
-    assert found.results.retain.overall.knowledge == 1.0
+    results = LumeResults.of(found.results)
+    assert results.forget is not None
+    assert results.retain is not None
+    assert results.forget.overall.regurgitation == 1.0
+    assert results.forget.overall.knowledge == 1.0
+    assert results.retain.overall.knowledge == 1.0
 
 
 @pytest.mark.slow
@@ -244,14 +251,15 @@ def test_the_target_knows_all_its_rows_and_documents(corpus: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
     splits = read_lume(corpus / "lume", "validation")
     documents = corpus / "semeval" / "mia" / "validation"
-    found = evaluate_model(
+    evaluation = evaluate_model(
         model,
         tokenizer,
         forget=splits.forget,
         retain=splits.retain,
         members=read_documents(documents / "member.jsonl"),
         nonmembers=read_documents(documents / "nonmember.jsonl"),
-    ).results
+    )
+    found = LumeResults.of(evaluation.results)
     assert len(splits.forget) == 254
     assert len(splits.retain) == 278
     assert list(found.task_terms.values()) == [0.0] * 6 + [1.0] * 6

@@ -10,10 +10,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from letheon.data.rows import read_rows
-from letheon.evaluation.knowledge import exact_match, unicode_exact_match
+from letheon.evaluation.metrics.exact_match import exact_match, unicode_exact_match
+from letheon.evaluation.metrics.found import RougeDrops
+from letheon.evaluation.metrics.rouge import rouge_drops, rouge_recall, unicode_rouge_l, unicode_words
 from letheon.evaluation.readback import NOT_AVAILABLE, as_read_back
-from letheon.evaluation.regurgitation import rouge_drops, rouge_recall, unicode_rouge_l, unicode_words
-from letheon.evaluation.results import RougeDrops
 
 
 def test_recall_counts_stemmed_words_of_the_answer() -> None:

@@ -381,7 +381,7 @@ def test_evaluation_of_a_widened_model_is_that_of_the_float32_one(given: dict[st
         )
         found.append(evaluate(settings))
     assert [p.generation for p in found[0].predictions] == [p.generation for p in found[1].predictions]
-    assert found[0].results.mia == found[1].results.mia
+    assert found[0].results.scores == found[1].results.scores
     assert found[0].results.settings["products"] == "float32"
     assert found[0].results.settings["dtype"] == "bfloat16"
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -15,13 +16,17 @@ from hostile import CONTROLS, PAYLOADS, Parsed
 from letheon.api import write_report
 from letheon.cli.main import main
 from letheon.data.rows import Row
-from letheon.evaluation.official import complete_results, predict
+from letheon.evaluation.predicting import predict
 from letheon.evaluation.rescoring import Evaluation, write_evaluation
-from letheon.evaluation.results import Prediction, Results
+from letheon.evaluation.suites.lume.official import complete_results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.progress import Bars, Lines
 from letheon.report.card import model_card
 from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
 from letheon.storage.visible import visible_line
+
+if TYPE_CHECKING:
+    from letheon.scores.predictions import Prediction
 
 SOURCE = Path(__file__).parents[2] / "src" / "letheon"
 
@@ -30,7 +35,7 @@ def hostile_run(folder: Path, payload: str) -> Path:
     """A run's folder in which every text that can be chosen is the payload."""
     row = Row(f"{payload} 1qa0", payload, payload, payload, "question")
     predictions = [predict(row, "forget", payload), predict(row, "retain", payload)]
-    blank = Results(suite=payload, model=payload, provenance={payload: payload}, warnings=(payload,))
+    blank = LumeResults(suite=payload, model=payload, provenance={payload: payload}, warnings=(payload,))
     results = complete_results(blank, predictions, mia=None, mmlu=None, missing={"mia": payload, "mmlu": payload})
     for name in ("before", "after"):
         write_evaluation(Evaluation(results, tuple(predictions)), folder / "evaluation" / name)
@@ -65,7 +70,7 @@ def test_no_text_of_a_run_is_markup_in_the_model_card(payload: str) -> None:
     card = model_card(
         settings={"model": payload, "method": payload, payload: payload, "forget": payload},
         provenance={"command": [payload], payload: payload},
-        results=Results(suite=payload, model=payload, missing={"mia": payload}),
+        results=LumeResults(suite=payload, model=payload, missing={"mia": payload}),
     )
     _, front, text = card.split("---\n", 2)
     yaml.safe_load(front)
@@ -125,10 +130,10 @@ def test_errors_are_one_plain_line(
 
 
 def test_predictions_with_any_text_are_read_back_as_they_were(tmp_path: Path) -> None:
-    from letheon.evaluation.rescoring import read_predictions
+    from letheon.evaluation.predicting import read_predictions
 
     rows = [Row(f"{n}qa0", payload, payload, "Task1", "question") for n, payload in enumerate(PAYLOADS)]
     written: list[Prediction] = [predict(row, "forget", row.answer) for row in rows]
-    blank = Results(suite="lume", model="m")
+    blank = LumeResults(suite="lume", model="m")
     write_evaluation(Evaluation(blank, tuple(written)), tmp_path / "e")
     assert read_predictions(tmp_path / "e" / "predictions.jsonl") == tuple(written)

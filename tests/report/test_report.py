@@ -19,20 +19,21 @@ import yaml
 
 from letheon.data.rows import Kind
 from letheon.errors import EvaluationError, OutputError
-from letheon.evaluation.results import (
-    MembershipScores,
-    MmluScores,
-    Prediction,
-    Results,
-    SplitName,
-    SplitScores,
-    TaskScores,
-)
+from letheon.evaluation.metrics.found import MembershipScores, MmluScores
+from letheon.evaluation.suites.lume.results import LumeResults, SplitName, SplitScores, TaskScores
 from letheon.report.card import model_card
 from letheon.report.figures import figure_svgs, save_figures, smooth
 from letheon.report.files import read_log, read_predictions, read_run
 from letheon.report.page import write_report
-from letheon.report.verdict import Ending, chance_auc_error, expected_perfect_score, membership_reading, verdict
+from letheon.report.verdict import (
+    Ending,
+    attacks_in,
+    chance_auc_error,
+    expected_perfect_score,
+    membership_reading,
+    verdict,
+)
+from letheon.scores.predictions import Prediction
 
 TASKS = ("Task1", "Task2", "Task3")
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe\u2066 {{ 7 * 7 }} <img src=http://evil.example/x>"
@@ -65,9 +66,9 @@ def _mia(auc: float, low: float, high: float) -> MembershipScores:
     return MembershipScores(auc, (low, high), score, (min(ends), best), 2.513, 2.617, 34, 34)
 
 
-def _results(forget: list[float], retain: list[float], mia: MembershipScores, aggregate: float) -> Results:
+def _results(forget: list[float], retain: list[float], mia: MembershipScores, aggregate: float) -> LumeResults:
     mmlu = MmluScores(0.274, {"anatomy": 0.274}, 135, 5, None)
-    return Results("lume", "targets/small", _split(forget), _split(retain), {}, aggregate, mia, mmlu, 0.6617)
+    return LumeResults("lume", "targets/small", _split(forget), _split(retain), {}, aggregate, mia, mmlu, 0.6617)
 
 
 BEFORE = _results([0.981, 0.932, 0.973, 0.954, 0.965, 0.947], [0.977, 0.938, 0.969, 0.951, 0.962, 0.943],
@@ -105,7 +106,7 @@ def _prediction(split: SplitName, task: str, kind: Kind, number: int, after: boo
     return Prediction(row_id, split, task, kind, prompt, answer, generation, recall, recall, float(not gone))
 
 
-def _write_evaluation(folder: Path, results: Results, predictions: list[Prediction]) -> None:
+def _write_evaluation(folder: Path, results: LumeResults, predictions: list[Prediction]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
     lines = "".join(json.dumps(asdict(p)) + "\n" for p in predictions)
@@ -247,10 +248,10 @@ def test_verdict_is_computed_from_the_numbers(standard: tuple[str, "_Page"]) -> 
         (replace(AFTER, mmlu=replace(AFTER.mmlu or MmluScores(0, {}, 0, 5, None), accuracy=0.1)), "mixed", "to 0.100"),
         (replace(AFTER, forget=None), "unknown", "Forgetting was not measured; the model kept"),
         (replace(AFTER, retain=None), "unknown", "keeping was not measured"),
-        (Results("lume", "m"), "unknown", "No score on the forget or retain rows"),
+        (LumeResults("lume", "m"), "unknown", "No score on the forget or retain rows"),
     ],
 )
-def test_verdict_follows_the_scores(after: Results, level: str, words: str) -> None:
+def test_verdict_follows_the_scores(after: LumeResults, level: str, words: str) -> None:
     found = verdict(BEFORE, after)
     assert (found.level, words in found.sentence) == (level, True), found
 
@@ -308,7 +309,7 @@ def test_membership_expectation_matches_simulation() -> None:
     ],
 )
 def test_membership_reading(interval: tuple[float, float], words: str) -> None:
-    assert words in membership_reading(_mia(sum(interval) / 2, *interval))
+    assert words in membership_reading(attacks_in(replace(AFTER, mia=_mia(sum(interval) / 2, *interval)).scores)[0])
 
 
 def test_changed_settings_come_first(run: Path) -> None:

@@ -12,19 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from letheon.data.rows import Kind
-from letheon.evaluation.results import (
-    MembershipScores,
-    MmluScores,
-    Prediction,
-    Results,
-    RougeDrops,
-    SplitName,
-    SplitScores,
-    TaskScores,
-)
+from letheon.evaluation.metrics.found import MembershipScores, MmluScores, RougeDrops
+from letheon.evaluation.suites.lume.listing import NO_VARIANT
+from letheon.evaluation.suites.lume.results import LumeResults, SplitName, SplitScores, TaskScores
 from letheon.report.tables import (
     MISSING,
-    NO_VARIANT,
     Estimate,
     Table,
     before_after,
@@ -38,6 +30,7 @@ from letheon.report.tables import (
 )
 from letheon.report.text import shorten, to_markdown_text, to_markup, visible, visible_line
 from letheon.report.verdict import mean_scores, verdict
+from letheon.scores.predictions import Prediction
 
 
 def _split(values: tuple[float, ...]) -> SplitScores:
@@ -45,18 +38,18 @@ def _split(values: tuple[float, ...]) -> SplitScores:
     return SplitScores(overall=TaskScores(sum(values[::2]) / 3, 0.5, sum(values[1::2]) / 3, 90, 90), tasks=tasks)
 
 
-def _results(forget: tuple[float, ...], retain: tuple[float, ...], *, auc: float = 0.55) -> Results:
+def _results(forget: tuple[float, ...], retain: tuple[float, ...], *, auc: float = 0.55) -> LumeResults:
     score = 1 - 2 * abs(auc - 0.5)
     mia = MembershipScores(auc, (auc - 0.07, auc + 0.07), score, (score - 0.14, 0.98), 2.5, 2.6, 34, 34)
     mmlu = MmluScores(0.271, {"anatomy": 0.271}, 135, 5, None)
-    return Results("lume", "model", _split(forget), _split(retain), {}, 0.8125, mia, mmlu, 0.661)
+    return LumeResults("lume", "model", _split(forget), _split(retain), {}, 0.8125, mia, mmlu, 0.661)
 
 
 BEFORE = _results((0.911, 0.822, 0.733, 0.944, 0.855, 0.766), (0.912, 0.823, 0.734, 0.945, 0.856, 0.767), auc=0.91)
 AFTER = _results((0.011, 0.022, 0.033, 0.044, 0.055, 0.066), (0.901, 0.802, 0.703, 0.904, 0.805, 0.706))
 
 
-def _with_variants(results: Results, drops: RougeDrops, *, known: float) -> Results:
+def _with_variants(results: LumeResults, drops: RougeDrops, *, known: float) -> LumeResults:
     """The same with Unicode recalls of 0.5 and Unicode exact matches of `known`."""
 
     def changed(split: SplitScores | None) -> SplitScores:
@@ -112,7 +105,7 @@ def test_official_order_and_sections() -> None:
 
 
 def test_missing_scores_are_dashes_with_their_reasons() -> None:
-    after = Results(
+    after = LumeResults(
         "lume", "model", AFTER.forget, AFTER.retain, {}, 0.5, missing={"mia": "no --members", "mmlu": "no --mmlu"}
     )
     table = before_after(None, after)
@@ -130,7 +123,7 @@ def test_reason_of_a_single_score_wins_over_its_group() -> None:
     tasks = {"Task1": TaskScores(0.5, 0.5, None, 3, 0)}
     split = SplitScores(TaskScores(0.5, 0.5, None, 3, 0), tasks)
     missing = {"forget.Task1.knowledge": "no questions", "forget": "unused"}
-    notes = compare({"A": Results("own", "m", split, None, missing=missing)}).notes
+    notes = compare({"A": LumeResults("own", "m", split, None, missing=missing)}).notes
     assert "A: no Forget Task1 knowledge: no questions" in notes
 
 
@@ -141,7 +134,7 @@ def test_both_evaluations_absent_leaves_only_dashes_and_two_notes() -> None:
 
 
 def test_warnings_become_notes() -> None:
-    assert "x: MMLU is low" in compare({"x": Results("lume", "m", warnings=("MMLU is low",))}).notes
+    assert "x: MMLU is low" in compare({"x": LumeResults("lume", "m", warnings=("MMLU is low",))}).notes
 
 
 def test_compare_has_a_column_each_in_the_given_order() -> None:
@@ -193,12 +186,12 @@ def test_the_verdict_takes_the_variants_and_says_so() -> None:
     drops = RougeDrops(10, 10, 1, 1)
     empty = replace(AFTER, forget=_split((0.0,) * 6), retain=_split((0.0,) * 6))
     after = _with_variants(empty, drops, known=0.5)
-    assert mean_scores("forget", after, after) == (0.5, 0.5)
+    assert mean_scores("forgetting", after, after) == (0.5, 0.5)
     assert "did not forget the forget rows" in verdict(after, after).sentence
     assert verdict(after, after).sentence.endswith(
         "these means take the Unicode scores, since the official ones miss a part of this script."
     )
-    assert mean_scores("forget", empty, after) == (0.0, 0.0)  # the first was scored before there were variants
+    assert mean_scores("forgetting", empty, after) == (0.0, 0.0)  # the first was scored before there were variants
     assert "Unicode" not in verdict(BEFORE, AFTER).sentence
 
 

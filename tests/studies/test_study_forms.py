@@ -13,12 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from chats import QUESTIONS, known_in_chat
 from letheon import api
 from letheon.data.rows import Row
-from letheon.evaluation.official import score_in_form
-from letheon.evaluation.results import Results, read_results
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.lume.official import score_in_form
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import Spread, Table, to_csv
 from letheon.settings import EvaluateSettings
 from letheon.studies.aggregate import forgotten_score, rows_of, scores_in, trade_off_in, trade_off_scores
 from letheon.studies.forgetting import OTHER_FORM
+from letheon.studies.known import known_scores
 from letheon.studies.page import write_study_page
 from letheon.studies.records import (
     RunRecord,
@@ -29,12 +31,14 @@ from letheon.studies.records import (
     state_scores,
     write_study,
 )
-from letheon.studies.spec import SCORES, StudySettings
+from letheon.studies.spec import StudySettings
 from letheon.studies.tables import runs_data, scores_data, scores_table, trade_off_table
 from made_results import CHINESE, ENGLISH, MIA, MMLU, results_of
 
+KNOWN = known_scores(StudySettings.of({}))
 
-def asked(by_prompt: float, in_form: float, *, texts: dict[str, str] = ENGLISH, template: str = "chat") -> Results:
+
+def asked(by_prompt: float, in_form: float, *, texts: dict[str, str] = ENGLISH, template: str = "chat") -> LumeResults:
     """An evaluation in which these shares of the forget completions are gone, by raw prompts and in form."""
     found, other = results_of(texts, forgets=by_prompt), results_of(texts, forgets=in_form)
     scores = score_in_form((), template=template, date="2024-07-26", source="a test", differs=True)
@@ -81,7 +85,7 @@ def test_scores_in_form_by_hand() -> None:
     aggregate = harmonic_mean([0.4, 1.0])
     assert found["task_aggregate_in_form"] == pytest.approx(aggregate)
     assert found["final_in_form"] == pytest.approx((aggregate + MIA.score + MMLU.accuracy) / 3)
-    assert found.keys() <= SCORES.keys()
+    assert found.keys() <= KNOWN.keys()
     state = state_scores(asked(1.0, 0.4), epoch=2, is_result=True)
     assert (state.form, state.form_differs) == ("chat, 2024-07-26", True)
     assert state_scores(asked(1.0, 0.4, template="pair"), epoch=2, is_result=True).form == "pair"
@@ -162,14 +166,14 @@ def with_recall(state: StateScores, recall: float) -> StateScores:
     return replace(state, scores={**state.scores, "interim.forgotten": 1 - recall})
 
 
-@pytest.mark.parametrize("score", [name for name in SCORES if name.endswith("_in_form")])
+@pytest.mark.parametrize("score", [name for name in KNOWN if name.endswith("_in_form")])
 def test_a_search_may_maximise_scores_in_form(score: str) -> None:
     pytest.importorskip("optuna")
     from letheon.studies.search import _mean
 
     search: dict[str, Any] = {"search": {"rank": {"low": 1, "high": 8, "int": True}}}
     record = record_of((1.0, 0.4), **search, objectives=[score])
-    assert _mean(record.runs, score) == pytest.approx(record.runs[0].states[0].scores[score])
+    assert _mean(record.runs, KNOWN[score]) == pytest.approx(record.runs[0].states[0].scores[score])
     assert "The search made" not in " ".join(scores_table(record).notes)
     by_prompts = record_of((1.0, 0.4), **search, objectives=["final"])
     assert "final_in_form would be the objectives to name" in scores_table(by_prompts).notes[-1]

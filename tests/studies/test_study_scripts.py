@@ -8,10 +8,11 @@ from statistics import harmonic_mean
 
 import pytest
 
-from letheon.evaluation.results import Results
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import to_csv, to_markdown
 from letheon.studies.aggregate import scores_in, trade_off_in, trade_off_scores
 from letheon.studies.figures import save_study_figures
+from letheon.studies.known import known_scores
 from letheon.studies.records import (
     RunRecord,
     StateScores,
@@ -26,7 +27,7 @@ from letheon.studies.tables import comparison_table, runs_data, scores_data, sco
 from made_results import CHINESE, ENGLISH, results_of
 
 
-def state_of(results: Results, *, epoch: float = 20, is_result: bool = True) -> StateScores:
+def state_of(results: LumeResults, *, epoch: float = 20, is_result: bool = True) -> StateScores:
     return StateScores(epoch, is_result, scores_of_results(results), script_notes_of(results))
 
 
@@ -126,7 +127,7 @@ def test_variants_are_objectives(score: str) -> None:
     from letheon.studies.search import _mean
 
     record = record_of(CHINESE, search={"rank": {"low": 1, "high": 8, "int": True}}, objectives=[score])
-    found = _mean(record.runs[2:], score)
+    found = _mean(record.runs[2:], known_scores(StudySettings.of({}))[score])
     assert found == pytest.approx(sum(run.states[0].scores[score] for run in record.runs[2:]) / 2)
     assert "search made" not in to_markdown(scores_table(record))
 

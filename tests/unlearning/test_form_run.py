@@ -14,7 +14,9 @@ from letheon.api import evaluate, form_of
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
 from letheon.evaluation.in_form import Asking, said
-from letheon.evaluation.rescoring import read_predictions, rescore
+from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.rescoring import rescore
+from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
@@ -43,12 +45,13 @@ def test_a_model_that_knows_conversations_is_asked_in_them(
 ) -> None:
     given = known_in_chat(tmp_path, questions, tokenizer, chat)
     found = evaluate(settings_of(given, tmp_path / "before"))
-    assert found.results.form is not None
-    assert (found.results.form.template, found.results.form.differs) == ("chat", True)
-    assert found.results.form.retain is not None
-    assert found.results.form.retain.overall.knowledge == 1
-    assert found.results.retain is not None
-    assert (found.results.retain.overall.knowledge or 0) < 1  # the raw prompts of the official script
+    results = LumeResults.of(found.results)
+    assert results.form is not None
+    assert (results.form.template, results.form.differs) == ("chat", True)
+    assert results.form.retain is not None
+    assert results.form.retain.overall.knowledge == 1
+    assert results.retain is not None
+    assert (results.retain.overall.knowledge or 0) < 1  # the raw prompts of the official script
     again = rescore(tmp_path / "before" / "predictions.jsonl")
     assert again.results.form == found.results.form
     assert again.in_form == read_predictions(tmp_path / "before" / "predictions_in_form.jsonl") == found.in_form
@@ -82,7 +85,9 @@ def test_raw_prompts_are_asked_once_where_they_are_the_form(
     found = evaluate(settings_of(given, tmp_path / "before"))
     assert found.results.form is not None
     assert (found.results.form.template, found.results.form.differs) == ("joined", False)
-    assert found.results.form.forget == found.results.forget
+    results = LumeResults.of(found.results)
+    assert results.form is not None
+    assert results.form.forget == results.forget
     assert not (tmp_path / "before" / "predictions_in_form.jsonl").exists()
     assert "joined" in found.results.form.known
 
@@ -245,7 +250,7 @@ def test_memorising_in_a_form_is_for_known_forms(
     found = evaluate(settings_of(given, tmp_path / "out"))
     assert found.results.form is not None
     assert found.results.form.template == "chat"
-    assert found.results.form.task_aggregate == 0  # all of it is known, what is to be forgotten too
+    assert found.results.scores.value("task_aggregate_in_form") == 0  # all of it is known, what is to be forgotten too
     with pytest.raises(DataError, match="cannot be filled in"):
         memorize(model, chatty(tokenizer, "{{ raise_exception('no') }}"), rows=rows, template="chat", options=options)
 

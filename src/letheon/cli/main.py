@@ -26,7 +26,7 @@ from letheon.storage.run_folder import STUDY_PAGE_FILE
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
-    from letheon.evaluation.results import Results
+    from letheon.scores.results import Results
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -115,7 +115,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
     values = given_values(context, config)
     if "predictions" in values:
         from letheon.evaluation.outputs import check_rescored
-        from letheon.evaluation.suites import rescore, write_evaluation
+        from letheon.evaluation.rescoring import rescore, write_evaluation
 
         rescoring = RescoreSettings.of(values)
         evaluation = rescore(rescoring.predictions)

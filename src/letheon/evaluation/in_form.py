@@ -14,9 +14,9 @@ from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, text_ids, tokenise, tokenise_asked
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
 from letheon.evaluation.generation import generate_from
-from letheon.evaluation.official import predict
-from letheon.evaluation.results import Prediction, SplitName
+from letheon.evaluation.predicting import predict
 from letheon.model.loading import context_length
+from letheon.scores.predictions import Prediction
 
 _UNLIMITED = 2**31
 _BATCH_TOKENS = 4096
@@ -85,7 +85,7 @@ def askings(row: Row, tokenizer: PreTrainedTokenizerBase, form: AskedForm) -> li
 def form_predictions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    labelled: Sequence[tuple[SplitName, Row]],
+    labelled: Sequence[tuple[str, Row]],
     official: Sequence[Prediction],
     form: AskedForm,
     *,

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from letheon.errors import EvaluationError, OutputError, nearest
-from letheon.evaluation.results import Results, read_results
+from letheon.evaluation.registry import read_results
+from letheon.scores.results import Results
 from letheon.storage.files import open_output_folder
 from letheon.storage.run_folder import EVALUATIONS_FOLDER, RESULTS_FILE
 

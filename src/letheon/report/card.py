@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import yaml
 
-from letheon.evaluation.results import Results, SplitScores
 from letheon.report.files import flat_items
 from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings, shareable_text
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
-from letheon.report.verdict import CUT_SHORT, membership_reading
+from letheon.report.verdict import CUT_SHORT, attacks_in, membership_reading
+from letheon.scores.results import Results
+from letheon.scores.score import SHARE, shown_of
 from letheon.storage.hub import is_hub_id
 
 
@@ -121,12 +122,8 @@ def _data(settings: Mapping[str, object], results: Results | None) -> str:
     for name, meaning in (("forget", "to forget"), ("retain", "to keep")):
         found = settings.get(name, "not recorded")
         source = "not named here" if found == name.upper() else to_markdown_text(str(found))
-        scores: SplitScores | None = getattr(results, name) if results else None
-        counts = (
-            f" ({scores.overall.num_completions} completions and {scores.overall.num_questions} questions scored)"
-            if scores
-            else ""
-        )
+        scored = results.num_rows.get(name) if results else None
+        counts = f" ({' and '.join(f'{number} {kind}' for kind, number in scored.items())} scored)" if scored else ""
         lines.append(f"- Rows {meaning}: {source}{counts}")
     return "## Data\n\n" + "\n".join(lines)
 
@@ -137,10 +134,13 @@ def _scores(results: Results | None, doubt: str | None) -> str:
         return f"## Scores{said}"
     if results is None:
         return "## Scores\n\nThe model was not evaluated after unlearning; nothing is known of what it forgot or kept."
-    reading = f"\n{membership_reading(results.mia)}\n" if results.mia else ""
+    scores = results.scores
+    reading = "".join(f"\n{membership_reading(attack)}\n" for attack in attacks_in(scores))
+    are_shares = all(score.bounds == SHARE for score in shown_of([scores]))
+    between = " All scores lie between 0 and 1." if are_shares else ""
     table = to_markdown(compare({"After unlearning": results}))
     suite = to_markdown_text(results.suite)
-    return f"## Scores\n\nSuite: {suite}. All scores lie between 0 and 1.{said}\n\n{table}{reading}"
+    return f"## Scores\n\nSuite: {suite}.{between}{said}\n\n{table}{reading}"
 
 
 def _reproduction(settings: Mapping[str, object], provenance: Mapping[str, object]) -> str:

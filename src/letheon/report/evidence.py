@@ -5,14 +5,16 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from letheon.evaluation.results import Results
 from letheon.report.files import RunFiles
 from letheon.report.pairing import Pairing, read_of
 from letheon.report.verdict import Ending
+from letheon.scores.results import Results
 
 Facts = tuple[tuple[str, str], ...]
 
 _UNKNOWN = "not recorded"
+_TOLD = ("model", "weights", "tokenizer", "forget", "retain")
+"""What an evaluation read that is told of in other words."""
 
 
 def run_ending(run: RunFiles) -> Ending | None:
@@ -49,9 +51,9 @@ def coverage(run: RunFiles) -> Facts:
         if "num_without_answer" in facts:
             text += f" ({facts['num_without_answer']} of them without an answer token)"
         for name, evaluation in (("before", run.before), ("after", run.after)):
-            scores = getattr(evaluation.results, side) if evaluation else None
-            if scores:
-                text += f", {scores.overall.num_completions + scores.overall.num_questions} scored {name}"
+            scored = evaluation.results.num_rows.get(side) if evaluation else None
+            if scored:
+                text += f", {sum(scored.values())} scored {name}"
         found.append((f"{side} rows", text))
     return tuple(found)
 
@@ -100,9 +102,8 @@ def _facts(results: Results) -> Facts:
     for side in ("forget", "retain"):
         source = _part(provenance, side).get("source", _UNKNOWN)
         facts.append((f"{side} rows", f"{source}, sha256 {read.get(f'{side}_sha256', _UNKNOWN)}"))
-    for name in ("members", "nonmembers", "mmlu"):
-        if f"{name}_sha256" in read:
-            facts.append((name, f"sha256 {read[f'{name}_sha256']}"))
+    others = [name.removesuffix("_sha256") for name in read if name.endswith("_sha256")]
+    facts += [(name, f"sha256 {read[f'{name}_sha256']}") for name in others if name not in _TOLD]
     return tuple(facts)
 
 

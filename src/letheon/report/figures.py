@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from letheon.evaluation.results import Results
 from letheon.report.drawing import (
     BLUE,
     GREEN,
@@ -32,8 +31,9 @@ from letheon.report.drawing import (
     save_figure,
 )
 from letheon.report.files import InterimRecord, RunFiles, RunLog, read_run
-from letheon.report.tables import Score, scores_of
 from letheon.report.text import shorten, visible_line
+from letheon.scores.results import Results
+from letheon.scores.score import FORGETTING, RETENTION, SHARE, Better, Role, Score, shown_of
 
 _MAX_POINTS = 400
 
@@ -41,6 +41,11 @@ _Look = tuple[str, str, str, str]
 """Label, colour, marker and line style."""
 _Draw = Callable[[RunFiles], Figure | None]
 
+_PANELS: dict[tuple[Role, Better], str] = {
+    (FORGETTING, "lower"): "Forget set: lower is better",
+    (RETENTION, "higher"): "Retain set: higher is better",
+}
+"""The scores that are drawn as bars, by what they speak of and which way is better."""
 LARGEST_DRAWN = 1e30
 """Axes overflow on the way to the largest floating-point numbers."""
 
@@ -117,23 +122,26 @@ def interim_figure(log: RunLog) -> Figure | None:
 def score_figure(before: Results | None, after: Results | None) -> Figure | None:
     """Draw the scores by set and task as bars, forget and retain side by side; None without any such score."""
     named = [("before", ORANGE, before), ("after", BLUE, after)]
-    sides = [(label, color, results) for label, color, results in named if results is not None]
-    scores = [s for s in scores_of(r for _, _, r in sides) if s.name.startswith(("forget.", "retain."))]
-    groups = [[s for s in scores if s.name.startswith(split)] for split in ("forget.", "retain.")]
-    if not any(score.value(results) is not None for score in scores for _, _, results in sides):
+    sides = [(label, color, results.scores) for label, color, results in named if results is not None]
+    shown = shown_of([scores for _, _, scores in sides])
+    groups = [{_row_name(s): s for s in shown if (s.role, s.better) == side and s.bounds == SHARE} for side in _PANELS]
+    names = list(dict.fromkeys(name for group in groups for name in group))
+    values = {
+        (label, s.name): scores.value(s.name) for label, _, scores in sides for group in groups for s in group.values()
+    }
+    if all(value is None for value in values.values()):
         return None
-    figure = new_figure(height_inches=0.75 + 0.28 * len(groups[0]) * (len(sides) + 0.4))
+    figure = new_figure(height_inches=0.75 + 0.28 * len(names) * (len(sides) + 0.4))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, group, title in zip(
-        panels, groups, ("Forget set: lower is better", "Retain set: higher is better"), strict=True
-    ):
-        for index, (label, color, results) in enumerate(sides):
-            _draw_bars(axes, [s.value(results) for s in group], label=label, color=color, place=(index, len(sides)))
+    for axes, group, title in zip(panels, groups, _PANELS.values(), strict=True):
+        for index, (label, color, _) in enumerate(sides):
+            bars = [values[label, group[name].name] if name in group else None for name in names]
+            _draw_bars(axes, bars, label=label, color=color, place=(index, len(sides)))
         axes.set(xlim=(0, 1.16), xticks=(0, 0.25, 0.5, 0.75, 1), xlabel="mean score")
         axes.set_title(title, loc="left")
         axes.grid(visible=True, axis="x")
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(groups[0])), [_bar_label(score) for score in groups[0]])
+    panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     if len(sides) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
@@ -184,9 +192,10 @@ def _draw_bars(axes: Axes, values: Sequence[object], *, label: str, color: str, 
         axes.text((number or 0.0) + 0.012, offset, text, va="center", ha="left", fontsize=8.5)
 
 
-def _bar_label(score: Score) -> str:
-    _, *task, kind = score.name.split(".")
-    return f"{_label('.'.join(task))}\n{kind}"
+def _row_name(score: Score) -> str:
+    """What a score's row is called, which it shares with the score of the other set that has the same name."""
+    _, *task, kind = score.name.split(".") if "." in score.name else ("", score.label)
+    return f"{_label('.'.join(task))}\n{kind}" if task else _label(kind)
 
 
 def _label(name: str) -> str:

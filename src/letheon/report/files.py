@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from letheon.errors import EvaluationError, shown
+from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import contradictions
-from letheon.evaluation.results import Prediction, Results, read_results
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
+from letheon.scores.predictions import Prediction
+from letheon.scores.results import Results
 from letheon.storage.run_folder import (
     ATTEMPTS_FILE,
     EVALUATIONS_FOLDER,
@@ -109,7 +111,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     if (folder / RESULTS_FILE).exists():
         evaluation = _evaluation(folder)
-        provenance = evaluation.results.provenance if evaluation else {}
+        provenance = dict(evaluation.results.provenance) if evaluation else {}
         wrong, _ = _checked(folder, evaluation.results) if evaluation else ((), ())
         return RunFiles(folder, provenance=provenance, after=evaluation, contradictions=wrong, is_evaluation_only=True)
     log_file, provenance = folder / LOG_FILE, read_mapping(folder / PROVENANCE_FILE)
@@ -347,7 +349,9 @@ def _number(path: Path, line: int, record: Mapping[str, Any], name: str) -> floa
 
 def _prediction(path: Path, line: int, record: dict[str, Any]) -> Prediction:
     wanted = {f.name: f.type for f in fields(Prediction)}
-    missing = sorted({f.name for f in fields(Prediction) if f.default is MISSING} - set(record))
+    missing = sorted(
+        {f.name for f in fields(Prediction) if f.default is MISSING and f.default_factory is MISSING} - set(record)
+    )
     if missing:
         raise EvaluationError(
             f"{path}:{line}: expected a prediction with {', '.join(wanted)}; it lacks {', '.join(missing)}. "

@@ -13,7 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from letheon.evaluation.results import MembershipScores, Prediction, Results
+from letheon.evaluation.registry import DEFAULT, SUITES
+from letheon.evaluation.suite import Reading
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
@@ -24,22 +25,24 @@ from letheon.report.tables import (
     Table,
     before_after,
     compare,
-    missing_reason,
     paired_predictions,
     pick_samples,
-    scores_of,
 )
 from letheon.report.verdict import (
     FORGOTTEN_SHARE,
     KEPT_SHARE,
     RunStart,
     Verdict,
+    attacks_in,
     chance_auc_error,
     evaluation_summary,
     expected_perfect_score,
     membership_reading,
     verdict,
 )
+from letheon.scores.predictions import Prediction
+from letheon.scores.results import Results, missing_reason
+from letheon.scores.score import Score, Scores, shown_of
 from letheon.storage.run_folder import (
     EVALUATIONS_FOLDER,
     LOG_FILE,
@@ -77,10 +80,14 @@ class Membership:
     """One membership attack and what it means."""
 
     heading: str
-    scores: MembershipScores
+    scores: tuple[Score, ...]
+    """The attack's score and those made of it."""
+    beside: Mapping[str, float]
     reading: str
-    chance_error: float
-    perfect_score: float
+    sizes: tuple[int, ...]
+    chance_error: float | None
+    """Of an AUC over so many documents; None where they are not told."""
+    perfect_score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,7 @@ class Page:
     settings: tuple[Setting, ...]
     scores: Table
     figures: dict[str, Markup]
+    readings: tuple[Reading, ...]
     memberships: tuple[Membership, ...]
     samples: tuple[Sample, ...]
     gaps: tuple[Gap, ...]
@@ -151,6 +159,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         settings=list_settings(run.settings, defaults),
         scores=compare({"Value": after}) if run.is_evaluation_only and after else before_after(before, after),
         figures={name: Markup(svg) for name, svg in figure_svgs(run).items()},  # noqa: S704
+        readings=_readings(run),
         memberships=_memberships(run),
         samples=_samples(run),
         gaps=_gaps(run),
@@ -214,10 +223,8 @@ def _asked(run: RunFiles) -> tuple[tuple[str, str], ...]:
     known = _evaluations(run)
     if known and not asked:
         asked = [("model", known[0][1].model), ("suite", known[0][1].suite)]
-    for name, split in (("forget", known and known[-1][1].forget), ("retain", known and known[-1][1].retain)):
-        if split:
-            counts = f"{split.overall.num_completions} completions, {split.overall.num_questions} questions"
-            asked.append((f"{name} rows scored", counts))
+    for name, counts in known[-1][1].num_rows.items() if known else ():
+        asked.append((f"{name} rows scored", ", ".join(f"{number} {kind}" for kind, number in counts.items())))
     return tuple(asked)
 
 
@@ -244,17 +251,29 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value)
 
 
+def _readings(run: RunFiles) -> tuple[Reading, ...]:
+    """Return how the scores of the suites that were asked are to be read."""
+    names = dict.fromkeys(results.suite for _, results in _evaluations(run)) or {DEFAULT: None}
+    return tuple(reading for name in names if name in SUITES for reading in SUITES[name].readings)
+
+
 def _memberships(run: RunFiles) -> tuple[Membership, ...]:
-    return tuple(
-        Membership(
-            name,
-            results.mia,
-            membership_reading(results.mia),
-            chance_auc_error(results.mia.num_members, results.mia.num_nonmembers),
-            expected_perfect_score(results.mia.num_members, results.mia.num_nonmembers),
-        )
-        for name, results in _evaluations(run)
-        if results.mia is not None
+    found = [(name, results.scores) for name, results in _evaluations(run)]
+    return tuple(_membership(name, attack, scores) for name, scores in found for attack in attacks_in(scores))
+
+
+def _membership(heading: str, attack: Score, scores: Scores) -> Membership:
+    group = attack.name.rpartition(".")[0]
+    own = [s for s in scores.of("privacy") if s.value is not None and s.name.rpartition(".")[0] == group]
+    has_sizes = len(attack.sizes) == 2 and attack.better == 0.5
+    return Membership(
+        heading,
+        tuple(own),
+        attack.beside,
+        membership_reading(attack),
+        attack.sizes,
+        chance_auc_error(*attack.sizes) if has_sizes else None,
+        expected_perfect_score(*attack.sizes) if has_sizes else None,
     )
 
 
@@ -273,9 +292,7 @@ def _gaps(run: RunFiles) -> tuple[Gap, ...]:
     for name, results in _evaluations(run):
         prefix = "" if run.is_evaluation_only else f"{name} unlearning: "
         gaps += [Gap(f"{prefix}{score}", reason) for score, reason in results.missing.items()]
-        unexplained = [
-            s for s in scores_of([results]) if s.value(results) is None and not missing_reason(results, s.name)
-        ]
+        unexplained = [s for s in shown_of([results.scores]) if s.value is None and not missing_reason(results, s.name)]
         gaps += [Gap(f"{prefix}{score.label}", NO_REASON) for score in unexplained]
         gaps += [Gap(f"{prefix}warning", warning) for warning in results.warnings]
     for name, side in (("Before", run.before), ("After", run.after)):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from letheon.data.forms import CHAT
-from letheon.evaluation.results import Results
+from letheon.scores.results import Results
 from letheon.storage.fingerprints import CALLED, short
 
 Side = Literal["before", "after"]

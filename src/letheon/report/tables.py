@@ -4,25 +4,25 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from letheon.evaluation.results import Prediction, Results, SplitScores
+from letheon.evaluation.registry import DEFAULT, SUITES
 from letheon.report.text import shorten, to_markdown_text, to_rich_text, visible
+from letheon.scores.predictions import Prediction
+from letheon.scores.results import Results, missing_reason
+from letheon.scores.score import FORGETTING, RETENTION, Score, shown_of
 
 MISSING = "—"
 CUT = " [left here]"
 NO_REASON = "no reason was recorded"
-NO_FORM = "the rows were asked with raw prompts only, or these are what their form gives; see --template"
-NO_VARIANT = "scored before there was a Unicode variant; `letheon evaluate --predictions` scores it again"
-LOWER, HIGHER, HALF = "↓ lower", "↑ higher", "→ 0.5"
+LOWER, HIGHER, NEAR = "↓ lower", "↑ higher", "→"
 
-_IN_FORM = "_in_form"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -63,20 +63,6 @@ class Table:
     """Rows, by index, that begin a new group."""
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One line of a score table: what it is called, which way is better, and where its value lies in `Results`."""
-
-    name: str
-    """Dotted, as in results.json and its `missing`."""
-    label: str
-    better: str
-    value: Callable[[Results], Cell]
-    replaces: tuple[str, ...] = ()
-    """Names of the scores that this one is to be read in place of: the official one and any variant that falls short of
-    this one too. Empty for an official score."""
-
-
 def before_after(before: Results | None, after: Results | None) -> Table:
     """Return every score of one model before and after unlearning; for None there are dashes and a note."""
     table = _score_table("Scores before and after", {"Before": before, "After": after})
@@ -94,25 +80,18 @@ def compare(results: Mapping[str, Results]) -> Table:
     return _score_table("Scores", results)
 
 
-def scores_of(results: Iterable[Results]) -> tuple[Score, ...]:
-    """List the scores that `results` are reported by: the tasks that any of them has, then the totals.
+def better_text(score: Score) -> str:
+    """Say which way of a score is better, with an arrow."""
+    if score.better == "lower":
+        return LOWER
+    return HIGHER if score.better == "higher" else f"{NEAR} {score.better:g}"
 
-    Each kind of score is followed by its Unicode variant if for any of `results` the official one misses something, and
-    by the scores in the rows' form where any of them asked the rows in another form than raw prompts.
-    """
-    present = list(results)
-    has_form = any(r.form is not None and r.form.differs for r in present)
-    tasks = sorted({task for r in present for split in (r.forget, r.retain) if split for task in split.tasks})
-    varied = [kind for kind in ("regurgitation", "knowledge") if any(_misses_something(r, kind) for r in present)]
-    by_task = [
-        score
-        for split in ("forget", "retain")
-        for task in tasks
-        for kind in ("regurgitation", "knowledge")
-        for score in _task_scores(split, task, kind, is_varied=kind in varied, has_form=has_form)
-    ]
-    in_form = [_FORM_AGGREGATE, *([_UNICODE_FORM_AGGREGATE] if varied else [])] if has_form else []
-    return (*by_task, _TASK_AGGREGATE, *([_UNICODE_AGGREGATE] if varied else []), *in_form, *_OTHER_TOTALS)
+
+def score_cell(score: Score | None) -> Cell:
+    """Return a score's value, with its interval where it has one; None without."""
+    if score is None or score.value is None:
+        return None
+    return score.value if score.interval is None else Estimate(score.value, *score.interval)
 
 
 def side_by_side(
@@ -236,115 +215,31 @@ def _interval_text(cell: Spread) -> str:
     return f" ({cell.low:.3f}{'–' if cell.low >= 0 else ' to '}{cell.high:.3f})"
 
 
-def missing_reason(results: Results, name: str) -> str | None:
-    """Return why score `name` is None: what `missing` says of it or of the group it belongs to, None if nothing."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        reason = results.missing.get(".".join(parts[:length]))
-        if reason:
-            return reason
-    return None
-
-
-def missing_notes(column: str, results: Results, scores: Iterable[Score]) -> tuple[str, ...]:
+def missing_notes(column: str, results: Results, shown: Iterable[Score]) -> tuple[str, ...]:
     """Return one note for each reason why scores of `results` are missing, naming those scores."""
-    by_name = {score.name: score for score in scores}
+    own = results.scores
     labels: dict[str, list[str]] = {}
-    for score in by_name.values():
-        if score.value(results) is None:
-            labels.setdefault(_reason(results, score, by_name), []).append(score.label)
+    for score in shown:
+        found = own.get(score.name)
+        if found is None or found.value is None:
+            reason = missing_reason(results, score.name) if found is None else found.missing
+            labels.setdefault(reason or NO_REASON, []).append(score.label)
     return tuple(f"{column}: no {', '.join(names)}: {reason}" for reason, names in labels.items())
-
-
-def _reason(results: Results, score: Score, by_name: Mapping[str, Score]) -> str:
-    official = by_name.get(score.replaces[0]) if score.replaces else None
-    if official is not None and official.value(results) is not None:
-        return NO_FORM if score.name.endswith(_IN_FORM) else NO_VARIANT
-    return missing_reason(results, score.replaces[0] if score.replaces else score.name) or NO_REASON
 
 
 def _score_table(title: str, columns: Mapping[str, Results | None]) -> Table:
     present = {name: results for name, results in columns.items() if results is not None}
-    scores = scores_of(present.values())
-    rows = tuple((s.label, s.better, *(None if r is None else s.value(r) for r in columns.values())) for s in scores)
-    groups = [next((split for split in ("forget.", "retain.") if s.name.startswith(split)), "") for s in scores]
+    own = {name: results.scores for name, results in present.items()}
+    shown = shown_of(list(own.values()) or [SUITES[DEFAULT].scores])
+    rows = tuple(
+        (s.label, better_text(s), *(score_cell(own[name].get(s.name)) if name in own else None for name in columns))
+        for s in shown
+    )
+    groups = [score.role if score.role in (FORGETTING, RETENTION) else "" for score in shown]
     sections = tuple(i for i in range(1, len(groups)) if groups[i] != groups[i - 1])
-    notes = [note for name, results in present.items() for note in missing_notes(name, results, scores)]
+    notes = [note for name, results in present.items() for note in missing_notes(name, results, shown)]
     notes += [f"{name}: {warning}" for name, results in present.items() for warning in results.warnings]
     return Table(title, ("Score", "Better", *columns), rows, tuple(notes), sections)
-
-
-def _task_scores(split: str, task: str, kind: str, *, is_varied: bool, has_form: bool) -> list[Score]:
-    """The official score and, after it, what is to be read in its place: over any script, in the rows' form."""
-    scores = [_task_score(split, task, kind), *([_task_variant(split, task, kind)] if is_varied else [])]
-    if not has_form:
-        return scores
-    # The last of the scores falls short of none of the others, so that it stands for all of them.
-    forms = [_in_form(score) for score in scores]
-    forms[-1] = replace(forms[-1], replaces=(*forms[-1].replaces, *(s.name for s in (*scores, *forms[:-1]))))
-    return [*scores, *forms]
-
-
-def _in_form(score: Score) -> Score:
-    def value(results: Results) -> Cell:
-        # The scores in form have the fields of the official ones.
-        return score.value(results.form) if results.form is not None else None  # type: ignore[arg-type]
-
-    return Score(f"{score.name}{_IN_FORM}", f"{score.label} (in form)", score.better, value, replaces=(score.name,))
-
-
-def _task_score(split: str, task: str, kind: str) -> Score:
-    def value(results: Results) -> float | None:
-        scores: SplitScores | None = getattr(results, split)
-        found = scores.tasks.get(task) if scores else None
-        number: float | None = getattr(found, kind) if found else None
-        return number
-
-    better = LOWER if split == "forget" else HIGHER
-    return Score(f"{split}.{task}.{kind}", f"{split.capitalize()} {task} {kind}", better, value)
-
-
-def _task_variant(split: str, task: str, kind: str) -> Score:
-    official, variant = _task_score(split, task, kind), _task_score(split, task, f"unicode_{kind}")
-    return Score(variant.name, f"{official.label} (Unicode)", official.better, variant.value, replaces=(official.name,))
-
-
-def _misses_something(results: Results, kind: str) -> bool:
-    splits = [split for split in (results.forget, results.retain) if split]
-    if kind == "regurgitation":
-        return any(split.rouge_drops is not None and split.rouge_drops.matters for split in splits)
-    tasks = [task for split in splits for task in split.tasks.values()]
-    return any(task.unicode_knowledge not in (None, task.knowledge) for task in tasks)
-
-
-def _mia_auc(results: Results) -> Cell:
-    return Estimate(results.mia.auc, *results.mia.auc_interval) if results.mia else None
-
-
-def _mia_score(results: Results) -> Cell:
-    return Estimate(results.mia.score, *results.mia.score_interval) if results.mia else None
-
-
-def _mmlu_accuracy(results: Results) -> Cell:
-    return results.mmlu.accuracy if results.mmlu else None
-
-
-_TASK_AGGREGATE = Score("task_aggregate", "Task aggregate", HIGHER, lambda results: results.task_aggregate)
-_UNICODE_AGGREGATE = Score(
-    "unicode_task_aggregate",
-    "Task aggregate (Unicode)",
-    HIGHER,
-    lambda results: results.unicode_task_aggregate,
-    replaces=("task_aggregate",),
-)
-_FORM_AGGREGATE = _in_form(_TASK_AGGREGATE)
-_UNICODE_FORM_AGGREGATE = _in_form(_UNICODE_AGGREGATE)
-_OTHER_TOTALS = (
-    Score("mia.auc", "MIA AUC (95%)", HALF, _mia_auc),
-    Score("mia.score", "MIA score (95%)", HIGHER, _mia_score),
-    Score("mmlu.accuracy", "MMLU accuracy", HIGHER, _mmlu_accuracy),
-    Score("final", "Final score", HIGHER, lambda results: results.final),
-)
 
 
 def _in_turn(rows: list[Prediction]) -> list[Prediction]:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
-from letheon.evaluation.results import MembershipScores, Results
-from letheon.report.tables import Score, scores_of
+from letheon.scores.results import Results
+from letheon.scores.score import FORGETTING, IN_FORM, RETENTION, SHARE, UNICODE, Better, Role, Score, Scores, shown_of
 
 Level = Literal["good", "mixed", "bad", "unknown"]
 
@@ -18,10 +19,14 @@ KEPT_SHARE = 0.85
 PARTLY_KEPT_SHARE = 0.6
 LITTLE_KNOWN = 0.1
 """A mean score before unlearning below which too little was known for a share of it to be gone or left."""
-UNTELLING_AUC = (0.35, 0.65)
-"""Within which the whole interval of an AUC has to lie for an attack to be said not to tell."""
+UNTELLING_SHARE = 0.15
+"""How far from its target the interval of an attack's score may reach for the attack to be said not to tell, as a part
+of the range of possible values: for an AUC, 0.35 to 0.65."""
 CUT_SHORT = ("signal", "time limit", "collapse", "diverged")
 """How the reasons of runs begin that ended before they were done."""
+_SIDES: tuple[tuple[str, Role], ...] = (("forget", FORGETTING), ("retain", RETENTION))
+_MEANS: Mapping[Role, Better] = {FORGETTING: "lower", RETENTION: "higher"}
+"""Which scores of a role its mean is over: those of which less, or more, is better."""
 _NOTHING_COMPARABLE = "no score on the forget or retain rows was measured both before and after"
 
 
@@ -116,10 +121,14 @@ def _of_scores(before: Results | None, after: Results | None) -> Verdict:
     if after is None:
         return Verdict("unknown", _one_sided(before, known="before", other="after"))
     forget, retain = _forget_clause(before, after), _retain_clause(before, after)
-    clauses = [c for c in (forget, retain, _membership_clause(after), _mmlu_clause(before, after)) if c]
-    text = "; ".join([_joined(forget, retain), *(clause.text for clause in clauses if clause not in (forget, retain))])
-    final = "" if after.final is None else f"; the final score is {after.final:.3f}"
-    text += final + _variant_note(before, after)
+    scores = after.scores
+    others = [*_membership_clauses(scores), *_general_clauses(before.scores, scores)]
+    clauses = [clause for clause in (forget, retain) if clause] + others
+    text = "; ".join([_joined(forget, retain), *(clause.text for clause in others)])
+    text += "".join(
+        f"; the {score.label.lower()} is {score.value:.3f}" for score in scores.of("final") if score.value is not None
+    )
+    text += _variant_note(before, after)
     return Verdict(_worst(clauses, is_complete=bool(forget and retain)), _sentence(text))
 
 
@@ -143,30 +152,39 @@ def evaluation_summary(results: Results, *, contradictions: Sequence[str] = ()) 
     return Verdict("unknown", _sentence(_levels(results)))
 
 
-def membership_reading(mia: MembershipScores) -> str:
-    """Say what the attack's interval means for these documents."""
-    low, high = mia.auc_interval
-    interval = f"{low:.3f} to {high:.3f}"
-    _, verb = membership_level(mia)
+def attacks_in(scores: Scores) -> tuple[Score, ...]:
+    """List the scores that say whether an attack can tell what a model was trained on: those to be near a number."""
+    return tuple(score for score in scores.of("privacy") if _is_near(score) and score.value is not None)
+
+
+def membership_reading(attack: Score) -> str:
+    """Say what the attack's interval means for these documents; what its value is where it has no interval."""
+    if attack.interval is None:
+        return (
+            f"{_name(attack)} is {attack.value:.3f}, where {attack.better:g} is what a model that never saw them gives."
+        )
+    (low, high), target = attack.interval, float(attack.better)
+    name, interval = _name(attack), f"{low:.3f} to {high:.3f}"
+    _, verb = membership_level(attack)
     if verb == "cannot":
         return (
-            f"The 95% interval of the AUC, {interval}, includes 0.5 and stays near it: from these losses the attack "
-            "cannot tell the documents the model was trained on from documents it never saw. That is what forgetting "
-            "should look like."
+            f"The 95% interval of {name}, {interval}, includes {target:g} and stays near it: from these losses the "
+            "attack cannot tell the documents the model was trained on from documents it never saw. That is what "
+            "forgetting should look like."
         )
     if verb == "may":
         return (
-            f"The 95% interval of the AUC, {interval}, includes 0.5 but reaches beyond "
-            f"{UNTELLING_AUC[0]:g} to {UNTELLING_AUC[1]:g}: {mia.num_members} + {mia.num_nonmembers} documents are too "
-            "few to say whether the attack can tell what the model was trained on."
+            f"The 95% interval of {name}, {interval}, includes {target:g} but reaches beyond "
+            f"{' to '.join(f'{end:g}' for end in _untelling(attack))}: {_documents(attack)} are too few to say whether "
+            "the attack can tell what the model was trained on."
         )
-    if low > 0.5:
+    if low > target:
         return (
-            f"The 95% interval of the AUC, {interval}, lies above 0.5: the documents the model was trained on still "
-            "have a lower loss than documents it never saw, so the attack can tell that it was trained on them."
+            f"The 95% interval of {name}, {interval}, lies above {target:g}: the documents the model was trained on "
+            "still have a lower loss than documents it never saw, so the attack can tell that it was trained on them."
         )
     return (
-        f"The 95% interval of the AUC, {interval}, lies below 0.5: the documents the model was trained on have a "
+        f"The 95% interval of {name}, {interval}, lies below {target:g}: the documents the model was trained on have a "
         "higher loss than documents it never saw. Text made unlikelier than unseen text gives itself away as well."
     )
 
@@ -180,24 +198,25 @@ def chance_auc_error(num_members: int, num_nonmembers: int) -> float:
 
 
 def expected_perfect_score(num_members: int, num_nonmembers: int) -> float:
-    """Return the mean MIA score of a model that never saw any of the documents.
+    """Return the mean of 1 - 2 |AUC - 0.5| for a model that never saw any of the documents.
 
     1 - 2 E|AUC - 0.5| = 1 - 2 sqrt(2 / pi) times the AUC's standard error (normal approximation).
     """
     return 1 - 2 * math.sqrt(2 / math.pi) * chance_auc_error(num_members, num_nonmembers)
 
 
-def mean_scores(split: str, before: Results, after: Results) -> tuple[float, float] | None:
-    """Return the plain mean over the task scores of `split` that both results have, before and after; None without.
+def mean_scores(role: Role, before: Results, after: Results) -> tuple[float, float] | None:
+    """Return the plain mean over the scores of `role` that both results have, before and after; None without.
 
-    Where the official score misses something of the script, the mean is over its Unicode variant.
+    Of forgetting only scores count of which less is better, of retention those of which more is. Where a variant is to
+    be read in place of a score, the mean is over the variant.
     """
-    scores = _measured(split, before, after)
-    return (_mean(scores, before), _mean(scores, after)) if scores else None
+    means = _means(role, before, after)
+    return None if means is None else (means[0], means[1])
 
 
 def _forget_clause(before: Results, after: Results) -> _Clause | None:
-    means = mean_scores("forget", before, after)
+    means = mean_scores(FORGETTING, before, after)
     if means is None:
         return None
     start, end = means
@@ -213,7 +232,7 @@ def _forget_clause(before: Results, after: Results) -> _Clause | None:
 
 
 def _retain_clause(before: Results, after: Results) -> _Clause | None:
-    means = mean_scores("retain", before, after)
+    means = mean_scores(RETENTION, before, after)
     if means is None:
         return None
     start, end = means
@@ -236,13 +255,16 @@ def _joined(forget: _Clause | None, retain: _Clause | None) -> str:
     return f"{forget.text} {'and' if forget.level == retain.level else 'but'} {retain.text}"
 
 
-def _membership_clause(after: Results) -> _Clause | None:
-    if after.mia is None:
-        return None
-    mia = after.mia
-    low, high = mia.auc_interval
-    level, verb = membership_level(mia)
-    interval = f"AUC {mia.auc:.3f}, 95% {low:.3f} to {high:.3f}, {mia.num_members} + {mia.num_nonmembers} documents"
+def _membership_clauses(after: Scores) -> list[_Clause]:
+    return [_membership_clause(attack) for attack in attacks_in(after)]
+
+
+def _membership_clause(attack: Score) -> _Clause:
+    level, verb = membership_level(attack)
+    details = [f"{attack.short_label} {attack.value:.3f}"]
+    details += [] if attack.interval is None else ["95% {:.3f} to {:.3f}".format(*attack.interval)]
+    details += [_documents(attack)] if attack.sizes else []
+    interval = ", ".join(details)
     if level == "good" or verb == "can":
         return _Clause(level, f"a membership attack {verb} tell what it was trained on ({interval})")
     return _Clause(
@@ -250,25 +272,60 @@ def _membership_clause(after: Results) -> _Clause | None:
     )
 
 
-def membership_level(mia: MembershipScores) -> tuple[Level, Literal["can", "cannot", "may"]]:
+def membership_level(attack: Score) -> tuple[Level, Literal["can", "cannot", "may"]]:
     """Return how good the news of an attack is, and whether it can tell members from others.
 
-    It can where the interval of the AUC leaves out 0.5, and cannot where all of the interval is near 0.5. An interval
-    that holds 0.5 and reaches further leaves it open: a larger attack may be able to.
+    It can where the interval of its score leaves out what a model that never saw them gives, and cannot where all of
+    the interval is near that. An interval that holds it and reaches further leaves it open: a larger attack may be able
+    to. A score without an interval is taken for one of no width.
     """
-    low, high = mia.auc_interval
+    assert attack.value is not None, "attacks are scores with a value"
+    target, (nearest, farthest) = float(attack.better), _untelling(attack)
+    if attack.interval is None:
+        return ("good", "cannot") if nearest <= attack.value <= farthest else ("mixed", "can")
+    low, high = attack.interval
     # As shown: what reads ".500" is not taken for below it.
-    if round(low, 3) > 0.5 or round(high, 3) < 0.5:
+    if round(low, 3) > target or round(high, 3) < target:
         return "mixed", "can"
-    return ("good", "cannot") if UNTELLING_AUC[0] <= low and high <= UNTELLING_AUC[1] else ("mixed", "may")
+    return ("good", "cannot") if nearest <= low and high <= farthest else ("mixed", "may")
 
 
-def _mmlu_clause(before: Results, after: Results) -> _Clause | None:
-    if before.mmlu is None or after.mmlu is None:
-        return None
-    start, end = before.mmlu.accuracy, after.mmlu.accuracy
-    is_kept = end >= KEPT_SHARE * start
-    return _Clause("good" if is_kept else "mixed", f"MMLU accuracy went from {start:.3f} to {end:.3f}")
+def _untelling(attack: Score) -> tuple[float, float]:
+    """Within which the whole interval has to lie for an attack to be said not to tell."""
+    low, high = attack.bounds or SHARE
+    reach = UNTELLING_SHARE * (high - low)
+    return float(attack.better) - reach, float(attack.better) + reach
+
+
+def _is_near(score: Score) -> bool:
+    return not isinstance(score.better, str)
+
+
+def _name(attack: Score) -> str:
+    return f"the {attack.short_label}"
+
+
+def _documents(attack: Score) -> str:
+    return f"{' + '.join(map(str, attack.sizes))} documents" if attack.sizes else "the documents"
+
+
+def _general_clauses(before: Scores, after: Scores) -> list[_Clause]:
+    """What became of scores of what the model knows besides the rows."""
+    pairs = [(score, before.get(score.name)) for score in after.of("general") if score.is_headline]
+    return [
+        _Clause(
+            "good" if score.merit(score.value) >= _least(score, start.value) else "mixed",
+            f"{score.label} went from {start.value:.3f} to {score.value:.3f}",
+        )
+        for score, start in pairs
+        if score.value is not None and start is not None and start.value is not None
+    ]
+
+
+def _least(score: Score, start: float) -> float:
+    """The merit down to which a score is called kept."""
+    merit = score.merit(start)
+    return KEPT_SHARE * merit if merit >= 0 else merit / KEPT_SHARE
 
 
 def _worst(clauses: list[_Clause], *, is_complete: bool) -> Level:
@@ -286,36 +343,39 @@ def _one_sided(results: Results, *, known: str, other: str) -> str:
 
 
 def _levels(results: Results) -> str:
-    parts = [
-        f"the mean score is {_mean(scores, results):.3f} on the {split} rows"
-        for split in ("forget", "retain")
-        if (scores := _measured(split, results))
+    means = [(split, _means(role, results)) for split, role in _SIDES]
+    parts = [f"the mean score is {found[0]:.3f} on the {split} rows" for split, found in means if found]
+    scores = results.scores
+    parts += [f"{_name(attack)} of the membership attack is {attack.value:.3f}" for attack in attacks_in(scores)]
+    parts += [
+        f"{score.label} is {score.value:.3f}"
+        for score in scores.of("general")
+        if score.is_headline and score.value is not None
     ]
-    parts += [f"the AUC of the membership attack is {results.mia.auc:.3f}"] if results.mia else []
-    parts += [f"MMLU accuracy is {results.mmlu.accuracy:.3f}"] if results.mmlu else []
     return (", ".join(parts) or "no score could be computed") + _variant_note(results)
 
 
-def _measured(split: str, *results: Results) -> list[Score]:
-    """The task scores of `split` that all `results` have, without those whose Unicode variant they have too."""
-    scores = [score for score in scores_of(results) if score.name.startswith(f"{split}.")]
-    known = [score for score in scores if all(score.value(r) is not None for r in results)]
-    replaced = {name for other in known for name in other.replaces}
-    return [score for score in known if score.name not in replaced]
+def _measured(role: Role, *results: Results) -> list[tuple[Score, ...]]:
+    """The scores of `role` that all `results` have, each as every one of them has it, without the replaced ones."""
+    several = [one.scores for one in results]
+    shown = [score for score in shown_of(several) if score.role == role and score.better == _MEANS[role]]
+    pairs = [tuple(found for scores in several if (found := scores.get(score.name)) is not None) for score in shown]
+    known = [pair for pair in pairs if len(pair) == len(results) and all(one.value is not None for one in pair)]
+    return [pair for pair in known if not any(other[0].stands_for(pair[0]) for other in known)]
 
 
-def _mean(scores: list[Score], results: Results) -> float:
-    values = [v for score in scores if isinstance(v := score.value(results), float | int)]
-    return sum(values) / len(values)
+def _means(role: Role, *results: Results) -> tuple[float, ...] | None:
+    found = _measured(role, *results)
+    return tuple(fmean(one.value or 0.0 for one in column) for column in zip(*found, strict=True)) or None
 
 
 def _variant_note(*results: Results) -> str:
-    variants = [score for split in ("forget", "retain") for score in _measured(split, *results) if score.replaces]
+    variants = {one for _, role in _SIDES for pair in _measured(role, *results) for one in pair[0].variant}
     notes = []
-    if any("unicode" in score.name for score in variants):
+    if UNICODE in variants:
         notes.append("take the Unicode scores, since the official ones miss a part of this script")
-    forms = {r.form.template for r in results if r.form is not None and r.form.differs}
-    if forms and any("in_form" in score.name for score in variants):
+    forms = {one.form.template for one in results if one.form is not None and one.form.differs}
+    if forms and IN_FORM in variants:
         notes.append(f"ask the rows in the form in which the model knows them ({', '.join(sorted(forms))})")
     return f"; these means {' and '.join(notes)}" if notes else ""
 

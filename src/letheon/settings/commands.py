@@ -40,6 +40,7 @@ class EvaluateSettings(RowSettings):
         description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
         "of the run that --model or --out belongs to, else auto.",
     )
+    suite: Annotated[str, FIXED] = Field("lume", description="Suite to score by.")
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."
     )

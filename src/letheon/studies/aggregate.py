@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from letheon.scores.score import FORGOTTEN, IN_FORM, RETAINED, UNICODE, Score
 from letheon.studies.forgetting import Forgetting, forgetting_of
 from letheon.studies.grid import Role
+from letheon.studies.known import INTERIM, INTERIM_FORGOTTEN, INTERIM_RETAINED, aims_of, known_scores
 from letheon.studies.records import RunRecord, StateScores, StudyRecord
-from letheon.studies.spec import IN_FORM, SCORES, UNICODE
 from letheon.studies.statistics import (
     Paired,
     bootstrap_interval,
@@ -24,12 +25,8 @@ from letheon.studies.statistics import (
 
 ALPHA = 0.05
 
-OFFICIAL = ("task_aggregate", "mia.score", "mmlu.accuracy", "final")
 ORIGINAL_LABEL = "Original model"
-INTERIM = ("interim.score", "interim.forgotten", "interim.retained")
-TRADE_OFFS = (("forgotten", "retained"), ("interim.forgotten", "interim.retained"))
-VARIED = ("task_aggregate", "final", "forgotten", "retained")
-"""Official scores that depend on the answers to the rows: they have variants that read any script, or ask in form."""
+TRADE_OFFS = ((FORGOTTEN, RETAINED), (INTERIM_FORGOTTEN, INTERIM_RETAINED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class Summary:
     """The bootstrap interval of the mean; None for one seed."""
     high: float | None
     is_best: bool = False
-    """Whether, of the rows that forgot, none has a mean that is higher by more than the seeds explain."""
+    """Whether, of the rows that forgot, none has a mean that is better by more than the seeds explain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class Comparison:
     p_holm: float
     """Corrected for all comparisons of this score."""
     is_of_forgetting: bool
-    """Whether the row with the higher score forgot."""
+    """Whether the row with the better score forgot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +97,22 @@ def forgotten_score(record: StudyRecord) -> str:
 
 
 def versions_of(score: str, record: StudyRecord) -> tuple[str, ...]:
-    """Name an official score and the variants of it that the study shows; the last one stands for all of them."""
-    if score not in VARIED:
-        return (score,)
-    scripts = (score, f"{UNICODE}{score}") if shows_scripts(record) else (score,)
-    return (*scripts, *(f"{name}{IN_FORM}" for name in scripts)) if shows_forms(record) else scripts
+    """Name a score and the variants of it that the study shows; the last one stands for all of them."""
+    known = known_scores(record.study)
+    shows = {UNICODE: shows_scripts(record), IN_FORM: shows_forms(record)}
+    variants = (one for one in known.values() if one.variant_of == score and all(shows[v] for v in one.variant))
+    return (score, *(one.name for one in variants))
 
 
 def scores_in(record: StudyRecord) -> tuple[str, ...]:
-    """Name the scores that a study's tables show: the official ones that there are, else the runs' own.
+    """Name the scores that a study's tables show: the suite's headlines that there are, else the runs' own.
 
-    Beside an official score stand its variants where these are to be looked at (see `versions_of`).
+    Beside each stand its variants where these are to be looked at (see `versions_of`).
     """
     present = {name for _, state in labelled_states(record) for name in state.scores}
-    official = tuple(name for score in OFFICIAL for name in versions_of(score, record) if name in present)
-    return official or tuple(name for name in INTERIM if name in present)
+    official = [one for one in known_scores(record.study).values() if one.is_headline and not one.variant_of]
+    found = tuple(name for one in official for name in versions_of(one.name, record) if name in present)
+    return found or tuple(one.name for one in INTERIM if one.name in present)
 
 
 def trade_off_in(record: StudyRecord) -> tuple[str, str] | None:
@@ -144,7 +142,7 @@ def shows_scripts(record: StudyRecord) -> bool:
     They do where these miss a part of the rows' script, as the evaluation of some state found, or where the study names
     one as an objective.
     """
-    is_named = any(name.startswith(UNICODE) for name in record.study.objectives)
+    is_named = _is_an_aim(UNICODE, record)
     return is_named or any(state.script_notes for _, state in labelled_states(record))
 
 
@@ -153,8 +151,13 @@ def shows_forms(record: StudyRecord) -> bool:
 
     They do where the form gives the model of some state other tokens, or where the study names one as an objective.
     """
-    is_named = any(name.endswith(IN_FORM) for name in record.study.objectives)
+    is_named = _is_an_aim(IN_FORM, record)
     return is_named or any(state.form_differs for _, state in labelled_states(record))
+
+
+def _is_an_aim(variant: str, record: StudyRecord) -> bool:
+    known = known_scores(record.study)
+    return any(variant in known[name].variant for name in record.study.objectives if name in known)
 
 
 def labelled_states(record: StudyRecord) -> list[tuple[str, StateScores]]:
@@ -184,22 +187,24 @@ def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True
         rows = sorted(
             rows, key=lambda row: (row.role == "baseline", not row.forgetting.is_forgotten, -_merit(row, record))
         )
-    return _marked(rows, scores)
+    known = known_scores(record.study)
+    return _marked(rows, [known[name] for name in scores])
 
 
 def comparisons_of(record: StudyRecord, rows: Sequence[ConfigurationRow], score: str) -> list[Comparison]:
     """Compare rows in one score over the seeds that they share, as the study's `compare` says.
 
-    "best" sets the row with the highest mean, of those that forgot if any did, against each other one, "all" each
+    "best" sets the row with the best mean, of those that forgot if any did, against each other one, "all" each
     against each of the same epoch, settings the rows of these settings against the others of the same epoch. A baseline
     of another epoch meets them as it is. Rows without two seeds in common are left out.
     """
-    pairs = _pairs(record, [row for row in rows if row.scores.get(score)], score)
+    known_score = known_scores(record.study)[score]
+    pairs = _pairs(record, [row for row in rows if row.scores.get(score)], known_score)
     found = [(a, b, paired(a.scores[score], b.scores[score])) for a, b in pairs]
     known = [(a, b, pair) for a, b, pair in found if pair is not None]
     corrected = holm([pair.p for _, _, pair in known])
     return [
-        Comparison(score, name_of(a), name_of(b), pair, p, (a if pair.difference > 0 else b).forgetting.is_forgotten)
+        Comparison(score, name_of(a), name_of(b), pair, p, _better(a, b, known_score).forgetting.is_forgotten)
         for (a, b, pair), p in zip(known, corrected, strict=True)
     ]
 
@@ -250,9 +255,15 @@ def name_of(row: ConfigurationRow) -> str:
     return row.label if row.epoch is None else f"{row.label}, epoch {row.epoch:g}"
 
 
-def label_of_score(score: str) -> str:
-    """Return what a score is called in tables and figures."""
-    return SCORES[score]
+def label_of_score(score: str, record: StudyRecord) -> str:
+    """Return what a score is called in a study's tables and figures."""
+    known = known_scores(record.study).get(score)
+    return score if known is None else known.short_label
+
+
+def merits(row: ConfigurationRow, score: Score) -> dict[int, float]:
+    """Return a score of a row by seed, such that higher is better."""
+    return {seed: score.merit(value) for seed, value in row.scores.get(score.name, {}).items()}
 
 
 def _rows_of_one(
@@ -274,7 +285,7 @@ def _rows_of_one(
             len(runs),
             by_score,
             _summaries(by_score, record),
-            forgetting_of(states, record.original, score=forgotten),
+            forgetting_of(states, record.original, score=known_scores(record.study)[forgotten]),
             is_unknown=any(run.is_unknown for run in runs),
         )
         if any(by_score.values()) or epoch is None or (epoch == epochs[-1] and not rows):
@@ -283,8 +294,8 @@ def _rows_of_one(
 
 
 def _merit(row: ConfigurationRow, record: StudyRecord) -> float:
-    found = row.summaries.get(record.study.objectives[0])
-    return -math.inf if found is None else found.mean
+    found = merits(row, known_scores(record.study)[aims_of(record.study)[0]])
+    return fmean(found.values()) if found else -math.inf
 
 
 def _state_at(run: RunRecord, epoch: float | None) -> StateScores | None:
@@ -306,8 +317,8 @@ def _summaries(by_score: Mapping[str, Mapping[int, float]], record: StudyRecord)
     return found
 
 
-def _marked(rows: Sequence[ConfigurationRow], scores: Sequence[str]) -> list[ConfigurationRow]:
-    best = {name: _best(rows, name) for name in scores}
+def _marked(rows: Sequence[ConfigurationRow], scores: Sequence[Score]) -> list[ConfigurationRow]:
+    best = {score.name: _best(rows, score) for score in scores}
     return [
         replace(
             row,
@@ -317,24 +328,27 @@ def _marked(rows: Sequence[ConfigurationRow], scores: Sequence[str]) -> list[Con
     ]
 
 
-def _best(rows: Sequence[ConfigurationRow], score: str) -> set[int]:
+def _best(rows: Sequence[ConfigurationRow], score: Score) -> set[int]:
     """Which rows are best or tied with the best: the interval of their difference from it, at a level that holds for
     all rows together (Bonferroni), reaches 0.
 
     Only rows that forgot are looked at. None is best where no row has two seeds, since nothing can be told apart then,
     nor where all rows have one score.
     """
-    scored = [index for index, row in enumerate(rows) if score in row.summaries]
-    if not any(rows[index].summaries[score].num_seeds > 1 for index in scored) or _are_equal(rows, scored, score):
+    scored = [index for index, row in enumerate(rows) if score.name in row.summaries]
+    if not any(rows[index].summaries[score.name].num_seeds > 1 for index in scored) or _are_equal(
+        rows, scored, score.name
+    ):
         return set()
     scored = [index for index in scored if rows[index].forgetting.is_forgotten]
-    if not scored or (len(scored) > 1 and _are_equal(rows, scored, score)):
+    if not scored or (len(scored) > 1 and _are_equal(rows, scored, score.name)):
         return set()
-    top = max(scored, key=lambda index: rows[index].summaries[score].mean)
+    by_seed = {index: merits(rows[index], score) for index in scored}
+    top = max(scored, key=lambda index: fmean(by_seed[index].values()))
     level = 1 - ALPHA / max(len(scored) - 1, 1)
     tied = {top}
     for index in scored:
-        found = paired(rows[top].scores[score], rows[index].scores[score], level=level)
+        found = paired(by_seed[top], by_seed[index], level=level)
         if found is None or found.low <= 0:
             tied.add(index)
     return tied
@@ -345,14 +359,23 @@ def _are_equal(rows: Sequence[ConfigurationRow], chosen: Sequence[int], score: s
     return len({round(rows[index].summaries[score].mean, 12) for index in chosen}) < 2
 
 
+def _better(first: ConfigurationRow, second: ConfigurationRow, score: Score) -> ConfigurationRow:
+    """The row with the better mean over the seeds that both have."""
+    ours, theirs = merits(first, score), merits(second, score)
+    difference = fmean(ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys())
+    return first if difference > 0 else second
+
+
 def _pairs(
-    record: StudyRecord, rows: Sequence[ConfigurationRow], score: str
+    record: StudyRecord, rows: Sequence[ConfigurationRow], score: Score
 ) -> list[tuple[ConfigurationRow, ConfigurationRow]]:
     wanted = record.study.compare
     if wanted == "all":
         return [(a, b) for a, b in itertools.combinations(rows, 2) if _meet(a, b)]
     if isinstance(wanted, str):
-        chosen = max(rows, key=lambda row: (row.forgetting.is_forgotten, row.summaries[score].mean), default=None)
+        chosen = max(
+            rows, key=lambda row: (row.forgetting.is_forgotten, fmean(merits(row, score).values())), default=None
+        )
         return [] if chosen is None else [(chosen, row) for row in rows if row is not chosen]
     fitting = [row for row in rows if all(row.values.get(name) == value for name, value in wanted.items())]
     # Of several that fit, the one that these settings name in full.

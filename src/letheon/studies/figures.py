@@ -15,6 +15,7 @@ from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
 from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
 from letheon.studies.aggregate import ConfigurationRow, label_of_score, rows_of, scores_in, trade_off_in
+from letheon.studies.known import known_scores
 from letheon.studies.records import StateScores, StudyRecord
 from letheon.studies.statistics import pareto_front
 
@@ -28,8 +29,10 @@ _MOST_ROWS = 40
 _ON_BRIGHT = "#101112"
 """Text on a bright cell; unlike `INK` it stays dark on a dark page, as the cell stays bright."""
 _SMALLEST_SPAN = 0.1
-"""Scores closer together than that are not pulled apart to fill a panel, nor is a scale drawn below 0 or above 1."""
+"""Scores closer together than that part of their range are not pulled apart to fill a panel, nor is a scale drawn
+beyond their bounds."""
 
+Bounds = tuple[float, float] | None
 Draw = Callable[[StudyRecord], Figure | None]
 
 
@@ -67,9 +70,9 @@ def epochs_figure(record: StudyRecord) -> Figure | None:
         for index, label in enumerate(labels):
             own = [row for row in rows if row.label == label and score in row.summaries]
             _draw_line(axes, own, score, start, place=(index, len(labels)))
-        axes.set_title(label_of_score(score), loc="left")
+        axes.set_title(label_of_score(score, record), loc="left")
         axes.grid(visible=True)
-        axes.set_ylim(_span(*axes.get_ylim()))
+        axes.set_ylim(_span(*axes.get_ylim(), bounds=_bounds(score, record)))
         _set_epochs(axes, [0.0] * (start is not None) + [row.epoch for row in rows if row.epoch is not None])
     for axes in panels[len(scores) :]:
         axes.remove()
@@ -107,7 +110,9 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
         axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], color=color, linewidth=0.9, alpha=0.6)
         axes.plot(*mean, linestyle="", color=color, marker=marker, markersize=7.5, markeredgecolor="white", label=label)
     _draw_original(axes, record, names)
-    axes.set(xlabel=f"{_axis(names[0])} (higher is better)", ylabel=f"{_axis(names[1])} (higher is better)")
+    axes.set(
+        xlabel=f"{_axis(names[0], record)} (higher is better)", ylabel=f"{_axis(names[1], record)} (higher is better)"
+    )
     axes.margins(0.06)
     axes.grid(visible=True)
     figure.legend(loc="outside right upper", fontsize=8.5)
@@ -137,8 +142,8 @@ def heat_figure(record: StudyRecord) -> Figure | None:
             if score in row.summaries:
                 place = down.index(row.values.get(settings[0])), across.index(row.values.get(settings[1]))
                 grid[place] = row.summaries[score].mean
-        _draw_heat(axes, grid)
-        axes.set_title(label_of_score(score), loc="left")
+        _draw_heat(axes, grid, _bounds(score, record))
+        axes.set_title(label_of_score(score, record), loc="left")
         axes.set_xticks(np.arange(len(across)) + 0.5, [_short(str(value)) for value in across])
         axes.set_yticks(np.arange(len(down)) + 0.5, [_short(str(value)) for value in down])
         axes.set(xlabel=settings[1], ylabel=settings[0])
@@ -159,12 +164,12 @@ def seeds_figure(record: StudyRecord) -> Figure | None:
         for place, row in enumerate(rows):
             if score in row.summaries:
                 _draw_seeds(axes, row, score, place)
-        axes.set_title(label_of_score(score), loc="left")
+        axes.set_title(label_of_score(score, record), loc="left")
         axes.grid(visible=True, axis="x")
         axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
         axes.margins(x=0.08)
-        axes.set_xlim(_span(*axes.get_xlim()))
+        axes.set_xlim(_span(*axes.get_xlim(), bounds=_bounds(score, record)))
     panels[0].set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
@@ -225,8 +230,8 @@ def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str]) -> N
             return
 
 
-def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float64]]") -> None:
-    low, high = _span(np.nanmin(grid), np.nanmax(grid)) if np.isfinite(grid).any() else (0.0, 1.0)
+def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", bounds: Bounds) -> None:
+    low, high = _span(np.nanmin(grid), np.nanmax(grid), bounds=bounds) if np.isfinite(grid).any() else (0.0, 1.0)
     # Cells drawn one by one: an image within the SVG is not shown on a page that loads nothing.
     cells = axes.pcolormesh(np.ma.masked_invalid(grid), cmap="cividis", vmin=low, vmax=high, edgecolors="face")
     axes.invert_yaxis()
@@ -244,15 +249,22 @@ def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float6
     bar.outline.set_visible(False)
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
-    """Return the ends of a scale of scores: wide enough, and between 0 and 1 but for a hair where marks stand."""
-    spare = max(0.0, _SMALLEST_SPAN - (high - low)) / 2
+def _span(low: float, high: float, *, bounds: Bounds) -> tuple[float, float]:
+    """Return the ends of a scale of scores: wide enough, and within their bounds but for a hair where marks stand."""
+    smallest, largest = bounds or (-np.inf, np.inf)
+    width = largest - smallest if bounds else 1.0
+    narrowest, hair = _SMALLEST_SPAN * width, 0.01 * width
+    spare = max(0.0, narrowest - (high - low)) / 2
     low, high = low - spare, high + spare
-    if low < 0 <= high:
-        low, high = -0.01, max(high, _SMALLEST_SPAN)
-    if high > 1 >= low:
-        low, high = min(low, 1 - _SMALLEST_SPAN), 1.01
+    if low < smallest <= high:
+        low, high = smallest - hair, max(high, smallest + narrowest)
+    if high > largest >= low:
+        low, high = min(low, largest - narrowest), largest + hair
     return low, high
+
+
+def _bounds(score: str, record: StudyRecord) -> Bounds:
+    return known_scores(record.study)[score].bounds
 
 
 def _draw_seeds(axes: Axes, row: ConfigurationRow, score: str, place: int) -> None:
@@ -277,8 +289,8 @@ def _values(rows: Sequence[ConfigurationRow], setting: str) -> list[object]:
     return list(numbers) if len(numbers) == len(found) else list(found)
 
 
-def _axis(score: str) -> str:
-    return label_of_score(score).lower()
+def _axis(score: str, record: StudyRecord) -> str:
+    return label_of_score(score, record).lower()
 
 
 def _short(label: str) -> str:

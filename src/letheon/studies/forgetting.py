@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from letheon.report.verdict import FORGOTTEN_SHARE, LITTLE_KNOWN
+from letheon.scores.score import IN_FORM, Score
+from letheon.studies.known import INTERIM_FORGOTTEN
 from letheon.studies.records import RunRecord, StateScores
-from letheon.studies.spec import IN_FORM
 
 NO_ORIGINAL = "the model before unlearning was not scored on these rows"
 OTHER_FORM = "the model before unlearning was asked in another form than the runs"
@@ -31,23 +32,23 @@ class Forgetting:
 
 
 def forgetting_of(
-    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], *, score: str
+    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], *, score: Score
 ) -> Forgetting:
     """Judge one configuration by the means over its seeds.
 
-    `score` names what is forgotten, 1 - the mean score on the forget rows. It is compared with the same score of the
+    `score` is what is forgotten, 1 - the mean score on the forget rows. It is compared with the same score of the
     model before unlearning, where that was taken on the same rows (and in the same form, if it is of their form), else
     with what the runs themselves found before their first step.
     """
     if any(run.is_unknown for run, _ in states):
         return Forgetting(None, NOT_KNOWN)
-    official = [(state.scores.get(score), _original_score(run, state, originals, score)) for run, state in states]
-    own = [(state.scores.get("interim.forgotten"), _recalled(run)) for run, state in states]
+    official = [(state.scores.get(score.name), _original_score(run, state, originals, score)) for run, state in states]
+    own = [(state.scores.get(INTERIM_FORGOTTEN), _recalled(run)) for run, state in states]
     for pairs in (official, own):
         known = [(after, before) for after, before in pairs if after is not None and before is not None]
         if known and len(known) == len(states):
             return _forgetting(fmean(1 - after for after, _ in known), fmean(1 - before for _, before in known))
-    if not any(name in state.scores for _, state in states for name in (score, "interim.forgotten")):
+    if not any(name in state.scores for _, state in states for name in (score.name, INTERIM_FORGOTTEN)):
         return Forgetting(None, NOT_SCORED)
     return Forgetting(None, OTHER_FORM if _are_asked_otherwise(states, originals, score) else NO_ORIGINAL)
 
@@ -60,20 +61,20 @@ def original_of(run: RunRecord, originals: Mapping[str, StateScores]) -> StateSc
 
 
 def _original_score(
-    run: RunRecord, state: StateScores, originals: Mapping[str, StateScores], score: str
+    run: RunRecord, state: StateScores, originals: Mapping[str, StateScores], score: Score
 ) -> float | None:
     original = original_of(run, originals)
     if original is None or (original.forget_rows and state.forget_rows and original.forget_rows != state.forget_rows):
         return None
-    return None if _is_asked_otherwise(state, original, score) else original.scores.get(score)
+    return None if _is_asked_otherwise(state, original, score) else original.scores.get(score.name)
 
 
-def _is_asked_otherwise(state: StateScores, original: StateScores, score: str) -> bool:
-    return score.endswith(IN_FORM) and original.form != state.form
+def _is_asked_otherwise(state: StateScores, original: StateScores, score: Score) -> bool:
+    return IN_FORM in score.variant and original.form != state.form
 
 
 def _are_asked_otherwise(
-    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], score: str
+    states: Sequence[tuple[RunRecord, StateScores]], originals: Mapping[str, StateScores], score: Score
 ) -> bool:
     pairs = ((original_of(run, originals), state) for run, state in states)
     return any(original is not None and _is_asked_otherwise(state, original, score) for original, state in pairs)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import EvaluationError
-from letheon.evaluation.results import read_results
+from letheon.evaluation.registry import read_results
 from letheon.report.files import flat_items, read_mapping, read_settings
 from letheon.report.pairing import pair
 from letheon.storage.run_folder import EVALUATIONS_FOLDER, PROVENANCE_FILE, RESULTS_FILE

@@ -21,6 +21,7 @@ from letheon.storage.run_folder import REPORT_FILE, STUDY_PAGE_FILE, write_entry
 from letheon.studies.aggregate import ConfigurationRow, forgotten_score, name_of, rows_of
 from letheon.studies.forgetting import NOT_KNOWN, Forgetting, forgetting_of
 from letheon.studies.history import study_facts
+from letheon.studies.known import known_scores
 from letheon.studies.origins import Facts, Origins, origins_of, run_folder
 from letheon.studies.records import RunRecord, StudyRecord, read_study_record
 from letheon.studies.tables import tables_of
@@ -169,7 +170,11 @@ def _without_repeated_notes(tables: Sequence[Table]) -> tuple[Table, ...]:
 
 def _line(run: RunRecord, record: StudyRecord, folder: Path, origins: Origins) -> RunLine:
     result = run.result
-    found = forgetting_of([(run, result)], record.original, score=forgotten_score(record)) if result else None
+    found = (
+        forgetting_of([(run, result)], record.original, score=known_scores(record.study)[forgotten_score(record)])
+        if result
+        else None
+    )
     return RunLine(
         name=run.name,
         state="finished, not scored" if run.state == "finished" and result is None else run.state,

@@ -4,16 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from letheon.errors import EvaluationError
-from letheon.evaluation.official import script_warnings, task_terms
-from letheon.evaluation.results import FormScores, Results, SplitScores
 from letheon.report.pairing import named_form
+from letheon.scores.results import Results
+from letheon.scores.score import UNICODE
 from letheon.storage.run_folder import STUDY_FILE, write_json_entry
 from letheon.studies.grid import Role
-from letheon.studies.spec import IN_FORM, UNICODE, StudySettings
+from letheon.studies.known import INTERIM_FORGOTTEN, INTERIM_RETAINED
+from letheon.studies.spec import StudySettings
 
 SCHEMA = "letheon.study/1"
 
@@ -30,7 +30,7 @@ class StateScores:
     is_result: bool
     """Whether this is the state that the run kept."""
     scores: Mapping[str, float]
-    """By the names of `spec.SCORES`; what could not be computed is left out."""
+    """By the names of `known_scores`; what could not be computed is left out."""
     script_notes: tuple[str, ...] = ()
     """What the official scores miss of the rows' script, in the words of the evaluation; none for English."""
     forget_rows: str | None = None
@@ -132,22 +132,9 @@ def read_study_record(out: Path) -> StudyRecord:
 
 
 def scores_of_results(results: Results) -> dict[str, float]:
-    """Return the scores of an evaluation, by the names of `spec.SCORES`.
-
-    `forgotten` is the mean of 1 - score over the forget set's terms of the task aggregate, `retained` the mean of the
-    retain set's: 0 to 1, higher is better. Unlike the aggregate, a harmonic mean, they move where one term is 0.
-    Those that begin with `unicode_` are the same of the Unicode variants, those that end with `_in_form` of the rows
-    asked in their form, which are the official ones where the form is raw prompts.
-    """
-    found = {
-        "mia.score": results.mia.score if results.mia else None,
-        "mmlu.accuracy": results.mmlu.accuracy if results.mmlu else None,
-        **_scores_of_tasks(results, results),
-        # A final score that could not be computed is not made up here.
-        "final": results.final,
-        **({} if results.form is None else _suffixed(_scores_of_tasks(results.form, results))),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    """Return the scores of an evaluation that a study shows, by name; what could not be computed is left out."""
+    shown = (score for score in results.scores if score.is_headline or score.role == "summary")
+    return {score.name: score.value for score in shown if score.value is not None}
 
 
 def state_scores(
@@ -167,11 +154,11 @@ def state_scores(
 
 
 def scores_of_interim(score: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores that a run took of a state itself, by the names of `spec.SCORES`."""
+    """Return the scores that a run took of a state itself, by the names of `known_scores`."""
     found = {
         "interim.score": score.get("score"),
-        "interim.forgotten": None if score.get("forget_recall") is None else 1 - score["forget_recall"],
-        "interim.retained": score.get("retain_recall"),
+        INTERIM_FORGOTTEN: None if score.get("forget_recall") is None else 1 - score["forget_recall"],
+        INTERIM_RETAINED: score.get("retain_recall"),
     }
     return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -185,41 +172,8 @@ def forget_rows_of(results: Results) -> str | None:
 
 def script_notes_of(results: Results) -> tuple[str, ...]:
     """Return what the official scores of an evaluation miss of the rows' script; the Unicode variants do not."""
-    splits: dict[str, SplitScores | None] = {"forget": results.forget, "retain": results.retain}
-    return tuple(note for split, scores in splits.items() if scores for note in script_warnings(split, scores))
-
-
-def _mean_of_terms(terms: Mapping[str, float], prefix: str) -> float | None:
-    found = [value for name, value in terms.items() if name.startswith(prefix)]
-    return fmean(found) if found else None
-
-
-def _scores_of_tasks(tasks: Results | FormScores, results: Results) -> dict[str, float | None]:
-    """Return the scores that depend on the answers to the rows, by raw prompts or in form, and their variants."""
-    aggregates = {"": tasks.task_aggregate, UNICODE: tasks.unicode_task_aggregate}
-    found: dict[str, float | None] = {}
-    for prefix, aggregate in aggregates.items():
-        terms = {
-            **task_terms("forget", tasks.forget, prefix=prefix),
-            **task_terms("retain", tasks.retain, prefix=prefix),
-        }
-        found |= {
-            f"{prefix}task_aggregate": aggregate,
-            f"{prefix}final": _final_of(aggregate, results),
-            f"{prefix}forgotten": _mean_of_terms(terms, "forget."),
-            f"{prefix}retained": _mean_of_terms(terms, "retain."),
-        }
-    return found
-
-
-def _suffixed(scores: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {f"{name}{IN_FORM}": value for name, value in scores.items()}
-
-
-def _final_of(aggregate: float | None, results: Results) -> float | None:
-    if results.final is None or aggregate is None or not (results.mia and results.mmlu):
-        return None
-    return fmean((aggregate, results.mia.score, results.mmlu.accuracy))
+    notes = (score.preferred for score in results.scores if score.variant == (UNICODE,))
+    return tuple(dict.fromkeys(note for note in notes if note))
 
 
 def run_from(data: Mapping[str, Any]) -> RunRecord:

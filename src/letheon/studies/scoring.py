@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from letheon.data.forms import AUTO
 from letheon.errors import OutputError
-from letheon.evaluation.results import read_results
+from letheon.evaluation.registry import read_results
 from letheon.progress import Progressed
 from letheon.report.files import read_mapping
 from letheon.settings import EvaluateSettings, StepSettings, UnlearnSettings

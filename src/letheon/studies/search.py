@@ -12,7 +12,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from letheon.errors import LetheonError, MissingExtraError, OutputError, SettingsError
+from letheon.scores.score import Score
 from letheon.studies.grid import Configuration, configuration_of
+from letheon.studies.known import aims_of, known_scores
 from letheon.studies.records import RunRecord, run_from
 from letheon.studies.runner import PrunedError
 from letheon.studies.spec import SearchRange, StudySettings
@@ -104,11 +106,15 @@ class Search:
         if any(run.state == "pruned" for run in runs):
             self.found.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
-        reached = [_mean(runs, score) for score in self.study.objectives]
+        reached = [_mean(runs, score) for score in self._aims()]
         if any(value is None for value in reached):
             self.found.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             self.found.tell(trial, [value for value in reached if value is not None])
+
+    def _aims(self) -> list[Score]:
+        known = known_scores(self.study)
+        return [known[name] for name in aims_of(self.study)]
 
     def _counted(self) -> list["FrozenTrial"]:
         waiting = optuna.trial.TrialState.WAITING
@@ -164,7 +170,7 @@ def open_search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         backend = _storage(out, storage)
-        directions = [optuna.study.StudyDirection.MAXIMIZE for _ in study.objectives]
+        directions = [optuna.study.StudyDirection.MAXIMIZE for _ in aims_of(study)]
         common: dict[str, Any] = {"storage": backend, "study_name": study.name, "pruner": _pruner(study)}
         try:
             found = optuna.create_study(**common, directions=directions, sampler=_sampler(study, seed))
@@ -208,7 +214,7 @@ def _database(url: str) -> "optuna.storages.RDBStorage":
 def _sampler(study: StudySettings, seed: int | None) -> "optuna.samplers.BaseSampler":
     chosen = study.sampler
     if chosen == "auto":
-        chosen = "tpe" if len(study.objectives) == 1 else "nsga2"
+        chosen = "tpe" if len(aims_of(study)) == 1 else "nsga2"
     if chosen == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     # A fifth of the trials at random, or a generation of a fifth of them: Optuna's own numbers are for long searches.
@@ -244,7 +250,7 @@ def _check_same(study: StudySettings, found: "optuna.Study", alike: Mapping[str,
     """Refuse to mix trials of two searches: what makes them up is written down by the first process."""
     own: dict[str, Any] = {
         "search": study.plain()["search"],
-        "objectives": list(study.objectives),
+        "objectives": list(aims_of(study)),
         "seeds": list(study.seeds),
         **alike,
     }
@@ -262,9 +268,10 @@ def _check_same(study: StudySettings, found: "optuna.Study", alike: Mapping[str,
         )
 
 
-def _mean(runs: Sequence[RunRecord], score: str) -> float | None:
-    found = [run.result.scores.get(score) if run.result else None for run in runs]
-    known = [value for value in found if value is not None]
+def _mean(runs: Sequence[RunRecord], score: Score) -> float | None:
+    """The mean of a score over runs, such that higher is better."""
+    found = [run.result.scores.get(score.name) if run.result else None for run in runs]
+    known = [score.merit(value) for value in found if value is not None]
     return fmean(known) if known and len(known) == len(found) else None
 
 

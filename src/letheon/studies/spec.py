@@ -12,36 +12,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from letheon.errors import SettingsError, nearest
 from letheon.settings import EvaluateSettings, Names, Settings, UnlearnSettings, read_config
 from letheon.storage.yaml_text import parse_yaml
+from letheon.studies.known import aims_of, known_scores
 
 Deviation = Literal["sample", "population"]
-
-UNICODE, IN_FORM = "unicode_", "_in_form"
-"""How the names of variants begin that read any script, and end that ask the rows in their form."""
-
-SCORES = {
-    "task_aggregate": "Task score",
-    "unicode_task_aggregate": "Task score (Unicode)",
-    "mia.score": "MIA score",
-    "mmlu.accuracy": "MMLU",
-    "final": "Final score",
-    "unicode_final": "Final score (Unicode)",
-    "forgotten": "Forgotten",
-    "unicode_forgotten": "Forgotten (Unicode)",
-    "retained": "Retained",
-    "unicode_retained": "Retained (Unicode)",
-    "task_aggregate_in_form": "Task score (in form)",
-    "unicode_task_aggregate_in_form": "Task score (Unicode, in form)",
-    "final_in_form": "Final score (in form)",
-    "unicode_final_in_form": "Final score (Unicode, in form)",
-    "forgotten_in_form": "Forgotten (in form)",
-    "unicode_forgotten_in_form": "Forgotten (Unicode, in form)",
-    "retained_in_form": "Retained (in form)",
-    "unicode_retained_in_form": "Retained (Unicode, in form)",
-    "interim.score": "Interim score",
-    "interim.forgotten": "Interim forgotten",
-    "interim.retained": "Interim retained",
-}
-"""The scores of a study and their labels; of each a higher value is better and 1 is best."""
 
 SHOWN = ("name", "deviation", "compare", "published")
 """Settings of a study that say how its results are shown."""
@@ -104,7 +77,9 @@ class StudySettings(Settings):
     )
     entries: tuple[dict[str, Any], ...] = Field((), alias="list", description="Configurations one by one.")
     search: dict[str, SearchRange] = Field(default_factory=dict, description="Setting: where to look for its value.")
-    objectives: Names = Field(("final",), description="What a search makes large; several give a Pareto front.")
+    objectives: Names = Field(
+        (), description="What a search makes as good as it can; several give a Pareto front. Default: the suite's own."
+    )
     sampler: Literal["auto", "tpe", "nsga2", "random"] = Field("auto", description="Which sampler of Optuna searches.")
     pruner: Literal["none", "median", "successive-halving", "hyperband"] = Field(
         "none", description="Which pruner of Optuna ends hopeless runs, by interim scores; in a grid or list: median."
@@ -236,18 +211,19 @@ def _check(study: StudySettings) -> None:
         raise SettingsError(
             f"pruner: {study.pruner} ends runs of a search only; in a grid or list write median, or leave it out"
         )
-    for score in study.objectives:
-        _known(score, SCORES, "objectives")
+    scores, aims = known_scores(study), aims_of(study)
+    for score in aims:
+        _known(score, scores, "objectives")
     if study.search and study.evaluate is None:
-        official = [name for name in study.objectives if not name.startswith("interim.")]
+        official = [name for name in aims if not name.startswith("interim.")]
         if official:
             raise SettingsError(
                 f"objectives: {', '.join(official)} need an `evaluate` section; without one there are the scores that "
                 "runs take themselves, such as interim.score"
             )
-    for row, scores in study.published.items():
-        for score in scores:
-            _known(score, SCORES, f"published.{row}")
+    for row, found in study.published.items():
+        for score in found:
+            _known(score, scores, f"published.{row}")
     if any(not isinstance(epoch, int | float) or epoch <= 0 for epoch in (study.evaluate or {}).get("epochs") or ()):
         raise SettingsError(f"evaluate.epochs: expected epochs above 0, got {(study.evaluate or {}).get('epochs')!r}")
 

@@ -7,7 +7,6 @@ from letheon.report.tables import Cell, Spread, Table
 from letheon.report.verdict import FORGOTTEN_SHARE
 from letheon.studies.aggregate import (
     ALPHA,
-    VARIED,
     ConfigurationRow,
     comparisons_of,
     label_of_score,
@@ -22,8 +21,8 @@ from letheon.studies.aggregate import (
     versions_of,
 )
 from letheon.studies.forgetting import NOT_KNOWN, NOT_SCORED
+from letheon.studies.known import aims_of, known_scores
 from letheon.studies.records import RunRecord, StateScores, StudyRecord
-from letheon.studies.spec import IN_FORM, UNICODE
 from letheon.studies.statistics import deviation
 
 NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")
@@ -70,7 +69,7 @@ def comparison_table(record: StudyRecord) -> Table | None:
         return None
     cells: list[tuple[Cell, ...]] = [
         (
-            label_of_score(one.score),
+            label_of_score(one.score, record),
             one.first,
             one.second,
             one.found.num_seeds,
@@ -185,7 +184,7 @@ def _table_of(record: StudyRecord, scores: Sequence[str], title: str) -> Table:
     ends = [sum(len(group) for group in groups[: number + 1]) for number in range(len(groups))]
     sections = tuple(sorted({end for end in ends if 0 < end < len(cells)}))
     epoch = ("Epoch",) if has_epochs else ()
-    columns = ("Configuration", *epoch, "Seeds", *(label_of_score(name) for name in scores))
+    columns = ("Configuration", *epoch, "Seeds", *(label_of_score(name, record) for name in scores))
     return Table(title, columns, tuple(cells), _notes(record, rows), sections)
 
 
@@ -274,7 +273,7 @@ def _form_notes(record: StudyRecord) -> list[str]:
 
 def _objective_notes(record: StudyRecord) -> list[str]:
     """Say of a search that it looked at scores which variants of them stand for here."""
-    named = record.study.objectives if record.study.search else ()
+    named = aims_of(record.study) if record.study.search else ()
     misled = {name: best for name in named if (best := _told_by(name, record)) not in named}
     if not misled:
         return []
@@ -286,8 +285,7 @@ def _objective_notes(record: StudyRecord) -> list[str]:
 
 def _told_by(objective: str, record: StudyRecord) -> str:
     """The variant that stands for an objective in this study."""
-    official = objective.removeprefix(UNICODE).removesuffix(IN_FORM)
-    return versions_of(official, record)[-1] if official in VARIED else objective
+    return versions_of(known_scores(record.study)[objective].base, record)[-1]
 
 
 def _why(record: StudyRecord) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from letheon.evaluation.metrics.found import RougeDrops
 from letheon.evaluation.readback import as_read_back
-from letheon.evaluation.results import RougeDrops
 
 _SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # A lone ZWJ or ZWNJ changes how its neighbours join, and belongs to the word (Persian, Sinhala).

@@ -16,7 +16,7 @@ from letheon.data.rows import Row
 from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, length_batches, padded, position_limit, reading, token_ids
-from letheon.evaluation.results import MembershipScores
+from letheon.evaluation.metrics.found import MembershipScores
 
 MAX_LOGITS = 2**27
 """Logits that one batch may hold, B x T x V: 0.5 GiB in float32."""

@@ -8,19 +8,14 @@ from typing import Any
 
 from letheon.data.rows import Kind, Row
 from letheon.errors import EvaluationError
-from letheon.evaluation.knowledge import exact_match, unicode_exact_match
-from letheon.evaluation.regurgitation import rouge_drops, rouge_recall, unicode_rouge_l
-from letheon.evaluation.results import (
-    FormScores,
-    MembershipScores,
-    MmluScores,
-    Prediction,
-    Results,
-    RougeDrops,
-    SplitName,
-    SplitScores,
-    TaskScores,
-)
+from letheon.evaluation.metrics.found import MembershipScores, MmluScores
+from letheon.evaluation.metrics.rouge import rouge_drops
+from letheon.evaluation.suite import Measured
+from letheon.evaluation.suites.lume.listing import task_terms
+from letheon.evaluation.suites.lume.results import FormScores, LumeResults, SplitName, SplitScores, TaskScores
+from letheon.evaluation.suites.lume.scripts import script_warnings
+from letheon.scores.predictions import Prediction
+from letheon.scores.results import PlainResults
 
 MMLU_FLOOR = 0.371
 """75% of the official 7B model's accuracy; below it a submission won no award."""
@@ -49,29 +44,6 @@ class TaskAggregate:
     """The same over the Unicode variants of the scores."""
 
 
-def predict(row: Row, split: SplitName, generation: str, *, is_cut: bool = False) -> Prediction:
-    """Score one generation against its row; both scores are kept whatever the row's kind.
-
-    `is_cut` marks a generation that was stopped early because it could no longer match exactly.
-    """
-    recall = rouge_recall(generation, row.answer)
-    return Prediction(
-        id=row.id,
-        split=split,
-        task=row.task,
-        kind=row.kind,
-        prompt=row.prompt,
-        answer=row.answer,
-        generation=generation,
-        rouge_l_recall=recall.rouge_l,
-        rouge_1_recall=recall.rouge_1,
-        exact_match=exact_match(generation, row.answer),
-        unicode_rouge_l_recall=unicode_rouge_l(generation, row.answer),
-        unicode_exact_match=unicode_exact_match(generation, row.answer),
-        is_cut=is_cut,
-    )
-
-
 def score_predictions(predictions: Iterable[Prediction]) -> TaskAggregate:
     """Return mean scores by split and task, the terms, and their harmonic mean.
 
@@ -88,14 +60,44 @@ def score_predictions(predictions: Iterable[Prediction]) -> TaskAggregate:
     return TaskAggregate(forget, retain, terms, _harmonic_mean(terms.values()), _harmonic_mean(variants))
 
 
+def aggregate(blank: PlainResults, measured: Measured) -> LumeResults:
+    """Score what was measured officially, and what was said to the rows in their form as well."""
+    form = None
+    if measured.form is not None:
+        asked = measured.form
+        form = score_in_form(
+            measured.in_form or measured.predictions,
+            template=asked.template,
+            date=asked.date,
+            source=asked.source,
+            differs=asked.differs,
+            known=asked.known,
+        )
+    empty = LumeResults(
+        suite=blank.suite,
+        model=blank.model,
+        warnings=blank.warnings,
+        settings=dict(blank.settings),
+        provenance=dict(blank.provenance),
+        form=form,
+    )
+    return complete_results(
+        empty,
+        measured.predictions,
+        mia=measured.others.get("mia"),
+        mmlu=measured.others.get("mmlu"),
+        missing=measured.missing,
+    )
+
+
 def complete_results(
-    blank: Results,
+    blank: LumeResults,
     predictions: Iterable[Prediction],
     *,
     mia: MembershipScores | None,
     mmlu: MmluScores | None,
     missing: Mapping[str, str],
-) -> Results:
+) -> LumeResults:
     """Fill the scores of `blank`: the final one is the mean of task aggregate, MIA score and MMLU accuracy.
 
     `missing` says why `mia` or `mmlu` is None. What else cannot be computed is added to it; what departs from the
@@ -153,7 +155,7 @@ def score_in_form(
     )
 
 
-def official_file(results: Results) -> dict[str, Any]:
+def official_file(results: LumeResults) -> dict[str, Any]:
     """Return what the official evaluation_results.jsonl holds.
 
     As there, mia_loss_acc (the AUC), mia_final_score and mmlu_average are left out when they were not measured, and
@@ -176,7 +178,7 @@ def official_file(results: Results) -> dict[str, Any]:
     return scores
 
 
-def official_text(results: Results) -> str:
+def official_text(results: LumeResults) -> str:
     """Return the text of evaluation_results.jsonl: `official_file` on one line."""
     return json.dumps(official_file(results), ensure_ascii=False) + "\n"
 
@@ -235,18 +237,6 @@ def _harmonic_mean(values: Iterable[float]) -> float | None:
     return float(harmonic_mean(known)) if known else None
 
 
-def task_terms(split: SplitName, scores: SplitScores | None, *, prefix: str = "") -> dict[str, float]:
-    """Return the terms of the task aggregate that one split has; with prefix "unicode_" those of the variants."""
-    tasks = {} if scores is None else scores.tasks
-    means: dict[str, float] = {
-        f"{split}.{name}.{score}": mean
-        for name, task in tasks.items()
-        for score in ("regurgitation", "knowledge")
-        if (mean := getattr(task, f"{prefix}{score}")) is not None
-    }
-    return {name: 1 - mean if split == "forget" else mean for name, mean in means.items()}
-
-
 def _warnings(tasks: TaskAggregate, mmlu: MmluScores | None) -> list[str]:
     found = []
     if tasks.terms and tuple(tasks.terms) != OFFICIAL_TERMS:
@@ -268,39 +258,6 @@ def _warnings(tasks: TaskAggregate, mmlu: MmluScores | None) -> list[str]:
         if scores is not None:
             found += script_warnings(split, scores)
     return found
-
-
-def script_warnings(split: str, scores: SplitScores) -> list[str]:
-    """Say what the official scores of `split` miss of its script; nothing for English."""
-    found = []
-    if scores.rouge_drops is not None and scores.rouge_drops.matters:
-        found.append(f"{split}: {_what_is_dropped(scores.rouge_drops)}; the Unicode variant is beside it")
-    official, variant = scores.overall.knowledge, scores.overall.unicode_knowledge
-    if official is not None and variant is not None and official != variant:
-        num_more = round((variant - official) * scores.overall.num_questions)
-        found.append(
-            f"{split}: exact match compares characters after lower(): {num_more} of {scores.overall.num_questions} "
-            "questions are answered rightly only up to NFKC and case folding; the Unicode variant is beside it"
-        )
-    return found
-
-
-def _what_is_dropped(drops: RougeDrops) -> str:
-    text = (
-        "ROUGE keeps only a-z and 0-9: it drops "
-        f"{_percent(drops.num_dropped / drops.num_letters)} of the letters of the references"
-    )
-    if not drops.num_emptied:
-        return text
-    return (
-        f"{text} ({drops.num_emptied} of {drops.num_answers} completions have none left, which score 0 whatever the "
-        "model says)"
-    )
-
-
-def _percent(share: float) -> str:
-    """A share as a whole number of percent, but 100% only for all of it and 0% only for none."""
-    return "less than 1%" if 0 < share < 0.01 else f"{min(round(100 * share), 99) if share < 1 else 100}%"
 
 
 def _official_split(scores: SplitScores) -> dict[str, Any]:

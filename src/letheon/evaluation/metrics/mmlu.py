@@ -27,8 +27,8 @@ from letheon.evaluation.batches import (
     reading,
     token_ids,
 )
+from letheon.evaluation.metrics.found import MmluScores
 from letheon.evaluation.readback import as_read_back
-from letheon.evaluation.results import MmluScores
 from letheon.model.loading import context_length
 
 LETTERS = "ABCD"

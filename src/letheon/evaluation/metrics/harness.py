@@ -6,8 +6,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.errors import EvaluationError, MissingExtraError
-from letheon.evaluation.mmlu import NUM_SHOTS
-from letheon.evaluation.results import MmluScores
+from letheon.evaluation.metrics.found import MmluScores
+from letheon.evaluation.metrics.mmlu import NUM_SHOTS
 
 _PREFIX = "mmlu_"
 

@@ -1,0 +1,1 @@
+"""The suites that a model can be scored by."""

@@ -1,0 +1,1 @@
+"""The suite of LUME and SemEval-2025 Task 4, to the letter of the official script."""

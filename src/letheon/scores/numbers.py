@@ -1,0 +1,26 @@
+"""The numbers of results, and whether two computations of one are the same."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+TOLERANCE = 1e-9
+"""Between two computations of one score: sums of up to a million rows in double precision."""
+
+
+def numbers(value: object, name: str = "") -> Iterator[tuple[str, float | None]]:
+    """Yield the dotted names and values of all numbers, and of what is None, in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from numbers(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from numbers(part, f"{name}.{index}")
+    elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield name, None if value is None else float(value)
+
+
+def is_same(one: float | None, other: float | None) -> bool:
+    """Whether two numbers are the same but for rounding; None is the same as None alone."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=0, abs_tol=TOLERANCE)
