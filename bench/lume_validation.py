@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import read_documents, write_rows
-from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.predicting import score_again
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_markdown
@@ -137,9 +137,7 @@ def show(runs: list[Path], before: Path) -> None:
     print("| mean ± sample std | " + " | ".join(spread) + " | | | |")
     print()
     print(to_markdown(before_after(read_results(before / "results.json"), after[0])))
-    predictions = [
-        read_predictions(folder / "predictions.jsonl") for folder in (before, runs[0] / "evaluation" / "after")
-    ]
+    predictions = [score_again(folder / "predictions.jsonl") for folder in (before, runs[0] / "evaluation" / "after")]
     ids = pick_samples(*predictions, num_per_split=5)
     print(to_markdown(side_by_side(*predictions, ids=ids, max_characters=200)))
 

@@ -17,7 +17,7 @@ from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents, read_rows, read_text
 from letheon.errors import LetheonError, SettingsError
 from letheon.evaluation.metrics.found import MembershipScores, MmluScores
-from letheon.evaluation.predicting import predict, read_predictions
+from letheon.evaluation.predicting import predict, score_again
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import rescore
 from letheon.evaluation.suites.lume.official import complete_results
@@ -253,7 +253,7 @@ def test_changed_predictions(at: Path, lines: list[dict[str, Any]], tail: bytes)
     path = at / "predictions.jsonl"
     for rest in (b"", tail):
         path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + rest)
-        survives(read_predictions, path)
+        survives(score_again, path)
         survives(rescore, path)
 
 

@@ -20,19 +20,19 @@ ALLOWED = {
     "recipes": {"errors", "settings"},
     "data": BASE,
     # Results as data: whoever reads them does so without a suite or a model.
-    "scores": {"errors", "storage.run_folder", "data.rows"},
+    "scores": {"errors", "storage", "data.rows"},
     "objective": {*BASE, "data"},
     "model": {*BASE, "data"},
     "engine": {*BASE, "data", "objective.terms", "model"},
     # The loop trains any job: of objectives it knows that there is a loss, and of settings nothing.
     "training": {"errors", "storage", "progress", "signals", "data", "objective.methods", "objective.control", "model"},
     "memorizing": {*BASE, "data", "objective.methods", "model", "engine", "training"},
-    "unlearning": {*BASE, "data", "objective", "model", "engine", "training"},
+    "unlearning": {*BASE, "data", "scores.numbers", "objective", "model", "engine", "training"},
     "evaluation": {*BASE, "data", "scores", "model", "engine"},
     # Reports are made from files; of the other layers they know the schemas, scoring without a model, and who a row is.
     "report": {
-        "errors", "storage", "data.forms", "data.rows", "scores", "evaluation.registry", "evaluation.suite",
-        "evaluation.rescoring",
+        "errors", "storage", "settings", "data.forms", "data.rows", "scores", "evaluation.registry",
+        "evaluation.suite", "evaluation.rescoring",
     },
     "studies": {
         *BASE, "endings", "recipes", "data", "objective", "model", "engine", "training", "unlearning", "evaluation",

@@ -19,7 +19,7 @@ from letheon.evaluation.evaluate import evaluate_suite
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
 from letheon.evaluation.registry import suite_of
-from letheon.evaluation.rescoring import Evaluation, write_evaluation
+from letheon.evaluation.rescoring import write_evaluation
 from letheon.evaluation.suite import Asked, Target
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.target import make_target
@@ -38,6 +38,7 @@ from letheon.model.precision import choose_precision
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
+from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside

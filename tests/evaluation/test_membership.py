@@ -12,9 +12,9 @@ from letheon.evaluation.metrics.membership import (
     check_members,
     delong_interval,
     document_losses,
-    membership_score,
     membership_scores,
 )
+from letheon.scores.numbers import membership_score
 from small import tiny_model
 
 DOCUMENTS = [

@@ -13,12 +13,13 @@ from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents
 from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.generation import generate_answers
-from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.predicting import score_again
 from letheon.evaluation.registry import read_results
-from letheon.evaluation.rescoring import Evaluation, rescore, write_evaluation
+from letheon.evaluation.rescoring import rescore, write_evaluation
 from letheon.evaluation.suites.lume.measure import evaluate_model
 from letheon.evaluation.suites.lume.results import LumeResults
-from letheon.report.files import read_predictions as read_as_they_are
+from letheon.scores.predictions import read_predictions as read_as_they_are
+from letheon.scores.results import Evaluation
 
 MEMBERS = ["Mira Tolland keeps bees.", "Which harbour did the ship leave from?"]
 NONMEMBERS = ["The old lighthouse keeper.", "Every winter evening.", "Letters to the sea."]
@@ -211,13 +212,13 @@ def test_a_wrong_line_is_named(tmp_path: Path, lines: list[object], message: str
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with pytest.raises(EvaluationError, match=message):
-        read_predictions(path)
+        score_again(path)
 
 
 def test_half_a_line_and_no_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "half.jsonl").write_text('{"id": "1', encoding="utf-8")
-    with pytest.raises(EvaluationError, match=r"half.jsonl:1: expected a prediction as a JSON object"):
-        read_predictions(tmp_path / "half.jsonl")
+    with pytest.raises(EvaluationError, match=r"half.jsonl:1: expected a JSON object"):
+        score_again(tmp_path / "half.jsonl")
     with pytest.raises(EvaluationError, match="cannot be read"):
         rescore(tmp_path / "none.jsonl")
 

@@ -17,12 +17,13 @@ from letheon.api import write_report
 from letheon.cli.main import main
 from letheon.data.rows import Row
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.rescoring import Evaluation, write_evaluation
+from letheon.evaluation.rescoring import write_evaluation
 from letheon.evaluation.suites.lume.official import complete_results
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.progress import Bars, Lines
 from letheon.report.card import model_card
 from letheon.report.tables import Table, side_by_side, to_csv, to_markdown, to_rich
+from letheon.scores.results import Evaluation
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ def test_errors_are_one_plain_line(
 
 
 def test_predictions_with_any_text_are_read_back_as_they_were(tmp_path: Path) -> None:
-    from letheon.evaluation.predicting import read_predictions
+    from letheon.evaluation.predicting import score_again
 
     rows = [Row(f"{n}qa0", payload, payload, "Task1", "question") for n, payload in enumerate(PAYLOADS)]
     written: list[Prediction] = [predict(row, "forget", row.answer) for row in rows]
     blank = LumeResults(suite="lume", model="m")
     write_evaluation(Evaluation(blank, tuple(written)), tmp_path / "e")
-    assert read_predictions(tmp_path / "e" / "predictions.jsonl") == tuple(written)
+    assert score_again(tmp_path / "e" / "predictions.jsonl") == tuple(written)

@@ -23,7 +23,7 @@ from letheon.evaluation.metrics.found import MembershipScores, MmluScores
 from letheon.evaluation.suites.lume.results import LumeResults, SplitName, SplitScores, TaskScores
 from letheon.report.card import model_card
 from letheon.report.figures import figure_svgs, save_figures, smooth
-from letheon.report.files import read_log, read_predictions, read_run
+from letheon.report.files import read_log, read_run
 from letheon.report.page import write_report
 from letheon.report.verdict import (
     Ending,
@@ -33,7 +33,7 @@ from letheon.report.verdict import (
     membership_reading,
     verdict,
 )
-from letheon.scores.predictions import Prediction
+from letheon.scores.predictions import Prediction, read_predictions
 
 TASKS = ("Task1", "Task2", "Task3")
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m \u202egnp.exe\u2066 {{ 7 * 7 }} <img src=http://evil.example/x>"

@@ -23,7 +23,7 @@ from letheon.training.stopping import Clock, Pace, choose_kept, why_stop, writin
 from letheon.training.tracking import Silent
 from letheon.unlearning import judging
 from letheon.unlearning.inputs import read_inputs
-from letheon.unlearning.interim import interim_score, membership_score
+from letheon.unlearning.interim import interim_score, score_of_losses
 from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
 from letheon.unlearning.prepare import prepare
 from letheon.unlearning.resolve import resolve_settings
@@ -146,9 +146,9 @@ def test_the_best_state_is_the_one_that_is_best_in_the_direction_of_the_judge() 
 
 
 def test_membership_of_a_broken_model_is_no_success() -> None:
-    assert membership_score([1.0, 3.0], [2.0]) == pytest.approx(1.0)
-    assert membership_score([math.nan, 1.0], [2.0]) == 0.0
-    assert membership_score([1.0], [math.inf]) == 0.0
+    assert score_of_losses([1.0, 3.0], [2.0]) == pytest.approx(1.0)
+    assert score_of_losses([math.nan, 1.0], [2.0]) == 0.0
+    assert score_of_losses([1.0], [math.inf]) == 0.0
 
 
 def test_shares_of_the_time_left() -> None:

@@ -14,14 +14,14 @@ from letheon.api import evaluate, form_of
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
 from letheon.evaluation.in_form import Asking, said
-from letheon.evaluation.predicting import read_predictions
+from letheon.evaluation.predicting import score_again
 from letheon.evaluation.rescoring import rescore
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
 from letheon.purging.purge import purge
-from letheon.report.files import Evaluation, read_run
+from letheon.report.files import read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
 from letheon.storage.run_folder import FORM_FILE
@@ -54,10 +54,10 @@ def test_a_model_that_knows_conversations_is_asked_in_them(
     assert (results.retain.overall.knowledge or 0) < 1  # the raw prompts of the official script
     again = rescore(tmp_path / "before" / "predictions.jsonl")
     assert again.results.form == found.results.form
-    assert again.in_form == read_predictions(tmp_path / "before" / "predictions_in_form.jsonl") == found.in_form
+    assert again.in_form == score_again(tmp_path / "before" / "predictions_in_form.jsonl") == found.in_form
 
     assert (tmp_path / "before" / "predictions_in_form.jsonl").stat().st_mode & 0o777 == 0o600
-    assert read_run(tmp_path / "before").after == Evaluation(found.results, found.in_form)
+    assert read_run(tmp_path / "before").after == found
     assert "predictions_in_form.jsonl" in {trace.path.name for trace in purge(tmp_path / "before", note=print).traces}
     assert not (tmp_path / "before" / "predictions_in_form.jsonl").exists()
 

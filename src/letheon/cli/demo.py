@@ -12,10 +12,10 @@ from rich.console import Console
 from letheon.api import evaluate, memorize, unlearn, write_report
 from letheon.data.benchmarks.synthetic import BenchmarkFiles, generate, write
 from letheon.errors import OutputError
-from letheon.evaluation.rescoring import Evaluation
 from letheon.memorizing.memorize import shown_on
 from letheon.progress import Display, open_display
 from letheon.report.tables import before_after, pick_samples, side_by_side, to_rich
+from letheon.scores.results import Evaluation
 from letheon.settings import DemoSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import Interrupted
 from letheon.storage.files import open_output_folder

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from letheon.evaluation.rescoring import Evaluation
 from letheon.evaluation.suite import Asked, Suite, Target
 from letheon.model.widening import product_dtype
-from letheon.scores.results import PlainResults
+from letheon.scores.results import Evaluation, PlainResults
 
 
 def evaluate_suite(

@@ -2,31 +2,20 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from letheon.errors import EvaluationError, shown
-from letheon.evaluation.predicting import read_predictions
-from letheon.evaluation.registry import DEFAULT, SUITES, read_results
+from letheon.evaluation.predicting import score_again
+from letheon.evaluation.registry import read_results, suites
 from letheon.evaluation.suite import Measured, Suite
 from letheon.scores.numbers import is_same, numbers
-from letheon.scores.predictions import Prediction
-from letheon.scores.results import PlainResults, Results
+from letheon.scores.results import Evaluation, PlainResults, Results
+from letheon.settings import DEFAULT_SUITE
 from letheon.storage.run_folder import FORM_PREDICTIONS_FILE, PREDICTIONS_FILE, RESULTS_FILE, write_entry
 
 _MOST_NAMED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The scores and every generation behind them, forget rows first."""
-
-    results: Results
-    predictions: tuple[Prediction, ...]
-    """To the raw prompts."""
-    in_form: tuple[Prediction, ...] = ()
-    """To the rows in the form in which the model knows them; empty where that gives the model the same tokens."""
 
 
 def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
@@ -47,7 +36,7 @@ def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
         else:
             (out_dir / entry).unlink(missing_ok=True)  # of an evaluation before, in the same folder
     write_entry(out_dir, RESULTS_FILE, evaluation.results.to_json())
-    suite = SUITES.get(evaluation.results.suite)
+    suite = suites().get(evaluation.results.suite)
     for entry, text in ({} if suite is None else suite.files(evaluation.results)).items():
         write_entry(out_dir, entry, text)
 
@@ -65,10 +54,10 @@ def rescore(predictions_path: Path, *, results_path: Path | None = None) -> Eval
     beside = predictions_path.parent / RESULTS_FILE
     earlier_path = results_path or (beside if beside.exists() else None)
     earlier = read_results(earlier_path) if earlier_path is not None else None
-    suite = _suite_of(DEFAULT if earlier is None else earlier.suite, earlier_path)
-    predictions = read_predictions(predictions_path, sets=suite.sets)
+    suite = _suite_of(DEFAULT_SUITE if earlier is None else earlier.suite, earlier_path)
+    predictions = score_again(predictions_path, sets=suite.sets)
     form_path = predictions_path.parent / FORM_PREDICTIONS_FILE
-    in_form = read_predictions(form_path, sets=suite.sets) if form_path.exists() else ()
+    in_form = score_again(form_path, sets=suite.sets) if form_path.exists() else ()
     if earlier is None:
         reason = f"scored again from predictions, and there is no {beside} to take it from"
         blank, form, others = PlainResults(suite.name, "unknown"), None, {}
@@ -89,7 +78,7 @@ def contradictions(folder: Path, results: Results) -> tuple[str, ...]:
     Raises:
         EvaluationError: the predictions are not what evaluate writes.
     """
-    suite = SUITES.get(results.suite)
+    suite = suites().get(results.suite)
     outside = [*_outside(results), *(suite.impossible(results) if suite is not None else ())]
     if outside or suite is None or not (folder / PREDICTIONS_FILE).exists():
         return tuple(outside)
@@ -117,11 +106,11 @@ def _compared(results: Results) -> dict[str, Any]:
 
 
 def _suite_of(name: str, path: Path | None) -> Suite:
-    if name not in SUITES:
+    if name not in suites():
         raise EvaluationError(
-            f"{path}: expected results of one of the suites {', '.join(SUITES)}, got those of {shown(name)}"
+            f"{path}: expected results of one of the suites {', '.join(suites())}, got those of {shown(name)}"
         )
-    return SUITES[name]
+    return suites()[name]
 
 
 def _blank(earlier: Results) -> PlainResults:

@@ -1,6 +1,7 @@
 """What a suite is: facts about its scores, and three functions that say what it asks, measures and aggregates.
 
-A suite is one file in suites/, with a reader in data/benchmarks where its rows need one, and its line in registry.py.
+A suite is one file in suites/, with a reader in data/benchmarks where its rows need one;
+the registry finds it by its name, SUITE.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from letheon.errors import EvaluationError, shown
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import contradictions
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
-from letheon.scores.predictions import Prediction
-from letheon.scores.results import Results
+from letheon.scores.predictions import read_predictions
+from letheon.scores.results import Evaluation, Results
+from letheon.storage.json_lines import read_json_lines
 from letheon.storage.run_folder import (
     ATTEMPTS_FILE,
     EVALUATIONS_FOLDER,
@@ -70,14 +71,6 @@ class RunLog:
     """The last event of a run that ended by itself; None if the run was stopped or is still going."""
     cut_short: bool = False
     """The last line is half a record, as a killed process leaves it; that line is not counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One evaluation's results and, if its folder has them, its predictions."""
-
-    results: Results
-    predictions: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +183,9 @@ def _of_study(
         )
         if not pairing.differences:
             # What it says of the rows is shown beside what the run itself says of them, and never without it.
-            return (found if after is not None and after.predictions else replace(found, predictions=())), [pairing]
+            return (found if after is not None and after.telling else replace(found, predictions=(), in_form=())), [
+                pairing
+            ]
         if found.results.model == settings.get("model"):
             others.append(pairing)
     return None, others
@@ -211,7 +206,7 @@ def read_log(path: Path) -> RunLog:
     Raises:
         EvaluationError: a line other than a last, half-written one is not a JSON object with the fields of its event.
     """
-    records, cut_short = _json_lines(path, allow_cut=True)
+    records, cut_short = read_json_lines(path, expected=f"a {LOG_FILE} of a run", allow_cut=True)
     starts = [record for _, record in records if record.get("event") == "start"]
     ends = [record for _, record in records if record.get("event") == "end"]
     return RunLog(
@@ -224,24 +219,15 @@ def read_log(path: Path) -> RunLog:
     )
 
 
-def read_predictions(path: Path) -> tuple[Prediction, ...]:
-    """Read a predictions.jsonl; an empty file gives no predictions.
-
-    Raises:
-        EvaluationError: a line is not a JSON object with the fields of `Prediction`.
-    """
-    records, _ = _json_lines(path, allow_cut=False)
-    return tuple(_prediction(path, line, record) for line, record in records)
-
-
 def _evaluation(folder: Path) -> Evaluation | None:
     if not (folder / RESULTS_FILE).exists():
         return None
-    # Where the rows were asked in their form too, what the model said then is what tells.
-    entries = (FORM_PREDICTIONS_FILE, PREDICTIONS_FILE)
-    predictions = next((path for entry in entries if (path := folder / entry).exists()), folder / entries[-1])
     return Evaluation(
-        read_results(folder / RESULTS_FILE), read_predictions(predictions) if predictions.exists() else ()
+        read_results(folder / RESULTS_FILE),
+        *(
+            read_predictions(path) if (path := folder / entry).exists() else ()
+            for entry in (PREDICTIONS_FILE, FORM_PREDICTIONS_FILE)
+        ),
     )
 
 
@@ -285,31 +271,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in data.items()}
 
 
-def _json_lines(path: Path, *, allow_cut: bool) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read ({error.strerror})") from error
-    records: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            # Only a last line without its newline can be what a killed process left.
-            if allow_cut and number == len(lines):
-                return records, True
-            raise EvaluationError(
-                f"{path}:{number}: expected one JSON object, cannot read it ({error}); "
-                "restore the file, or remove that line to make the report without it"
-            ) from error
-        if not isinstance(record, dict):
-            raise EvaluationError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
-        records.append((number, record))
-    return records, False
-
-
 def _step(path: Path, line: int, record: Mapping[str, Any]) -> StepRecord:
     terms = record.get("terms") or {}
     if not isinstance(terms, dict):
@@ -345,25 +306,6 @@ def _number(path: Path, line: int, record: Mapping[str, Any], name: str) -> floa
         return None if value is None else float(value)
     except OverflowError as error:
         raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number, got {shown(value)}") from error
-
-
-def _prediction(path: Path, line: int, record: dict[str, Any]) -> Prediction:
-    wanted = {f.name: f.type for f in fields(Prediction)}
-    missing = sorted(
-        {f.name for f in fields(Prediction) if f.default is MISSING and f.default_factory is MISSING} - set(record)
-    )
-    if missing:
-        raise EvaluationError(
-            f"{path}:{line}: expected a prediction with {', '.join(wanted)}; it lacks {', '.join(missing)}. "
-            "Run `letheon evaluate` again to write the file anew"
-        )
-    for name in ("id", "split", "task", "kind", "prompt", "answer", "generation"):
-        if not isinstance(record[name], str):
-            raise EvaluationError(f"{path}:{line}: expected `{name}` to be text, got {shown(record[name])}")
-    for name in ("rouge_l_recall", "rouge_1_recall", "exact_match"):
-        if _number(path, line, record, name) is None:
-            raise EvaluationError(f"{path}:{line}: expected `{name}` to be a number, got null")
-    return Prediction(**{name: record[name] for name in wanted if name in record})
 
 
 def flat_items(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

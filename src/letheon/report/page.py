@@ -13,11 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from letheon.evaluation.registry import DEFAULT, SUITES
+from letheon.evaluation.registry import suites
 from letheon.evaluation.suite import Reading
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
-from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
+from letheon.report.files import RunFiles, flat_items, read_run
 from letheon.report.html import render_page
 from letheon.report.pairing import doubt, refusal
 from letheon.report.tables import (
@@ -41,8 +41,9 @@ from letheon.report.verdict import (
     verdict,
 )
 from letheon.scores.predictions import Prediction
-from letheon.scores.results import Results, missing_reason
+from letheon.scores.results import Evaluation, Results, missing_reason
 from letheon.scores.score import Score, Scores, shown_of
+from letheon.settings import DEFAULT_SUITE
 from letheon.storage.run_folder import (
     EVALUATIONS_FOLDER,
     LOG_FILE,
@@ -253,8 +254,9 @@ def _plain(value: object) -> str:
 
 def _readings(run: RunFiles) -> tuple[Reading, ...]:
     """Return how the scores of the suites that were asked are to be read."""
-    names = dict.fromkeys(results.suite for _, results in _evaluations(run)) or {DEFAULT: None}
-    return tuple(reading for name in names if name in SUITES for reading in SUITES[name].readings)
+    names = dict.fromkeys(results.suite for _, results in _evaluations(run)) or {DEFAULT_SUITE: None}
+    known = suites()
+    return tuple(reading for name in names if name in known for reading in known[name].readings)
 
 
 def _memberships(run: RunFiles) -> tuple[Membership, ...]:
@@ -278,8 +280,8 @@ def _membership(heading: str, attack: Score, scores: Scores) -> Membership:
 
 
 def _samples(run: RunFiles) -> tuple[Sample, ...]:
-    before = run.before.predictions if run.before else ()
-    after = run.after.predictions if run.after else ()
+    before = run.before.telling if run.before else ()
+    after = run.after.telling if run.after else ()
     ids = pick_samples(before, after, num_per_split=_SAMPLES_PER_SPLIT)
     return tuple(
         Sample(row, (("Generated", pair[1]),) if run.is_evaluation_only else (("Before", pair[0]), ("After", pair[1])))
@@ -296,7 +298,7 @@ def _gaps(run: RunFiles) -> tuple[Gap, ...]:
         gaps += [Gap(f"{prefix}{score.label}", NO_REASON) for score in unexplained]
         gaps += [Gap(f"{prefix}warning", warning) for warning in results.warnings]
     for name, side in (("Before", run.before), ("After", run.after)):
-        if side and not side.predictions:
+        if side and not side.telling:
             gaps.append(
                 Gap(f"{name}: sample rows", f"the evaluation's folder has no {PREDICTIONS_FILE}, or an empty one")
             )

@@ -12,11 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from letheon.evaluation.registry import DEFAULT, SUITES
+from letheon.evaluation.registry import suite_of
 from letheon.report.text import shorten, to_markdown_text, to_rich_text, visible
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Results, missing_reason
 from letheon.scores.score import FORGETTING, RETENTION, Score, shown_of
+from letheon.settings import DEFAULT_SUITE
 
 MISSING = "—"
 CUT = " [left here]"
@@ -230,7 +231,7 @@ def missing_notes(column: str, results: Results, shown: Iterable[Score]) -> tupl
 def _score_table(title: str, columns: Mapping[str, Results | None]) -> Table:
     present = {name: results for name, results in columns.items() if results is not None}
     own = {name: results.scores for name, results in present.items()}
-    shown = shown_of(list(own.values()) or [SUITES[DEFAULT].scores])
+    shown = shown_of(list(own.values()) or [suite_of(DEFAULT_SUITE).scores])
     rows = tuple(
         (s.label, better_text(s), *(score_cell(own[name].get(s.name)) if name in own else None for name in columns))
         for s in shown

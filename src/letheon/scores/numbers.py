@@ -19,6 +19,11 @@ def numbers(value: object, name: str = "") -> Iterator[tuple[str, float | None]]
         yield name, None if value is None else float(value)
 
 
+def membership_score(auc: float) -> float:
+    """Return 1 - 2 |AUC - 0.5|: 1 where an attack tells nobody apart, 0 where it tells all, either way round."""
+    return 1 - 2 * abs(auc - 0.5)
+
+
 def is_same(one: float | None, other: float | None) -> bool:
     """Whether two numbers are the same but for rounding; None is the same as None alone."""
     if one is None or other is None:

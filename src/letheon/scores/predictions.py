@@ -1,10 +1,18 @@
 """What a model said to a row, beside the answer that was wanted."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from letheon.data.rows import Kind
+from letheon.errors import EvaluationError, shown
+from letheon.storage.json_lines import read_json_lines
+from letheon.storage.run_folder import PREDICTIONS_FILE
+
+EXPECTED = f"a {PREDICTIONS_FILE} of evaluate"
+TEXT_FIELDS = ("id", "split", "task", "kind", "prompt", "answer", "generation")
+_SCORE_FIELDS = ("rouge_l_recall", "rouge_1_recall", "exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +51,43 @@ class Prediction:
         """Return it as a line of predictions.jsonl has it."""
         found = asdict(self)
         return found if self.values else {name: value for name, value in found.items() if name != "values"}
+
+
+def read_predictions(path: Path) -> tuple[Prediction, ...]:
+    """Read a predictions.jsonl as it is, with the scores in it; an empty file gives no predictions.
+
+    Raises:
+        EvaluationError: a line is not a JSON object with the fields of `Prediction`.
+    """
+    return tuple(
+        _prediction(f"{path}:{line}", record) for line, record in read_json_lines(path, expected=EXPECTED).records
+    )
+
+
+def check_texts(where: str, record: Mapping[str, Any]) -> None:
+    """Check that what a prediction says in words is there, and is text.
+
+    Raises:
+        EvaluationError: it is not; `where` names the line.
+    """
+    for name in TEXT_FIELDS:
+        if not isinstance(record.get(name), str):
+            raise EvaluationError(
+                f"{where}: expected text in the field {name!r}, got {shown(record.get(name))}; a prediction has the "
+                f"fields {', '.join(TEXT_FIELDS)}"
+            )
+
+
+def _prediction(where: str, record: Mapping[str, Any]) -> Prediction:
+    known = fields(Prediction)
+    missing = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in record]
+    if missing:
+        raise EvaluationError(
+            f"{where}: expected a prediction with {', '.join(f.name for f in known)}; it lacks {', '.join(missing)}. "
+            "Run `letheon evaluate` again to write the file anew"
+        )
+    check_texts(where, record)
+    for name in _SCORE_FIELDS:
+        if isinstance(record[name], bool) or not isinstance(record[name], int | float):
+            raise EvaluationError(f"{where}: expected `{name}` to be a number, got {shown(record[name])}")
+    return Prediction(**{f.name: record[f.name] for f in known if f.name in record})

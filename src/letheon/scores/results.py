@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from letheon.errors import EvaluationError, shown
+from letheon.scores.predictions import Prediction
 from letheon.scores.score import Scores
 from letheon.storage.run_folder import RESULTS_FILE
 
@@ -108,6 +109,22 @@ class PlainResults:
     def to_json(self) -> str:
         """Return the text of results.json."""
         return results_text(asdict(self), self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores and every generation behind them, forget rows first."""
+
+    results: Results
+    predictions: tuple[Prediction, ...]
+    """To the raw prompts."""
+    in_form: tuple[Prediction, ...] = ()
+    """To the rows in the form in which the model knows them; empty where that gives the model the same tokens."""
+
+    @property
+    def telling(self) -> tuple[Prediction, ...]:
+        """What tells how well the rows are known: what was said to them in their form, else to the raw prompts."""
+        return self.in_form or self.predictions
 
 
 def results_text(values: Mapping[str, Any], scores: Scores) -> str:

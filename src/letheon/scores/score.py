@@ -5,6 +5,7 @@ Reports, verdicts, cards and studies know scores by these facts alone, never by 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from statistics import fmean
 from typing import Any, Literal
 
 Better = Literal["higher", "lower"] | float
@@ -117,6 +118,22 @@ class Scores:
     def as_json(self) -> list[dict[str, Any]]:
         """Return the scores as JSON has them; what is as it is by default is left out."""
         return [_as_json(score) for score in self.all]
+
+
+def summaries(scores: Iterable[Score]) -> tuple[Score, ...]:
+    """Return what is forgotten and what is retained, from scores from 0 to 1 of which as much is left of the rows.
+
+    Of rows without a score there is no value.
+    """
+    groups: dict[str, list[float]] = {FORGETTING: [], RETENTION: []}
+    for score in scores:
+        if score.role in groups and score.value is not None:
+            groups[score.role].append(score.value)
+    gone, left = groups.values()
+    return (
+        Score(FORGOTTEN, "Forgotten", "higher", "summary", 1 - fmean(gone) if gone else None),
+        Score(RETAINED, "Retained", "higher", "summary", fmean(left) if left else None),
+    )
 
 
 def variant_name(name: str, variant: Sequence[str]) -> str:

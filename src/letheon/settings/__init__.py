@@ -27,11 +27,12 @@ from letheon.settings.parts import (
     ScoringSettings,
     StepSettings,
 )
-from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, Names
+from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Names
 
 __all__ = [
     "COEFFICIENT_FLAGS",
     "DEFAULT_DATE",
+    "DEFAULT_SUITE",
     "LARGEST_SEED",
     "AdapterSettings",
     "CourseSettings",

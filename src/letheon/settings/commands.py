@@ -15,7 +15,7 @@ from letheon.settings.parts import (
     OutputSettings,
     RowSettings,
 )
-from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, IsoDate, Sources
+from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, IsoDate, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
@@ -40,7 +40,7 @@ class EvaluateSettings(RowSettings):
         description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
         "of the run that --model or --out belongs to, else auto.",
     )
-    suite: Annotated[str, FIXED] = Field("lume", description="Suite to score by.")
+    suite: Annotated[str, FIXED] = Field(DEFAULT_SUITE, description="Suite to score by.")
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."
     )

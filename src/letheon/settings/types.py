@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 DEFAULT_DATE = "2024-07-26"
 """What a chat template that writes the date takes for today, so that a run gives the same bytes on every day; the date
 that Llama 3.1's template falls back on."""
+DEFAULT_SUITE = "lume"
 MOST_EPOCHS = 1_000_000
 MOST_RANKS = 65_536
 LARGEST_SEED = 2**32 - 1

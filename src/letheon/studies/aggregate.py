@@ -92,8 +92,11 @@ class Sensitivity:
 
 
 def forgotten_score(record: StudyRecord) -> str:
-    """Name the score that says what was forgotten: the official mean, or the variant to be read in its place."""
-    return versions_of("forgotten", record)[-1]
+    """Name the score that says what was forgotten: the suite's mean, or the variant to be read in its place.
+
+    Of a suite without rows to forget it is what the runs found of themselves.
+    """
+    return versions_of(FORGOTTEN, record)[-1] if FORGOTTEN in known_scores(record.study) else INTERIM_FORGOTTEN
 
 
 def versions_of(score: str, record: StudyRecord) -> tuple[str, ...]:

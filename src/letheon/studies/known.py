@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from letheon.evaluation.registry import DEFAULT, suite_of
-from letheon.scores.score import Score
+from letheon.evaluation.registry import suite_of
+from letheon.evaluation.suite import Suite
+from letheon.scores.score import UNICODE, Score
+from letheon.settings import DEFAULT_SUITE
 
 if TYPE_CHECKING:
     from letheon.studies.spec import StudySettings
@@ -25,9 +27,21 @@ def known_scores(study: "StudySettings") -> Mapping[str, Score]:
     Raises:
         SettingsError: the study names a suite that there is not.
     """
-    suite = suite_of(str((study.evaluate or {}).get("suite", DEFAULT)))
+    suite = _suite(study)
     shown = [score for score in suite.scores if score.is_headline or score.role == "summary"]
     return {score.name: score for score in (*shown, *INTERIM)}
+
+
+def telling_scores(study: "StudySettings", *, by_unicode: bool) -> tuple[str, ...]:
+    """Name the scores that sum a run up, the most telling first; `by_unicode` puts those over any script first.
+
+    Raises:
+        SettingsError: the study names a suite that there is not.
+    """
+    known = known_scores(study).values()
+    plain = [score for role in ("final", "aggregate") for score in known if score.role == role and not score.variant]
+    variants = [score for one in plain for score in known if score.base == one.name and score.variant == (UNICODE,)]
+    return tuple(score.name for score in (*(variants if by_unicode else ()), *plain, INTERIM[0]))
 
 
 def aims_of(study: "StudySettings") -> tuple[str, ...]:
@@ -36,4 +50,8 @@ def aims_of(study: "StudySettings") -> tuple[str, ...]:
     Raises:
         SettingsError: the study names a suite that there is not.
     """
-    return study.objectives or (suite_of(str((study.evaluate or {}).get("suite", DEFAULT))).objective,)
+    return study.objectives or (_suite(study).objective,)
+
+
+def _suite(study: "StudySettings") -> Suite:
+    return suite_of(str((study.evaluate or {}).get("suite", DEFAULT_SUITE)))

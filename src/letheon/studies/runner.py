@@ -15,6 +15,7 @@ from letheon.storage.files import write_json
 from letheon.storage.locks import clear_locks
 from letheon.storage.run_folder import FAILURES_FOLDER, LOCKS_FOLDER, RUNS_FOLDER
 from letheon.studies.history import begun_under, note_begun
+from letheon.studies.known import telling_scores
 from letheon.studies.live import View
 from letheon.studies.planned_runs import PlannedRun
 from letheon.studies.records import RunRecord, State
@@ -160,8 +161,8 @@ class Runner:
         self.scorer.score(run, note=lambda text: self.view.show(run.name, "scoring", text), progress=watcher.stage)
         result = self.record(run).result
         found = result.scores if result else {}
-        variants = ("unicode_final", "unicode_task_aggregate") if result and result.script_notes else ()
-        names = (*variants, "final", "task_aggregate", "interim.score")
+        has_notes = result is not None and bool(result.script_notes)
+        names = telling_scores(self.scorer.study, by_unicode=has_notes)
         shown = [f"{name} {found[name]:.3f}" for name in names if name in found]
         self.view.show(run.name, "finished", shown[0] if shown else "")
         self.on_change()

@@ -23,6 +23,7 @@ from letheon.engine.reference import ReferenceStore
 from letheon.engine.terms import token_terms
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
+from letheon.scores.numbers import membership_score
 from letheon.training.judge import SCORE, Better, StateScore
 
 BETTER: Mapping[str, Better] = {
@@ -109,7 +110,7 @@ def interim_score(
     means = {cell: fmean(values) for cell, values in cells.items()}
     aggregate = harmonic_mean([1 - mean if cell[0] else mean for cell, mean in means.items()])
     of_holdout = text_losses(engine, probes.holdout)
-    membership = membership_score(text_losses(engine, probes.forget_texts), of_holdout) if of_holdout else None
+    membership = score_of_losses(text_losses(engine, probes.forget_texts), of_holdout) if of_holdout else None
     retained = probes.num_forget_rows
     values = {
         "forget_recall": fmean(v for (is_forget, *_), values in cells.items() if is_forget for v in values),
@@ -163,7 +164,7 @@ def _worse_recalls(engine: Engine, probes: Probes, recalls: Sequence[float]) -> 
     return worse
 
 
-def membership_score(member_losses: Sequence[float], other_losses: Sequence[float]) -> float:
+def score_of_losses(member_losses: Sequence[float], other_losses: Sequence[float]) -> float:
     """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
     from sklearn.metrics import roc_auc_score  # not with the module: it takes longer to import than a small run's steps
 
@@ -171,7 +172,7 @@ def membership_score(member_losses: Sequence[float], other_losses: Sequence[floa
         return 0.0  # a broken model is not one that hides its members
     is_member = [1] * len(member_losses) + [0] * len(other_losses)
     auc = float(roc_auc_score(is_member, [-loss for loss in (*member_losses, *other_losses)]))
-    return 1 - 2 * abs(auc - 0.5)
+    return membership_score(auc)
 
 
 @torch.no_grad()

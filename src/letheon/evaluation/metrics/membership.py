@@ -17,6 +17,7 @@ from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, length_batches, padded, position_limit, reading, token_ids
 from letheon.evaluation.metrics.found import MembershipScores
+from letheon.scores.numbers import membership_score
 
 MAX_LOGITS = 2**27
 """Logits that one batch may hold, B x T x V: 0.5 GiB in float32."""
@@ -107,11 +108,6 @@ def membership_scores(member_losses: Sequence[float], nonmember_losses: Sequence
         num_members=len(member_losses),
         num_nonmembers=len(nonmember_losses),
     )
-
-
-def membership_score(auc: float) -> float:
-    """Return 1 - 2 |AUC - 0.5|: 1 where members cannot be told, 0 where they all can."""
-    return 1 - 2 * abs(auc - 0.5)
 
 
 def delong_interval(member_losses: Sequence[float], nonmember_losses: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The LUME suite: everything the official evaluation measures, from a model to an `Evaluation`."""
+"""The suite of LUME: everything the official evaluation measures, from a model to an `Evaluation`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,11 @@ from letheon.evaluation.metrics.harness import mmlu_with_harness
 from letheon.evaluation.metrics.membership import check_members, document_losses, membership_scores
 from letheon.evaluation.metrics.mmlu import Subject, read_mmlu, score_mmlu
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.rescoring import Evaluation
 from letheon.evaluation.suite import Asked, Measured, Progress, Target
 from letheon.evaluation.suites.lume.official import check_rows
-from letheon.evaluation.suites.lume.suite import LUME
+from letheon.evaluation.suites.lume.suite import SUITE
 from letheon.scores.predictions import Prediction
-from letheon.scores.results import Form
+from letheon.scores.results import Evaluation, Form
 
 MAX_NEW_TOKENS = 256
 
@@ -79,7 +78,7 @@ def evaluate_model(
     target = Target(
         model, tokenizer, form, exact, whole_generations, batch_size, max_new_tokens=max_new_tokens, progress=progress
     )
-    return evaluate_suite(LUME, target, asked, model_name=model_name, provenance=provenance or {})
+    return evaluate_suite(SUITE, target, asked, model_name=model_name, provenance=provenance or {})
 
 
 def check(asked: Asked) -> None:

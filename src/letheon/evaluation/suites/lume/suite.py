@@ -68,7 +68,7 @@ READINGS = (
     ),
 )
 
-LUME = Suite(
+SUITE = Suite(
     name="lume",
     scores=LumeResults("lume", "").scores,
     objective="final",
