@@ -499,7 +499,7 @@ def test_half_a_last_log_line_is_tolerated_and_said(run: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"event": "step", broken', "one JSON object"),
+        ('{"event": "step", broken', "a JSON object, cannot read it"),
         ("[1]", "a JSON object, got list"),
         ('{"event": "step", "step": "one", "epoch": 0}', "`step` to be a number or null, got 'one'"),
         ('{"event": "step", "step": 1}', "numbers `step` and `epoch`"),
@@ -525,7 +525,10 @@ def test_log_is_read_leniently(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"generation": 3}, "`generation` to be text"), ({"exact_match": None}, "`exact_match` to be a number, got null")],
+    [
+        ({"generation": 3}, "text in the field 'generation'"),
+        ({"exact_match": None}, "`exact_match` to be a number, got"),
+    ],
 )
 def test_broken_prediction_names_file_and_line(tmp_path: Path, change: dict[str, object], words: str) -> None:
     path = tmp_path / "predictions.jsonl"

@@ -80,7 +80,8 @@ def check_texts(where: str, record: Mapping[str, Any]) -> None:
 
 def _prediction(where: str, record: Mapping[str, Any]) -> Prediction:
     known = fields(Prediction)
-    missing = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING and f.name not in record]
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    missing = sorted(needed - record.keys())
     if missing:
         raise EvaluationError(
             f"{where}: expected a prediction with {', '.join(f.name for f in known)}; it lacks {', '.join(missing)}. "

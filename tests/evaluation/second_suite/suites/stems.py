@@ -36,7 +36,8 @@ def measure(target: Target, asked: Asked) -> Measured:
     rows = [(name, as_asked(row)) for name, several in asked.rows.items() for row in several]
     said = generate_answers(target.model, target.tokenizer, [row.prompt for _, row in rows], max_new_tokens=6)
     found = (predict(row, name, text) for (name, row), text in zip(rows, said, strict=True))
-    form = target.form and Form(target.form.template, target.form.date, target.form.source, differs=False)
+    asks = target.form
+    form = None if asks is None else Form(asks.template, asks.date, asks.source, differs=False)
     return Measured(tuple(replace(one, values={"stem": begins(one)}) for one in found), form=form)
 
 
