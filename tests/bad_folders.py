@@ -276,14 +276,14 @@ RESULTS = [
     Bad(
         "predictions that are none",
         lambda p: p.rescore("[1]\n"),
-        "{at}/p/predictions.jsonl:1: expected a prediction as a JSON object, got list",
+        "{at}/p/predictions.jsonl:1: expected a JSON object, got list",
     ),
     Bad(
         "predictions nested deep",
         lambda p: p.rescore("[" * 100_000),
         (
-            "{at}/p/predictions.jsonl:1: expected a prediction as a JSON object (maximum recursion depth "
-            "exceeded while decoding a JSON array from a unicode string)"
+            "{at}/p/predictions.jsonl:1: expected a JSON object, cannot read it (maximum recursion depth "
+            "exceeded while decoding a JSON array from a unicode string); restore the file, or remove that line"
         ),
     ),
     Bad(
@@ -308,8 +308,8 @@ RESULTS = [
         "predictions in bytes",
         lambda p: p.rescore(b"\xff\xfe"),
         (
-            "{at}/p/predictions.jsonl: expected a predictions.jsonl of evaluate in UTF-8 ('utf-8' codec can't "
-            "decode byte 0xff in position 0: invalid start byte); run evaluate again"
+            "{at}/p/predictions.jsonl:1: expected a JSON object, cannot read it ('utf-8' codec can't decode byte "
+            "0xff in position 0: invalid start byte); restore the file, or remove that line"
         ),
     ),
     Bad(
@@ -367,8 +367,8 @@ RESULTS = [
         "a log that is none",
         lambda p: p.report("log.jsonl", "step 1\n{}\n"),
         (
-            "{at}/old/log.jsonl:1: expected one JSON object, cannot read it (Expecting value: line 1 column 1 "
-            "(char 0)); restore the file, or remove that line to make the report without it"
+            "{at}/old/log.jsonl:1: expected a JSON object, cannot read it (Expecting value: line 1 column 1 (char 0)); "
+            "restore the file, or remove that line"
         ),
     ),
     Bad(

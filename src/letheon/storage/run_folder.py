@@ -162,7 +162,9 @@ MANIFEST_FILE = Entry(
 
 # The folder of an evaluation.
 RESULTS_FILE = Entry("results.json", "evaluation.rescoring", "scores, paths, hashes", is_mark=True)
-OFFICIAL_FILE = Entry("evaluation_results.jsonl", "evaluation.rescoring", "scores as the task's script writes them")
+OFFICIAL_FILE = Entry(
+    "evaluation_results.jsonl", "evaluation.suites.lume.suite", "scores as the task's script writes them"
+)
 PREDICTIONS_FILE = Entry(
     "predictions.jsonl",
     "evaluation.rescoring",
