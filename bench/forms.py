@@ -164,7 +164,18 @@ def measure(family: Family, out: Path) -> Found:
     files = ["--model", target, "--forget", out / "forget.jsonl", "--retain", out / "retain.jsonl", "--out", run]
     if not (run / "provenance.json").exists():
         dated = ["--date", date.today().isoformat()] if family.is_dated else []
-        command = [sys.executable, "-m", "letheon", "unlearn", *map(str, files), *SETTINGS, *dated, "--trackers", ""]
+        command = [
+            sys.executable,
+            "-m",
+            "letheon",
+            "unlearn",
+            "--no-evaluate",
+            *map(str, files),
+            *SETTINGS,
+            *dated,
+            "--trackers",
+            "",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     record: dict[str, Any] = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     before, kept = record["before"], record["result"]["kept"]

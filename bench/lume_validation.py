@@ -103,7 +103,7 @@ def unlearn(files: Files, run: Path, *, configuration: str, seed: int) -> None:
     if configuration.endswith("holdout"):
         rows += ["--holdout", files.holdout]
     settings = [*COMMON, *CONFIGURATIONS[configuration], "--seed", seed]
-    _letheon("unlearn", "--model", files.target, *rows, *settings, "--out", run)
+    _letheon("unlearn", "--no-evaluate", "--model", files.target, *rows, *settings, "--out", run)
 
 
 def evaluate(files: Files, model: Path, out: Path, *, mmlu_limit: int | None) -> Path:

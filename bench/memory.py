@@ -60,7 +60,14 @@ def run(out: Path, name: str, method: list[str]) -> int:
     files = ["--model", out / "model", "--forget", out / "forget.jsonl", "--retain", out / "retain.jsonl"]
     short = ["--max-steps", 3, "--batch-size", 8, "--max-batch-tokens", MAX_BATCH_TOKENS, "--checkpoint-epochs", 99]
     plain = ["--template", "joined", "--trackers", "", "--learning-rate", "1e-5", "--out", folder]
-    command = [sys.executable, "-m", "letheon", "unlearn", *map(str, [*files, *method, *short, *plain])]
+    command = [
+        sys.executable,
+        "-m",
+        "letheon",
+        "unlearn",
+        "--no-evaluate",
+        *map(str, [*files, *method, *short, *plain]),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     result = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["result"]
     return int(result["peak_memory_bytes"])

@@ -139,7 +139,7 @@ def unlearn(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
     epochs = max(1, round(bench.budget / one / num_runs))
     values |= {"epochs": epochs, "checkpoint_epochs": max(1, epochs // bench.scorings)}
     values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
-    done = letheon("unlearn", *_flags(values))
+    done = letheon("unlearn", "--no-evaluate", *_flags(values))
     if done.returncode:
         write_json(run / "failed.json", {"returncode": done.returncode, "error": done.stderr[-2000:]})
     return run
@@ -154,7 +154,7 @@ def unlearn_briefly(bench: Bench, name: str) -> None:
     del values["holdout_task"]
     values |= {"max_steps": TIMED_STEPS, "checkpoint_epochs": 99, "keep": "last"}
     values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
-    done = letheon("unlearn", *_flags(values))
+    done = letheon("unlearn", "--no-evaluate", *_flags(values))
     if done.returncode:
         raise RuntimeError(done.stderr)
 

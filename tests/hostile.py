@@ -1,6 +1,17 @@
 """Texts that would steer a browser, a terminal or a spreadsheet, and what a browser would make of a page."""
 
+import json
 from html.parser import HTMLParser
+from pathlib import Path
+
+import yaml
+
+from letheon.data.rows import Row
+from letheon.evaluation.predicting import predict
+from letheon.evaluation.rescoring import write_evaluation
+from letheon.evaluation.suites.lume.official import complete_results
+from letheon.evaluation.suites.lume.results import LumeResults
+from letheon.scores.results import Evaluation
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -34,3 +45,26 @@ class Parsed(HTMLParser):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links += [value or "" for name, value in attrs if name in ("href", "src", "action", "xlink:href")]
+
+
+def hostile_run(folder: Path, payload: str) -> Path:
+    """A run's folder in which every text that can be chosen is the payload."""
+    row = Row(f"{payload} 1qa0", payload, payload, payload, "question")
+    predictions = [predict(row, "forget", payload), predict(row, "retain", payload)]
+    blank = LumeResults(suite=payload, model=payload, provenance={payload: payload}, warnings=(payload,))
+    results = complete_results(blank, predictions, mia=None, mmlu=None, missing={"mia": payload, "mmlu": payload})
+    for name in ("before", "after"):
+        write_evaluation(Evaluation(results, tuple(predictions)), folder / "evaluation" / name)
+    settings = {"method": payload, "model": payload, "forget": payload, "retain": payload, payload: payload}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    (folder / "provenance.json").write_text(json.dumps({"command": [payload], payload: {payload: [payload]}}))
+    events = [
+        {"event": "start", "time": payload},
+        {"event": "note", "message": payload},
+        *({"event": "step", "step": n, "epoch": n / 2, "loss": 1.0, "terms": {payload: 1.0 / n}} for n in (1, 2, 3)),
+        {"event": "interim", "epoch": 1, "forget_recall": 0.5, "retain_recall": 0.5, "score": 0.5},
+        {"event": "end", "reason": payload, "step": payload, "epoch": payload, "kept_epoch": payload},
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "model").mkdir()
+    return folder

@@ -26,7 +26,10 @@ from small import tiny_model
 def short_run(
     folder: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Settings of a run of a few steps over files made in `folder`; the first three rows are to forget."""
+    """Settings of a run of a few steps over files made in `folder`; the first three rows are to forget.
+
+    It is not scored before and after.
+    """
     save_model(model, tokenizer, folder / "target")
     write_rows(rows[:3], folder / "forget.jsonl")
     write_rows(rows[3:], folder / "retain.jsonl")
@@ -41,6 +44,7 @@ def short_run(
         "checkpoint_epochs": 1,
         "template": "joined",
         "trackers": "",
+        "evaluate": False,
     }
 
 

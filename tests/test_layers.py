@@ -34,19 +34,20 @@ ALLOWED = {
         "errors", "storage", "settings", "data.forms", "data.rows", "scores", "evaluation.registry",
         "evaluation.suite", "evaluation.rescoring",
     },
+    "scoring": {*BASE, "data", "scores", "model", "engine", "training", "unlearning", "evaluation", "report.files"},
     "studies": {
         *BASE, "endings", "recipes", "data", "objective", "model", "engine", "training", "unlearning", "evaluation",
         "scores", "report",
     },
     "api": {
-        *BASE, "data", "model", "engine", "training", "memorizing", "unlearning", "evaluation", "scores", "report",
-        "studies",
+        *BASE, "data", "model", "engine", "training", "memorizing", "unlearning", "evaluation", "scores", "scoring",
+        "report", "studies",
     },
     "purging": {"errors", "storage", "evaluation", "report", "studies", "api"},
     "semeval": {*BASE, "recipes", "data", "model", "unlearning"},
     "cli": {
         *BASE, "endings", "recipes", "data", "objective", "training", "memorizing", "unlearning",
-        "evaluation", "scores", "report", "studies", "purging", "api",
+        "evaluation", "scores", "scoring", "report", "studies", "purging", "api",
     },
     "__init__": {"errors", "settings", "data.rows", "studies.spec", "api"},
     "__main__": {"cli"},

@@ -5,61 +5,43 @@ What draws figures and sums up studies is imported where it is used: a run needs
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from letheon.data.ends import bare_rows
-from letheon.data.forms import AUTO, check_form, render
-from letheon.data.rows import Rows, check_disjoint, hash_rows
-from letheon.evaluation.evaluate import evaluate_suite
-from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
-from letheon.evaluation.registry import suite_of
 from letheon.evaluation.rescoring import write_evaluation
-from letheon.evaluation.suite import Asked, Target
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.target import make_target
-from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.companions import local_folder
 from letheon.model.loading import (
-    check_device,
-    check_vocabulary,
     fingerprint,
     load_config,
     load_model,
-    load_tokenizer,
     stored_dtype,
 )
 from letheon.model.precision import choose_precision
 from letheon.report.card import adapter_card, model_card
-from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
+from letheon.report.files import RunFiles, read_run
 from letheon.report.pairing import doubt, refusal
 from letheon.scores.results import Evaluation
-from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.scoring.inputs import read_evaluated
+from letheon.scoring.run import RunScoring, UnlearnReport
+from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
-from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.outside import note_evaluation
-from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import (
     ADAPTER_FOLDER,
     CARD_FILE,
     EVALUATIONS_FOLDER,
-    FORM_FILE,
     MODEL_FOLDER,
     RESULTS,
-    SETTINGS_FILE,
     STUDY_FILE,
     STUDY_TEXT_FILE,
     write_entry,
 )
-from letheon.training.tracking import Observer
+from letheon.training.tracking import Observer, Silent
 from letheon.unlearning import run as training
-from letheon.unlearning.form_record import hash_tokenizer
 from letheon.unlearning.populations import GivesUp, Report, groups_of, run_population
 from letheon.unlearning.reading import check
 from letheon.unlearning.record import RunReport
@@ -76,15 +58,29 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
-def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> RunReport:
+def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> UnlearnReport:
     """Make a model forget rows and leave the run's folder `settings.out` (see unlearning/run.py), model card included.
+
+    Unless `settings.evaluate` is false, the model before and after is scored as `evaluate` does, into evaluation/ in
+    that folder, and report.html is written. A run whose scoring fails or is interrupted is complete all the same.
 
     Raises:
         LetheonError: whatever in settings, rows, checkpoint or disk stands in the way.
     """
-    report = training.unlearn(settings, observer=observer)
-    _write_cards(read_run(report.folder))
-    return report
+    observer = observer or Silent()
+    if not settings.evaluate:
+        report = training.unlearn(settings, observer=observer)
+        _write_cards(read_run(report.folder))
+        return UnlearnReport.of(report)
+    scoring = RunScoring(settings, observer=observer)
+
+    def score(written: training.Written) -> None:
+        _write_cards(read_run(settings.out))  # first, so that they are there whatever becomes of the scoring
+        scoring.score(written)
+
+    report = training.unlearn(settings, observer=observer, on_checked=scoring.check, on_written=score)
+    observer.stage("writing the report", 0, 0)
+    return UnlearnReport.of(report, page=write_report(report.folder), scoring=scoring)
 
 
 def unlearn_population(
@@ -97,6 +93,7 @@ def unlearn_population(
     """Do several runs at once over one frozen model, leaving each its folder as `unlearn` does.
 
     The runs share model, rows and adapted layers (see unlearning/populations); each comes to what it comes to alone.
+    None of them is scored before and after.
     `observer` hears of all together, each of `observers` of one run. `judge` may give up runs whose interim scores are
     hopeless beside the others'.
 
@@ -136,7 +133,7 @@ def study(
     from letheon.studies.study import run_study
 
     jobs = Jobs(
-        unlearn=lambda run, observer: unlearn(run, observer=observer),
+        unlearn=lambda run, observer: unlearn(run.model_copy(update={"evaluate": False}), observer=observer),
         unlearn_together=lambda runs, observer, observers, judge: unlearn_population(
             runs, observer=observer, observers=observers, judge=judge
         ),
@@ -206,7 +203,6 @@ def evaluate(
         if replaced is not None and note is not None:
             note(replaced)
     inputs = read_evaluated(settings, note=note)
-    asked, tokenizer = inputs.asked, inputs.tokenizer
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -214,114 +210,15 @@ def evaluate(
     loaded = load_model(
         settings.model,
         dtype=chosen.precision,
-        tokenizer=tokenizer,
+        tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
     )
-    weights = fingerprint(loaded.model)
-    read = {
-        "model_sha256": hash_checkpoint(local_folder(settings.model)),
-        "weights_sha256": weights,
-        "tokenizer_sha256": hash_tokenizer(tokenizer),
-        **{f"{name}_sha256": hash_rows(rows) for name, rows in asked.rows.items()},
-        **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
-    }
-    provenance = {
-        **describe_environment(),
-        "model": {
-            "source": settings.model,
-            "sha256": weights,
-            "trust_remote_code": settings.trust_remote_code,
-            "precision": chosen.line,
-        },
-        **{
-            name: {
-                "source": str(getattr(settings, name, rows.source)),
-                "sha256": read[f"{name}_sha256"],
-                "num_rows": len(rows),
-            }
-            for name, rows in asked.rows.items()
-        },
-        "read": read,
-    }
-    target = Target(
-        loaded.model,
-        loaded.tokenizer,
-        inputs.form,
-        exact=settings.exact,
-        whole_generations=settings.whole_generations,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        progress=progress,
-    )
-    evaluation = evaluate_suite(
-        suite_of(settings.suite), target, asked, model_name=settings.model, provenance=provenance
-    )
+    provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=chosen.line)
+    evaluation = inputs.score(loaded, provenance=provenance, progress=progress)
     with finishing():
         write_evaluation(evaluation, settings.out)
     return evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedInputs:
-    """What an evaluation reads before it loads weights."""
-
-    asked: Asked
-    tokenizer: PreTrainedTokenizerBase
-    form: AskedForm
-
-
-def read_evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | None = None) -> EvaluatedInputs:
-    """Read and check all that an evaluation reads before it loads weights; `note` as in `evaluate`.
-
-    Raises:
-        LetheonError: as `evaluate`.
-    """
-    asked = suite_of(settings.suite).ask(settings, note)
-    check_device(settings.device)
-    check_checkpoint(settings.model)
-    tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
-    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    check_vocabulary(config, tokenizer, source=settings.model)
-    bare = {name: bare_rows(rows, tokenizer, note=note) for name, rows in asked.rows.items()}
-    forget, retain = bare.get("forget"), bare.get("retain")
-    if forget is not None and retain is not None:
-        check_disjoint(forget, retain)
-    form = form_of(settings, forget, retain)
-    check_form(form.template)
-    if form.template != AUTO:
-        for row in [row for rows in bare.values() for row in rows][:1]:
-            render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    return EvaluatedInputs(Asked(bare, asked.others, asked.options), tokenizer, form)
-
-
-def _plain(value: object) -> object:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def form_of(settings: EvaluateSettings, forget: Rows | None, retain: Rows | None) -> AskedForm:
-    """Return the form in which an evaluation asks the rows: the one set, that of the run it belongs to, or "auto".
-
-    It belongs to the run whose model/ is evaluated, or whose folder `out` lies in, if it asks that run's rows: other
-    rows may be known in another form. A side that the suite does not ask is None.
-
-    Raises:
-        EvaluationError: the run.yaml or form.json of that run cannot be read.
-    """
-    if settings.template is not None:
-        return AskedForm(settings.template, settings.date, "--template")
-    folders = [Path(settings.model).absolute().parent, *settings.out.absolute().parents[:2]]
-    run = next((folder for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
-    if run is None:
-        return AskedForm(AUTO, settings.date, "chosen by a probe: the model knows the rows best in it")
-    recorded, hashes = read_settings(run), read_mapping(run / FORM_FILE)
-    for side, rows in (("forget", forget), ("retain", retain)):
-        if rows is not None and hashes.get(f"{side}_sha256", known := hash_rows(rows)) != known:
-            return AskedForm(
-                AUTO, settings.date, f"chosen by a probe, because the {side} rows are not those of the run in {run}"
-            )
-    date = recorded.get("date", settings.date) if settings.date == DEFAULT_DATE else settings.date
-    return AskedForm(str(recorded.get("template", AUTO)), str(date), f"the run in {run}")
 
 
 @_no_empty_folder

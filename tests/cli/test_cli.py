@@ -58,7 +58,7 @@ def test_unlearn_evaluate_and_report_leave_their_files(files: Path) -> None:
     run = files / "run"
     target, before = ["--model", files / "target", *sets(files)], run / "evaluation" / "before"
     call("evaluate", *target, "--out", before, "--max-new-tokens", 8)
-    printed = call("unlearn", *target, "--out", run, "--epochs", 1, "--template", "joined")
+    printed = call("unlearn", *target, "--out", run, "--epochs", 1, "--template", "joined", "--no-evaluate")
     assert str(run / "model") in printed
     AutoModelForCausalLM.from_pretrained(run / "model")
     assert "unlearning" in (run / "model" / "README.md").read_text()
@@ -108,7 +108,7 @@ def test_flags_override_the_config_which_overrides_the_recipe(files: Path) -> No
     (files / "config.yaml").write_text("epochs: 2\nrank: 3\n")
     call(
         "unlearn", "--recipe", "atyaephyra-1b", "--config", files / "config.yaml", "--epochs", 1,
-        "--model", files / "target", *sets(files), "--out", files / "run",
+        "--model", files / "target", *sets(files), "--out", files / "run", "--no-evaluate",
     )  # fmt: skip
     settings = yaml.safe_load((files / "run" / "run.yaml").read_text())
     assert (settings["epochs"], settings["rank"], settings["optimiser"]) == (1, 3, "adam")
@@ -117,7 +117,7 @@ def test_flags_override_the_config_which_overrides_the_recipe(files: Path) -> No
 def test_trackers_write_tensorboard_events(files: Path) -> None:
     call(
         "unlearn", "--model", files / "target", *sets(files), "--out", files / "run", "--epochs", 1,
-        "--trackers", "tensorboard", "--template", "joined",
+        "--trackers", "tensorboard", "--template", "joined", "--no-evaluate",
     )  # fmt: skip
     assert list((files / "run").rglob("events.out.tfevents*"))
 
@@ -159,7 +159,7 @@ def test_lists_may_be_separated_by_commas_or_spaces(files: Path) -> None:
     for number, given in enumerate((["q_proj,o_proj"], ["q_proj", "o_proj"])):
         call(
             "unlearn", "--model", files / "target", *sets(files), "--out", files / f"run{number}", "--epochs", 1,
-            "--target-modules", *given, "--trackers", "",
+            "--target-modules", *given, "--trackers", "", "--no-evaluate",
         )  # fmt: skip
         settings = yaml.safe_load((files / f"run{number}" / "run.yaml").read_text())
         assert (settings["target_modules"], settings["trackers"]) == (["q_proj", "o_proj"], [])

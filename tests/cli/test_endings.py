@@ -30,7 +30,8 @@ def given(
 
 def flags(given: dict[str, Any], *names: str, **more: object) -> list[str]:
     values = {name: given[name] for name in names or given} | more
-    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    idle = ["--no-evaluate"] if values.pop("evaluate", True) is False else []
+    return idle + [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def last_line(err: str) -> str:

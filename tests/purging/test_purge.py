@@ -251,9 +251,9 @@ def test_broken_records_name_nothing_to_remove(tmp_path: Path, content: str) -> 
 
 def command_of(given: dict[str, Any], *more: object) -> list[str]:
     """The command line of a run."""
-    flags = {name: value for name, value in given.items() if name != "trackers"}
+    flags = {name: value for name, value in given.items() if name not in ("trackers", "evaluate")}
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items()]
-    return ["unlearn", *(part for pair in pairs for part in pair), "--trackers", "", *map(str, more)]
+    return ["unlearn", *(part for pair in pairs for part in pair), "--trackers", "", "--no-evaluate", *map(str, more)]
 
 
 def letheon(

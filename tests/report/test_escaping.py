@@ -12,13 +12,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from hostile import CONTROLS, PAYLOADS, Parsed
+from hostile import CONTROLS, PAYLOADS, Parsed, hostile_run
 from letheon.api import write_report
 from letheon.cli.main import main
 from letheon.data.rows import Row
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.rescoring import write_evaluation
-from letheon.evaluation.suites.lume.official import complete_results
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.progress import Bars, Lines
 from letheon.report.card import model_card
@@ -30,29 +29,6 @@ if TYPE_CHECKING:
     from letheon.scores.predictions import Prediction
 
 SOURCE = Path(__file__).parents[2] / "src" / "letheon"
-
-
-def hostile_run(folder: Path, payload: str) -> Path:
-    """A run's folder in which every text that can be chosen is the payload."""
-    row = Row(f"{payload} 1qa0", payload, payload, payload, "question")
-    predictions = [predict(row, "forget", payload), predict(row, "retain", payload)]
-    blank = LumeResults(suite=payload, model=payload, provenance={payload: payload}, warnings=(payload,))
-    results = complete_results(blank, predictions, mia=None, mmlu=None, missing={"mia": payload, "mmlu": payload})
-    for name in ("before", "after"):
-        write_evaluation(Evaluation(results, tuple(predictions)), folder / "evaluation" / name)
-    settings = {"method": payload, "model": payload, "forget": payload, "retain": payload, payload: payload}
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
-    (folder / "provenance.json").write_text(json.dumps({"command": [payload], payload: {payload: [payload]}}))
-    events = [
-        {"event": "start", "time": payload},
-        {"event": "note", "message": payload},
-        *({"event": "step", "step": n, "epoch": n / 2, "loss": 1.0, "terms": {payload: 1.0 / n}} for n in (1, 2, 3)),
-        {"event": "interim", "epoch": 1, "forget_recall": 0.5, "retain_recall": 0.5, "score": 0.5},
-        {"event": "end", "reason": payload, "step": payload, "epoch": payload, "kept_epoch": payload},
-    ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (folder / "model").mkdir()
-    return folder
 
 
 @pytest.mark.parametrize("payload", [PAYLOADS[2], "\n".join(PAYLOADS)])

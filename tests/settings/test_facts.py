@@ -7,6 +7,7 @@ import pytest
 
 from letheon.report.shareable import PLACES
 from letheon.settings import (
+    OF_SCORING,
     COEFFICIENT_FLAGS,
     DemoSettings,
     EvaluateSettings,
@@ -68,7 +69,8 @@ def test_two_answers_to_one_question_are_refused() -> None:
 
 def test_what_may_change_when_a_run_is_resumed() -> None:
     incidental = names_where(UnlearnSettings, lambda facts: facts.change is INCIDENTAL)
-    assert incidental == {"out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints"}
+    output = {"out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints"}
+    assert incidental == output | OF_SCORING
     resumable = names_where(UnlearnSettings, lambda facts: facts.change is RESUMABLE)
     assert resumable == {"time_limit_s", "template", "gradient_checkpointing"}
     assert names_where(EvaluateSettings, lambda facts: facts.change is INCIDENTAL) == {"out"}

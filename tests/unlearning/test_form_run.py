@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chats import CHATS, DATED, QUESTIONS, chatty, known_in_chat
 from letheon import EvaluateSettings
-from letheon.api import evaluate, form_of
+from letheon.api import evaluate
 from letheon.data.rows import Row, read_rows, write_rows
 from letheon.errors import DataError, SettingsError
 from letheon.evaluation.in_form import Asking, said
@@ -24,6 +24,7 @@ from letheon.purging.purge import purge
 from letheon.report.files import read_run
 from letheon.report.page import run_start
 from letheon.report.verdict import verdict
+from letheon.scoring.inputs import form_of
 from letheon.storage.run_folder import FORM_FILE
 from running import events, knowing_model, run, short_run
 from small import tiny_model

@@ -53,6 +53,7 @@ UNLEARNING: dict[str, Any] = {
     "delta": 1.0,
     "target_modules": "all-linear",
     "checkpoint_epochs": 1,
+    "evaluate": False,
 }
 """Low-rank NPO with larger steps and more adapted layers than at 7B, and a beta that lets go of a token sooner."""
 

@@ -116,8 +116,9 @@ _HELP_ALL = "Show all settings and exit."
 
 def _option(settings: type[Settings], name: str) -> Callable[[Command], Command]:
     field, facts = settings.model_fields[name], facts_of(settings)[name]
+    flag = name.replace("_", "-")
     return click.option(
-        f"--{name.replace('_', '-')}",
+        f"--{flag}/--no-{flag}" if field.default is True else f"--{flag}",
         *([facts.alias.flag] if facts.alias else []),
         name,
         cls=HeadedOption,
@@ -183,7 +184,7 @@ def _metavar(annotation: Any) -> str:
 def help_of(field: FieldInfo) -> str:
     """Return what a setting is, and its default."""
     default = field.get_default()
-    shown = default is not None and not field.is_required() and default is not False and default != ()
+    shown = default is not None and not field.is_required() and not isinstance(default, bool) and default != ()
     return with_default(str(field.description), default) if shown else str(field.description)
 
 

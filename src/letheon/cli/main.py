@@ -22,11 +22,12 @@ from letheon.settings import (
     RescoreSettings,
     UnlearnSettings,
 )
-from letheon.storage.run_folder import STUDY_PAGE_FILE
+from letheon.storage.run_folder import ADAPTER_FOLDER, STUDY_PAGE_FILE
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
     from letheon.scores.results import Results
+    from letheon.scoring.run import UnlearnReport
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -78,7 +79,7 @@ class _PlainFormatter(logging.Formatter):
 )
 @click.pass_context
 def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, plan: bool, **_: Any) -> None:
-    """Make a model forget --forget and keep --retain; writes OUT/model and OUT/adapter."""
+    """Make a model forget --forget and keep --retain; writes a report."""
     from letheon.recipes import read_recipe
 
     published, given = ({} if recipe is None else read_recipe(recipe)), given_values(context, config)
@@ -103,7 +104,10 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
         highlight=False,
         soft_wrap=True,
     )
-    click.echo(report.model)
+    if report.page is None:
+        click.echo(report.model)
+    else:
+        _print_verdict(report)
     context.exit(report.exit_code)
 
 
@@ -344,6 +348,25 @@ def _print_plan(settings: UnlearnSettings) -> None:
 
 def _say(message: str) -> None:
     click.echo(visible_line(message), err=True)
+
+
+def _print_verdict(report: "UnlearnReport") -> None:
+    """Print the scores before and after in short, what they mean, and where everything lies."""
+    from letheon.report.summary import summarise
+    from letheon.report.tables import to_rich
+    from letheon.report.text import to_rich_text
+
+    table, verdict = summarise(report.folder)
+    console = Console(highlight=False)
+    if table is not None:
+        console.print(to_rich(table))
+    console.print(to_rich_text(verdict.sentence), soft_wrap=True)
+    if report.unscored is not None:
+        _say(f"letheon: not scored: {report.unscored}")
+    places = {"model": report.model, "adapter": report.folder / ADAPTER_FOLDER, "report": report.page}
+    for name, path in places.items():
+        if path is not None and path.exists():
+            console.print(to_rich_text(f"{name:8}{path}"), soft_wrap=True)
 
 
 def _print_results(results: "Results") -> None:

@@ -24,6 +24,7 @@ from letheon.purging.traces import (
     read_values,
     store_paths,
     traces_below,
+    traces_of_cached_scores,
     traces_of_store,
 )
 from letheon.report.files import originals_of
@@ -79,9 +80,10 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     """Remove every trace of the rows to forget that Letheon wrote for the run, study or evaluation in `folder`.
 
     These are the checkpoints, the predictions, the samples in the report (which is written anew without them),
-    temporary files of killed processes, and the reference stores that its runs noted in outside.json, wherever they
-    lie. Symbolic links are removed, not followed. The reasons of failed runs, which may name rows, give way to a
-    sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is changed.
+    temporary files of killed processes, and the reference stores and cached scores that its runs noted in outside.json,
+    wherever they lie. Symbolic links are removed, not followed. The reasons of failed runs, which may name rows, give
+    way to a sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is
+    changed.
 
     Raises:
         EvaluationError: there is no such folder.
@@ -103,7 +105,7 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
         there = [path for path in store_paths(homes) if path.parent.is_dir()]
         stores = {path: stack.enter_context(file_lock_if_free(path)) for path in there}
         of_stores = [trace for path, is_free in stores.items() if is_free for trace in traces_of_store(path)]
-        traces = (*traces_below(folder), *of_stores)
+        traces = (*traces_below(folder), *of_stores, *traces_of_cached_scores(homes))
         rewritten = dict(_without_reasons([home.path for home in homes]))
         left = (*_stores_left(stores, of_stores), *_remains(homes))
         found = Purge(folder, traces, left, tuple(rewritten))

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from letheon.storage.cache import default_cache_dir, store_path
 from letheon.storage.files import is_leftover, leftovers_of
-from letheon.storage.outside import STORES, outside_of
+from letheon.storage.outside import CACHED_SCORES, STORES, outside_of
 from letheon.storage.run_folder import (
+    CACHED_FOLDERS,
     CHECKPOINTS_FOLDER,
     EVALUATION,
     EVALUATIONS_FOLDER,
@@ -26,6 +27,7 @@ from letheon.storage.run_folder import (
     RESULTS,
     RESULTS_FILE,
     RUN,
+    SCORES_FOLDER,
     SETTINGS_FILE,
     STEP_PREFIX,
     STORE_FILES,
@@ -38,6 +40,7 @@ from letheon.storage.yaml_text import parse_yaml
 
 _CHECKPOINT = re.compile(rf"({STEP_PREFIX}|{MEMBER_PREFIX})\d+")
 _STORE_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
+_SCORES_NAME = re.compile(r"[0-9a-f]{32}")
 _RESULTS = {entry.name for entry in RESULTS}
 _PREDICTIONS = (PREDICTIONS_FILE.name, FORM_PREDICTIONS_FILE.name)
 _PREDICTED = {"id", "split", "task", "kind", "prompt", "answer", "generation"}
@@ -99,6 +102,21 @@ def traces_of_store(path: Path) -> list[Trace]:
         *store,
         *(Trace(left, _size(left), "a store that a killed process was writing") for left in leftovers_of(path)),
     ]
+
+
+def traces_of_cached_scores(homes: Collection[Home]) -> list[Trace]:
+    """Return the cached scores that the runs noted, if evaluations left them, and leftovers beside them."""
+    noted = [path for home in homes if home.is_run for path in outside_of(home.path, CACHED_SCORES)]
+    named = [path for path in noted if path.parent.name == SCORES_FOLDER.name and _SCORES_NAME.fullmatch(path.name)]
+    found = list({path.resolve(): path for path in named if not path.is_symlink()}.values())
+    whole = [Trace(path, _size(path), CACHED_FOLDERS.rows) for path in found if _is_evaluation_alone(path)]
+    left = [Trace(left, _size(left), CACHED_FOLDERS.rows) for path in found for left in leftovers_of(path)]
+    return [*whole, *left]
+
+
+def _is_evaluation_alone(path: Path) -> bool:
+    """Whether a folder holds what an evaluation leaves, and nothing else."""
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= {found.name for found in EVALUATION}
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from letheon.evaluation.registry import suites
 from letheon.evaluation.suite import Reading
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
-from letheon.report.files import RunFiles, flat_items, read_run
+from letheon.report.files import InterimRecord, RunFiles, flat_items, read_run
 from letheon.report.html import render_page
 from letheon.report.pairing import doubt, refusal
 from letheon.report.tables import (
     NO_REASON,
+    Cell,
     Table,
     before_after,
     compare,
@@ -112,6 +113,10 @@ class Page:
     asked: tuple[tuple[str, str], ...]
     settings: tuple[Setting, ...]
     scores: Table
+    stand_in: Table | None
+    """The recalls that the run took of itself, where an evaluation is missing."""
+    stands_for: str
+    """Which evaluation that is: "before unlearning", "after unlearning", or nothing for both."""
     figures: dict[str, Markup]
     readings: tuple[Reading, ...]
     memberships: tuple[Membership, ...]
@@ -131,8 +136,7 @@ class Page:
 def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> Path:
     """Write report.html, its owner's alone since it shows rows, for a run or an evaluation alone; return its path.
 
-    `defaults` are the default values of the run's settings, by name; with them the page begins with the settings that
-    differ.
+    `defaults` are the default values of the run's settings, by name; with them the settings that differ come first.
 
     Raises:
         EvaluationError: the folder holds nothing to report, or a file in it cannot be read.
@@ -152,13 +156,17 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
     before, after = (side.results if side else None for side in (run.before, run.after))
     return Page(
         title=_title(run),
-        verdict=_verdict(run, before, after),
+        verdict=judge(run),
         forgotten_percent=round(100 * FORGOTTEN_SHARE),
         kept_percent=round(100 * KEPT_SHARE),
         is_evaluation_only=run.is_evaluation_only,
         asked=_asked(run),
         settings=list_settings(run.settings, defaults),
         scores=compare({"Value": after}) if run.is_evaluation_only and after else before_after(before, after),
+        stand_in=_stand_in(run),
+        stands_for=" ".join(f"{name} unlearning" for name, side in (("before", before), ("after", after)) if not side)
+        if before or after
+        else "",
         figures={name: Markup(svg) for name, svg in figure_svgs(run).items()},  # noqa: S704
         readings=_readings(run),
         memberships=_memberships(run),
@@ -174,7 +182,9 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
     )
 
 
-def _verdict(run: RunFiles, before: Results | None, after: Results | None) -> Verdict:
+def judge(run: RunFiles) -> Verdict:
+    """Return the sentence on what a run, or an evaluation alone, has shown."""
+    before, after = (side.results if side else None for side in (run.before, run.after))
     if run.is_evaluation_only and after:
         return evaluation_summary(after, contradictions=run.contradictions)
     return verdict(
@@ -199,6 +209,23 @@ def run_start(run: RunFiles) -> RunStart | None:
         recalls={side: float(value) for side, value in recalls.items() if isinstance(value, int | float)},
         unknown=tuple(str(side) for side in unknown),
     )
+
+
+def _stand_in(run: RunFiles) -> Table | None:
+    """The recalls before the first step and of each state that was scored, if a run was not evaluated on both sides."""
+    if run.is_evaluation_only or run.log is None or not run.log.interims or (run.before and run.after):
+        return None
+    start = run_start(run)
+    first = tuple(start.recalls.get(side) for side in ("forget", "retain")) if start else (None, None)
+    kept = (run.log.end or {}).get("kept_epoch")
+    rows: list[tuple[Cell, ...]] = [("before the first step", "", *first, None)]
+    for one in run.log.interims:
+        rows.append((f"epoch {one.epoch:g}", "kept" if one.epoch == kept else "", *_values(one)))
+    return Table("", ("State", "", "Forget recall", "Retain recall", "Score"), tuple(rows))
+
+
+def _values(one: InterimRecord) -> tuple[Cell, ...]:
+    return one.forget_recall, one.retain_recall, one.score
 
 
 def _title(run: RunFiles) -> str:

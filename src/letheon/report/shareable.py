@@ -6,7 +6,10 @@ from pathlib import Path
 
 from letheon.storage.hub import is_hub_id
 
-PLACES = ("model", "forget", "retain", "out", "tokenizer", "alternatives", "holdout", "cache_dir")
+PLACES = (
+    *("model", "forget", "retain", "out", "tokenizer", "alternatives", "holdout", "members", "nonmembers", "mmlu"),
+    "cache_dir",
+)
 """Settings that say where something lies."""
 HIDDEN = "[path]"
 

@@ -16,6 +16,7 @@ from letheon.settings.commands import (
 from letheon.settings.config import read_config
 from letheon.settings.parts import (
     COEFFICIENT_FLAGS,
+    OF_SCORING,
     AdapterSettings,
     CourseSettings,
     FormedRowSettings,
@@ -26,6 +27,7 @@ from letheon.settings.parts import (
     RowSettings,
     ScoringSettings,
     StepSettings,
+    VerdictSettings,
 )
 from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Names
 
@@ -34,6 +36,7 @@ __all__ = [
     "DEFAULT_DATE",
     "DEFAULT_SUITE",
     "LARGEST_SEED",
+    "OF_SCORING",
     "AdapterSettings",
     "CourseSettings",
     "DemoSettings",
@@ -51,5 +54,6 @@ __all__ = [
     "Settings",
     "StepSettings",
     "UnlearnSettings",
+    "VerdictSettings",
     "read_config",
 ]

@@ -14,12 +14,13 @@ from letheon.settings.parts import (
     MethodSettings,
     OutputSettings,
     RowSettings,
+    VerdictSettings,
 )
 from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, IsoDate, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
+    VerdictSettings, CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
 ):
     """Settings of `letheon unlearn`."""
 

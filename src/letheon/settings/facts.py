@@ -67,7 +67,7 @@ class Requires:
     def is_met(self, settings: Settings) -> bool:
         """Return whether the setting has an effect beside the others."""
         value = getattr(settings, self.setting)
-        return value in self.values if self.values else value is not None
+        return value in self.values if self.values else value is not None and value is not False
 
     def __str__(self) -> str:
         return " ".join([f"--{self.setting.replace('_', '-')}", *filter(None, [" or ".join(self.values)])])

@@ -37,6 +37,7 @@ from letheon.settings.types import (
 )
 
 _OF_LORA = Requires("adapt", "lora")
+_IF_SCORED = Requires("evaluate")
 
 
 class RowSettings(Settings):
@@ -90,11 +91,35 @@ class OutputSettings(Settings):
         2, ge=1, description="How many of the newest checkpoints to keep, besides the best one."
     )
     cache_dir: Annotated[Path | None, INCIDENTAL, SHARED] = Field(
-        None, description="Folder for reference stores (default ~/.cache/letheon)."
+        None, description="Cache folder (default ~/.cache/letheon)."
     )
     trackers: Annotated[Names, INCIDENTAL, OWN, RARE] = Field(
         ("tensorboard",), description='Trackers of accelerate, besides log.jsonl; "" for none.'
     )
+
+
+class VerdictSettings(Settings):
+    """What the model is asked before and after the run; nothing of the run itself depends on it."""
+
+    heading: ClassVar[str] = "Scores before and after"
+
+    evaluate: Annotated[bool, INCIDENTAL, OWN] = Field(True, description="Score before and after; write report.html.")
+    members: Annotated[Path | None, INCIDENTAL, OWN, FILE, _IF_SCORED] = Field(
+        None, description="Documents that the model was trained on (JSONL, field document)."
+    )
+    nonmembers: Annotated[Path | None, INCIDENTAL, OWN, FILE, _IF_SCORED] = Field(
+        None, description="Documents that the model never saw."
+    )
+    mmlu: Annotated[Path | None, INCIDENTAL, OWN, FILE, _IF_SCORED] = Field(
+        None, description="Folder with MMLU's dev/ and test/ CSV files."
+    )
+    mmlu_limit: Annotated[int | None, INCIDENTAL, OWN, RARE, _IF_SCORED] = Field(
+        None, ge=1, description="Ask only the first N questions of each subject."
+    )
+
+
+OF_SCORING = frozenset(VerdictSettings.model_fields)
+"""Settings that say how a run is scored before and after."""
 
 
 class MethodSettings(Settings):
@@ -280,7 +305,7 @@ class ScoringSettings(Settings):
         "best", description="Which scored state becomes the result."
     )
     validation: Annotated[float | None, FIXED, SHARED] = Field(
-        None, gt=0, lt=1, description="Share of the rows to leave out of training and score on."
+        None, gt=0, lt=1, description="Share of the rows to score on and not to train on."
     )
     holdout: Annotated[Path | None, FIXED, SHARED, FILE] = Field(
         None,
@@ -304,7 +329,9 @@ class ScoringSettings(Settings):
         None, gt=0, description="Stop when the loss on the --holdout documents has risen by X nats per token."
     )
     time_limit_s: Annotated[float | None, RESUMABLE, SHARED] = Field(
-        None, gt=0, description="Stop within X seconds and keep the best state."
+        None,
+        gt=0,
+        description="Stop training within X seconds; keep the best state.",
     )
 
 

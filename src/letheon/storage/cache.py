@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from letheon.storage.run_folder import STORES_FOLDER
+from letheon.storage.run_folder import SCORES_FOLDER, STORES_FOLDER
 
 
 def default_cache_dir() -> Path:
@@ -16,3 +16,8 @@ def default_cache_dir() -> Path:
 def store_path(cache_dir: Path, key: str) -> Path:
     """Return the file of the reference store `key`."""
     return cache_dir / STORES_FOLDER / f"{key}.safetensors"
+
+
+def scores_path(cache_dir: Path, key: str) -> Path:
+    """Return the folder of the scores before unlearning `key`."""
+    return cache_dir / SCORES_FOLDER / key

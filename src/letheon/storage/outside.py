@@ -14,6 +14,7 @@ from letheon.storage.run_folder import OUTSIDE_FILE, SETTINGS_FILE, write_json_e
 
 STORES = "reference_stores"
 EVALUATIONS = "evaluations"
+CACHED_SCORES = "cached_scores"
 
 
 def note_store(folders: Collection[Path], store: Path) -> None:
@@ -24,6 +25,15 @@ def note_store(folders: Collection[Path], store: Path) -> None:
     """
     for folder in folders:
         _note(folder, STORES, store)
+
+
+def note_cached_scores(folder: Path, cached: Path) -> None:
+    """Write down in a run's folder that its scores before unlearning are read from, or kept in, the folder `cached`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _note(folder, CACHED_SCORES, cached)
 
 
 def note_evaluation(model: str, out: Path) -> None:

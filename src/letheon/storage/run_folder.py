@@ -227,6 +227,18 @@ STORE_FILES = Entry(
     readers="owner",
     fate="removed",
 )
+SCORES_FOLDER = Entry(
+    "evaluations", "storage.cache", "scores of models before unlearning", readers="owner", is_folder=True
+)
+CACHED_FOLDERS = Entry(
+    f"{SCORES_FOLDER}/*",
+    "scoring.cache",
+    "an evaluation of a model before unlearning",
+    rows="what the model said to the rows before",
+    readers="owner",
+    fate="removed",
+    is_folder=True,
+)
 STORE_LOCK_FILES = Entry(f"{STORES_FOLDER}/*.lock", "storage.locks", "nothing; held while a store is made")
 
 # In the folder of a run, an evaluation or a study.
@@ -263,7 +275,7 @@ PLACES: Mapping[str, tuple[Entry, ...]] = {
     "STUDY": STUDY,
     "any of these": (PURGE_FILE, LOCK_FILE, OWNER_FILE, LEFTOVERS),
     "TARGET": (MEMORIZE_FILE,),
-    "CACHE": (STORES_FOLDER, STORE_FILES, STORE_LOCK_FILES),
+    "CACHE": (STORES_FOLDER, STORE_FILES, STORE_LOCK_FILES, SCORES_FOLDER, CACHED_FOLDERS),
 }
 """All that there is, by the folder that it lies in."""
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from letheon.errors import SettingsError, nearest
-from letheon.settings import EvaluateSettings, Names, Settings, UnlearnSettings, read_config
+from letheon.settings import OF_SCORING, EvaluateSettings, Names, Settings, UnlearnSettings, read_config
 from letheon.storage.yaml_text import parse_yaml
 from letheon.studies.known import aims_of, known_scores
 
@@ -239,6 +239,11 @@ def _check_names(study: StudySettings) -> None:
         for name in UnlearnSettings.without_removed(given):
             if name in _SET_BY_STUDY:
                 raise SettingsError(f"{place}: '{name}' is set by the study (seeds, --out); leave it out")
+            if name in OF_SCORING:
+                raise SettingsError(
+                    f"{place}: '{name}' says how a single run is scored; a study's runs are scored as its section "
+                    "`evaluate` says; put it there, or leave it out"
+                )
             if not name.startswith("coefficients."):
                 _known(name, [*of_runs, *labels], place)
     own = [*EvaluateSettings.model_fields, *_OWN_EVALUATION]

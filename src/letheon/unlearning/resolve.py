@@ -9,7 +9,14 @@ from letheon.errors import SettingsError
 from letheon.model.targets import SEED_TARGETS
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
-from letheon.settings import COEFFICIENT_FLAGS, CourseSettings, MethodSettings, StepSettings, UnlearnSettings
+from letheon.settings import (
+    COEFFICIENT_FLAGS,
+    OF_SCORING,
+    CourseSettings,
+    MethodSettings,
+    StepSettings,
+    UnlearnSettings,
+)
 from letheon.settings.facts import Requires, facts_of
 
 
@@ -44,8 +51,9 @@ def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
 
 
 def effective(settings: UnlearnSettings) -> dict[str, Any]:
-    """Return the settings as YAML and JSON can hold them, but for those that have no effect beside the others."""
-    return {name: value for name, value in settings.plain().items() if _has_effect(settings, name)}
+    """Return the settings of the run itself as YAML and JSON can hold them, without those that have no effect."""
+    of_run = ((name, value) for name, value in settings.plain().items() if name not in OF_SCORING)
+    return {name: value for name, value in of_run if _has_effect(settings, name)}
 
 
 def given_coefficients(settings: MethodSettings) -> dict[str, Value]:

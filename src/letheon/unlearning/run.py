@@ -1,10 +1,11 @@
 """One unlearning run, from settings to a run folder."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
@@ -30,15 +31,33 @@ WHEN_FULL = "the checkpoints so far are intact: free space and continue with --r
 """What to do about a full disk."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A run whose folder is complete, while its model is still in memory."""
+
+    report: RunReport
+    loaded: LoadedModel
+    adapted: Adapted
+    weights_sha256: str
+    """Of the model before the first step."""
+    precision: str
+    """How its weights lie and are multiplied, in words."""
+    is_time_up: bool
+    """Whether the time limit ended the run, or has passed since."""
+
+
 def unlearn(
     settings: UnlearnSettings,
     *,
     observer: Observer | None = None,
     on_best: Callable[[LoadedModel, dict[str, Any]], None] | None = None,
+    on_checked: Callable[[], None] | None = None,
+    on_written: Callable[[Written], None] | None = None,
 ) -> RunReport:
     """Unlearn and leave `settings.out`: model/, adapter/, run.yaml, provenance.json, log.jsonl, checkpoints/.
 
-    `on_best` receives the model and its merged weights whenever a state scores best so far.
+    `on_best` receives the model and its merged weights whenever a state scores best so far. `on_checked` is called
+    before the model is loaded, `on_written` when all is written, while the folder is still held.
 
     Raises:
         LetheonError: whatever in settings, rows, checkpoint or disk stands in the way; what can be checked is checked
@@ -51,12 +70,17 @@ def unlearn(
     asked = settings
     settings, inputs = read(settings, method, note=observer.note)
     check_fit(settings, inputs, note=observer.note)
+    if on_checked is not None:
+        on_checked()
     with (
         hold_folder(settings, note=observer.note) as resumes,
         full_disk_is_an_error(settings.out, advice=WHEN_FULL),
     ):
         said = precision_of(resolve_settings(asked)).line
-        return _unlearn(settings, inputs, method, resumes, said, clock=clock, observer=observer, on_best=on_best)
+        written = _unlearn(settings, inputs, method, resumes, said, clock=clock, observer=observer, on_best=on_best)
+        if on_written is not None:
+            on_written(written)
+        return written.report
 
 
 def _unlearn(
@@ -69,7 +93,7 @@ def _unlearn(
     clock: Clock,
     observer: Observer,
     on_best: Callable[[LoadedModel, dict[str, Any]], None] | None,
-) -> RunReport:
+) -> Written:
     """Load the model, train it and write what comes of it into the run folder, which is ours.
 
     `precision` says how its weights lie and are multiplied.
@@ -107,4 +131,6 @@ def _unlearn(
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        return write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+        report = write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+    is_time_up = clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
+    return Written(report, loaded, prepared.problem.adapted, prepared.fingerprint, precision, is_time_up)

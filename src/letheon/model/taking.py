@@ -1,0 +1,22 @@
+"""The weights of a saved checkpoint in the model in memory that it was saved from."""
+
+import torch
+
+from letheon.model.adapted import Adapted
+from letheon.model.adapters import plain_name
+from letheon.model.widening import as_stored
+
+
+@torch.no_grad()
+def take_saved_weights(adapted: Adapted) -> None:
+    """Give the model in memory the weights that it is saved with: what was trained merged, and rounded as on disk.
+
+    With the adapter off the model then computes what the saved checkpoint computes. The original weights are gone.
+
+    Raises:
+        ModelError: a layer's adapter cannot be merged.
+    """
+    own = {plain_name(name): value for name, value in adapted.model.state_dict(keep_vars=True).items()}
+    for name, value in as_stored(adapted.model, adapted.merged_state()).items():
+        if value.data_ptr() != own[name].data_ptr():
+            own[name].copy_(value)
