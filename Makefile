@@ -5,20 +5,23 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all bench check format clean
+.PHONY: demo test test-slow test-browser test-all bench check format clean
 
 # Workers take up the cores; threads within them, and within the commands that tests start, would only wait.
-test test-slow test-all check: export OMP_NUM_THREADS = 1
+test test-slow test-browser test-all check: export OMP_NUM_THREADS = 1
 
 demo: $(INSTALLED)  ## watch a small model forget, less than two minutes
 	rm -rf demo-run
 	$(BIN)/letheon demo --out demo-run
 
 test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not browser" -n auto --dist worksteal
 
 test-slow: $(INSTALLED)  ## the others, a quarter of an hour on two cores
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
+
+test-browser: $(INSTALLED)  ## the reports in a headless chromium, half a minute; skipped where none is installed
+	$(BIN)/python -m pytest -m browser -rs tests/report
 
 test-all: $(INSTALLED)  ## all tests; set LETHEON_DATA for those on real data
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -30,7 +33,7 @@ check: $(INSTALLED)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not browser" -n auto --dist worksteal
 
 format: $(INSTALLED)  ## rewrite the code as the formatter wants it
 	$(BIN)/ruff format src tests bench

@@ -310,6 +310,7 @@ def test_a_run_that_cannot_be_scored_is_whole_and_says_why(
     folder = Path(given["out"])
     assert done.exit_code == 1
     assert "not scored: row f1: no room in the context" in done.stderr
+    assert "the same command with --resume scores it" in done.stderr
     assert (folder / "model" / "model.safetensors").is_file()
     assert (folder / "model" / "README.md").is_file()
     assert (folder / "report.html").is_file()

@@ -7,8 +7,8 @@ import pytest
 
 from letheon.report.shareable import PLACES
 from letheon.settings import (
-    OF_SCORING,
     COEFFICIENT_FLAGS,
+    OF_SCORING,
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,

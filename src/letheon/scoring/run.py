@@ -37,6 +37,8 @@ TIME_IS_UP = (
     "the time limit left no time for it; score it by the same command with --resume and a longer --time-limit-s"
 )
 _ELSEWHERE = "choose another --out"
+HOW_TO_SCORE = "the run is complete; the same command with --resume scores it"
+"""What to do where scoring failed."""
 WAS_ENDED = "a signal ended the run before its last step"
 
 _SHARED = (*RowSettings.model_fields, "members", "nonmembers", "mmlu", "mmlu_limit")
@@ -77,7 +79,7 @@ class RunScoring:
                 self.results["before"] = self._before(written)
                 self.results["after"] = self._after(written)
         except LetheonError as error:
-            self.unscored, self.has_failed = str(error), True
+            self.unscored, self.has_failed = f"{error}; {HOW_TO_SCORE}", True
 
     def _before(self, written: Written) -> Results:
         settings, inputs, form = self._asked("before", written)
