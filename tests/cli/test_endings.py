@@ -138,7 +138,7 @@ def test_demo_ends_with_the_signal_and_scores_nothing_of_a_cut_run(stage: str, a
 
 
 def study_file(given: dict[str, Any], folder: Path, **changed: Any) -> Path:
-    base = {name: str(value) for name, value in given.items() if name != "out"}
+    base = {name: str(value) for name, value in given.items() if name not in ("out", "evaluate")}
     values = {"base": {**base, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3}, "evaluate": None, **changed}
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -88,7 +88,7 @@ def test_a_run_that_is_given_up_leaves_the_others_and_is_no_result(given: dict[s
 
 
 def study_file(given: dict[str, Any], tmp_path: Path, **changed: Any) -> Path:
-    base = {name: value for name, value in given.items() if name != "out"}
+    base = {name: value for name, value in given.items() if name not in ("out", "evaluate")}
     rates = [{"name": f"rate {rate:g}", "learning_rate": rate} for rate in (1e-2, 1.1e-2, 1.2e-2, 1e-9)]
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({"base": base, "list": rates, "seeds": 2, **changed}))

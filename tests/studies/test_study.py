@@ -31,6 +31,7 @@ from letheon.studies.spec import StudySettings, read_study, study_path
 from letheon.studies.states import RunState, checkpoint_of, states_of
 from letheon.training.judge import StateScore
 from letheon.unlearning.populations import run_population
+from letheon.unlearning.run import unlearn
 from running import run, short_run
 
 
@@ -46,7 +47,11 @@ def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def base(tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The settings that the runs of a small study share."""
     given = short_run(tmp_path, rows, model, tokenizer)
-    return {**{name: value for name, value in given.items() if name != "out"}, "epochs": 2, "keep": "last"}
+    return {
+        **{name: value for name, value in given.items() if name not in ("out", "evaluate")},
+        "epochs": 2,
+        "keep": "last",
+    }
 
 
 def study_of(base: dict[str, Any], **changed: Any) -> StudySettings:
@@ -212,7 +217,7 @@ def test_a_run_is_pruned_where_it_is_scored_and_stays_so(base: dict[str, Any], t
     out = tmp_path / "study"
     study, hashes = study_of({**base, "checkpoint_epochs": 1}, grid={}, evaluate=None), Hashes(out / "inputs.json")
     run = planned_run(study, configurations(study)[0], 0, out=out, hashes=hashes)
-    jobs = Jobs(lambda settings, observer: api.unlearn(settings, observer=observer), lambda *_: [], lambda _: [])
+    jobs = Jobs(lambda settings, observer: unlearn(settings, observer=observer), lambda *_: [], lambda _: [])
     runner = Runner(out, jobs, Scorer(study, hashes, api.evaluate), Quiet())
     heard: list[float] = []
 

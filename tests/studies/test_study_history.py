@@ -35,7 +35,11 @@ def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def base(tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The settings that the runs of a small study share."""
     given = short_run(tmp_path, rows, model, tokenizer)
-    return {**{name: value for name, value in given.items() if name != "out"}, "epochs": 1, "keep": "last"}
+    return {
+        **{name: value for name, value in given.items() if name not in ("out", "evaluate")},
+        "epochs": 1,
+        "keep": "last",
+    }
 
 
 def study_of(base: dict[str, Any], gammas: Sequence[float] = (0.5, 1.0), **changed: Any) -> StudySettings:

@@ -260,7 +260,11 @@ def test_a_figure_has_no_front_of_rows_that_were_not_known() -> None:
 def study(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> tuple[Path, list[str]]:
     """A study file of one run that forgets, one that does not and one that diverges, and the command that runs it."""
     given = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
-    base = {**{name: value for name, value in given.items() if name != "out"}, "epochs": 6, "keep": "last"}
+    base = {
+        **{name: value for name, value in given.items() if name not in ("out", "evaluate")},
+        "epochs": 6,
+        "keep": "last",
+    }
     values = {
         "base": base,
         "grid": {"learning_rate": [1e-5, 2e-2, 1e30]},

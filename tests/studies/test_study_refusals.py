@@ -31,7 +31,11 @@ def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def base(tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The settings that the runs of a small study share."""
     given = short_run(tmp_path, rows, model, tokenizer)
-    return {**{name: value for name, value in given.items() if name != "out"}, "epochs": 1, "keep": "last"}
+    return {
+        **{name: value for name, value in given.items() if name not in ("out", "evaluate")},
+        "epochs": 1,
+        "keep": "last",
+    }
 
 
 def contradict(base: dict[str, Any]) -> dict[str, Any]:
