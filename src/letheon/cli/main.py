@@ -78,7 +78,7 @@ class _PlainFormatter(logging.Formatter):
 )
 @click.pass_context
 def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, plan: bool, **_: Any) -> None:
-    """Make a model forget --forget and keep --retain; writes OUT/model and OUT/adapter."""
+    """Make a model forget the rows of --forget and keep those of --retain; write OUT/model and OUT/adapter."""
     from letheon.recipes import read_recipe
 
     published, given = ({} if recipe is None else read_recipe(recipe)), given_values(context, config)
@@ -304,7 +304,7 @@ def study(
 
 
 def load_libraries() -> None:
-    """Import what the jobs need, and silence the progress bars of libraries; ours say what matters.
+    """Import the libraries of the jobs, and silence their progress bars; Letheon shows its own.
 
     What imports make is there to stay. The collector looks at it again and again while there is more of it, a quarter
     of the time that imports take, and with each full collection of a run later, unless it is told to leave it alone.
