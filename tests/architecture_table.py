@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -124,6 +125,12 @@ CASES = {
         reason="carries state over",
     ),
 }
+
+_ALIKE = {*("olmo-2", "qwen-2.5", "qwen-3", "mistral", "gemma", "gemma-3", "phi-2", "phi-3", "cohere-2", "falcon")}
+"""Those whose blocks, windows, heads and path another one of the table has too."""
+
+ARCHITECTURES = [pytest.param(name, marks=pytest.mark.slow) if name in _ALIKE else name for name in CASES]
+"""The table's names as parameters of a test; those that are like another one are slow tests."""
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -320,7 +320,7 @@ SETTINGS = [
     Bad(
         "true for a number",
         lambda p: p.unlearn("--config", p.file("c.yaml", "epochs: yes")),
-        "epochs: expected no true or false, got true; write the value itself",
+        "epochs: expected a value other than true or false, got true; write the value itself",
     ),
     Bad(
         "NUL in a path",
@@ -366,6 +366,6 @@ SETTINGS = [
     Bad(
         "heads that do not divide the width",
         lambda p: p.memorize("--num-heads", 3),
-        "width: expected a multiple of 8 * num_heads = 24, got 256; 264 would do",
+        "width: expected a multiple of 8 * num_heads = 24, got 256; use 264",
     ),
 ]

@@ -115,7 +115,7 @@ def study(
     storage: str | None = None,
     retry: bool = False,
 ) -> "StudyReport":
-    """Run what a study has not done yet, then write reports of its runs, its tables, figures and pages into `out`.
+    """Run the missing runs of a study, then write its reports, tables, figures and pages to `out`.
 
     See studies/study.py.
 

@@ -37,7 +37,7 @@ class ModelError(LetheonError):
 
 
 class EvaluationError(LetheonError):
-    """Scores cannot be computed from what was given."""
+    """Scores cannot be computed from the given data."""
 
 
 class OutputError(LetheonError):
@@ -58,7 +58,7 @@ class DivergenceError(LetheonError):
 
 
 class GivenUpError(LetheonError):
-    """A run was ended because others beside it do better; what it had come to is left in place."""
+    """A run was ended because other runs do better; its last state is left in place."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

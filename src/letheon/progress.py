@@ -47,12 +47,12 @@ class Display(Protocol):
 
 
 def is_live(console: Console) -> bool:
-    """Whether what is printed there can be drawn anew; into a file or pipe go lines instead."""
+    """Whether printed text can be redrawn there; a file or pipe gets plain lines instead."""
     return console.is_terminal
 
 
 def open_display(console: Console, title: str) -> Display:
-    """Return the display that fits the console; inside its context it shows what is heard of, and `title` before."""
+    """Return the display that fits the console; inside its context it shows `title`, then the events that it gets."""
     return Bars(console, title) if is_live(console) else Lines(console, title)
 
 
@@ -196,7 +196,7 @@ class Bars:
         self._progress.update(self._tasks[stage], completed=done, total=total or None, values=shown, visible=True)
 
     def note(self, message: str) -> None:
-        """Print it above the bars; what it quotes of files cannot style it or move the cursor."""
+        """Print it above the bars; text quoted from files cannot style it or move the cursor."""
         self._progress.console.print(visible(message), markup=False, highlight=False)
 
     def _hide_others(self) -> None:

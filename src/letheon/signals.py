@@ -57,7 +57,7 @@ def heed_signals() -> Iterator[Interruption]:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """Let the block be finished before a SIGTERM or SIGINT does what it would have done; a second one does not wait."""
+    """Delay a SIGTERM or SIGINT until the block is finished; a second signal does not wait."""
     with heed_signals() as interruption:
         yield
     if interruption.signal_number is not None:

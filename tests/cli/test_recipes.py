@@ -212,7 +212,7 @@ def test_a_method_is_shown_with_formula_settings_structure_needs_and_recipes() -
         "2410.07163",
         "--coefficients margin=X 0 added inside the sigmoid",
         "structure schedule mixed, adapt lora",
-        "needs rows to keep",
+        "needs retain rows",
         "simnpo-forget05 beta 2.5, coefficients forget_weight 0.1375",
     ):
         assert part in page
@@ -246,7 +246,7 @@ def test_needs_name_logits_states_and_other_answers() -> None:
     assert "hidden states of one layer" in flat("adaptive-rmu")
     assert "random tokens in place of the forget answers" in flat("stat")
     assert "full-vocabulary KL" in flat("kl-min")
-    assert "needs forget rows alone" in flat("ga")
+    assert "needs forget rows only" in flat("ga")
 
 
 def test_unknown_names_bring_the_nearest() -> None:

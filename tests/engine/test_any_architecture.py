@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from architecture_table import ALTERNATING, CASES, LLAMA3_ROPE, WINDOW, random_model
+from architecture_table import ALTERNATING, ARCHITECTURES, CASES, LLAMA3_ROPE, WINDOW, random_model
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence, tokenise_all
@@ -37,7 +37,7 @@ from letheon.model.weights import train_weights
 from letheon.objective.terms import Needs
 
 NUM_FORGET = 3
-every = pytest.mark.parametrize("name", CASES)
+every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def made(name: str, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PreTrainedModel:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from architecture_table import CASES, WINDOW, random_model
+from architecture_table import ARCHITECTURES, CASES, WINDOW, random_model
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence, tokenise_all
@@ -69,7 +69,7 @@ def values(engine: Engine, batch: PackedBatch) -> list[Tensor]:
     return [found.detach(), *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_padding_sees_the_tokens_and_is_seen_by_none(
     name: str, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batches: list[PackedBatch]
 ) -> None:

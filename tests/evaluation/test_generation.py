@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from architecture_table import CASES, random_model
+from architecture_table import ARCHITECTURES, CASES, random_model
 from letheon.errors import EvaluationError
 from letheon.evaluation import columns, decoding, generation
 from letheon.evaluation.decoding import can_be_batched
@@ -51,7 +51,7 @@ def test_batched_and_exact_give_what_a_naive_loop_gives(architecture: str, token
     assert batched == exact
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rows_that_join_and_leave_a_batch_say_what_they_say_alone(
     name: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from architecture_table import CASES, random_model
+from architecture_table import ARCHITECTURES, CASES, random_model
 from letheon.errors import ModelError
 from letheon.model.loading import load_config, load_model, load_tokenizer, save_model
 from small import tiny_model
@@ -109,7 +109,7 @@ def test_layers_that_predict_further_ahead_are_left_out_and_named(target: Path) 
         load_model(str(target))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_whole_checkpoints_leave_nothing_out(name: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     save_model(random_model(CASES[name].config(len(tokenizer))), tokenizer, tmp_path / "target")
     notes: list[str] = []

@@ -46,6 +46,24 @@ VARIED: dict[str, dict[str, Any]] = {
 }
 """Settings under which what a method has beyond a loss (a control, blocks of steps) shows in a short run."""
 
+APART = (
+    *("low-rank-npo", "neko", "npo", "idk-dpo", "alt-po", "rmu", "pdu", "sugd", "agad", "npo-ties", "constrained"),
+    *("stat", "task-vector"),
+)
+"""Methods that differ in more than the loss: schedule, what is trained, alternatives, control, finish."""
+
+SLOW_IF_ALIKE = [name if name in APART else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+"""All methods as parameters of a test; those that run as another one does, with another loss, are slow tests."""
+
+IN_DTYPES = [
+    pytest.param(
+        name, dtype, marks=pytest.mark.slow if dtype == "bfloat16" and name not in ("low-rank-npo", "neko") else ()
+    )
+    for name in METHODS
+    for dtype in ("float32", "bfloat16")
+]
+"""All methods in both types; that a loss is finite in bfloat16 is a fast test of the loss."""
+
 
 def settings_of(method: str, given: dict[str, Any], **changed: Any) -> UnlearnSettings:
     by_weights = METHODS[method].settings.get("adapt") == "weights"
@@ -87,8 +105,7 @@ def steps_of(report: RunReport) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "duration_s"} for line in events(report.folder, "step")]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(("method", "dtype"), IN_DTYPES)
 def test_it_finishes_and_forgets(
     method: str, dtype: str, given: dict[str, Any], rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -116,7 +133,7 @@ def test_it_finishes_and_forgets(
             assert torch.allclose(adapted(ids).logits, after(ids).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", SLOW_IF_ALIKE)
 def test_the_same_seed_gives_the_same_bytes_and_another_others(
     method: str, given: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -128,7 +145,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_others(
     assert not same(first.weights, model_of(other))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", SLOW_IF_ALIKE)
 def test_interrupted_twice_and_resumed_it_ends_as_the_whole_run(
     method: str, given: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -200,7 +217,7 @@ def test_the_two_runs_of_a_merge_have_weights_of_their_own(given: dict[str, Any]
 
 
 def test_runs_of_a_method_share_the_time(given: dict[str, Any]) -> None:
-    report = unlearn(settings_of("npo-ties", given, epochs=100_000, time_limit_s=2.5, checkpoint_epochs=100_000))
+    report = unlearn(settings_of("npo-ties", given, epochs=100_000, time_limit_s=1.5, checkpoint_epochs=100_000))
     assert "time limit" in report.reason
     steps = [line["step"] for line in events(report.folder, "step")]
     starts = [place for place, step in enumerate(steps) if step == 1]

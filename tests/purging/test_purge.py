@@ -308,6 +308,7 @@ def test_the_cache_of_a_killed_attempt_and_that_of_the_next_are_both_emptied(
     assert files_in(first) == files_in(second) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_step_is_purged(given: dict[str, Any], tmp_path: Path) -> None:
     cache = tmp_path / "first"
     assert letheon(command_of(given), cwd=tmp_path, cache=cache, kill_at_store=True).returncode == -signal.SIGKILL

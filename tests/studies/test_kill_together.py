@@ -179,6 +179,7 @@ def test_a_population_killed_where_a_run_is_given_up(given: dict[str, Any]) -> N
     assert killed.number == 4  # before and after each
 
 
+@pytest.mark.slow
 def test_a_study_killed_in_the_middle(given: dict[str, Any]) -> None:
     killed = Killed(given, study(given), STUDY)
     assert killed.outcomes([2 * killed.number // 3]) == {}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from commands import finish, start
 from letheon import api
+from letheon.cli.main import main
 from letheon.data.rows import Row, write_rows
 from letheon.errors import LetheonError
 from letheon.settings import EvaluateSettings, UnlearnSettings
@@ -136,11 +136,19 @@ def test_a_finished_study_is_not_refused_for_what_runs_would_read(base: dict[str
     assert api.study(study, tmp_path / "study").exit_code == 0
 
 
-def test_the_command_ends_with_2(base: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_ends_with_2(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": contradict(base), "evaluate": {}}))
-    code, _, said = finish(start("study", tmp_path / "mine.yaml", "--out", tmp_path / "study"))
+    expected = refused_by_unlearn(base, tmp_path / "alone")
+    arguments = ["study", tmp_path / "mine.yaml", "--out", tmp_path / "study"]
+    monkeypatch.setattr("sys.argv", ["letheon", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
     # A slow machine says before it what it is at.
-    assert (code, said.splitlines()[-1]) == (2, f"letheon: error: {refused_by_unlearn(base, tmp_path / 'alone')}")
+    assert capsys.readouterr().err.splitlines()[-1] == f"letheon: error: {expected}"
 
 
 def warnings_in(folder: Path) -> list[str]:

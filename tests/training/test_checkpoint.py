@@ -108,7 +108,7 @@ def test_a_position_whose_kept_state_is_gone_is_passed_over(tmp_path: Path) -> N
     found = newest_checkpoint(tmp_path, note=notes.append, needs=lambda position: needed[position.step])
     assert found is not None
     assert found.position.step == 2
-    assert "step-6, which builds on it, is passed over" in notes[0]
+    assert "step-6, which builds on it, is skipped" in notes[0]
     drop_checkpoints(tmp_path, after=2)
     assert steps_in(tmp_path) == {"step-2"}
 

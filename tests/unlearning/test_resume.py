@@ -93,7 +93,7 @@ def test_a_damaged_best_state_is_made_again(first_is_best: Made) -> None:
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-3", "step-9"]
     flip_a_bit(folder / "checkpoints" / "step-3" / "parameters.safetensors")
     notes = resume(first_is_best)
-    assert any("step-9, which builds on it, is passed over" in note for note in notes)
+    assert any("step-9, which builds on it, is skipped" in note for note in notes)
     assert same(model_in(folder), model_in(whole))
     assert steps_of(folder) == list(range(1, 10))
 

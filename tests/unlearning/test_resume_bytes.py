@@ -169,7 +169,8 @@ def test_durations_change_no_byte_of_checkpoints(given: Made, monkeypatch: pytes
     assert shared_and_saved(given["out"]) == found
 
 
-@pytest.mark.parametrize("architecture", ["olmo", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["olmo", "deepseek_v3"])
 def test_pythons_hash_seed_changes_no_byte(
     architecture: str, given: Made, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

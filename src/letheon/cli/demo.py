@@ -118,7 +118,7 @@ def show(report: DemoReport, console: Console) -> None:
 
 @contextmanager
 def stage(console: Console, title: str) -> Iterator[Display]:
-    """Show what is going on and how long it took."""
+    """Show the current stage and how long it took."""
     started = time.monotonic()
     with open_display(console, title) as display:
         yield display
@@ -127,7 +127,7 @@ def stage(console: Console, title: str) -> Iterator[Display]:
 
 @dataclass(frozen=True, slots=True)
 class _Progress(Shown):
-    """Shows steps and passes; what is found on the way stands in the tables at the end."""
+    """Shows steps and passes; the tables at the end show the findings."""
 
     def note(self, message: str) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""Flags made from the typed settings, and what the user gave through flags and --config."""
+"""Flags made from the typed settings, and the values that the user gave by flags and --config."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -145,7 +145,7 @@ def _form(annotation: Any) -> dict[str, Any]:
 
 
 def given_values(context: click.Context, config: Path | None) -> dict[str, Any]:
-    """Return what the user set: the --config file, overridden by the flags given.
+    """Return the settings that the user gave: the --config file, overridden by flags.
 
     Raises:
         SettingsError: the file cannot be read or names what is no setting of the command, or a flag holds no pairs.
@@ -182,14 +182,14 @@ def _metavar(annotation: Any) -> str:
 
 
 def help_of(field: FieldInfo) -> str:
-    """Return what a setting is, and its default."""
+    """Return the help of a setting, with its default."""
     default = field.get_default()
     shown = default is not None and not field.is_required() and not isinstance(default, bool) and default != ()
     return with_default(str(field.description), default) if shown else str(field.description)
 
 
 def with_default(description: str, default: object) -> str:
-    """Return what a setting is, and this as its default."""
+    """Return the help of a setting, with this default."""
     return f"{description} [{','.join(map(str, default)) if isinstance(default, tuple) else default}]"
 
 

@@ -308,7 +308,7 @@ def study(
 
 
 def load_libraries() -> None:
-    """Import what the jobs need, and silence the progress bars of libraries; ours say what matters.
+    """Import the libraries of the jobs, and silence their progress bars; Letheon shows its own.
 
     What imports make is there to stay. The collector looks at it again and again while there is more of it, a quarter
     of the time that imports take, and with each full collection of a run later, unless it is told to leave it alone.

@@ -1,4 +1,4 @@
-"""What `letheon methods` shows and docs/methods.md says, made from the methods' declarations and the recipes."""
+"""The text of `letheon methods` and docs/methods.md, made from the methods' declarations and the recipes."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from letheon.recipes import read_recipe, recipe_names, recipe_text
 from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
 
 ADDING = """\
-A method costs one function of maths, one declaration, one recipe and three tests, and touches nothing else:
+A method costs one function of maths, one declaration, one recipe and three tests. Nothing else changes.
 
-1. the loss, a pure function in `src/letheon/objective/` of the values at the answer tokens of one role (`forget.py`,
-   `retain.py`, `activation.py`, `preference.py`); one that is there already will do;
-2. a `Method` in `src/letheon/objective/catalogue.py`: name, formula, paper, coefficients with their published values,
-   terms, and whatever settings it is not itself without (schedule, what is adapted);
-3. a YAML file in `src/letheon/recipes/`: the published configuration as differences from the defaults, with a comment
-   that names the paper and what could not be verified, and ends in `source:` with repository, file and commit;
-4. three tests: a number worked by hand, agreement with a naive padded version in any packing, and the direction of the
-   gradient, finite in bfloat16.
+1. Write the loss in `src/letheon/objective/`: a pure function of the values at the answer tokens of one role
+   (`forget.py`, `retain.py`, `activation.py`, `preference.py`). Use an existing one if it fits.
+2. Declare a `Method` in `src/letheon/objective/catalogue.py`: name, formula, paper, coefficients with their published
+   values, terms, and the settings that belong to the method (schedule, what is adapted).
+3. Add a YAML file to `src/letheon/recipes/`: the published configuration as differences from the defaults. Its comment
+   names the paper, says what could not be verified, and ends in `source:` with repository, file and commit.
+4. Add three tests: a number worked out by hand; agreement with a naive padded version in any packing; the direction of
+   the gradient, which must be finite in bfloat16.
 
-Command line, Python, logs, checkpoints and this listing follow from the declaration; `letheon methods --markdown >
-docs/methods.md` renews the page, which a test compares."""
+Command line, Python, logs, checkpoints and docs/methods.md follow from the declaration. Renew that page with `letheon
+methods --markdown > docs/methods.md`; a test compares it."""
 
 _INTRODUCTION = f"""\
 # Methods
@@ -40,43 +40,43 @@ with `--recipe NAME`. Flags and `--config` override both.
 
 ## How to read it
 
-p is the probability of an answer token under the model in training, p_ref the one under the original model. A mean is
-over the answer tokens of the step with the role in brackets. "By rows" and "over rows" mean: first within each row,
-then over rows. sg(x) is x without gradient, z are logits, y is the answer token, h are hidden states, V is the
-vocabulary.
+p is the probability of an answer token under the model in training; p_ref is its probability under the original model.
+A mean is taken over those answer tokens of the step that have the role in brackets. "By rows" and "over rows" mean that
+it is taken first within each row and then over the rows. sg(x) is x without gradient, z are logits, y is the answer
+token, h are hidden states, V is the vocabulary.
 
 * NLL(x) = mean of -log p at the answer tokens of x.
 * KL(retain) = mean over the retain answer tokens of KL(p_ref || p) over all of V (`--kl reverse`: KL(p || p_ref)).
 * r(x) = sum over the answer's tokens of log p - log p_ref.
-* NPO = (2/beta) mean softplus(beta (log p - log p_ref)), the ratio taken by token, summed by row, or as one mean over
-  the batch (`--npo`).
+* NPO = (2/beta) mean softplus(beta (log p - log p_ref)), where `--npo` says whether the ratio is taken per token,
+  summed per row, or averaged over the batch.
 
-Defaults are the published values unless a note says otherwise. Each recipe lists what it sets beyond them, and what
-could not be verified. Set coefficients that have no flag with `--coefficients NAME=VALUE,..`. Learning rates in
-recipes are for models of the size that they name; small models need larger ones. Weight decay applies to everything
-that is trained, as in PyTorch's AdamW. The trainer of transformers, which most of the published runs used, leaves out
-norms and biases.
+Defaults are the published values unless a note says otherwise. Each recipe lists the settings that differ from the
+defaults, and says what could not be verified. Set coefficients that have no flag with `--coefficients NAME=VALUE,..`.
+Learning rates in recipes are for models of the size that the recipe names; small models need larger ones. Weight decay
+applies to everything that is trained, as in PyTorch's AdamW. The trainer of transformers, which most of the published
+runs used, excludes norms and biases.
 
-Structure lists the settings that define a method; they can still be changed where that makes sense. Schedules:
+"Structure" lists the settings that define a method. You can still change them where that makes sense. Schedules:
 
-* `mixed` draws steps from all rows, shuffled; `forget` from the forget rows alone.
-* `paired` takes a batch of each set in every step; `alternating` takes the two sets in turns.
-* `chunked` goes through chunks of forget rows, each row followed by retain rows; `annealed` goes through chunks of
-  forget rows with a share of the retain rows after each chunk. Both start a new optimiser and a new decay with each
-  chunk.
+* `mixed` draws steps from all rows, shuffled. `forget` draws them from the forget rows alone.
+* `paired` takes a batch of each set in every step. `alternating` alternates between the two sets.
+* `chunked` goes through chunks of forget rows; retain rows follow each forget row. `annealed` goes through chunks of
+  forget rows; a share of the retain rows follows each chunk. Both start a new optimiser and a new learning rate decay
+  with each chunk.
 
 `--adapt lora` trains an adapter. `--adapt weights` trains the weights themselves, all of them or those in `--layers`
 and `--target-modules`.
 
-`--patience N` stops a run after N scorings (every `--checkpoint-epochs`, or `--checkpoint-steps`) without improvement
-of `--patience-on`. By default that is the run's own `score`: the harmonic mean, over tasks and kinds, of 1 - recall
-on forget rows and recall on retain rows. Recall is the share of an answer that greedy decoding gives before its first
-wrong token; for the answer to a question it is all or nothing. `retain_kl` is the mean KL(p_ref || p) over the retain
-rows. With `--validation 0.1` both are measured on a tenth of each set, which is left out of training. Forget rows
-that are left out are not unlearned: use this to choose settings, not to delete.
+`--patience N` stops a run after N scorings without improvement of `--patience-on`. A run is scored every
+`--checkpoint-epochs` or `--checkpoint-steps`. The default is the run's own `score`: the harmonic mean, over tasks and
+kinds, of 1 - recall on forget rows and recall on retain rows. Recall is the share of an answer that greedy decoding
+gives before its first wrong token; for the answer to a question it is all or nothing. `retain_kl` is the mean
+KL(p_ref || p) over the retain rows. With `--validation 0.1` both are measured on a tenth of each set, which is left out
+of training. Forget rows that are left out are not unlearned, so use this to choose settings, not to delete rows.
 
-`--positions all` takes the KL as NEKO's code does. Retain rows are padded with the pad token to `--max-length`, the
-padding is masked in attention, and the mean is over all positions, including the padding and the last one.
+`--positions all` takes the KL as NEKO's code does. Retain rows are padded with the pad token to `--max-length`, and the
+padding is masked in attention. The mean is over all positions, including the padding and the last one.
 
 ## How to add one
 
@@ -92,14 +92,14 @@ def list_methods() -> RenderableType:
     for method in METHODS.values():
         lines = [method.formula, _defaults(method), method.paper, f"recipes: {', '.join(_recipes_of(method))}"]
         shown.add_row(method.name, Padding(Text("\n".join(line for line in lines if line)), (0, 0, 1, 0)))
-    return Group(shown, Text("letheon methods NAME shows all about a method or a recipe."))
+    return Group(shown, Text("`letheon methods NAME` shows one method or recipe in full."))
 
 
 def describe(name: str) -> RenderableType:
-    """Return all about one method, or about one recipe.
+    """Describe one method or one recipe in full.
 
     Raises:
-        SettingsError: there is neither of that name.
+        SettingsError: no method and no recipe has that name.
     """
     if name in METHODS:
         return _method_page(METHODS[name])
@@ -194,7 +194,7 @@ def _defaults(method: Method) -> str:
 
 
 def _settings(method: Method) -> str:
-    """The structural settings in short; schedule and what is adapted always, since all others hang on them."""
+    """The structural settings in short. Schedule and adapt are always shown, because the others depend on them."""
     fields = UnlearnSettings.model_fields
     values = {name: fields[name].default for name in ("schedule", "adapt")} | dict(method.settings)
     return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items())
@@ -203,14 +203,12 @@ def _settings(method: Method) -> str:
 def _structure(method: Method) -> str:
     lines = [_settings(method)]
     if method.layer is not None:
-        lines.append(
-            f"trains the decoder layer that `{method.layer}` names and the two below it, unless --layers says otherwise"
-        )
+        lines.append(f"trains the decoder layer set by `{method.layer}` and the two below it, unless --layers is given")
     if len(method.runs) > 1:
         runs = ", then ".join(f"({_listed(run)})" for run in method.runs)
         lines.append(f"{len(method.runs)} runs from the same start: {runs}")
-    ends = {"keep": "", "negate": "subtracts what was learned", "ties": "merges the runs' adapters by TIES"}
-    return "; ".join([*lines, *([f"in the end {ends[method.finish]}"] if ends[method.finish] else [])])
+    ends = {"keep": "", "negate": "the learned change is subtracted", "ties": "the runs' adapters are merged by TIES"}
+    return "; ".join([*lines, *([f"at the end {ends[method.finish]}"] if ends[method.finish] else [])])
 
 
 def _needs(method: Method) -> list[str]:
@@ -218,15 +216,15 @@ def _needs(method: Method) -> list[str]:
     needs = needs_of(terms)
     roles = {term.role for term in terms}
     found = {
-        "rows to keep": "retain" in roles,
+        "retain rows": "retain" in roles,
         "the reference's log-probabilities of the answers": any(term.reads_reference for term in terms),
         "the full-vocabulary KL to the reference": needs.kl is not None,
         "the logits of the forget answers": needs.forget_logits,
         "the reference's logits of the forget answers": needs.reference_logits,
         "the hidden states of one layer, and the reference's": needs.activations is not None,
-        "whole steps: they cannot be computed in pieces": not all(term.splits for term in terms),
+        "whole steps, which cannot be computed in pieces": not all(term.splits for term in terms),
     }
-    return [*(what for what, is_needed in found.items() if is_needed), *_alternatives(method)] or ["forget rows alone"]
+    return [*(what for what, is_needed in found.items() if is_needed), *_alternatives(method)] or ["forget rows only"]
 
 
 def _alternatives(method: Method) -> list[str]:
@@ -240,8 +238,8 @@ def _alternatives(method: Method) -> list[str]:
         "generated": "answers sampled from the model itself",
     }
     place = "in place of" if chosen.replace else "beside"
-    turns = f", {chosen.per_row} a row, taken in turns by epochs" if chosen.per_row > 1 else ""
-    return [f"{kinds[chosen.kind]} {place} the forget answers{turns} (or your own, --alternatives FILE)"]
+    turns = f", {chosen.per_row} per row, one in each epoch in turn" if chosen.per_row > 1 else ""
+    return [f"{kinds[chosen.kind]} {place} the forget answers{turns} (or your own with --alternatives FILE)"]
 
 
 def _notes(method: Method) -> list[str]:

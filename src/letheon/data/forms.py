@@ -1,4 +1,4 @@
-"""Forms: the text that a row is in the eyes of the model, and which part of it is the answer.
+"""Forms: the text that the model gets for a row, and which part of it is the answer.
 
 A model knows a row in the form in which it met it. Training, scoring or asking it in another form says little: a run on
 a form that the model never saw forgets nothing, and its scores look perfect.
@@ -104,7 +104,7 @@ def forms_to_try(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 def render(
     row: Row, form: str, tokenizer: "PreTrainedTokenizerBase", *, date: str = DEFAULT_DATE, where: str | None = None
 ) -> Rendered:
-    """Return the text of `row` in `form`; `date` (ISO) is what a chat template takes for today.
+    """Return the text of `row` in `form`; `date` (ISO) is the date that a chat template writes as today's.
 
     Earlier turns stand before the prompt as messages of a conversation, or in a text form on lines of their own. A
     document is plain text in every form; its second half counts as its answer (`halves`).

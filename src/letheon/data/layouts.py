@@ -58,7 +58,7 @@ class Layout:
     """Whether the user named the column of the prompt, so that what else may belong to it is left out knowingly."""
 
     def describe(self, columns: Collection[str]) -> str:
-        """Return what is read, e.g. "question/answer", for a record that has `columns`."""
+        """Return the columns that are read, e.g. "question/answer", for a record that has `columns`."""
         if not self.prompt:
             return self.answer
         added = "".join(f"+{name}" for name in self._added(columns))
@@ -181,7 +181,7 @@ def describe_reading(
     num_system: int,
     num_dropped: int,
 ) -> str:
-    """Return what was read as what in a line, e.g. "254 rows: messages, last turn of each, 2 turns dropped".
+    """Describe in one line how the rows were read, e.g. "254 rows: messages, last turn of each, 2 turns dropped".
 
     `columns` are those of all records, `num_system` counts rows with a system message.
     """

@@ -241,7 +241,7 @@ def check_text(value: object, column: str, where: str, *, may_be_empty: bool = F
 
 
 def describe_type(value: object) -> str:
-    """Name the type of a value as someone would who writes JSON, e.g. "a number (3)"."""
+    """Name the type of a value in the words of JSON, e.g. "a number (3)"."""
     if value is None:
         return "null"
     if isinstance(value, bool):

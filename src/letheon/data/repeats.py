@@ -53,7 +53,7 @@ def check_questions(forget: "Rows", retain: "Rows") -> None:
 
 
 def check_unseen(documents: Sequence[str], sets: Iterable["Rows"], *, source: str) -> None:
-    """Check that no document which a model is said not to know is a row of its, prompt and answer, but for white space.
+    """Check that no document that the model must not know is the text of a row, apart from white space.
 
     `source` is how the error names where the documents come from.
 

@@ -1,4 +1,4 @@
-"""Rows to forget and rows to keep: what a row is, and reading, checking and writing files of them."""
+"""Rows to forget and rows to keep: the row type, and reading, checking and writing files of rows."""
 
 import hashlib
 import json
@@ -100,7 +100,7 @@ class Rows(Sequence[Row]):
         return self.rows[index]
 
     def summary(self) -> str:
-        """Return what was read from where, e.g. "forget.jsonl: 254 rows: question/answer"."""
+        """Describe the rows and their file, e.g. "forget.jsonl: 254 rows: question/answer"."""
         return f"{self.source}: {self.understood}"
 
     def describe(self, index: int) -> str:
@@ -307,7 +307,7 @@ def read_text(path: str | Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """The columns of what a row has beside its texts."""
+    """The columns of a row other than its texts."""
 
     id: str
     task: str

@@ -45,7 +45,7 @@ def kernels_for(model: PreTrainedModel) -> tuple[Kernel, ...]:
 def bounds_of(
     trunk: PreTrainedModel, boundaries: tuple[int, ...], padding: tuple[int, ...], device: torch.device
 ) -> dict[str, Any]:
-    """Return what the attention of `trunk` must be told of a pack, as keyword arguments of its forward.
+    """Return the boundaries of a pack as the keyword arguments that the attention of `trunk` takes.
 
     A pack with padding attends sequence by sequence whatever the kernel.
     """

@@ -128,7 +128,7 @@ class Engine:
         return states, hidden[batch.answer_positions].float()
 
     def label_terms(self, batch: PackedBatch) -> LabelTerms:
-        """Return what the model says of the answer tokens."""
+        """Return the model's values at the answer tokens."""
         if self.path == "logits":
             return logit_terms(padded_logits(self.model, batch), batch.labels)
         return label_terms(self.states(batch), batch.labels, self.head)

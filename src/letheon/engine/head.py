@@ -55,7 +55,7 @@ class Head:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the head is no part of what is trained."""
+        """Whether the head is not trained."""
         return not self.weight.requires_grad
 
     def copy(self) -> "Head":

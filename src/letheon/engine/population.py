@@ -62,7 +62,7 @@ class PopulationAdapter:
         return {name: value.detach() for name, value in self.values.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained` returned, or a copy of it."""
+        """Restore the values that `trained` returned, or a copy of them."""
         with torch.no_grad():
             for name, value in state.items():
                 self.values[name].copy_(value)

@@ -1,4 +1,4 @@
-"""The reference store: what the losses need of the model as it was, computed once.
+"""The reference store: the values of the original model that the losses need, computed once.
 
 The reference never moves while unlearning, so one gradient-free pass over the rows, adapter off, replaces a second
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
@@ -81,7 +81,7 @@ class ReferenceStore:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is kept on disk, by name."""
+        """Return the tensors to keep on disk, by name."""
         return {name: value for name in STORED if (value := getattr(self, name)) is not None}
 
     def tokens_of(self, row_index: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def token_starts(sequences: Sequence[TokenSequence]) -> tuple[int, ...]:
 
 
 def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[str, Tensor]:
-    """Return what the store keeps of a batch, by name; the first dimension counts answer tokens of the store's role.
+    """Return the stored values of a batch, by name; the first dimension counts answer tokens of the store's role.
 
     But for "lower", whose first dimension counts all tokens.
     """

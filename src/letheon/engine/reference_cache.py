@@ -1,4 +1,4 @@
-"""Reference stores on disk: built once for a model, its rows and what is asked, found by every run after.
+"""Reference stores on disk: built once for a model, its rows and the needs of a method, and found by later runs.
 
 A store is derived from the rows to forget, so its file is private, and `letheon purge` removes it.
 """

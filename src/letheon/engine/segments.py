@@ -120,7 +120,7 @@ class _Sliced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of states, A_m and B_m; what is frozen has none."""
+        """Return the gradients of states, A_m and B_m; None for frozen ones."""
         rows, weight, *others = ctx.saved_tensors
         num, segments = len(ctx.scalings), ctx.segments
         downs, all_up_rows, inners = others[:num], others[num : 2 * num], others[2 * num :]
@@ -166,7 +166,7 @@ class _Padded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of states, A_m and B_m; what is frozen has none."""
+        """Return the gradients of states, A_m and B_m; None for frozen ones."""
         rows, weight, down_rows, up_rows, inner = ctx.saved_tensors
         segments = ctx.segments
         of_output = gradients[0].reshape(-1, gradients[0].shape[-1])

@@ -1,4 +1,4 @@
-"""The step's forward: what the policy and the reference say of a batch's answer tokens, from one pass.
+"""The step's forward pass: the policy's and the reference's values at a batch's answer tokens, from one pass.
 
 Trunk, states at answer positions, head; the reference's values come from its store (reference.py).
 """

@@ -131,7 +131,7 @@ def reads_ahead(model: PreTrainedModel, batch: PackedBatch) -> bool:
 
 @contextmanager
 def _embedded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collect what the model makes of its input ids while the block runs, cut off so that gradients end there."""
+    """Collect the embeddings of the input ids while the block runs, detached so that gradients end there."""
     found: list[Tensor] = []
 
     def start_here(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:

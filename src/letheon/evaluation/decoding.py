@@ -173,7 +173,7 @@ class _Batch:
         return [(layer.keys, layer.values) for layer in layers]
 
     def _accept(self, answer: Answer, said: Sequence[int]) -> None:
-        """Take what the model said after the prompt and after each guessed token, up to the first wrong guess."""
+        """Take the model's tokens after the prompt and after each guessed token, up to the first wrong guess."""
         num_right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(answer.guess, said, strict=False)))
         new = said[: num_right + 1]
         end = next((k + 1 for k, token in enumerate(new) if token in self.ends), None)

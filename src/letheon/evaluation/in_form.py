@@ -94,7 +94,7 @@ def form_predictions(
     exact: bool,
     progress: StepProgress | None,
 ) -> tuple[Prediction, ...] | None:
-    """Return what the model says to each row in its form; None where the prompts are the official ones anyway.
+    """Return the model's answer to each row in its form; None if the prompts are the official ones anyway.
 
     Of a row that is asked in two ways the answer counts that speaks against the model: the better one of a forget row,
     the worse one of a retain row. `official` are the predictions to the raw prompts, in the order of `labelled`.
@@ -139,7 +139,7 @@ def said(text: str, way: Asking) -> str:
 
 @torch.no_grad()
 def answer_values(model: PreTrainedModel, sequences: Collection[TokenSequence]) -> AnswerValues:
-    """Return what the model makes of the answer of each sequence, from plain forward passes."""
+    """Return the model's values for the answer of each sequence, from plain forward passes."""
     rows = list(sequences)
     recalls, losses = [0.0] * len(rows), [0.0] * len(rows)
     with reading(model) as plain_model:

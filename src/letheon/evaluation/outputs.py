@@ -1,4 +1,4 @@
-"""What is checked of a folder before scores go there, or a report is asked of it."""
+"""Checks of a folder before scores are written to it or a report is made from it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +47,7 @@ def check_rescored(out: Path, results: Results, *, predictions: Path) -> None:
 
 
 def check_is_folder(folder: Path) -> None:
-    """Refuse what is no folder, before it is looked for what a run leaves.
+    """Refuse a path that is not a folder, before looking for the files of a run.
 
     Raises:
         EvaluationError: there is none of that name, or it is a file.

@@ -34,7 +34,7 @@ class Asking(Protocol):
 
     @property
     def date(self) -> str:
-        """What a chat template that writes the date takes for today."""
+        """The date given to chat templates that write today's date."""
 
     @property
     def source(self) -> str:

@@ -57,7 +57,7 @@ class MemorizeProgress:
 
 @dataclass(frozen=True, slots=True)
 class MemorizeReport:
-    """What came of it."""
+    """The result of memorising."""
 
     steps: int
     duration_s: float

@@ -26,7 +26,7 @@ class Adapted(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of what is trained and what is not."""
+        """Notes for the user on what is trained and what is not."""
 
     def off(self) -> AbstractContextManager[None]:
         """Return a context in which the model is the reference."""
@@ -41,7 +41,7 @@ class Adapted(Protocol):
         """Return the trained parameters themselves by name, without gradients."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained` returned, or a copy of it."""
+        """Restore the values that `trained` returned, or a copy of them."""
 
     def merged_state(self) -> dict[str, Tensor]:
         """Return the weights of the ordinary checkpoint that the trained model is."""
@@ -50,4 +50,4 @@ class Adapted(Protocol):
         """Return whether something was trained of which `merged`, the weights to save, show nothing at all."""
 
     def save(self, folder: Path) -> None:
-        """Write what was trained in a layout of its own, where there is one."""
+        """Write the trained parameters in their own layout, if there is one."""

@@ -90,7 +90,7 @@ class LoraAdapter:
         return {name: p.detach() for name, p in self.peft.named_parameters() if p.requires_grad}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained` returned, or a copy of it."""
+        """Restore the values that `trained` returned, or a copy of them."""
         named = dict(self.peft.named_parameters())
         with torch.no_grad():
             for name, value in state.items():
@@ -128,7 +128,7 @@ class LoraAdapter:
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
-        """Multiply what the adapter adds to the weights by `factor`; -1 subtracts what was learned (task vectors)."""
+        """Multiply the adapter's update of the weights by `factor`; -1 subtracts the learned change (task vectors)."""
         for name, parameter in self.peft.named_parameters():
             if ".lora_B." in name:
                 parameter.mul_(factor)

@@ -154,8 +154,8 @@ def _check_sizes(*, width: int, num_layers: int, num_heads: int, context: int) -
     # A quarter of each head is rotated in gpt-neox, and a rotation needs pairs.
     if width % (8 * num_heads):
         raise SettingsError(
-            f"width: expected a multiple of 8 * num_heads = {8 * num_heads}, got {width}; "
-            f"{_round_up(width, 8 * num_heads)} would do"
+            f"width: expected a multiple of 8 * num_heads = {8 * num_heads}, got {width}; use "
+            f"{_round_up(width, 8 * num_heads)}"
         )
 
 

@@ -34,7 +34,7 @@ _CONVERT = (
 
 
 def check_checkpoint(source: str) -> None:
-    """Check what can be known of a checkpoint without loading its weights; a hub id is taken as it is.
+    """Check a checkpoint as far as possible without loading its weights; a hub id is not checked.
 
     Raises:
         ModelError: the local folder has no config.json or no safetensors weights, only pickled ones, or ones that are
@@ -113,7 +113,7 @@ def _gguf_advice(path: Path) -> str:
 
 
 def check_source(source: str) -> None:
-    """Refuse what is neither there nor can be meant as a hub id: another form than one, or a folder that is here.
+    """Refuse a source that does not exist and cannot be a hub id.
 
     Raises:
         ModelError: it can only be meant as a folder, which is not there.
@@ -133,7 +133,7 @@ def check_source(source: str) -> None:
 
 
 def not_had(source: str, error: Exception) -> ModelError | None:
-    """Return the error for what is no folder and could not be had as a hub id either; None for any other failure."""
+    """Return the error for a source that is neither a folder nor a loadable hub id; None for any other failure."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)

@@ -134,7 +134,7 @@ class _Stack:
     """In which it multiplies: that of W, or float32 where W is widened for each product."""
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the weight has: shape, device."""
+        """Return an attribute of the weight: shape, device."""
         return getattr(self.weight, name)
 
     def __getitem__(self, index: Any) -> "_Stack":

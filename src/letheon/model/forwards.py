@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def replaced_forwards(modules: Sequence[nn.Module], make: Callable[[Any], Callable[..., Any]]) -> Iterator[None]:
-    """Give each module the forward that `make` returns for it while the block lasts, and then what it had before.
+    """Give each module the forward that `make` returns for it while the block runs, then restore its own.
 
     What a module has may itself have been put there by a block around this one; `make` finds it as `module.forward`.
     """

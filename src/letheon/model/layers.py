@@ -44,7 +44,7 @@ def layers_in(span: str, num_layers: int) -> range:
 
 
 def beyond(span: str, num_layers: int) -> str | None:
-    """Say that a span names layers which a model does not have, and what is left of it; None if it has them all.
+    """Say which layers of a span the model does not have, and which ones are trained; None if it has all of them.
 
     Raises:
         SettingsError: it has none of them.

@@ -206,7 +206,7 @@ def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
 
 @torch.no_grad()
 def _check_finite(model: PreTrainedModel, *, source: str) -> None:
-    """Refuse weights that hold what is no number."""
+    """Refuse weights with NaN or infinite values."""
     for name, tensor in model.state_dict().items():
         # The sum is finite where all values are, and takes no memory of the tensor's size.
         if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not _is_finite(tensor):

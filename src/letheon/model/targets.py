@@ -54,7 +54,7 @@ class Targets:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The layers' own names, without what they lie in."""
+        """The layers' own names, without those of the modules around them."""
         return tuple(dict.fromkeys(map(_last, (*self.modules, *self.experts))))
 
 

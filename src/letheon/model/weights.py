@@ -53,7 +53,7 @@ class TrainedWeights:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained` returned, or a copy of it."""
+        """Restore the values that `trained` returned, or a copy of them."""
         for name, parameter in self.exact.items():
             parameter.copy_(state[name])
         self.update_model()

@@ -201,7 +201,7 @@ class _FewRows(nn.Embedding):
     """An embedding that does more than look up (Gemma's are scaled), given the rows it looks up alone, in float32."""
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the class itself does of ids (..)."""
+        """Return the result of the class's own forward for ids (..)."""
         weight = self.weight
         if weight.dtype not in NARROW:
             return super().forward(input, *args, **kwargs)
@@ -225,7 +225,7 @@ class WideForward(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the class itself does."""
+        """Return the result of the class's own forward."""
         own: dict[str, Any] = dict(self._parameters)
         narrow = {name: p for name, p in own.items() if p is not None and p.dtype in NARROW}
         if not narrow:  # trained, or adapted by PEFT, which puts in sums of its own

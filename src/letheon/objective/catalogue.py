@@ -1,4 +1,4 @@
-"""The methods. To add one: a loss in this folder, a declaration here, a recipe and tests; nothing else is touched."""
+"""The methods. A new one needs a loss in this folder, a declaration here, a recipe and tests, and nothing else."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ BETA = Coefficient(0.1, "temperature")
 GAMMA = Coefficient(1.0, "weight of the retain NLL")
 DELTA = Coefficient(1.0, "weight of the retain KL")
 KL = Coefficient("forward", "form of the retain KL", choices=("forward", "reverse", "gold"))
-NPO = Coefficient("token", "over what the log-ratio is taken", choices=("token", "sequence", "batch", "logits"))
+NPO = Coefficient("token", "unit of the log-ratio", choices=("token", "sequence", "batch", "logits"))
 LAYER = Coefficient("auto", "decoder layer whose states are steered, counted from 0")
 
 FORGET_ONLY = {"schedule": "forget"}
@@ -34,7 +34,7 @@ def get_method(name: str) -> Method:
     """Return the method called `name`.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: there is no such method.
     """
     if name not in METHODS:
         raise SettingsError(f"method: expected one of {', '.join(METHODS)}, got '{name}'{nearest(name, METHODS)}")
@@ -54,7 +54,7 @@ _ALL = (
             "kl": KL,
         },
         terms=lambda c: (*npo_terms(c), *nll_terms(c.number("gamma")), *kl_terms(c.number("delta"), c.choice("kl"))),
-        notes="`--kl gold` is what the authors' code computes and no divergence, `--kl reverse` what the paper writes.",
+        notes="The paper writes `--kl reverse`. The authors' code computes `--kl gold`, which is not a divergence.",
     ),
     Method(
         name="neko",
@@ -66,7 +66,7 @@ _ALL = (
             *terms_on("forget", "ga_by_row", c.number("forget_weight"), forget.gradient_ascent_by_sequence),
             *kl_terms(c.number("delta"), c.choice("kl")),
         ),
-        notes="One model is held, not two: the reference is a store of states and the head's own matrix.",
+        notes="Only one model is in memory: the reference is a store of hidden states and the original head matrix.",
     ),
     Method(
         name="ga",
@@ -91,7 +91,7 @@ _ALL = (
     ),
     Method(
         name="npo",
-        formula="(2/beta) mean over rows of softplus(beta * r(forget)), or NPO in another form by `--npo`",
+        formula="(2/beta) mean over rows of softplus(beta * r(forget)), or another form of NPO with `--npo`",
         paper="Zhang et al. 2024, Negative Preference Optimization, arXiv 2404.05868, Eq. 3",
         coefficients={"beta": BETA, "npo": Coefficient("sequence", NPO.meaning, NPO.choices)},
         settings=FORGET_ONLY,
@@ -116,7 +116,7 @@ _ALL = (
             ),
             *nll_terms(c.number("gamma")),
         ),
-        notes="margin is the paper's gamma, in the code multiplied by beta; all published runs have 0.",
+        notes="margin is the paper's gamma, which the authors' code multiplies by beta; it is 0 in all published runs.",
     ),
     Method(
         name="idk-dpo",
@@ -125,7 +125,7 @@ _ALL = (
         coefficients={"beta": BETA, "gamma": GAMMA},
         alternatives=Alternatives("refusals", replace=False, per_row=5),
         terms=lambda c: (*dpo_terms(c), *nll_terms(c.number("gamma"))),
-        notes="With --alternatives the preferred answers are the user's own: plain DPO.",
+        notes="With --alternatives you give the preferred answers yourself; the method is then plain DPO.",
     ),
     Method(
         name="alt-po",
@@ -134,36 +134,36 @@ _ALL = (
         coefficients={"beta": BETA, "gamma": GAMMA},
         alternatives=Alternatives("generated", replace=False, per_row=5),
         terms=lambda c: (*dpo_terms(c), *nll_terms(c.number("gamma"))),
-        notes="Alternatives are sampled with the true first token ruled out, not asked for in words.",
+        notes="The paper asks the model for alternatives; here they are sampled without the true first token.",
     ),
     Method(
         name="rmu",
         formula="mean |h - scale * u|^2 on forget + retain_weight * mean |h - h_ref|^2 on retain, h of one layer",
         paper="Li et al. 2024, The WMDP Benchmark (RMU), arXiv 2403.03218",
         coefficients={
-            "scale": Coefficient(6.5, "length of the random vector u that forget states are drawn to"),
-            "retain_weight": Coefficient(1200.0, "weight of staying near the reference"),
+            "scale": Coefficient(6.5, "length of the random vector u that forget states are moved to"),
+            "retain_weight": Coefficient(1200.0, "weight of the retain term"),
             "layer": LAYER,
         },
         settings={"schedule": "paired", **ALL_WEIGHTS},
         layer="layer",
         terms=lambda c: rmu_terms(c, adaptive=False),
-        notes="Squares are summed over the width, where the published code averages: scale and weight carry over, a "
-        "norm to clip gradients at does not. All forget rows share one direction.",
+        notes="Squares are summed over the width; the published code averages them. Scale and weight carry over, a "
+        "gradient norm for clipping does not. All forget rows share one direction.",
     ),
     Method(
         name="adaptive-rmu",
-        formula="rmu with the scale times the mean length of the reference's forget states",
+        formula="rmu with its scale multiplied by the mean length of the reference's forget states",
         paper="Huu-Tien et al. 2024, On Effects of Steering Latent Representation, arXiv 2408.06223",
         coefficients={
-            "scale": Coefficient(5.0, "length of u in mean lengths of the reference's forget states"),
-            "retain_weight": Coefficient(1200.0, "weight of staying near the reference"),
+            "scale": Coefficient(5.0, "length of u, as a multiple of the mean length of the reference's forget states"),
+            "retain_weight": Coefficient(1200.0, "weight of the retain term"),
             "layer": LAYER,
         },
         settings={"schedule": "paired", **ALL_WEIGHTS},
         layer="layer",
         terms=lambda c: rmu_terms(c, adaptive=True),
-        notes="The mean length is that of all forget rows; the published code takes the first batch's.",
+        notes="The mean length is taken over all forget rows; the published code takes it over the first batch.",
     ),
     Method(
         name="undial",
@@ -172,7 +172,7 @@ _ALL = (
         coefficients={"beta": Coefficient(10.0, "how far the label's logit is lowered")},
         settings=FORGET_ONLY,
         terms=undial_terms,
-        notes="Taken at answer tokens; open-unlearning's mean takes in prompt and padding.",
+        notes="The mean is over answer tokens; open-unlearning's includes prompt and padding.",
     ),
     Method(
         name="wga",
@@ -202,7 +202,7 @@ _ALL = (
             ),
             *nll_terms(c.number("gamma")),
         ),
-        notes="The authors' own code has gamma 0.1, as in the recipe.",
+        notes="The authors' own code has gamma 0.1, which the recipe sets.",
     ),
     Method(
         name="ce-u",
@@ -218,7 +218,7 @@ _ALL = (
         paper="Entesari et al. 2025, Constrained Entropic Unlearning (PDU), arXiv 2506.05314",
         coefficients={
             "initial": Coefficient(100.0, "lambda before the first step"),
-            "limit": Coefficient(0.3, "retain NLL that is allowed, nats"),
+            "limit": Coefficient(0.3, "largest allowed retain NLL, nats"),
             "dual_step": Coefficient(5.0, "step size of lambda"),
             "warm_up_epochs": Coefficient(5.0, "epochs before lambda moves"),
         },
@@ -230,9 +230,9 @@ _ALL = (
             warm_up_epochs=int(c.number("warm_up_epochs")),
         ),
         terms=lambda c: (*flattening_terms(c), *nll_terms(1.0)),
-        notes="Taken at answer tokens. open-unlearning masks PDU by labels that are not shifted "
-        "(src/trainer/unlearn/pdu.py, commit fdeb28f): it leaves out the place that predicts an answer's first token "
-        "and takes in the one after its last. In commit 17e8e73 the mean takes in prompt and padding.",
+        notes="The mean is over answer tokens. open-unlearning masks PDU by labels that are not shifted "
+        "(src/trainer/unlearn/pdu.py, commit fdeb28f): it leaves out the position that predicts an answer's first "
+        "token and includes the one after its last. In commit 17e8e73 the mean includes prompt and padding.",
     ),
     Method(
         name="sugd",
@@ -244,18 +244,18 @@ _ALL = (
             *terms_on("forget", "ga_by_row", 1.0, forget.gradient_ascent_by_sequence),
             *terms_on("retain", "retain_nll_by_row", c.number("gamma"), retain.nll_by_sequence),
         ),
-        notes="Means are by role. The authors' mean is over all rows of a step: with one forget row and n retain rows "
-        "in it, their 0.5 is a gamma of n / 2 here.",
+        notes="Means are by role. The authors' mean is over all rows of a step. With one forget row and n retain rows "
+        "in a step, their 0.5 corresponds to gamma n / 2 here.",
     ),
     Method(
         name="agad",
-        formula="mean log p(forget) on a chunk, then gamma * NLL(retain) on a part, in turns",
+        formula="mean log p(forget) on a chunk, then gamma * NLL(retain) on a part, alternating",
         paper="Premptis et al. 2025, AILS-NTUA at SemEval-2025 Task 4 (AGAD), arXiv 2503.02443",
         coefficients={"gamma": GAMMA},
         settings={"schedule": "annealed", "chunk_size": 64},
         terms=lambda c: (*ga_terms(), *nll_terms(c.number("gamma"))),
-        notes="Chunks follow the order of the forget rows. A last chunk that is not full has no phase on a part of the "
-        "retain rows after it, only that on all of them.",
+        notes="Chunks follow the order of the forget rows. After a last chunk that is not full, there is no phase on a "
+        "part of the retain rows, only the phase on all of them.",
     ),
     Method(
         name="npo-ties",
@@ -277,31 +277,32 @@ _ALL = (
             *nll_terms(c.number("gamma")),
             *kl_terms(c.number("delta"), c.choice("kl")),
         ),
-        notes="The ratio is one for the whole step; the authors' is one for each forward, of one row in the first run.",
+        notes="There is one ratio per step. The authors have one per forward pass, one row in their first run.",
     ),
     Method(
         name="constrained",
         formula="mean log p(forget) + m * NLL(retain), m raised as the retain loss grows",
         paper="Agrawal and Huang 2025, SHA256 at SemEval-2025 Task 4: Selective Amnesia, arXiv 2504.12996",
         coefficients={
-            "least": Coefficient(1.2, "the least m, and the first"),
-            "most": Coefficient(2.3, "the most m"),
+            "least": Coefficient(1.2, "smallest and initial m"),
+            "most": Coefficient(2.3, "largest m"),
         },
         settings={**ALL_WEIGHTS, "target_modules": ("mlp",), "layers": "0:6"},
         control=lambda c: Guarded("retain_nll", least=c.number("least"), most=c.number("most")),
         terms=lambda _: (*ga_terms(), *nll_terms(1.0)),
-        notes="m is chosen once an epoch, from the mean retain loss of the last; the authors' code takes each batch's, "
-        "against a first value that is too small by the rows of a batch, and rounds m to a tenth.",
+        notes="m is set once an epoch, from the mean retain loss of the epoch before. The authors' code sets it from "
+        "the loss of each batch, rounds it to a tenth, and compares with a first value that is too small by a factor "
+        "of the batch size.",
     ),
     Method(
         name="stat",
-        formula="NLL(random tokens for forget answers), in turns with gamma * NLL(retain)",
+        formula="NLL(random tokens for forget answers), alternating with gamma * NLL(retain)",
         paper="Chen, Luo and Tang 2025, YNU at SemEval-2025 Task 4 (STAT), ACL Anthology 2025.semeval-1.264",
         coefficients={"gamma": GAMMA},
         settings={"schedule": "alternating"},
         alternatives=Alternatives("random-tokens", replace=True),
         terms=lambda c: (*terms_on("alternative", "random_nll", 1.0, retain.nll), *nll_terms(c.number("gamma"))),
-        notes="Made after the abstract; no code and no settings were found.",
+        notes="This follows the paper's abstract; no code and no settings were found.",
     ),
     Method(
         name="llmu",
@@ -309,7 +310,7 @@ _ALL = (
         paper="Yao, Xu and Liu 2023, Large Language Model Unlearning, arXiv 2310.10683",
         coefficients={
             "forget_weight": Coefficient(0.5, "weight of the ascent"),
-            "random_weight": Coefficient(1.0, "weight of answering with what belongs to another prompt"),
+            "random_weight": Coefficient(1.0, "weight of the NLL of answers to other prompts"),
             "delta": DELTA,
             "kl": KL,
         },
@@ -319,18 +320,18 @@ _ALL = (
             *terms_on("alternative", "random_nll_by_row", c.number("random_weight"), retain.nll_by_sequence),
             *kl_terms(c.number("delta"), c.choice("kl")),
         ),
-        notes="The other answers are those of other forget rows. The authors' code has a cross-entropy over padded "
-        "rows for the KL, and scores the random answers with their prompt.",
+        notes="The other answers are those of other forget rows. In place of the KL, the authors' code has a "
+        "cross-entropy over padded rows. It also includes the prompts in the NLL of the random answers.",
     ),
     Method(
         name="task-vector",
-        formula="NLL(forget), and what was learned is subtracted `scale` times",
+        formula="NLL(forget), then the learned change is subtracted `scale` times",
         paper="Ilharco et al. 2022, Editing Models with Task Arithmetic, arXiv 2212.04089",
-        coefficients={"scale": Coefficient(1.0, "how often the adapter is subtracted")},
+        coefficients={"scale": Coefficient(1.0, "factor by which the adapter is subtracted")},
         settings={**FORGET_ONLY, "keep": "last"},
         finish="negate",
         terms=lambda _: terms_on("forget", "forget_nll", 1.0, retain.nll),
-        notes="An adapter is subtracted in place of the difference of all weights.",
+        notes="An adapter is subtracted; the paper subtracts the difference of all weights.",
     ),
 )
 

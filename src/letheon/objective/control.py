@@ -1,4 +1,4 @@
-"""Weights that follow what is measured while training: pure functions of a small state that is saved with the run."""
+"""Weights that follow measurements during training: pure functions of a small state that is saved with the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class DualAscent:
 class Guarded:
     """A weight that is raised when a loss has grown since the first epoch: clip(0.3 * 6^D + 0.8, least, most).
 
-    D is the mean of the loss over the last epoch less that over the first; where D <= 0 the weight is `least`
+    D is the mean of the loss over the last epoch minus its mean over the first; if D <= 0 the weight is `least`
     (SHA256's system at SemEval-2025 Task 4). Differs from their code, which takes D from one batch at a time against a
     first value that is too small by the rows of a batch, and rounds the weight to one decimal.
     """

@@ -1,4 +1,4 @@
-"""The losses, imported with torch when the first of them is called: what a method is can be told without torch."""
+"""The losses. The first call imports them and torch, so methods can be described without torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

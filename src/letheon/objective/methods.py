@@ -1,4 +1,4 @@
-"""What a method is: weighted forget and retain terms, what they need, what it trains on and how, and its paper.
+"""The type of a method: its weighted terms and their needs, its schedule and settings, and its paper.
 
 The methods themselves are declared in catalogue.py.
 """

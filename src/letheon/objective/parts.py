@@ -1,4 +1,4 @@
-"""Losses bound to what a batch gives: the terms that the catalogue's methods are put together from."""
+"""Losses bound to the values of a batch: the terms that make up the methods of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective sees of a batch: per-token values and who owns each token."""
+"""The values of a batch that an objective gets: per-token values, and the role and row of each token."""
 
 from __future__ import annotations
 

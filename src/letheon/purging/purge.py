@@ -59,7 +59,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Purge:
-    """What was removed, or would be, and what is known to be left elsewhere."""
+    """What was or would be removed, and what is known to be left elsewhere."""
 
     folder: Path
     traces: tuple[Trace, ...]
@@ -142,7 +142,7 @@ def _carry_out(found: Purge, rewritten: dict[Path, _Reworded], note: Note) -> No
 
 
 def describe_purge(found: Purge, *, dry_run: bool) -> Iterator[str]:
-    """Yield what to say of it, line by line."""
+    """Describe it, line by line."""
     done = "would remove" if dry_run else "removed"
     for trace in found.traces:
         yield f"{done} {trace.path} ({trace.num_bytes / 1024:,.1f} KiB): {trace.holds}"
@@ -254,7 +254,7 @@ def _remains(homes: Collection[Home]) -> tuple[str, ...]:
 
 
 def _inputs_of(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a run was made from, and where else its settings went."""
+    """Yield the inputs of a run, and the other places that its settings name."""
     for name, what in (
         ("forget", "the rows to forget"),
         ("alternatives", "other answers to them"),

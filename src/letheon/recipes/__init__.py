@@ -44,7 +44,7 @@ class RecipeText:
 
 
 def recipe_text(name: str) -> RecipeText:
-    """Return what a recipe's file says.
+    """Return the parts of a recipe's file.
 
     Raises:
         SettingsError: there is none of that name.

@@ -64,7 +64,7 @@ def history(run: RunFiles) -> Facts:
 
 
 def result_facts(run: RunFiles) -> Facts:
-    """Return the fingerprints of what the run left."""
+    """Return the fingerprints of the result of the run."""
     result = _part(run.provenance, "result")
     return tuple(
         (name, str(result[key]))

@@ -75,7 +75,7 @@ class RunLog:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """All that a report is made from; what a folder does not have is None or empty."""
+    """Everything that a report is made from; None or empty if the folder does not have it."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
@@ -251,7 +251,7 @@ def _checked(folder: Path, results: Results) -> tuple[tuple[str, ...], tuple[str
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return what a JSON or YAML file of names and values holds; nothing if it is not there.
+    """Return the content of a JSON or YAML file of names and values; an empty mapping if there is no file.
 
     Raises:
         EvaluationError: it is not readable as a mapping.

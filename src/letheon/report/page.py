@@ -1,4 +1,4 @@
-"""report.html: what was asked of a run, what came of it, and how far the numbers can be trusted.
+"""report.html: the settings of a run, its results, and how far the numbers can be trusted.
 
 The page is one file. Its styles are bound by hash in its content security policy, scripts and requests are forbidden,
 and every text in it that came from a file is escaped with its invisible characters made visible.

@@ -1,4 +1,4 @@
-"""A score as data: its value, which way is better, what it speaks of, and what it is to be read in place of.
+"""A score as data: its value, its direction, its role, and the score that it replaces.
 
 Reports, verdicts, cards and studies know scores by these facts alone, never by their names.
 """

@@ -114,7 +114,7 @@ class LearntRowSettings(Settings):
         "joined", description="Form in which to learn the rows: joined, plain, pair, question-answer, neko or chat."
     )
     date: Annotated[IsoDate, RARE] = Field(
-        DEFAULT_DATE, description="Date that a chat template takes for today, if it writes the date."
+        DEFAULT_DATE, description="Date given to chat templates that write today's date."
     )
     fields: dict[str, str] | None = Field(None, description="Column names of your data.")
     turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")

@@ -68,13 +68,13 @@ class RowSettings(Settings):
         None, description="Device; default: a GPU if there is one."
     )
     date: Annotated[IsoDate, FIXED, SHARED, RARE] = Field(
-        DEFAULT_DATE, description="Date that a chat template takes for today, if it writes the date."
+        DEFAULT_DATE, description="Date given to chat templates that write today's date."
     )
     trust_remote_code: Annotated[bool, FIXED, SHARED] = Field(False, description="Run Python code of the checkpoint.")
 
 
 class OutputSettings(Settings):
-    """What a run writes, where, and whether it goes on with what is there."""
+    """Where a run writes, how often, and whether it continues an earlier run."""
 
     heading: ClassVar[str] = "Output"
 
@@ -131,7 +131,7 @@ class MethodSettings(Settings):
         "low-rank-npo", description="Method; `letheon methods` lists them."
     )
     beta: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(
-        None, gt=0, description="A number of the forget loss; --help says which for the chosen --method."
+        None, gt=0, description="Parameter of the forget loss; `--method NAME --help` says which."
     )
     gamma: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(None, ge=0, description="Weight of the retain NLL.")
     delta: Annotated[float | None, FIXED, OWN, COEFFICIENT] = Field(None, ge=0, description="Weight of the retain KL.")
@@ -142,7 +142,7 @@ class MethodSettings(Settings):
         None, description="Direction of the KL."
     )
     coefficients: Annotated[dict[str, float | str] | None, FIXED, SIZED] = Field(
-        None, description="The method's other coefficients, e.g. margin=0.5; --help lists them for the chosen --method."
+        None, description="The method's other coefficients, e.g. margin=0.5; `--method NAME --help` lists them."
     )
     alternatives: Annotated[
         Path | None,
@@ -162,7 +162,7 @@ class StepSettings(Settings):
 
     heading: ClassVar[str] = "Steps"
 
-    epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over the rows.")
+    epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over all rows.")
     max_steps: Annotated[int | None, FIXED, SIZED, RARE] = Field(None, ge=1, description="Stop after N steps.")
     batch_size: Annotated[int, FIXED, SIZED, FIRST] = Field(
         4, ge=1, description="Rows per step (paired, alternating: forget rows)."

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 DEFAULT_DATE = "2024-07-26"
-"""What a chat template that writes the date takes for today, so that a run gives the same bytes on every day; the date
+"""The date given to chat templates that write today's date, so that a run gives the same bytes on every day; the date
 that Llama 3.1's template falls back on."""
 DEFAULT_SUITE = "lume"
 MOST_EPOCHS = 1_000_000

@@ -1,4 +1,4 @@
-"""What is wrong with given settings, in words; and what the types of the fields would let through."""
+"""Errors in given settings, in words; and checks of values that the types of the fields would accept."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +51,9 @@ def check_plain(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> N
             continue
         annotation = str(field.annotation)
         if isinstance(value, bool) and "bool" not in annotation:
-            raise SettingsError(f"{name}: expected no true or false, got {str(value).lower()}; write the value itself")
+            raise SettingsError(
+                f"{name}: expected a value other than true or false, got {str(value).lower()}; write the value itself"
+            )
         if isinstance(value, str) and not value.strip() and "tuple" not in annotation:
             raise SettingsError(f"{name}: expected a value, got nothing; leave the setting out or give it one")
         for text in _texts(value):
@@ -73,7 +75,7 @@ def without_removed(values: Mapping[str, Any], *, command: str) -> dict[str, Any
 
 
 def explain(error: ValidationError, *, command: str, fields: Mapping[str, FieldInfo]) -> str:
-    """Return what is wrong, setting by setting, in one paragraph."""
+    """Describe the errors, setting by setting, in one paragraph."""
     found: dict[str, list[dict[str, Any]]] = {}
     for detail in error.errors():
         found.setdefault(_name_of(dict(detail), command), []).append(dict(detail))

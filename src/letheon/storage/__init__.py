@@ -1,1 +1,1 @@
-"""Files and folders: writing them whole, who holds them, where stores lie, what is recorded of them."""
+"""Files and folders: writing them whole, locks, the cache folder, and records of their origin."""

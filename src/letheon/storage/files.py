@@ -247,7 +247,7 @@ def check_output_folder(folder: Path, *, advice: str, what: str = "a folder to w
 
 
 def check_link(folder: Path) -> None:
-    """Refuse a folder that is, or lies below, a link to what is not there.
+    """Refuse a folder that is a broken link, or lies below one.
 
     Raises:
         OutputError: naming the link and what it leads to.

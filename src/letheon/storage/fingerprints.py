@@ -1,4 +1,4 @@
-"""Fingerprints of what a run or an evaluation reads and leaves, by which its files are told to belong together.
+"""Fingerprints of the inputs and results of a run or an evaluation; they show which files belong together.
 
 They are a flat mapping, called `read` wherever it stands: in form.json (and as comments in run.yaml), in each
 checkpoint, in provenance.json and in each results.json. Names that end in _sha256 hold hashes of what was read, not of

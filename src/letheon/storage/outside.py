@@ -1,4 +1,4 @@
-"""outside.json: what a run has outside its folder, written down in the folder before it is made.
+"""outside.json: the files of a run outside its folder, recorded in the folder before they are made.
 
 It holds absolute paths, so that `letheon purge` finds all of it from any folder, whatever --cache-dir or $LETHEON_CACHE
 were in an attempt, and however that ended.

@@ -1,4 +1,4 @@
-"""What Letheon writes, by name: for each file who writes it, what it holds, who may read it and what purge does to it.
+"""Every file that Letheon writes: who writes it, what it holds, who may read it and what purge does to it.
 
 Other modules take file names from here: `folder / LOG_FILE` is the path of a run's log and `str(LOG_FILE)` its name.
 `letheon purge` decides by this table, and the table in SECURITY.md says the same.

@@ -46,7 +46,7 @@ def begun_under(out: Path, identity: str) -> str | None:
 
 
 def describe_change(study: StudySettings, out: Path, identities: Collection[str]) -> str | None:
-    """Say what has changed since a study was last run in `out`; None where nothing has, or there was none.
+    """Describe what has changed since a study was last run in `out`; None if nothing has, or there was no study.
 
     `identities` are those of the runs that it consists of now.
     """

@@ -214,7 +214,7 @@ def _notes(record: StudyRecord, origins: Origins, *, has_comparisons: bool) -> t
             reasons.setdefault(row.forgetting.reason, []).append(row.label)
     notes += [f"What was forgotten cannot be said of {', '.join(rows)}: {why}." for why, rows in reasons.items()]
     if not has_comparisons:
-        notes.append("No two configurations share two seeds and a score, so that none are compared with each other.")
+        notes.append("No two configurations share two seeds and a score, so none are compared.")
     if record.study.published:
         notes.append("Published scores were taken elsewhere, perhaps of other models and rows, and are not compared.")
     if origins.varied:

@@ -24,7 +24,7 @@ _MADE_FROM = (SETTINGS_FILE, LOG_FILE, PROVENANCE_FILE, f"{EVALUATIONS_FOLDER}/a
 def write_run_reports(record: StudyRecord, folder: Path) -> None:
     """Write report.html, its owner's alone since it shows rows, for each finished run whose files are newer.
 
-    A run whose files cannot be read is passed over; the study's page says so.
+    A run whose files cannot be read is skipped; the study's page says so.
 
     Raises:
         OutputError: a report cannot be written.
@@ -41,7 +41,7 @@ def write_run_reports(record: StudyRecord, folder: Path) -> None:
 
 
 def _is_new(run: Path) -> bool:
-    """Whether the run's report is as new as what it is made from."""
+    """Whether the run's report is as new as the files that it is made from."""
     report = run / REPORT_FILE
     sources = [path for name in _MADE_FROM if (path := run / name).is_file()]
     sources += [original / RESULTS_FILE for original in originals_of(run)]

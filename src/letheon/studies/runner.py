@@ -1,4 +1,4 @@
-"""Running what a study consists of: what is finished is left alone, what was begun goes on, failures are kept."""
+"""Run the runs of a study: finished ones are left alone, unfinished ones continue, failures are recorded."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +45,7 @@ class Jobs:
 
 @dataclass(slots=True)
 class Runner:
-    """Runs what is planned, each into its folder in the study."""
+    """Runs the planned runs, each in its folder of the study."""
 
     out: Path
     jobs: Jobs
@@ -62,7 +62,7 @@ class Runner:
     _done: dict[str, RunRecord] = field(default_factory=dict)
 
     def run(self, runs: Sequence[PlannedRun]) -> None:
-        """Run and score what is not done yet, in groups that share a model where that can be."""
+        """Run and score the missing runs, in groups that share a model where possible."""
         waiting = [run for run in runs if self._is_waiting(run)]
         to_train = [run for run in waiting if not is_finished(run.folder)]
         groups = self.jobs.groups_of([run.settings for run in to_train])
@@ -81,7 +81,7 @@ class Runner:
         return self.record(run)
 
     def record(self, run: PlannedRun) -> RunRecord:
-        """Return what the disk says of a run."""
+        """Return the state of a run on disk."""
         if run.identity not in self._done:
             record = self._read(run)
             if record.state == "waiting" and run.identity in self.elsewhere:

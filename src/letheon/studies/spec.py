@@ -1,4 +1,4 @@
-"""What a study is: its file, checked like any settings, with what the command line changes in it."""
+"""The file of a study, checked like all settings, with the changes of the command line."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ class SearchRange(Settings):
 
 
 class StudySettings(Settings):
-    """A study: what its file holds."""
+    """A study, as its file describes it."""
 
     command: ClassVar[str] = "study"
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
@@ -107,7 +107,7 @@ class StudySettings(Settings):
         return hashlib.sha256(json.dumps(self.as_read(), sort_keys=True).encode()).hexdigest()
 
     def as_read(self) -> dict[str, Any]:
-        """Return what was set, as JSON has it; defaults are left out, so that a later version adds none to it."""
+        """Return the given settings as JSON values, without defaults, so that a later version adds none."""
         return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     @property

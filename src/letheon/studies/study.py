@@ -53,7 +53,7 @@ class _Progress:
     original: dict[str, StateScores] = field(default_factory=dict)
 
     def record(self) -> StudyRecord:
-        """Return what has been done so far."""
+        """Return the record of the study so far."""
         here = [self.runner.record(run) for run in self.runs]
         known = {run.identity for run in here}
         # A trial that fell on settings of another one is that one's runs.
@@ -76,7 +76,7 @@ def run_study(
     storage: str | None = None,
     retry: bool = False,
 ) -> StudyReport:
-    """Run what a study has not done yet and leave its folder; tables and figures are not written here.
+    """Run the missing runs of a study; tables and figures are not written here.
 
     Finished runs are left alone, also under another study file, since a run is known by its settings and by what its
     files hold. Runs that were killed go on. Failed and diverged ones are tried again only with `retry`. Any number of

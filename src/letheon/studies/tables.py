@@ -213,7 +213,7 @@ def _notes(record: StudyRecord, rows: Sequence[ConfigurationRow]) -> tuple[str, 
         )
         notes.append(_bold_note(rows))
     elif num_seeds == 1:
-        notes.append("One seed: nothing is known of the spread, so that nothing is marked as best.")
+        notes.append("One seed: the spread is unknown, so nothing is marked as best.")
     unknown = [row.label for row in rows if row.is_unknown]
     if unknown:
         notes.append(f"Rows not known: {NOT_KNOWN} ({_listed(unknown)}), so that these scores are not of forgetting.")

@@ -1,1 +1,1 @@
-"""The loop: it trains any job, and knows neither what is forgotten nor what is kept."""
+"""The loop, which trains any job and does not know what is forgotten or kept."""

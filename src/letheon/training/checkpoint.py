@@ -143,7 +143,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def damage(target: Path) -> str | None:
-    """Return what is wrong with the checkpoint in `target`, naming the file; None if it is whole."""
+    """Return the damage of the checkpoint in `target`, with the name of the file; None if it is complete."""
     try:
         manifest = json.loads((target / MANIFEST_FILE).read_text(encoding="utf-8"))
         for entry in FILES:
@@ -174,7 +174,7 @@ def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint
             optimiser=load_file(target / OPTIMISER_FILE),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        note(f"{target}: is no checkpoint of this version ({error}) and is ignored")
+        note(f"{target}: is not a checkpoint of this version ({error}); it is ignored")
         return None
 
 
@@ -185,7 +185,7 @@ def newest_checkpoint(
     needs: Callable[[Position], Collection[int]] = lambda _: (),
     upto: int | None = None,
 ) -> Checkpoint | None:
-    """Return the newest whole checkpoint under `folder`, None if there is none; `note` is told what is passed over.
+    """Return the newest whole checkpoint under `folder`, None if there is none; `note` is told what is skipped.
 
     `needs` names the steps whose checkpoints a run must find to go on from a position: the one that it would keep.
     Those of steps after `upto` do not count.
@@ -199,7 +199,7 @@ def newest_checkpoint(
         broken = next((d for step in needs(checkpoint.position) if (d := damage(step_folder(folder, step)))), None)
         if broken is None:
             return checkpoint
-        note(f"{broken}; {target.name}, which builds on it, is passed over")
+        note(f"{broken}; {target.name}, which builds on it, is skipped")
     return None
 
 

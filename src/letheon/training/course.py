@@ -1,4 +1,4 @@
-"""How a job is gone through: optimiser, learning rate, when it is scored and saved, when it ends, what is kept."""
+"""The course of a job: optimiser, learning rate, when it is scored and saved, when it ends, which state is kept."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -14,7 +14,7 @@ class LoopSettings(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of what a step draws at random."""
+        """Seed of the random draws of a step."""
 
     @property
     def max_batch_tokens(self) -> int:
@@ -38,7 +38,7 @@ class LoopSettings(Protocol):
 
 
 class Course(Protocol):
-    """How a job is gone through; what it decides follows from the step and the scores so far, so it can be resumed."""
+    """The course of a job. Its decisions follow from the step and the scores so far, so the job can be resumed."""
 
     @property
     def total_steps(self) -> int:
@@ -59,7 +59,7 @@ class Course(Protocol):
         """Return the learning rate of a step, counted from 0."""
 
     def is_due(self, step: int, history: History) -> bool:
-        """Return whether the state after so many steps is scored and saved."""
+        """Return whether the state after `step` steps is scored and saved."""
 
     def why_stop(self, history: History) -> str | None:
         """Return why it ends after its latest scoring, None if it goes on."""

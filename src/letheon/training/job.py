@@ -46,7 +46,7 @@ class Trained(Protocol):
         """Return the trained parameters themselves by name, without gradients."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `trained` returned, or a copy of it."""
+        """Restore the values that `trained` returned, or a copy of them."""
 
 
 class Job(Protocol):
@@ -70,7 +70,7 @@ class Job(Protocol):
 
     @property
     def read(self) -> Mapping[str, Any]:
-        """Fingerprints of what was read; empty where nothing is resumed."""
+        """Fingerprints of the inputs; empty if the job cannot be resumed."""
 
     @property
     def forward_token_s(self) -> float:
@@ -87,7 +87,7 @@ class Job(Protocol):
         """Return the numbers of the rows of a step, counted from 0."""
 
     def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
-        """Return what a step over `rows` is computed in: pieces of at most `max_tokens` tokens, if it can be split."""
+        """Return the pieces of a step over `rows`: at most `max_tokens` tokens each, if the step can be split."""
 
     def num_tokens_of(self, rows: Sequence[int]) -> int:
         """Return how many tokens the rows have."""

@@ -1,4 +1,4 @@
-"""What changes while a job runs, who hears of it, and how it ended."""
+"""The state of a running job, its observers, and how it ended."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ class Hooks:
 
 @dataclass(slots=True)
 class Run(Generic[JobT_co]):
-    """What changes while a job runs, and who watches it."""
+    """The state of a running job, and its observer."""
 
     job: JobT_co
     settings: LoopSettings

@@ -1,4 +1,4 @@
-"""One step, top to bottom: rows, pieces, forward, backward, the optimiser, and what is said of it."""
+"""One step, top to bottom: rows, pieces, forward, backward, the optimiser, and its report."""
 
 import math
 import time

@@ -59,7 +59,7 @@ class SetCourse:
         )
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
-        """Return whether the state after so many steps is scored and saved."""
+        """Return whether the state after `step` steps is scored and saved."""
         return is_to_score(self.settings, self.schedule, step)
 
     def why_stop(self, history: History) -> str | None:

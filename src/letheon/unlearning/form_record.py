@@ -1,4 +1,4 @@
-"""form.json: the form of a run's rows and fingerprints of what it read, so that it is resumed with the same."""
+"""form.json: the form of a run's rows and fingerprints of its inputs, so that it is resumed with the same ones."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def describe_form(form: FormedRows, read: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keep_form(folder: Path, form: FormedRows, read: Mapping[str, Any]) -> None:
-    """Write form.json unless it is there; what a resumed run read is compared with what its first attempt read.
+    """Write form.json if it does not exist; the inputs of a resumed run are compared with those of its first attempt.
 
     Raises:
         OutputError: the file cannot be written, or is not readable.
@@ -70,7 +70,7 @@ def keep_form(folder: Path, form: FormedRows, read: Mapping[str, Any]) -> None:
 
 
 def check_same_inputs(folder: Path, now: Mapping[str, Any]) -> None:
-    """Check that a run in `folder` would go on with what it began with, by form.json and by each checkpoint.
+    """Check by form.json and each checkpoint that a run in `folder` continues with the inputs that it began with.
 
     Raises:
         OutputError: form.json is not readable.

@@ -176,7 +176,7 @@ def check_answers(inputs: Inputs, settings: FormedRowSettings) -> None:
 
 
 def planned_sequences(inputs: Inputs, settings: UnlearnSettings, *, method: Method) -> list[TokenSequence]:
-    """Return what a run trains on, and after it the rows left out, as far as that is known without the model.
+    """Return the sequences that a run trains on, then the rows left out, as far as known without the model.
 
     Under template "auto" the sequences are those of "joined", with end_of_sequence "auto" retain rows are taken as
     ended, and answers that the model is to make up are as long as they can get.
@@ -234,7 +234,7 @@ def _alternatives(
 
 
 def _trained(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:
-    """Return what is trained on of the rows: of documents all, of other rows the answers."""
+    """Return the trained part of the rows: all of a document, the answer of any other row."""
     whole = [
         replace(s, answer_start=1) if row.is_document else s for s, row in zip(sequences, inputs.rows, strict=True)
     ]
@@ -252,7 +252,7 @@ def retain_sequences(sequences: Sequence[TokenSequence], settings: FormSettings,
 
 
 def _marked(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:
-    """Mark what is trained on, answers or whole texts, and cut off what is too long."""
+    """Mark the tokens to train on, answers or whole texts, and cut off tokens beyond the maximum length."""
     marked = [replace(s, answer_start=1) for s in sequences] if settings.span == "text" else sequences
     length = _length(settings, inputs)
     return [cut_overlong(sequence, length, settings.overlong) for sequence in marked]

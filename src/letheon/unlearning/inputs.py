@@ -166,6 +166,6 @@ def tokenise_rows(
 
 
 def cut_overlong(sequence: TokenSequence, length: int, overlong: Overlong) -> TokenSequence:
-    """Return what is left of a sequence in `length` tokens; with "truncate-prompt" its prompt is cut first."""
+    """Return a sequence cut to `length` tokens; "truncate-prompt" cuts its prompt first."""
     longest_prompt = int(length * PROMPT_SHARE) if overlong == "truncate-prompt" else None
     return sequence.cut(length, longest_prompt=longest_prompt)

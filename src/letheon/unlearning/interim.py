@@ -206,7 +206,7 @@ def answer_values(
     max_tokens: int = PASS_TOKENS,
     progress: Progressed | None = None,
 ) -> AnswerValues:
-    """Return what the engine's present state makes of each sequence's answer."""
+    """Return the values of each sequence's answer under the engine's present state."""
     recalls: list[float] = []
     losses: list[float] = []
     for batch, group in _batches(engine, sequences, max_tokens):

@@ -86,7 +86,7 @@ def _sample(loaded: LoadedModel, group: list[TokenSequence], per_row: int) -> li
 
 
 def _joined(sequence: TokenSequence, new: list[int], ends: Collection[int]) -> TokenSequence:
-    """Put what was sampled, up to its end, behind the prompt."""
+    """Put the sampled text, up to its end, behind the prompt."""
     length = next((i for i, token in enumerate(new) if token in ends), len(new))
     kept = min(length, sequence.num_answer_tokens + EXTRA_TOKENS)
     return TokenSequence(sequence.input_ids[: sequence.answer_start] + tuple(new[:kept]), sequence.answer_start)

@@ -1,4 +1,4 @@
-"""Training the runs that a method consists of, one for most, and what is made of their results."""
+"""Train the runs of a method, one for most methods, and combine their results."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ def train_all(
     interruption: Interruption,
     hooks: Callable[..., Hooks],
 ) -> Outcome:
-    """Train each of the runs that the method consists of, and put together what comes of them."""
+    """Train each run of the method, and combine the results."""
     folders = [settings.out / CHECKPOINTS_FOLDER]
     if len(method.runs) > 1:
         folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.runs) + 1)]
@@ -126,7 +126,7 @@ def _put_together(
     outcomes: list[Outcome],
     states: list[dict[str, Tensor]],
 ) -> Outcome:
-    """Negate or merge what was trained where the method says so, and score the result."""
+    """Negate or merge the trained adapters if the method says so, and score the result."""
     last = outcomes[-1]
     if method.finish == "keep":
         return last

@@ -65,7 +65,7 @@ def prepare(
     observer: Observer,
     known: Mapping[str, Known] | None = None,
 ) -> Prepared:
-    """Choose what is trained in the model and compute what the reference says of the rows.
+    """Choose the trained parts of the model and compute the values of the reference for the rows.
 
     The problem is that of the method's first run; the reference serves all of its runs. `known` says how well each form
     was known when a resumed run found out its own.
@@ -196,7 +196,7 @@ def _all(settings: UnlearnSettings, method: Method) -> list[Term]:
 
 
 def adapt(model: PreTrainedModel, settings: UnlearnSettings) -> Adapted:
-    """Choose what is trained in a model.
+    """Choose the trained parts of a model.
 
     Raises:
         ModelError: the modules to adapt are missing.
@@ -249,7 +249,7 @@ def probes_of(
     *,
     asked: Mapping[int, Asked] | None = None,
 ) -> Probes:
-    """Return what is scored while a run lasts: its rows, or those that are left out of training.
+    """Return the rows to score during a run: its own, or those that are left out of training.
 
     Rows whose answers lie beyond the model's context are not among them.
 

@@ -64,7 +64,7 @@ class Problem:
         return self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
 
     def with_others(self, rows: Sequence[int], *, epoch: int) -> list[int]:
-        """Return what a step over `rows` trains on: other answers beside forget rows, or in their place."""
+        """Return the sequences of a step over `rows`: other answers come beside forget rows, or in their place."""
         chosen = self.alternatives
         if chosen is None:
             return list(rows)

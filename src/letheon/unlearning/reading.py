@@ -71,7 +71,7 @@ def read(
 
 
 def precision_of(settings: UnlearnSettings) -> Choice:
-    """Return the precision of a run, by what the checkpoint holds and this machine multiplies; one goes on in its own.
+    """Return the precision of a run, chosen by checkpoint and machine; a resumed run keeps its own.
 
     Raises:
         ModelError: the checkpoint cannot be read.
@@ -107,7 +107,7 @@ def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:
 
 
 def target_warnings(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> tuple[str, ...]:
-    """Check what a run would train in its model, and return what it warns of, which `note` hears too.
+    """Check the trained parts of the model, and return the warnings, which go to `note` too.
 
     Raises:
         LetheonError: as `check_targets`.

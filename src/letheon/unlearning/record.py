@@ -110,7 +110,7 @@ def log_start(
 
 
 def log_end(log: Log, outcome: Outcome, clock: Clock, *, folder: Path) -> None:
-    """Write how the run in `folder` ended, and what it took in all its attempts."""
+    """Write how the run in `folder` ended, and the costs of all its attempts."""
     duration_s, peak = costs_by_now(folder, step=outcome.step, duration_s=clock.elapsed_s)
     log.write(
         "end",

@@ -1,4 +1,4 @@
-"""From what the user set to everything a run needs: the method's published values, checked against one another."""
+"""From the user's settings to all settings of a run: the method's published values fill the gaps."""
 
 from collections.abc import Collection
 from typing import Any
@@ -21,7 +21,7 @@ from letheon.settings.facts import Requires, facts_of
 
 
 def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
-    """Fill what was not given from the method's published values, and check that nothing given is ignored.
+    """Fill in missing settings from the method's published values, and check that no given setting is ignored.
 
     Raises:
         SettingsError: there is no such method, it does not take a coefficient, or a setting would have no effect.

@@ -94,7 +94,7 @@ def _unlearn(
     observer: Observer,
     on_best: Callable[[LoadedModel, dict[str, Any]], None] | None,
 ) -> Written:
-    """Load the model, train it and write what comes of it into the run folder, which is ours.
+    """Load the model, train it and write the result to the run folder, which this process has locked.
 
     `precision` says how its weights lie and are multiplied.
     """

@@ -78,7 +78,7 @@ def read_sets(directory: str | Path, name: SetName) -> Rows:
     rows = read_rows(found[0])
     if len({path.stem for path in found}) > 1 or any(read_rows(path).rows != rows.rows for path in found[1:]):
         names = ", ".join(path.name for path in found)
-        raise DataError(f"{folder}: expected one file of {name} rows, found {names}; leave only the one that is meant")
+        raise DataError(f"{folder}: expected one file of {name} rows, found {names}; keep only the one to read")
     return rows
 
 
@@ -254,7 +254,7 @@ def _move_into_place(arrived: Path, folder: Path, origin: str) -> tuple[Path, ..
 
 
 def _check_plain_files(folder: Path) -> None:
-    """Refuse what a download has no need of and that could lead out of the folder."""
+    """Refuse symbolic links in a download, which could lead out of the folder."""
     for path in folder.rglob("*"):
         if path.is_symlink():
             raise DataError(f"{path.relative_to(folder)}: the download holds a symbolic link, which is refused")

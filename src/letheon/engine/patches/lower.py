@@ -1,4 +1,4 @@
-"""The frozen layers below the lowest trained one: what they give for a token never changes, so it is kept.
+"""The frozen layers below the lowest trained one: their output for a token never changes, so it is stored.
 
 Where the adapter sits in the upper layers only, a step then begins at the lowest of these, from stored states, and the
 layers below are never run again. The price is one vector of the model's width for each token of the rows.

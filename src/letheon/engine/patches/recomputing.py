@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what a decoder layer's backward pass needs is computed again when it is needed.
+"""Gradient checkpointing: a decoder layer's backward pass computes the activations again.
 
 A step then holds one vector of the model's width for each token and layer in place of everything inside the layers,
 and costs one more forward: 6 N operations a token under an adapter in place of 4 N. The last layer is left as it is,
@@ -42,7 +42,7 @@ class _Recomputed:
         self._forward = forward
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        """Return what the layer gives, keeping only what it was given."""
+        """Return the layer's output, and keep only its inputs."""
         if not torch.is_grad_enabled():
             return self._forward(*given, **named)
         return checkpoint(self._forward, *given, use_reentrant=False, **named)

@@ -89,7 +89,7 @@ def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Sub
 
 
 def _instead(folder: Path) -> str:
-    """Say what is there in place of MMLU, and which folder near it is meant if one is."""
+    """Say what the folder holds instead of MMLU, and name a nearby folder that has it."""
     if not folder.is_dir():
         return f"{'that is a file' if folder.exists() else 'there is no such folder'}; check the path"
     near = [folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir())]

@@ -67,7 +67,7 @@ def fits_of(plan: Plan, machine: Machine) -> list[Fit]:
 
 
 def is_impossible(plan: Plan, machine: Machine) -> bool:
-    """Whether the run cannot fit: its own tensors alone, without any overhead, are more than what is there."""
+    """Whether the run cannot fit: its tensors alone, without any overhead, exceed the available memory."""
     return any(fit.is_impossible for fit in fits_of(plan, machine))
 
 
@@ -145,14 +145,14 @@ def _room(plan: Plan, machine: Machine, least: int) -> int:
 
 
 def changed(settings: UnlearnSettings, changes: Mapping[str, object]) -> UnlearnSettings:
-    """Return resolved settings with some changed, what the changes leave open filled in."""
+    """Return resolved settings with `changes`, and fill in the settings that these leave open."""
     if changes.get("adapt") == "lora":
         changes = {"target_modules": SEED_TARGETS, **changes}
     return settings.model_copy(update=dict(changes))
 
 
 def describe_fit(plan: Plan, machine: Machine) -> str:
-    """Return in words what the run needs and what there is."""
+    """Describe in words the memory that the run needs and the memory that is free."""
     return "; ".join(_one_fit(plan, fit, places) for fit, (_, places) in _with_places(plan, machine))
 
 

@@ -35,7 +35,7 @@ _USUAL_RANKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a run needs, what the machine has, and why it cannot be, if so."""
+    """What a run needs, what the machine has, and the refusal if it cannot fit."""
 
     plan: Plan
     machine: Machine
@@ -156,7 +156,7 @@ def _size(plan: Plan) -> str:
 def is_small(
     settings: UnlearnSettings, machine: Machine, *, num_runs: int = 1, num_tokens: int = _USUAL_TOKENS
 ) -> bool:
-    """Return whether the weights are so few, and the steps of so many runs not so large, that all fits anyway.
+    """Return whether weights and steps are so small that the runs fit in any case.
 
     `num_tokens` are computed at once at most; what fewer take is in proportion.
     """

@@ -47,7 +47,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The sequences of a run: forget rows, retain rows, then other answers; and what is scored meanwhile."""
+    """The sequences of a run: forget rows, retain rows, then other answers; and the sequences of scorings."""
 
     trained: list[TokenSequence]
     num_forget: int

@@ -106,7 +106,7 @@ def rough_work(model: PreTrainedModel, demand: Demand) -> tuple[Work, ...]:
 
 
 def _count(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> tuple[PassFlops, PassFlops, PassFlops]:
-    """Return what a step over a piece takes, the reference's forward and a scoring's."""
+    """Return the operations of a step over a piece, of the reference's forward pass and of a scoring."""
     batch, needs = valueless_batch(piece), needs_of(terms)
     stored: dict[str, Tensor] = {}
 

@@ -29,7 +29,7 @@ _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
 
 
 def why_alone(settings: UnlearnSettings) -> str | None:
-    """Return what a run does that keeps it from being trained beside others, None if nothing does.
+    """Return why a run cannot be trained beside others; None if it can.
 
     Raises:
         SettingsError: the settings contradict one another.

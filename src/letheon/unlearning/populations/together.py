@@ -1,4 +1,4 @@
-"""What lets a population that was ended go on in the same bytes: who trained with whom, and from where.
+"""Records that let a stopped population continue with the same bytes: which runs trained together, from which steps.
 
 A product of many rows rounds otherwise than one of few, so a run's bits depend on who shares its passes. Runs go
 on in the same cohorts, therefore, and all of a cohort from after the same step. population.json in each run's folder
