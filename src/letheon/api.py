@@ -41,7 +41,7 @@ from letheon.model.precision import choose_precision
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_mapping, read_run, read_settings
 from letheon.report.pairing import doubt, refusal
-from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings import DEFAULT_DATE, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
@@ -59,8 +59,11 @@ from letheon.storage.run_folder import (
     STUDY_TEXT_FILE,
     write_entry,
 )
+from letheon.storage.staged import finish_staged
 from letheon.training.tracking import Observer
 from letheon.unlearning import run as training
+from letheon.unlearning.dial.again import dial_again
+from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.form_record import hash_tokenizer
 from letheon.unlearning.populations import GivesUp, Report, groups_of, run_population
 from letheon.unlearning.reading import check
@@ -87,6 +90,19 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> R
     report = training.unlearn(settings, observer=observer)
     _write_cards(read_run(report.folder))
     return report
+
+
+def dial(folder: Path, settings: DialSettings | None = None, *, observer: Observer | None = None) -> Dialled | None:
+    """Set the dial of the finished run in `folder` anew, cards included (see unlearning/dial/again.py).
+
+    Returns how the scale was chosen; None where `settings` ask for "none", which gives the result at scale 1.
+
+    Raises:
+        LetheonError: there is no finished run, or what it was trained with is not there any more.
+    """
+    dialled = dial_again(folder, settings, observer=observer)
+    _write_cards(read_run(folder))
+    return dialled
 
 
 def unlearn_population(
@@ -207,6 +223,7 @@ def evaluate(
         replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources_of_rows)
         if replaced is not None and note is not None:
             note(replaced)
+    finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
     inputs = read_evaluated(settings, note=note)
     forget, retain, tokenizer = inputs.forget, inputs.retain, inputs.tokenizer
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
@@ -369,6 +386,7 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
         OutputError: a file cannot be written.
     """
     check_is_folder(folder)
+    finish_staged(folder, note=_ignore)
     if (folder / STUDY_FILE).is_file():
         from letheon.studies.report import report_study
 
@@ -379,6 +397,10 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     page = write_page(folder, defaults=UnlearnSettings.defaults())
     _write_cards(read_run(folder), show_paths=show_paths)
     return page
+
+
+def _ignore(_: str) -> None:
+    """Hear a note that nobody waits for."""
 
 
 def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:

@@ -10,6 +10,7 @@ from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
     CourseSettings,
+    DialSettings,
     FormedRowSettings,
     MethodSettings,
     OutputSettings,
@@ -19,11 +20,17 @@ from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, IsoDate, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
+    DialSettings, CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
 ):
     """Settings of `letheon unlearn`."""
 
     command: ClassVar[str] = "unlearn"
+
+
+class RedialSettings(DialSettings):
+    """Settings of `letheon dial`."""
+
+    command: ClassVar[str] = "dial"
 
 
 class EvaluateSettings(RowSettings):

@@ -103,8 +103,12 @@ def _unlearn(
 
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)
-        outcome = train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
+        outcome, dialled = train_all(
+            prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks
+        )
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        return write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+        return write_result(
+            settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
+        )
