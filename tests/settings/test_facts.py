@@ -70,7 +70,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     incidental = names_where(UnlearnSettings, lambda facts: facts.change is INCIDENTAL)
     assert incidental == {"out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints"}
     resumable = names_where(UnlearnSettings, lambda facts: facts.change is RESUMABLE)
-    dial = {"dial", "dial_retain_budget", "dial_text_budget"}
+    dial = {"dial", "dial_forget_budget", "dial_retain_budget", "dial_text_budget"}
     assert resumable == {"time_limit_s", "template", "gradient_checkpointing", *dial}
     assert names_where(EvaluateSettings, lambda facts: facts.change is INCIDENTAL) == {"out"}
 

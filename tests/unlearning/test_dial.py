@@ -32,6 +32,10 @@ UNSEEN = [
     "Nobody remembered who had painted the door green.",
     "The committee met again to speak about the bridge.",
 ]
+BUDGETS = {"dial_forget_budget": 1.0, "dial_retain_budget": 1.0}
+"""That bind nowhere: a small model in a short run may lose much."""
+UNDIALLED = {"dial": "none", "dial_forget_budget": 0.1, "dial_retain_budget": 0.05}
+"""Without a dial, and so without budgets."""
 
 
 @pytest.fixture
@@ -40,13 +44,13 @@ def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -
     holdout = tmp_path / "unseen.jsonl"
     holdout.write_text("".join(json.dumps({"document": text}) + "\n" for text in UNSEEN))
     made = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
-    return {**made, "epochs": 6, "keep": "last", "checkpoint_epochs": 3, "dial_retain_budget": 1.0, "holdout": holdout}
+    return {**made, "epochs": 6, "keep": "last", "checkpoint_epochs": 3, "holdout": holdout, **BUDGETS}
 
 
 def fixed_scale(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """Have the search choose this scale."""
 
-    def choose(measure: Any, **_: Any) -> Choice:
+    def choose(measure: Any, *_: Any, **__: Any) -> Choice:
         points = [measure(s) for s in (1.0, 0.0, scale)]
         return Choice.among(points, points[-1], "")
 
@@ -153,7 +157,7 @@ def test_a_run_says_how_its_scale_was_chosen(given: dict[str, Any]) -> None:
 def test_the_adapter_and_the_model_are_scaled_and_peft_loads_it_as_it_is(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    full = run(given, dial="none", dial_retain_budget=0.05, out=tmp_path / "full")
+    full = run(given, **UNDIALLED, out=tmp_path / "full")
     fixed_scale(monkeypatch, 0.37)
     report = run(given)
     saved = [load_file(r.folder / "adapter" / "adapter_model.safetensors") for r in (full, report)]
@@ -191,7 +195,7 @@ def test_weights_are_scaled_along_their_difference(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     weights = {"adapt": "weights", "learning_rate": 1e-3}
-    full = run(given, **weights, dial="none", dial_retain_budget=0.05, out=tmp_path / "full")
+    full = run(given, **weights, **UNDIALLED, out=tmp_path / "full")
     fixed_scale(monkeypatch, 0.25)
     report = run(given, **weights)
     base = load_file(Path(given["model"]) / "model.safetensors")
@@ -212,9 +216,7 @@ def test_undoing_the_dial_gives_the_bytes_of_a_run_without_one(
     more: dict[str, Any], given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fixed_scale(monkeypatch, 0.37)
-    full = letheon.unlearn(
-        UnlearnSettings.of({**given, **more, "dial": "none", "dial_retain_budget": 0.05, "out": tmp_path / "full"})
-    )
+    full = letheon.unlearn(UnlearnSettings.of({**given, **more, **UNDIALLED, "out": tmp_path / "full"}))
     report = letheon.unlearn(UnlearnSettings.of({**given, **more}))
     dialled = files_of(report.folder)
     assert dialled != files_of(full.folder)
@@ -226,15 +228,15 @@ def test_undoing_the_dial_gives_the_bytes_of_a_run_without_one(
     assert {**settings_of(report.folder), "out": ""} == {**settings_of(full.folder), "out": ""}
     assert "that the dial chose" not in (report.folder / "run.yaml").read_text()
     # Once more, and it is what the run itself made of it.
-    redial(report.folder, dial_retain_budget=1.0)
+    redial(report.folder, **BUDGETS)
     assert files_of(report.folder) == dialled
     assert not (report.folder / "staged").exists()
 
 
 def test_dialling_again_is_what_the_run_would_have_done(given: dict[str, Any], tmp_path: Path) -> None:
     report = run(given)
-    later = run(given, dial="none", dial_retain_budget=0.05, out=tmp_path / "later")
-    redial(later.folder, dial_retain_budget=1.0)
+    later = run(given, **UNDIALLED, out=tmp_path / "later")
+    redial(later.folder, **BUDGETS)
     first, second = result_of(report.folder)["dial"], result_of(later.folder)["dial"]
     first.pop("duration_s"), second.pop("duration_s")
     assert first == second
@@ -242,7 +244,7 @@ def test_dialling_again_is_what_the_run_would_have_done(given: dict[str, Any], t
 
 
 def test_dialling_by_recall_needs_no_documents(given: dict[str, Any]) -> None:
-    plain = {name: value for name, value in given.items() if name not in ("holdout", "dial_retain_budget")}
+    plain = {name: value for name, value in given.items() if name not in ("holdout", *BUDGETS)}
     report = run(plain, dial="forgotten")
     dial = result_of(report.folder)["dial"]
     level = dial["points"][-1]["forget_recall"] + 0.01
@@ -253,7 +255,7 @@ def test_dialling_by_recall_needs_no_documents(given: dict[str, Any]) -> None:
 
 
 def test_evaluations_made_before_a_dial_no_longer_count(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(given, dial="none", dial_retain_budget=0.05)
+    report = run(given, **UNDIALLED)
     asked = {name: given[name] for name in ("forget", "retain")} | {"max_new_tokens": 2, "model": str(report.model)}
     letheon.evaluate(letheon.EvaluateSettings.of({**asked, "out": report.folder / "evaluation" / "after"}))
     assert read_run(report.folder).after is not None
@@ -304,7 +306,7 @@ def test_a_finished_run_may_be_resumed_with_another_dial(
     fixed_scale(monkeypatch, 0.5)
     report = run(given)
     dialled = files_of(report.folder)
-    undialled = {**given, "dial": "none", "dial_retain_budget": 0.05}
+    undialled = {**given, **UNDIALLED}
     run(undialled, resume=True)
     full = run(undialled, out=tmp_path / "full")
     assert files_of(report.folder)["model/model.safetensors"] == files_of(full.folder)["model/model.safetensors"]
@@ -323,9 +325,8 @@ def test_each_run_of_a_population_has_its_own_dial(given: dict[str, Any], tmp_pa
     def settings(name: str, **more: Any) -> UnlearnSettings:
         return UnlearnSettings.of({**given, "out": tmp_path / name, **more})
 
-    undialled = {"dial": "none", "dial_retain_budget": 0.05}
     together = letheon.unlearn_population([
-        settings("a"), settings("b", seed=1, rank=3), settings("c", **undialled),
+        settings("a"), settings("b", seed=1, rank=3), settings("c", **UNDIALLED),
     ])  # fmt: skip
     alone = [letheon.unlearn(settings("a1")), letheon.unlearn(settings("b1", seed=1, rank=3))]
     for one, other in zip(together, alone, strict=False):
@@ -354,7 +355,7 @@ def test_each_run_of_a_population_has_its_own_dial(given: dict[str, Any], tmp_pa
     ids=["no adapter", "no result", "no settings", "broken settings", "other documents", "other rows"],
 )
 def test_a_run_that_is_not_what_it_was_is_left_alone(break_it: Any, message: str, given: dict[str, Any]) -> None:
-    report = run(given, dial="none", dial_retain_budget=0.05)
+    report = run(given, **UNDIALLED)
     break_it(report.folder, given)
     before = files_of(report.folder)
     with pytest.raises(LetheonError, match=message):
@@ -364,7 +365,7 @@ def test_a_run_that_is_not_what_it_was_is_left_alone(break_it: Any, message: str
 
 
 def test_weights_whose_checkpoints_are_gone_cannot_be_dialled(given: dict[str, Any]) -> None:
-    report = run(given, adapt="weights", learning_rate=1e-3, dial="none", dial_retain_budget=0.05)
+    report = run(given, adapt="weights", learning_rate=1e-3, **UNDIALLED)
     shutil.rmtree(report.folder / "checkpoints")
     with pytest.raises(OutputError, match="the weights as they were trained are in this checkpoint"):
         redial(report.folder)
@@ -375,15 +376,8 @@ def test_an_adapter_is_dialled_without_checkpoints(given: dict[str, Any]) -> Non
     dialled = files_of(report.folder)
     shutil.rmtree(report.folder / "checkpoints")
     redial(report.folder, dial="none")
-    redial(report.folder, dial_retain_budget=1.0)
+    redial(report.folder, **BUDGETS)
     assert files_of(report.folder)["model/model.safetensors"] == dialled["model/model.safetensors"]
-
-
-def test_a_scale_that_gives_up_forgetting_is_warned_of(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed_scale(monkeypatch, 0.001)
-    report = run(given)
-    notes = [event["message"] for event in events(report.folder, "note")]
-    assert any("WARNING: at scale 0.001 the model recalls" in note for note in notes)
 
 
 def test_a_point_of_a_broken_model_is_not_chosen() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from letheon.unlearning.dial.search import (
     MOST_SCALES,
     SAME_RECALL,
     Choice,
+    DialBudgets,
+    Fault,
     Limits,
     Point,
     choose_by_membership,
@@ -31,16 +34,16 @@ def point(
 def by_membership(
     auc: Curve,
     *,
-    forget: Curve = lambda s: 1 - s,
-    retain: Curve = lambda _: 1.0,
-    text: Curve = lambda _: 3.0,
-    budget: float = 0.05,
-    text_budget: float | None = None,
+    forget_recall: Curve = lambda s: 1 - s,
+    retain_recall: Curve = lambda _: 1.0,
+    text_loss: Curve = lambda _: 3.0,
+    **budgets: Any,
 ) -> Choice:
     def measure(scale: float) -> Point:
-        return point(scale, auc(scale), forget=forget(scale), retain=retain(scale), text=text(scale))
+        values = {"forget": forget_recall(scale), "retain": retain_recall(scale), "text": text_loss(scale)}
+        return point(scale, auc(scale), **values)
 
-    return choose_by_membership(measure, retain=budget, text=text_budget)
+    return choose_by_membership(measure, DialBudgets(**{"forget": 1.0, **budgets}))
 
 
 def scales(choice: Choice) -> list[float]:
@@ -100,43 +103,69 @@ def test_a_dip_between_two_scales_is_looked_for_beside_the_best() -> None:
 
 
 def test_a_retain_budget_that_binds_is_met_from_within() -> None:
-    # Membership is best at 0.7, but from 0.6 on more than 0.05 of retain recall is lost.
+    # Membership is best at 0.7, but between 0.6 and 1 retain recall is 0.2 lower than at both ends.
     def retain(scale: float) -> float:
-        return 1.0 if scale <= 0.6 else 0.9
+        return 0.8 if 0.6 < scale < 1 else 1.0
 
-    choice = by_membership(lambda s: 1 - s / 1.4, retain=retain)
+    choice = by_membership(lambda s: 1 - s / 1.4, retain_recall=retain, retain=0.05)
     assert 0.58 <= choice.point.scale <= 0.6
-    assert choice.point.retain_recall == 1.0
-    assert by_membership(lambda s: 1 - s / 1.4, retain=retain, budget=0.1).point.scale == 0.7
+    assert by_membership(lambda s: 1 - s / 1.4, retain_recall=retain, retain=0.2).point.scale == 0.7
 
 
-def test_a_retain_budget_that_binds_below_is_met_from_within() -> None:
-    # Training that came back: what is kept at small scales is less than at large ones.
-    choice = by_membership(lambda s: 1 - s / 0.6, retain=lambda s: 1.0 if s == 0 or s >= 0.4 else 0.5)
-    assert 0.4 <= choice.point.scale <= 0.42
+def test_what_training_itself_lost_of_the_retain_rows_counts_against_no_scale() -> None:
+    # From 1 before to 0.6 after: 0.7 keeps more than scale 1 does and hides better.
+    choice = by_membership(lambda s: 1 - s / 1.4, retain_recall=lambda s: 1 - 0.4 * s, retain=0.0)
+    assert choice.point.scale == 0.7
 
 
 def test_a_text_budget_that_binds_is_met_from_within() -> None:
     # The loss of unseen text rises by the scale, so with 0.25 nats the scale is at most 0.25.
-    choice = by_membership(lambda s: 1 - s / 1.4, text=lambda s: 3 + s, text_budget=0.25)
-    assert choice.point.scale == 0.25
-    assert by_membership(lambda s: 1 - s / 1.4, text=lambda s: 3 + s, text_budget=0.3).point.scale == pytest.approx(
-        0.3, abs=0.011
+    def at_most(nats: float) -> float:
+        return by_membership(lambda s: 1 - s / 1.4, text_loss=lambda s: 3 + s, text=nats).point.scale
+
+    assert at_most(0.25) == 0.25
+    assert 0.29 <= at_most(0.3) <= 0.3
+    assert at_most(0.8) == 0.7
+
+
+def test_a_forget_budget_that_binds_is_met_from_within() -> None:
+    # Membership is best at 0.4, where the model still knows the forget rows.
+    choice = by_membership(lambda s: 1 - s / 0.8, forget_recall=lambda s: 1.0 if s < 0.57 else 0.05, forget=0.1)
+    assert 0.57 <= choice.point.scale <= 0.58
+
+
+def test_scales_between_one_limit_and_another_are_found() -> None:
+    # Below 0.6 the model still knows the forget rows, above 0.7 unseen text costs too much: 0.5 and 0.75 are past
+    # limits, and what is within them lies between.
+    choice = by_membership(
+        lambda s: 1 / (1 + math.exp(40 * (s - 0.66))),
+        forget_recall=lambda s: 1.0 if s < 0.6 else 0.0,
+        text_loss=lambda s: 9.0 if s > 0.7 else 3.0,
+        forget=0.1,
+        text=1.0,
     )
+    assert choice.point.scale == pytest.approx(0.66, abs=0.01)
 
 
 def test_where_no_scale_is_within_the_budgets_it_stays_at_one_and_says_so() -> None:
-    choice = by_membership(lambda s: 1 - s / 1.4, retain=lambda s: 1.0 if s == 0 else 0.5)
+    choice = by_membership(lambda s: 1 - s / 1.4, text_loss=lambda s: 3.0 if s == 0 else 9.0, text=1.0)
     assert choice.point.scale == 1.0
     assert choice.reason == "no scale that was measured is within the budgets"
+    assert len(choice.points) <= MOST_SCALES
 
 
-def test_a_loss_that_is_not_a_number_is_past_any_budget_and_scores_nothing() -> None:
-    limits = Limits.of(point(0, 1.0), retain=0.05, text=1.0)
-    assert limits.allow(point(0.5, 0.5, text=4.0))
-    assert not limits.allow(point(0.5, 0.5, text=4.1))
-    assert not limits.allow(point(0.5, None, text=math.nan))
-    assert not limits.allow(point(0.5, None, text=math.inf))
+def test_limits_are_counted_from_both_ends() -> None:
+    limits = Limits.of(
+        point(0, 1.0, forget=1.0, retain=0.9), point(1, 0.0, forget=0.02, retain=0.8, text=5.0),
+        DialBudgets(forget=0.1, retain=0.05, text=1.0),
+    )  # fmt: skip
+    assert limits == Limits(pytest.approx(0.12), pytest.approx(0.75), 4.0)  # type: ignore[arg-type]
+    assert limits.fault(point(0.5, 0.5, forget=0.12, retain=0.75, text=4.0)) is None
+    assert limits.fault(point(0.5, 0.5, forget=0.13)) is Fault.RECALLS
+    assert limits.fault(point(0.5, 0.5, forget=0.13, retain=0.74)) is Fault.DAMAGES
+    assert limits.fault(point(0.5, 0.5, text=4.1)) is Fault.DAMAGES
+    assert limits.fault(point(0.5, None, text=math.nan)) is Fault.DAMAGES
+    assert limits.fault(point(0.5, None, text=math.inf)) is Fault.DAMAGES
 
 
 def test_scale_0_is_never_chosen() -> None:
@@ -146,31 +175,31 @@ def test_scale_0_is_never_chosen() -> None:
 
 
 def test_of_equal_scores_the_lower_forget_recall_is_taken_then_the_smaller_scale() -> None:
-    # AUC .6 and .4 score the same, 0.8, and no interval promises more than they reach: a plateau of each.
+    # A plateau of AUC 0.4 from 0.5 on; what is measured below 0.5 recalls all.
     def tied(forget: Iterable[float]) -> float:
-        recalls = dict(zip((0.0, 0.25, 0.5, 0.75, 1.0), forget, strict=True))
+        recalls = dict(zip((0.0, 0.5, 0.75, 1.0), forget, strict=True))
 
         def measure(scale: float) -> Point:
             return point(scale, 1.0 if scale == 0 else 0.4, forget=recalls.get(scale, 1.0))
 
-        return choose_by_membership(measure, retain=0.05, text=None).point.scale
+        return choose_by_membership(measure, DialBudgets(forget=1.0)).point.scale
 
-    assert tied([1.0, 0.6, 0.2, 0.3, 0.4]) == 0.5
-    assert tied([1.0, 0.6, 0.2, 0.2, 0.2]) == 0.5
+    assert tied([1.0, 0.3, 0.2, 0.4]) == 0.75
+    assert tied([1.0, 0.2, 0.2, 0.2]) == 0.5
 
 
 def test_no_more_is_measured_once_the_score_is_close_to_1() -> None:
     ends = [point(0, 1.0), point(0.25, 0.9), point(1, 0.0)]
-    limits = Limits.of(ends[0], retain=0.05, text=None)
+    limits = Limits.of(ends[0], ends[-1], DialBudgets())
     assert next_scale([*ends, point(0.5, 0.509), point(0.75, 0.2)], limits) is None
     assert next_scale([*ends, point(0.5, 0.511), point(0.75, 0.2)], limits) is not None
 
 
 def test_an_interval_that_ends_past_the_limits_is_not_taken_where_one_within_crosses_too() -> None:
     found = [
-        point(0, 1.0), point(0.25, 0.2), point(0.5, 0.8), point(0.75, 0.2, retain=0.5), point(1, 0.1, retain=0.5),
+        point(0, 1.0), point(0.25, 0.2), point(0.5, 0.8), point(0.75, 0.2, retain=0.5), point(1, 0.1),
     ]  # fmt: skip
-    scale = next_scale(found, Limits.of(found[0], retain=0.05, text=None))
+    scale = next_scale(found, Limits.of(found[0], found[-1], DialBudgets()))
     assert scale is not None
     assert 0 < scale < 0.5
 
@@ -178,9 +207,7 @@ def test_an_interval_that_ends_past_the_limits_is_not_taken_where_one_within_cro
 def test_the_search_stops_where_the_time_is_up() -> None:
     def choice_after(num: int) -> Choice:
         left = iter([True] * (num - 1))
-        return choose_by_membership(
-            lambda s: point(s, 1 - s), retain=0.05, text=None, goes_on=lambda: next(left, False)
-        )
+        return choose_by_membership(lambda s: point(s, 1 - s), DialBudgets(), goes_on=lambda: next(left, False))
 
     assert choice_after(1).reason == "the time was up before another scale could be measured"
     assert choice_after(1).point.scale == 1.0

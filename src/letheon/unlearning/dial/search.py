@@ -7,6 +7,7 @@ loss is easy at both ends (AUC 1 before training, often 0 after it) and hard som
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 from math import isfinite
 from typing import Any
@@ -27,6 +28,10 @@ _COARSEST = 0.05
 """Intervals beside a best value that lies inside the line are divided down to this width, though nothing shows that
 they hold a better one."""
 _QUARTER = 0.25
+_NOTHING = -1.0
+"""What an interval promises in which no state can be within the limits."""
+_ROUNDING = 1e-9
+"""Of means of recalls."""
 _CLAMP = 0.1
 """How near to the end of an interval a new scale may lie, as a share of the width."""
 
@@ -69,29 +74,51 @@ Measure = Callable[[float], Point]
 
 
 @dataclass(frozen=True, slots=True)
+class DialBudgets:
+    """What a search by membership may cost."""
+
+    forget: float = 0.1
+    """By how much the recall of the forget rows may exceed that at scale 1."""
+    retain: float = 0.05
+    """By how much the recall of the retain rows may fall below those at scales 0 and 1."""
+    text: float | None = None
+    """By how much the loss of unseen documents may exceed that at scale 0, nats a token; None for any."""
+
+
+class Fault(Enum):
+    """Why a scale cannot be chosen."""
+
+    RECALLS = "it is too small: the model recalls the forget rows"
+    DAMAGES = "it costs too much: retain rows or unseen text"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a state must keep to be chosen."""
 
+    most_forget_recall: float
     least_retain_recall: float
     most_text_loss: float | None
     """nats a token; None for any."""
 
     @classmethod
-    def of(cls, start: Point, *, retain: float, text: float | None) -> "Limits":
-        """Return the limits that budgets give, counted from the model at scale 0.
+    def of(cls, start: Point, trained: Point, budgets: DialBudgets) -> "Limits":
+        """Return the limits that budgets give, counted from the models at scales 0 and 1."""
+        before, text = start.values["text_loss"], budgets.text
+        return cls(
+            trained.forget_recall + budgets.forget,
+            min(start.retain_recall, trained.retain_recall) - budgets.retain,
+            None if text is None or before is None else before + text,
+        )
 
-        `retain` is by how much the recall of the retain rows may fall, `text` by how many nats a token the loss of
-        unseen documents may rise; None for any.
-        """
-        before = start.values["text_loss"]
-        return cls(start.retain_recall - retain, None if text is None or before is None else before + text)
-
-    def allow(self, point: Point) -> bool:
-        """Return whether a state is within the budgets."""
+    def fault(self, point: Point) -> Fault | None:
+        """Return why a state is past the limits, None if it is within all of them."""
         loss = point.values["text_loss"]
         # Written so that a loss that is not a number counts as above its limit.
         keeps_text = self.most_text_loss is None or (loss is not None and loss <= self.most_text_loss)
-        return point.retain_recall >= self.least_retain_recall - 1e-9 and keeps_text
+        if not keeps_text or point.retain_recall < self.least_retain_recall - _ROUNDING:
+            return Fault.DAMAGES
+        return Fault.RECALLS if point.forget_recall > self.most_forget_recall + _ROUNDING else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +139,9 @@ class Choice:
 
 
 def choose_by_membership(
-    measure: Measure, *, retain: float, text: float | None, goes_on: Callable[[], bool] = lambda: True
+    measure: Measure, budgets: DialBudgets, *, goes_on: Callable[[], bool] = lambda: True
 ) -> Choice:
-    """Return the scale above 0 with the best membership score within the budgets of `Limits.of`.
+    """Return the scale above 0 with the best membership score within the budgets, 1 where none is.
 
     Of equal scores the one with the lower forget recall is taken, then the smaller scale. `goes_on` is asked before
     each measurement but the first.
@@ -124,7 +151,7 @@ def choose_by_membership(
         points.append(measure(FIRST_SCALES[len(points)]))
     if len(points) == 1:
         return Choice.among(points, None, "the time was up before another scale could be measured")
-    limits = Limits.of(points[1], retain=retain, text=text)
+    limits = Limits.of(points[1], points[0], budgets)
     while len(points) < MOST_SCALES and (scale := next_scale(points, limits)) is not None and goes_on():
         points.append(measure(scale))
     return Choice.among(points, best_of(points, limits), "no scale that was measured is within the budgets")
@@ -157,18 +184,18 @@ def choose_by_recall(measure: Measure, *, goes_on: Callable[[], bool] = lambda: 
 
 def best_of(points: Sequence[Point], limits: Limits) -> Point | None:
     """Return the point of the best membership score among those of scale above 0 within the limits; None if none is."""
-    allowed = [point for point in points if point.scale > 0 and limits.allow(point)]
+    allowed = [point for point in points if point.scale > 0 and limits.fault(point) is None]
     return max(allowed, key=lambda p: (p.membership, -p.forget_recall, -p.scale), default=None)
 
 
 def next_scale(points: Sequence[Point], limits: Limits) -> float | None:
     """Return where to measure next, None where nothing better is to be expected.
 
-    An interval promises a better score where the AUC crosses 0.5 in it, or where it leads from a state within the
-    limits to one past them that scores better.
+    An interval promises a better score where the AUC crosses 0.5 in it, or where a limit lies in it and its end past
+    the limit scores better.
     """
     found = best_of(points, limits)
-    reached = 0.0 if found is None else found.membership
+    reached = _NOTHING if found is None else found.membership
     if reached >= CLOSE_ENOUGH:
         return None
     ordered = sorted(points, key=lambda point: point.scale)
@@ -185,20 +212,19 @@ def next_scale(points: Sequence[Point], limits: Limits) -> float | None:
 
 def _promise(interval: tuple[Point, Point], limits: Limits) -> float:
     """The best membership score that may be expected inside an interval."""
-    low, high = interval
-    allowed = [limits.allow(low), limits.allow(high)]
-    if not any(allowed):
-        return 0.0
-    if _crosses(low, high):
-        return 1.0
-    return 0.0 if all(allowed) else (high if allowed[0] else low).membership
+    faults = [limits.fault(point) for point in interval]
+    if faults[0] == faults[1]:
+        is_within = faults[0] is None
+        return 1.0 if is_within and _crosses(*interval) else _NOTHING
+    past = [point.membership for point, fault in zip(interval, faults, strict=True) if fault is not None]
+    return 1.0 if _crosses(*interval) else max(past)
 
 
 def _preference(interval: tuple[Point, Point], limits: Limits) -> tuple[float, ...]:
     """Which of intervals of equal promise comes first: within the limits, then good already, then wide."""
     low, high = interval
-    num_allowed = limits.allow(low) + limits.allow(high)
-    return num_allowed, low.membership + high.membership, high.scale - low.scale
+    num_within = sum(limits.fault(point) is None for point in interval)
+    return num_within, low.membership + high.membership, high.scale - low.scale
 
 
 def _crosses(low: Point, high: Point) -> bool:

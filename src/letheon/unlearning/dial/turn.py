@@ -11,11 +11,15 @@ from letheon.settings import DialSettings
 from letheon.training.judge import StateScore
 from letheon.unlearning.dial.measure import FEWEST_DOCUMENTS, Halves, Reported, measure, measure_reported
 from letheon.unlearning.dial.scaling import SetScale
-from letheon.unlearning.dial.search import MOST_SCALES, Choice, Point, choose_by_membership, choose_by_recall
+from letheon.unlearning.dial.search import (
+    MOST_SCALES,
+    Choice,
+    DialBudgets,
+    Point,
+    choose_by_membership,
+    choose_by_recall,
+)
 from letheon.unlearning.interim import Probes
-
-_RISE_TO_WARN = 0.1
-"""Of forget recall, from scale 1 to the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Dialled:
 
     def notes(self) -> list[str]:
         """Say what was chosen and what it costs."""
-        point, full = self.choice.point, self.choice.points[-1]
+        point = self.choice.point
         after = "" if point.auc is None else f", AUC {point.auc:.3f}"
         found = (
             f"dial ({self.dial}): scale {point.scale:g} of {len(self.choice.points)} measured; recall forget "
@@ -53,12 +57,6 @@ class Dialled:
         for one in self.reported[:1]:
             auc = "none, a loss is not finite" if one.auc is None else f"{one.auc:.3f}"
             said.append(f"on the {one.num_documents} documents that were not used to choose: AUC {auc}")
-        rise = point.forget_recall - full.forget_recall
-        if rise > _RISE_TO_WARN:
-            said.append(
-                f"WARNING: at scale {point.scale:g} the model recalls {rise:.3f} more of the forget rows than at scale "
-                f"1; use --dial forgotten or --dial none to forget more"
-            )
         return said
 
     def record(self) -> dict[str, Any]:
@@ -109,8 +107,8 @@ def turn_dial(
 
     with engine.running():
         if settings.dial == "membership":
-            retain, text = settings.dial_retain_budget, settings.dial_text_budget
-            choice = choose_by_membership(measured, retain=retain, text=text, goes_on=may_go_on)
+            budgets = DialBudgets(settings.dial_forget_budget, settings.dial_retain_budget, settings.dial_text_budget)
+            choice = choose_by_membership(measured, budgets, goes_on=may_go_on)
         else:
             choice = choose_by_recall(measured, goes_on=may_go_on)
         reported = []
