@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from letheon.evaluation.results import Results
+from letheon.report.dial_figure import dial_figure
 from letheon.report.drawing import (
     BLUE,
     GREEN,
@@ -215,4 +216,5 @@ _FIGURES: dict[str, _Draw] = {
     ),
     "losses": lambda run: loss_figure(run.log) if run.log else None,
     "interim": lambda run: interim_figure(run.log) if run.log else None,
+    "dial": dial_figure,
 }

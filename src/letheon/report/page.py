@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from letheon.evaluation.results import MembershipScores, Prediction, Results
+from letheon.report.dial_figure import dial_facts
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import Evaluation, RunFiles, flat_items, read_run
@@ -154,7 +155,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         memberships=_memberships(run),
         samples=_samples(run),
         gaps=_gaps(run),
-        run_facts=_run_facts(run),
+        run_facts=(*_run_facts(run), *dial_facts(run)),
         log_notes=run.log.notes if run.log else (),
         evaluations=evaluation_facts(run),
         coverage=coverage(run),
