@@ -17,6 +17,7 @@ from letheon.report.files import read_run
 from letheon.storage.locks import folder_lock
 from letheon.storage.staged import finish_staged
 from letheon.training.tracking import Silent
+from letheon.unlearning.dial.search import Choice
 from running import knowing_model, run, short_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -87,7 +88,14 @@ def test_a_dial_that_is_killed_leaves_the_old_result_or_the_new_one(given: dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"adapt": "weights", "learning_rate": 1e-3}], ids=["lora", "weights"])
-def test_a_dial_that_is_killed_between_any_two_writes(more: dict[str, Any], given: dict[str, Any]) -> None:
+def test_a_dial_that_is_killed_between_any_two_writes(
+    more: dict[str, Any], given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose_half(measure: Any, **_: Any) -> Choice:
+        points = [measure(scale) for scale in (1.0, 0.0, 0.5)]
+        return Choice.among(points, points[-1], "")
+
+    monkeypatch.setattr("letheon.unlearning.dial.turn.choose_by_recall", choose_half)
     found = killed_anywhere({**given, **more}, every=1)
     assert found == sorted(found)
 
