@@ -31,7 +31,7 @@ CONFIGURATIONS: dict[str, list[str]] = {
     # Every linear layer. A larger beta lets go of a token sooner: its loss settles nearer to that of unseen text.
     "all-linear": [*ALL_LINEAR, "--checkpoint-epochs", "2"],
     # The state whose forget documents cost most like documents that the attack does not hold either.
-    "all-linear-holdout": [*ALL_LINEAR, "--checkpoint-epochs", "1", "--holdout-task", "Task3"],
+    "all-linear-holdout": [*ALL_LINEAR, "--checkpoint-epochs", "1", "--holdout-task", "Task3", "--dial", "none"],
 }
 COMMON = ["--epochs", "20"]
 

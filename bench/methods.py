@@ -134,7 +134,7 @@ def unlearn(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
         return run
     values = values_of(name, seed=seed, rate=rate)
     num_runs = len(get_method(name).runs)
-    values["holdout"] = bench.files.holdout
+    values["holdout"], values["dial"] = bench.files.holdout, "none"
     one = num_tokens(bench.files, values, epochs=1)
     epochs = max(1, round(bench.budget / one / num_runs))
     values |= {"epochs": epochs, "checkpoint_epochs": max(1, epochs // bench.scorings)}

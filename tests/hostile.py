@@ -57,7 +57,12 @@ def hostile_run(folder: Path, payload: str) -> Path:
         write_evaluation(Evaluation(results, tuple(predictions)), folder / "evaluation" / name)
     settings = {"method": payload, "model": payload, "forget": payload, "retain": payload, payload: payload}
     (folder / "run.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
-    (folder / "provenance.json").write_text(json.dumps({"command": [payload], payload: {payload: [payload]}}))
+    dial = {
+        "dial": payload, "scale": 0.5, "reason": payload, payload: payload,
+        "points": [{"scale": 0.5, "auc": 0.5, payload: payload}], "reported": [{"scale": 1, "num_documents": payload}],
+    }  # fmt: skip
+    provenance = {"command": [payload], payload: {payload: [payload]}, "result": {"dial": dial}}
+    (folder / "provenance.json").write_text(json.dumps(provenance))
     events = [
         {"event": "start", "time": payload},
         {"event": "note", "message": payload},

@@ -7,19 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letheon.api import evaluate, memorize, study, unlearn, unlearn_population, write_report
+    from letheon.api import dial, evaluate, memorize, study, unlearn, unlearn_population, write_report
     from letheon.data.rows import Row, read_rows
     from letheon.errors import LetheonError
-    from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+    from letheon.settings import EvaluateSettings, MemorizeSettings, RedialSettings, UnlearnSettings
     from letheon.studies.spec import StudySettings
 
 _HOMES = {
     "EvaluateSettings": "letheon.settings",
     "LetheonError": "letheon.errors",
     "MemorizeSettings": "letheon.settings",
+    "RedialSettings": "letheon.settings",
     "Row": "letheon.data.rows",
     "StudySettings": "letheon.studies.spec",
     "UnlearnSettings": "letheon.settings",
+    "dial": "letheon.api",
     "evaluate": "letheon.api",
     "memorize": "letheon.api",
     "read_rows": "letheon.data.rows",
@@ -33,9 +35,11 @@ __all__ = [
     "EvaluateSettings",
     "LetheonError",
     "MemorizeSettings",
+    "RedialSettings",
     "Row",
     "StudySettings",
     "UnlearnSettings",
+    "dial",
     "evaluate",
     "memorize",
     "read_rows",

@@ -26,7 +26,7 @@ from letheon.report.pairing import doubt, refusal
 from letheon.scores.results import Evaluation
 from letheon.scoring.inputs import read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
-from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings import DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.outside import note_evaluation
@@ -40,8 +40,11 @@ from letheon.storage.run_folder import (
     STUDY_TEXT_FILE,
     write_entry,
 )
+from letheon.storage.staged import finish_staged
 from letheon.training.tracking import Observer, Silent
 from letheon.unlearning import run as training
+from letheon.unlearning.dial.again import dial_again
+from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.populations import GivesUp, Report, groups_of, run_population
 from letheon.unlearning.reading import check
 from letheon.unlearning.record import RunReport
@@ -81,6 +84,19 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> U
     report = training.unlearn(settings, observer=observer, on_checked=scoring.check, on_written=score)
     observer.stage("writing the report", 0, 0)
     return UnlearnReport.of(report, page=write_report(report.folder), scoring=scoring)
+
+
+def dial(folder: Path, settings: DialSettings | None = None, *, observer: Observer | None = None) -> Dialled | None:
+    """Set the dial of the finished run in `folder` anew, cards included (see unlearning/dial/again.py).
+
+    Returns how the scale was chosen; None where `settings` ask for "none", which gives the result at scale 1.
+
+    Raises:
+        LetheonError: there is no finished run, or what it was trained with is not there any more.
+    """
+    dialled = dial_again(folder, settings, observer=observer)
+    _write_cards(read_run(folder))
+    return dialled
 
 
 def unlearn_population(
@@ -202,6 +218,7 @@ def evaluate(
         replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources_of_rows)
         if replaced is not None and note is not None:
             note(replaced)
+    finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
     inputs = read_evaluated(settings, note=note)
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
@@ -251,6 +268,7 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
         OutputError: a file cannot be written.
     """
     check_is_folder(folder)
+    finish_staged(folder, note=_ignore)
     if (folder / STUDY_FILE).is_file():
         from letheon.studies.report import report_study
 
@@ -261,6 +279,10 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     page = write_page(folder, defaults=UnlearnSettings.defaults())
     _write_cards(read_run(folder), show_paths=show_paths)
     return page
+
+
+def _ignore(_: str) -> None:
+    """Hear a note that nobody waits for."""
 
 
 def _write_cards(run: RunFiles, *, show_paths: bool = False) -> None:

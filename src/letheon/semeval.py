@@ -10,7 +10,7 @@ from letheon.errors import OutputError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model
 from letheon.model.quantised import check_not_quantised
-from letheon.recipes import read_recipe
+from letheon.recipes import recipe_settings
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import replace_folder
 from letheon.unlearning.run import unlearn as run
@@ -46,7 +46,7 @@ def unlearn(
     with tempfile.TemporaryDirectory(prefix="letheon-") as scratch:
         settings = UnlearnSettings.of(
             {
-                **read_recipe(RECIPE),
+                **recipe_settings(RECIPE),
                 "checkpoint_epochs": 1,
                 **(overrides or {}),
                 "keep": "best",

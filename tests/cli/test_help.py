@@ -38,7 +38,7 @@ def test_the_twelve_settings_used_most_come_first() -> None:
     assert all(f"--{name} " in first for name in ("model", "forget", "retain", "out", "recipe", "plan"))
     assert headings[1:-1] == [
         "Model and rows", "Form of the rows", "Output", "Method low-rank-npo", "Adapter", "Steps", "Optimiser",
-        "Scoring and stopping", "Scores before and after",
+        "Scoring and stopping", "Dial", "Scores before and after",
     ]  # fmt: skip
 
 

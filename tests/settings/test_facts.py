@@ -72,7 +72,8 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     output = {"out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints"}
     assert incidental == output | OF_SCORING
     resumable = names_where(UnlearnSettings, lambda facts: facts.change is RESUMABLE)
-    assert resumable == {"time_limit_s", "template", "gradient_checkpointing"}
+    dial = {"dial", "dial_forget_budget", "dial_retain_budget", "dial_text_budget"}
+    assert resumable == {"time_limit_s", "template", "gradient_checkpointing", *dial}
     assert names_where(EvaluateSettings, lambda facts: facts.change is INCIDENTAL) == {"out"}
 
 

@@ -19,10 +19,11 @@ from letheon.settings import (
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,
+    RedialSettings,
     RescoreSettings,
     UnlearnSettings,
 )
-from letheon.storage.run_folder import ADAPTER_FOLDER, STUDY_PAGE_FILE
+from letheon.storage.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, STUDY_PAGE_FILE
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class _PlainFormatter(logging.Formatter):
 @click.pass_context
 def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, plan: bool, **_: Any) -> None:
     """Make a model forget --forget and keep --retain; writes a report."""
-    from letheon.recipes import read_recipe
+    from letheon.recipes import recipe_settings
 
-    published, given = ({} if recipe is None else read_recipe(recipe)), given_values(context, config)
+    published, given = ({} if recipe is None else recipe_settings(recipe)), given_values(context, config)
     values = {**published, **given}
     if isinstance(given.get("coefficients"), dict):
         values["coefficients"] = {**(published.get("coefficients") or {}), **given["coefficients"]}
@@ -109,6 +110,26 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
     else:
         _print_verdict(report)
     context.exit(report.exit_code)
+
+
+@cli.command(cls=SettingsCommand)
+@click.argument("run", type=click.Path(path_type=Path))
+@settings_options(RedialSettings)
+@click.pass_context
+def dial(context: click.Context, /, config: Path | None, run: Path, **_: Any) -> None:
+    """Set the dial of the finished run in RUN anew; --dial none undoes it.
+
+    Without --dial a run with holdout documents is dialled by membership, another by forgotten.
+    """
+    given = {name: value for name, value in given_values(context, config).items() if name != "run"}
+    settings = RedialSettings.of(given)
+    with open_display(Console(stderr=True), f"dialling {run}") as display:
+        load_libraries()
+        from letheon.api import dial as set_dial
+        from letheon.training.tracking import Shown
+
+        set_dial(run, settings, observer=Shown(display))
+    click.echo(run / MODEL_FOLDER)
 
 
 @cli.command(cls=SettingsCommand)

@@ -20,10 +20,17 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.engine.segments import Segments, segmented_linear, segments_of
 from letheon.errors import ModelError
-from letheon.model.adapters import LoraAdapter, LoraSettings, first_values
+from letheon.model.adapters import LoraAdapter, LoraSettings, first_values, set_alpha
 from letheon.model.forwards import replaced_forwards
 from letheon.model.lowrank import ADAPTER, frozen_part, is_plain, low_rank_linear
 from letheon.model.widening import widened_linear
+
+
+@dataclass(slots=True)
+class _Dial:
+    """By how much an adapter's alpha is multiplied."""
+
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class PopulationAdapter:
     settings: LoraSettings
     values: dict[str, nn.Parameter]
     """By the names that a single run's have, in their order."""
+    dial: _Dial = field(default_factory=_Dial)
     is_switchable: bool = True
 
     @property
@@ -87,16 +95,21 @@ class PopulationAdapter:
         self._put_in()
         self.shared.save(folder)
 
+    def set_scale(self, scale: float) -> None:
+        """Multiply the adapter's alpha by `scale`, of the alpha it was trained with, and put it into the layers."""
+        self.dial.scale = scale
+        self._put_in()
+
     def _put_in(self) -> None:
         """Make the shared layers those of this adapter."""
         settings = self.settings
         config: Any = self.shared.peft.peft_config[ADAPTER]
-        config.r, config.lora_alpha, config.use_rslora = settings.rank, settings.alpha, settings.rank_stabilised
+        config.r, config.use_rslora = settings.rank, settings.rank_stabilised
         for name, layer in _layers(self.shared).items():
-            layer.r[ADAPTER], layer.scaling[ADAPTER] = settings.rank, settings.factor
-            layer.lora_alpha[ADAPTER] = settings.alpha
+            layer.r[ADAPTER] = settings.rank
             for kind, module in (("lora_A", layer.lora_A[ADAPTER]), ("lora_B", layer.lora_B[ADAPTER])):
                 module.weight = self.values[f"{name}.{kind}.{ADAPTER}.weight"]
+        set_alpha(self.shared.peft, settings.alpha * self.dial.scale)
 
 
 @dataclass(slots=True)

@@ -69,6 +69,8 @@ class LoraAdapter:
     """The names of the adapted layers."""
     tensors: Mapping[str, torch.Size]
     """Names and shapes of the plain model's weights and buffers."""
+    alpha: float
+    """As it was trained with; `set_scale` multiplies it."""
     notes: tuple[str, ...] = ()
     """What was left out, in words."""
     is_switchable: bool = True
@@ -133,6 +135,10 @@ class LoraAdapter:
             if ".lora_B." in name:
                 parameter.mul_(factor)
 
+    def set_scale(self, scale: float) -> None:
+        """Multiply the adapter's alpha by `scale`, of the alpha it was trained with; 1 is as trained."""
+        set_alpha(self.peft, self.alpha * scale)
+
     @torch.no_grad()
     def merge_ties(self, states: Collection[dict[str, Tensor]], *, density: float) -> None:
         """Become the TIES merge of several trained states of this adapter, each of weight 1 (PEFT's, on A and B apart).
@@ -164,6 +170,16 @@ class LoraAdapter:
                 _tidy_config(temporary / "adapter_config.json")
         except SafetensorError as error:
             raise OutputError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
+
+
+def set_alpha(peft: PeftModel, alpha: float) -> None:
+    """Give an adapter's layers and its configuration another alpha."""
+    config: Any = peft.peft_config[ADAPTER]
+    config.lora_alpha = alpha
+    for layer in (module for module in peft.modules() if isinstance(module, LoraLayer)):
+        layer.lora_alpha[ADAPTER] = alpha
+        rank = layer.r[ADAPTER]
+        layer.scaling[ADAPTER] = alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 
 def _tidy_config(path: Path) -> None:
@@ -234,6 +250,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
         model=cast("PreTrainedModel", peft.get_base_model()),
         targets=targets.names,
         tensors=tensors,
+        alpha=settings.alpha,
         notes=targets.notes,
     )
 

@@ -48,6 +48,7 @@ from letheon.storage.run_folder import (
     marks,
     write_json_entry,
 )
+from letheon.storage.staged import finish_held
 
 REASON_REMOVED = "removed by letheon purge, since it may name rows"
 """What replaces the reason of a failed run."""
@@ -102,6 +103,8 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
         homes = homes_below(folder)
         if not dry_run:
             _check_idle([home.path for home in homes if home.is_run and home.path != folder], note)
+            for run in (home.path for home in homes if home.is_run):
+                finish_held(run)
         there = [path for path in store_paths(homes) if path.parent.is_dir()]
         stores = {path: stack.enter_context(file_lock_if_free(path)) for path in there}
         of_stores = [trace for path, is_free in stores.items() if is_free for trace in traces_of_store(path)]

@@ -23,12 +23,23 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Return the settings of a recipe.
+    """Return the settings that the file of a recipe holds.
 
     Raises:
         SettingsError: there is none of that name.
     """
     return read_config(_path(name))
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Return the settings of a run by a recipe: those of its file, and no dial unless that names one.
+
+    The result is left as the recipe's authors trained it, with holdout documents too.
+
+    Raises:
+        SettingsError: there is none of that name.
+    """
+    return {"dial": "none", **read_recipe(name)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,10 +309,15 @@ def _number(path: Path, line: int, record: Mapping[str, Any], name: str) -> floa
 
 
 def flat_items(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, value as text) for every leaf of nested mappings, in their order; lists stay one value."""
+    """Yield (dotted name, value as text) for every leaf of nested mappings, in their order; lists stay one value.
+
+    Of a list of mappings, whose place is a figure or a table, the length is told.
+    """
     for name, value in mapping.items():
         if isinstance(value, Mapping) and value:
             yield from flat_items(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            yield f"{prefix}{name}", f"{len(value)} entries"
         elif isinstance(value, list | tuple):
             yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
         else:

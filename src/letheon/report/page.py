@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from letheon.evaluation.registry import suites
 from letheon.evaluation.suite import Reading
+from letheon.report.dial_figure import dial_facts
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import InterimRecord, RunFiles, flat_items, read_run
@@ -172,7 +173,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         memberships=_memberships(run),
         samples=_samples(run),
         gaps=_gaps(run),
-        run_facts=_run_facts(run),
+        run_facts=(*_run_facts(run), *dial_facts(run)),
         log_notes=run.log.notes if run.log else (),
         evaluations=evaluation_facts(run),
         coverage=coverage(run),

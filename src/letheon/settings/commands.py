@@ -10,6 +10,7 @@ from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
     CourseSettings,
+    DialSettings,
     FormedRowSettings,
     MethodSettings,
     OutputSettings,
@@ -20,11 +21,17 @@ from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Is
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    VerdictSettings, CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
+    VerdictSettings, DialSettings, CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
 ):
     """Settings of `letheon unlearn`."""
 
     command: ClassVar[str] = "unlearn"
+
+
+class RedialSettings(DialSettings):
+    """Settings of `letheon dial`."""
+
+    command: ClassVar[str] = "dial"
 
 
 class EvaluateSettings(RowSettings):

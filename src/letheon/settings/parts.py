@@ -335,6 +335,36 @@ class ScoringSettings(Settings):
     )
 
 
+_BY_MEMBERSHIP = Requires("dial", "membership")
+
+
+class DialSettings(Settings):
+    """How much of what was trained is kept."""
+
+    heading: ClassVar[str] = "Dial"
+
+    dial: Annotated[Literal["membership", "forgotten", "none"], RESUMABLE, OWN] = Field(
+        "none",
+        description="How to scale what was trained, after training: so that membership attacks do worst on --holdout "
+        "(membership, the default with --holdout), or as little as forget recall allows (forgotten).",
+    )
+    dial_forget_budget: Annotated[float, RESUMABLE, OWN, RARE, _BY_MEMBERSHIP] = Field(
+        0.1, ge=0, le=1, description="By how much the dial may raise forget recall above what training reached."
+    )
+    dial_retain_budget: Annotated[float, RESUMABLE, OWN, RARE, _BY_MEMBERSHIP] = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="By how much the dial may lower retain recall below its values before and after training.",
+    )
+    dial_text_budget: Annotated[float | None, RESUMABLE, OWN, RARE, _BY_MEMBERSHIP] = Field(
+        None,
+        ge=0,
+        description="By how many nats per token the loss of the --holdout documents may exceed its value before "
+        "training.",
+    )
+
+
 class FormedRowSettings(FormSettings, RowSettings):
     """The rows and their form."""
 

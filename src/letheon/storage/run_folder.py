@@ -116,6 +116,13 @@ EVALUATIONS_FOLDER = Entry(
 MODEL_FOLDER = Entry("model", "unlearning.record", "the result, merged", readers="all", is_folder=True)
 ADAPTER_FOLDER = Entry("adapter", "unlearning.record", "what was changed in the model", readers="all", is_folder=True)
 TENSORBOARD_FOLDER = Entry("tensorboard", "training.tracking", "settings and losses", is_folder=True)
+STAGED_FOLDER = Entry(
+    "staged",
+    "storage.staged",
+    "a new result while it takes the place of the old one",
+    readers="owner",
+    is_folder=True,
+)
 STATE_FOLDER = Entry(
     f"{TEMPORARY_PREFIX}state.tmp",
     "studies.states",
@@ -256,7 +263,7 @@ LEFTOVERS = Entry(
 RUN = (
     *(SETTINGS_FILE, LOG_FILE, FORM_FILE, PROVENANCE_FILE, ATTEMPTS_FILE, OUTSIDE_FILE, POPULATION_FILE, REPORT_FILE),
     *(CHECKPOINTS_FOLDER, EVALUATIONS_FOLDER, MODEL_FOLDER, ADAPTER_FOLDER, TENSORBOARD_FOLDER),
-    *(STATE_FOLDER, DROPPED_FOLDER),
+    *(STAGED_FOLDER, STATE_FOLDER, DROPPED_FOLDER),
 )
 CHECKPOINT = (PARAMETERS_FILE, OPTIMISER_FILE, STATE_FILE, MANIFEST_FILE)
 EVALUATION = (RESULTS_FILE, OFFICIAL_FILE, PREDICTIONS_FILE, FORM_PREDICTIONS_FILE, REQUEST_FILE, REPORT_FILE)

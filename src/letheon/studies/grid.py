@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from letheon.errors import SettingsError
-from letheon.recipes import read_recipe
+from letheon.recipes import recipe_settings
 from letheon.settings import RowSettings
 from letheon.studies.spec import StudySettings
 
@@ -53,7 +53,7 @@ def configuration_of(study: StudySettings, values: Mapping[str, Any]) -> Configu
     """
     varied = {name: value for name, value in values.items() if name not in ("name", "recipe")}
     recipe = values.get("recipe", study.recipe)
-    published = read_recipe(recipe) if recipe else {}
+    published = recipe_settings(recipe) if recipe else {}
     shown = {**({"recipe": values["recipe"]} if "recipe" in values else {}), **varied}
     label = str(values.get("name") or label_of(shown) or study.name)
     return Configuration(label, shown, _undotted({**published, **study.base, **varied}))
@@ -62,7 +62,7 @@ def configuration_of(study: StudySettings, values: Mapping[str, Any]) -> Configu
 def baseline(study: StudySettings, name: str, given: Mapping[str, Any]) -> Configuration:
     """Return a baseline: its own recipe and settings, of the study's base only which model and rows are meant."""
     own = {key: value for key, value in given.items() if key not in ("name", "recipe")}
-    published = read_recipe(given["recipe"]) if "recipe" in given else {}
+    published = recipe_settings(given["recipe"]) if "recipe" in given else {}
     shared = {key: value for key, value in study.base.items() if key in RowSettings.model_fields}
     return Configuration(name, {}, _undotted({**published, **shared, **own}), "baseline")
 

@@ -68,6 +68,8 @@ class RunRecord:
     """Sides of which that was too little for anything to be forgotten or kept."""
     study_sha256: str | None = None
     """The fingerprint of the study under which it was begun; None where that is not recorded."""
+    scale: float | None = None
+    """What its dial chose; None for a run without one, or one that is not finished."""
 
     @property
     def is_unknown(self) -> bool:

@@ -20,7 +20,7 @@ from letheon.studies.live import View
 from letheon.studies.planned_runs import PlannedRun
 from letheon.studies.records import RunRecord, State
 from letheon.studies.scoring import Scorer
-from letheon.studies.states import is_finished, result_of, start_of
+from letheon.studies.states import is_finished, result_of, scale_of, start_of
 from letheon.training.judge import StateScore
 from letheon.training.tracking import Observer
 from letheon.unlearning.populations import DivergedRun, GivenUpRun, GivesUp, Report, is_in_population, leave_population
@@ -113,7 +113,7 @@ class Runner:
         result = result_of(run.folder)
         states, notes = self.scorer.read(run)
         ended = replace(named, state="finished", reason=result["reason"], duration_s=result["duration_s"])
-        return replace(ended, states=states, notes=notes)
+        return replace(ended, states=states, notes=notes, scale=scale_of(result))
 
     def _alone(self, run: PlannedRun, *, on_score: Callable[[StateScore], None] | None = None) -> None:
         with self._held([run]) as held, self._recorded(held):

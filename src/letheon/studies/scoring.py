@@ -22,6 +22,7 @@ from letheon.storage.run_folder import (
     RESULTS_FILE,
     write_json_entry,
 )
+from letheon.storage.staged import finish_staged
 from letheon.studies.planned_runs import Hashes, PlannedRun, identity_of
 from letheon.studies.records import StateScores, scores_of_interim, state_scores
 from letheon.studies.spec import StudySettings
@@ -45,6 +46,7 @@ class Scorer:
 
     def score(self, run: PlannedRun, *, note: Callable[[str], None], progress: Progressed | None = None) -> None:
         """Score a finished run: its result and the epochs of the study, but for what has been scored so before."""
+        finish_staged(run.folder, note=note)
         sweep(run.folder)
         states, _ = states_of(run.folder, epochs=self._epochs(run.settings))
         for state in states:

@@ -27,6 +27,7 @@ from letheon.storage.run_folder import (
 )
 from letheon.storage.yaml_text import parse_yaml
 from letheon.training.checkpoint import load_checkpoint, step_folder
+from letheon.unlearning.dial.scaling import scaling_of
 from letheon.unlearning.prepare import adapt
 
 
@@ -59,6 +60,12 @@ def result_of(run: Path) -> dict[str, Any]:
     return result
 
 
+def scale_of(result: Mapping[str, Any]) -> float | None:
+    """Return the scale that the dial of a run chose, by what came of the run; None where it has no dial."""
+    dial = result.get("dial")
+    return float(dial["scale"]) if isinstance(dial, Mapping) else None
+
+
 def start_of(run: Path) -> tuple[dict[str, float], tuple[str, ...]]:
     """Return how much the model recalled before a run's first step, by side, and the sides that it did not know.
 
@@ -78,7 +85,8 @@ def start_of(run: Path) -> tuple[dict[str, float], tuple[str, ...]]:
 
 def states_of(run: Path, *, epochs: tuple[float, ...]) -> tuple[list[RunState], list[float]]:
     """Return the kept state of a finished run and those at `epochs`, earliest first, and the epochs that it has not."""
-    kept = result_of(run)["kept"]
+    result = result_of(run)
+    kept = result["kept"]
     scored = {int(line["step"]): line for line in _events(run, "interim")}
     steps: dict[int, None] = {}
     absent: list[float] = []
@@ -89,7 +97,8 @@ def states_of(run: Path, *, epochs: tuple[float, ...]) -> tuple[list[RunState], 
         else:
             steps[step] = None
     steps[int(kept["step"])] = None
-    scored.setdefault(int(kept["step"]), kept)
+    if scale_of(result) is not None or int(kept["step"]) not in scored:
+        scored[int(kept["step"])] = kept  # the log tells of the state before the dial
     return [
         RunState(step, float(scored[step]["epoch"]), step == kept["step"], scored[step]) for step in sorted(steps)
     ], absent
@@ -112,7 +121,7 @@ def checkpoint_of(run: Path, state: RunState) -> Iterator[Path]:
     folder = run / STATE_FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
-        _write_state(run, state.step, folder)
+        _write_state(run, state, folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -135,11 +144,11 @@ def is_dropped(run: Path) -> bool:
     return not there or get_method(_settings_of(run).method).finish != "keep"
 
 
-def _write_state(run: Path, step: int, folder: Path) -> None:
-    saved = load_checkpoint(_checkpoint(run, step))
+def _write_state(run: Path, state: RunState, folder: Path) -> None:
+    saved = load_checkpoint(_checkpoint(run, state.step))
     if saved is None:
         raise EvaluationError(
-            f"{_checkpoint(run, step)}: expected a whole checkpoint to score; remove {run} to run it again"
+            f"{_checkpoint(run, state.step)}: expected a whole checkpoint to score; remove {run} to run it again"
         )
     settings = _settings_of(run)
     loaded = load_model(
@@ -151,6 +160,9 @@ def _write_state(run: Path, step: int, folder: Path) -> None:
     )
     adapted = adapt(loaded.model, settings)
     adapted.load_state(saved.parameters)
+    scale = scale_of(result_of(run)) if state.is_result else None
+    if scale is not None:
+        scaling_of(adapted, settings)(scale)
     save_model(adapted.model, loaded.tokenizer, folder, state=adapted.merged_state())
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from letheon.report.tables import Cell, Spread, Table
 from letheon.report.verdict import FORGOTTEN_SHARE
@@ -134,6 +135,7 @@ def runs_data(record: StudyRecord) -> Table:
     """Return every scored state of every run as plain numbers, for CSV."""
     scores = _all_scores(record)
     settings = list(dict.fromkeys(name for run in record.runs for name in run.values))
+    scale = ("scale",) if _scales(record) else ()
     cells: list[tuple[Cell, ...]] = [
         (
             run.configuration,
@@ -142,13 +144,14 @@ def runs_data(record: StudyRecord) -> Table:
             run.seed,
             run.state,
             " ".join(run.unknown),
+            *(run.scale if state and state.is_result else None for _ in scale),
             state.epoch if state else None,
             int(state.is_result) if state else None,
             *(state.scores.get(name) if state else None for name in scores),
         )
         for run, state in _states(record)
     ]
-    columns = ("configuration", *settings, "role", "seed", "state", "unknown", "epoch", "is_result", *scores)
+    columns = ("configuration", *settings, "role", "seed", "state", "unknown", *scale, "epoch", "is_result", *scores)
     return Table("runs", columns, tuple(cells))
 
 
@@ -173,33 +176,50 @@ def scores_data(record: StudyRecord) -> Table:
 def _table_of(record: StudyRecord, scores: Sequence[str], title: str) -> Table:
     rows = rows_of(record, scores)
     has_epochs = any(row.epoch is not None for row in rows)
+    scales = _scales(record)
     published = {label: found for label, found in record.study.published.items() if found.keys() & set(scores)}
     groups = [
-        [_cells(row, scores, has_epochs) for row in rows if row.role == "study"],
-        [_cells(row, scores, has_epochs) for row in rows if row.role == "baseline"],
-        [_one(label, state.scores, scores, has_epochs) for label, state in _originals(record)],
-        [_one(f"{label} (published)", found, scores, has_epochs) for label, found in published.items()],
+        [_cells(row, scores, has_epochs, scales) for row in rows if row.role == "study"],
+        [_cells(row, scores, has_epochs, scales) for row in rows if row.role == "baseline"],
+        [_one(label, state.scores, scores, has_epochs, scales) for label, state in _originals(record)],
+        [_one(f"{label} (published)", found, scores, has_epochs, scales) for label, found in published.items()],
     ]
     cells = [row for group in groups for row in group]
     ends = [sum(len(group) for group in groups[: number + 1]) for number in range(len(groups))]
     sections = tuple(sorted({end for end in ends if 0 < end < len(cells)}))
     epoch = ("Epoch",) if has_epochs else ()
-    columns = ("Configuration", *epoch, "Seeds", *(label_of_score(name, record) for name in scores))
+    scale = ("Scale",) if scales else ()
+    columns = ("Configuration", *epoch, "Seeds", *scale, *(label_of_score(name, record) for name in scores))
     return Table(title, columns, tuple(cells), _notes(record, rows), sections)
 
 
-def _cells(row: ConfigurationRow, scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
+def _scales(record: StudyRecord) -> dict[str, float]:
+    """The mean over the seeds of the scale that the dial chose, by configuration; empty where no run has a dial."""
+    found: dict[str, list[float]] = {}
+    for run in record.runs:
+        if run.scale is not None:
+            found.setdefault(run.configuration, []).append(run.scale)
+    return {label: fmean(scales) for label, scales in found.items()}
+
+
+def _cells(
+    row: ConfigurationRow, scores: Sequence[str], has_epochs: bool, scales: Mapping[str, float]
+) -> tuple[Cell, ...]:
     most = max((len(row.scores[name]) for name in scores), default=0)
     seeds: Cell = str(most) if most == row.num_runs else f"{most} of {row.num_runs}"
     found = [row.summaries.get(name) for name in scores]
     spreads = [s and Spread(s.mean, s.deviation, s.low, s.high, s.is_best) for s in found]
     label = f"{row.label} (rows not known)" if row.is_unknown else row.label
-    return (label, *((_epoch(row.epoch),) if has_epochs else ()), seeds, *spreads)
+    scale = scales.get(row.label) if row.epoch is None else None
+    shown = (None if scale is None else f"{scale:.3f}",) if scales else ()
+    return (label, *((_epoch(row.epoch),) if has_epochs else ()), seeds, *shown, *spreads)
 
 
-def _one(label: str, found: Mapping[str, float], scores: Sequence[str], has_epochs: bool) -> tuple[Cell, ...]:
+def _one(
+    label: str, found: Mapping[str, float], scores: Sequence[str], has_epochs: bool, scales: Mapping[str, float]
+) -> tuple[Cell, ...]:
     cells = [Spread(found[name]) if name in found else None for name in scores]
-    return (label, *((None,) if has_epochs else ()), None, *cells)
+    return (label, *((None,) if has_epochs else ()), None, *((None,) if scales else ()), *cells)
 
 
 def _notes(record: StudyRecord, rows: Sequence[ConfigurationRow]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from letheon.storage.run_folder import (
     SETTINGS_FILE,
     TENSORBOARD_FOLDER,
 )
+from letheon.storage.staged import finish_held
 from letheon.storage.yaml_text import parse_yaml
 from letheon.unlearning.resolve import effective, most_checkpoints
 
@@ -53,6 +54,7 @@ def hold_folder(settings: UnlearnSettings, *, note: Note) -> Iterator[bool]:
         resumes = _goes_on(settings)
         if settings.resume:
             sweep(folder)
+            finish_held(folder)
         yield resumes
 
 

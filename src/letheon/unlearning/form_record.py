@@ -31,8 +31,8 @@ def inputs_read(inputs: Inputs) -> dict[str, Any]:
         "forget_sha256": hash_rows([*inputs.forget, *inputs.left_out[0]]),
         "retain_sha256": hash_rows([*inputs.retain, *inputs.left_out[1]]),
     }
-    if inputs.holdout:
-        read["holdout_sha256"] = hash_sequences(inputs.holdout)
+    if inputs.halves.all:
+        read["holdout_sha256"] = hash_sequences(inputs.halves.all)
     if inputs.alternatives is not None:
         read["alternatives_sha256"] = hash_rows(inputs.alternatives)
     return read

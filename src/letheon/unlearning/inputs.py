@@ -17,6 +17,7 @@ from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, RowSettings, UnlearnSettings
+from letheon.unlearning.dial.measure import Halves, split_in_halves
 
 NUM_HOLDOUT_DOCUMENTS = 64
 UNLIMITED = 10**9
@@ -45,12 +46,17 @@ class Inputs:
     """The form of `sequences`: the one asked for, or `PLANNED_FORM` where it is still to be found out."""
     sequences: list[TokenSequence]
     """Of forget, retain and left-out rows, in this order."""
-    holdout: list[TokenSequence]
-    """Documents that the model never saw, the first 64."""
+    halves: Halves
+    """Documents that the model never saw."""
     alternatives: Rows | None
     """Other answers that the user gave."""
     warnings: tuple[str, ...] = ()
     """What the settings ask of the model in vain, in words."""
+
+    @property
+    def holdout(self) -> Sequence[TokenSequence]:
+        """Those of the documents that states are scored by while the run lasts: the first 64 to choose by."""
+        return self.halves.chosen_by[:NUM_HOLDOUT_DOCUMENTS]
 
     @property
     def rows(self) -> list[Row]:
@@ -98,6 +104,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     )  # fmt: skip
     documents = read_documents(settings.holdout) if settings.holdout else []
     check_unseen(documents, (forget, left_out_forget, retain, left_out_retain), source=f"holdout: {settings.holdout}")
+    halves = split_in_halves(documents)
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
         raise SettingsError(
@@ -112,9 +119,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         max_length=max_length,
         template=template,
         sequences=sequences,
-        holdout=[
-            text_sequence(document, tokenizer, max_length=max_length) for document in documents[:NUM_HOLDOUT_DOCUMENTS]
-        ],
+        halves=Halves(*([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in halves)),
         alternatives=alternatives,
     )
 

@@ -166,13 +166,22 @@ def _worse_recalls(engine: Engine, probes: Probes, recalls: Sequence[float]) -> 
 
 def score_of_losses(member_losses: Sequence[float], other_losses: Sequence[float]) -> float:
     """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
+    return membership_score_of(membership_auc(member_losses, other_losses))
+
+
+def membership_score_of(auc: float | None) -> float:
+    """Return 1 - 2 |AUC - 0.5|; 0 for None: a broken model is not one that hides its members."""
+    return 0.0 if auc is None else membership_score(auc)
+
+
+def membership_auc(member_losses: Sequence[float], other_losses: Sequence[float]) -> float | None:
+    """Return the AUC of telling members from others by their lower loss; None where a loss is not finite."""
     from sklearn.metrics import roc_auc_score  # not with the module: it takes longer to import than a small run's steps
 
     if not all(math.isfinite(loss) for loss in (*member_losses, *other_losses)):
-        return 0.0  # a broken model is not one that hides its members
+        return None
     is_member = [1] * len(member_losses) + [0] * len(other_losses)
-    auc = float(roc_auc_score(is_member, [-loss for loss in (*member_losses, *other_losses)]))
-    return membership_score(auc)
+    return float(roc_auc_score(is_member, [-loss for loss in (*member_losses, *other_losses)]))
 
 
 @torch.no_grad()

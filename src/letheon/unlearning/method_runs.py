@@ -20,6 +20,10 @@ from letheon.training.stopping import Clock, choose_kept
 from letheon.training.tracking import open_log, trackers
 from letheon.unlearning.attempts import recorded_attempt
 from letheon.unlearning.course import SetCourse
+from letheon.unlearning.dial.record import log_dial
+from letheon.unlearning.dial.scaling import scaling_of
+from letheon.unlearning.dial.search import FIRST_SCALES
+from letheon.unlearning.dial.turn import Dialled, turn_dial
 from letheon.unlearning.judging import UnlearningJudge
 from letheon.unlearning.prepare import Prepared
 from letheon.unlearning.problem import Problem
@@ -36,8 +40,11 @@ def train_all(
     clock: Clock,
     interruption: Interruption,
     hooks: Callable[..., Hooks],
-) -> Outcome:
-    """Train each run of the method, and combine the results."""
+) -> tuple[Outcome, Dialled | None]:
+    """Train each run of the method, combine the results and set the dial.
+
+    The second value says how its scale was chosen; None where it was not.
+    """
     folders = [settings.out / CHECKPOINTS_FOLDER]
     if len(method.runs) > 1:
         folders = [folders[0] / f"{MEMBER_PREFIX}{number}" for number in range(1, len(method.runs) + 1)]
@@ -69,8 +76,36 @@ def train_all(
             if interruption.signal_number is not None:
                 break
         outcome = _put_together(problem, settings, method, outcomes, states)
+        outcome, dialled = dial_outcome(problem, settings, outcome, clock=clock, interruption=interruption, hooks=here)
         log_end(log, outcome, clock, folder=settings.out)
-    return outcome
+    return outcome, dialled
+
+
+def dial_outcome(
+    problem: Problem,
+    settings: UnlearnSettings,
+    outcome: Outcome,
+    *,
+    clock: Clock,
+    interruption: Interruption,
+    hooks: Hooks,
+) -> tuple[Outcome, Dialled | None]:
+    """Set the dial of a trained model, unless it has none or a signal ends the run, which sets it when it goes on."""
+    if settings.dial == "none" or interruption.signal_number is not None:
+        return outcome, None
+    set_scale = scaling_of(problem.adapted, settings)
+    dialled = turn_dial(
+        settings, engine=problem.engine, probes=problem.probes, halves=problem.halves, set_scale=set_scale,
+        trained=outcome.kept, start=problem.start.score if problem.start else None, progress=hooks.observer.stage,
+        goes_on=lambda next_s: interruption.signal_number is None and not clock.is_over(next_s=next_s),
+    )  # fmt: skip
+    if interruption.signal_number is not None:
+        set_scale(1.0)
+        return replace(outcome, reason=f"signal {interruption.signal_number}"), None
+    for note in dialled.notes():
+        hooks.observer.note(note)
+    log_dial(hooks.log, dialled)
+    return replace(outcome, kept=dialled.kept), dialled
 
 
 def begin_run(
@@ -78,8 +113,9 @@ def begin_run(
 ) -> Run[Problem]:
     """Return the run of a problem before its first step, or where the checkpoint left it."""
     course = SetCourse(settings, problem.schedule, problem.judge)
-    # What a method makes of the weights in the end is scored too.
+    # What a method makes of the weights in the end is scored too, and the dial at a few scales at least.
     num_scorings = 1 if get_method(settings.method).finish == "keep" else 2
+    num_scorings += 0 if settings.dial == "none" else len(FIRST_SCALES) + 1
     return begin(
         problem, course, settings, hooks=hooks, checkpoints=checkpoints, resumed=resumed, num_scorings=num_scorings
     )

@@ -185,6 +185,7 @@ def prepare_run(
         control=method.control(coefficients_of(method, settings)) if method.control else None,
         read=common.read,
         budgets=Budgets.of(settings),
+        halves=inputs.halves,
     )
     problem = replace(problem, forward_token_s=check_reference(problem))
     return Prepared(problem, common.form, common.fingerprint, (*inputs.notes, *common.notes))

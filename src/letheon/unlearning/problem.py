@@ -18,6 +18,7 @@ from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
 from letheon.training.job import Factors, Piece
+from letheon.unlearning.dial.measure import Halves
 from letheon.unlearning.interim import Probes
 from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
 
@@ -47,6 +48,8 @@ class Problem:
     forward_token_s: float = 0.0
     """How long a token takes in a forward without gradients, measured before the first step."""
     budgets: Budgets = field(default_factory=Budgets)
+    halves: Halves = field(default_factory=Halves)
+    """Documents that the model never saw, for the dial."""
     advice: str = "lower --learning-rate, or set --max-gradient-norm 1"
     """What to do about a loss that is not finite."""
 

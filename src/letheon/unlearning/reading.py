@@ -17,6 +17,7 @@ from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import check_output_folder
 from letheon.training.tracking import check_trackers
+from letheon.unlearning.dial.turn import few_documents
 from letheon.unlearning.folder import recorded_dtype
 from letheon.unlearning.formed_rows import check_answers
 from letheon.unlearning.inputs import Inputs, read_inputs
@@ -63,7 +64,8 @@ def read(
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     warnings = target_warnings(settings, note=note)
-    inputs = replace(read_inputs(settings, note=note), warnings=warnings)
+    inputs = read_inputs(settings, note=note)
+    inputs = replace(inputs, warnings=(*warnings, *warnings_of_dial(settings, inputs, note=note)))
     check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
     check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
@@ -121,6 +123,17 @@ def target_warnings(settings: UnlearnSettings, *, note: Callable[[str], None] | 
 
     check_targets(settings, note=hear)
     return tuple(found)
+
+
+def warnings_of_dial(
+    settings: UnlearnSettings, inputs: Inputs, *, note: Callable[[str], None] | None = None
+) -> tuple[str, ...]:
+    """Return what a run's dial warns of, which `note` hears too."""
+    found = few_documents(settings, inputs.halves)
+    for message in found:
+        if note is not None:
+            note(message)
+    return found
 
 
 def _check_cache(folder: Path | None) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from letheon.errors import ModelError
+from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
@@ -30,6 +32,7 @@ from letheon.training.state import Outcome
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
 from letheon.unlearning.attempts import Attempt, costs_by_now, costs_of, end_attempt
+from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.form_record import describe_form, keep_form
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.prepare import Prepared
@@ -73,12 +76,21 @@ def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
     """
     read = prepared.problem.read
     keep_form(settings.out, prepared.form, read)
-    resolved = {**effective(settings), "resume": False, "template": prepared.form.template}
-    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    settings = settings.model_copy(update={"template": prepared.form.template})
+    write_entry(settings.out, SETTINGS_FILE, settings_text(settings, read))
+
+
+def settings_text(settings: UnlearnSettings, read: Mapping[str, Any], *, scale: float | None = None) -> str:
+    """Return run.yaml: the settings, and as comments what the run `read` and the scale that its dial chose."""
+    text = yaml.safe_dump({**effective(settings), "resume": False}, sort_keys=False, allow_unicode=True)
     # Comments, so that the file stays what --config takes.
     said = (f"#   {name}: {value}\n" for name, value in read.items() if name.endswith("_sha256"))
     text += f"\n# What the run read; {FORM_FILE} holds the same.\n{''.join(said)}"
-    write_entry(settings.out, SETTINGS_FILE, text)
+    return (
+        text
+        if scale is None
+        else f"{text}\n# The dial's scale; {PROVENANCE_FILE} says how it was chosen.\n#   scale: {scale:g}\n"
+    )
 
 
 def log_start(
@@ -135,24 +147,21 @@ def write_result(
     clock: Clock,
     exit_code: int = 0,
     more: Mapping[str, Any] | None = None,
+    dialled: Dialled | None = None,
 ) -> RunReport:
     """Write the model, what was trained, and provenance.json, `more` in it, and return the report.
+
+    `dialled` says how the dial was set, None where it was not.
 
     Raises:
         ModelError: the model would be the one it came from, or not have its tensors.
         OutputError: a file cannot be written.
     """
-    adapted = prepared.problem.adapted
-    adapted.save(settings.out / ADAPTER_FOLDER)  # first, so that it is there whatever becomes of the model
-    merged = adapted.merged_state()
-    if adapted.is_lost_in(merged):
-        dtype = str(adapted.model.dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{settings.out}: the model to save equals the original one, although training changed the adapter or "
-            f"weights: rounding to {dtype} loses the changes; train longer, with a higher --learning-rate, "
-            "or with --dtype float32 (the adapter and the checkpoints are kept)"
-        )
-    save_model(adapted.model, loaded.tokenizer, settings.out / MODEL_FOLDER, state=merged)
+    write_weights(settings.out, prepared.problem.adapted, loaded.tokenizer)
+    if dialled is not None:
+        settings = settings.model_copy(update={"template": prepared.form.template})
+        text = settings_text(settings, prepared.problem.read, scale=dialled.scale)
+        write_entry(settings.out, SETTINGS_FILE, text)
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
     provenance = {
@@ -163,6 +172,7 @@ def write_result(
         "result": {
             "reason": outcome.reason,
             "kept": outcome.kept.flat(),
+            **({} if dialled is None else {"dial": dialled.record()}),
             "model_sha256": hash_checkpoint(settings.out / MODEL_FOLDER),
             "adapter_sha256": hash_checkpoint(settings.out / ADAPTER_FOLDER),
             "num_steps": outcome.step,
@@ -184,6 +194,24 @@ def write_result(
         provenance=provenance,
         exit_code=exit_code,
     )
+
+
+def write_weights(folder: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write adapter/ and model/ of a run to `folder`.
+
+    Raises:
+        ModelError, OutputError: as `write_result`.
+    """
+    adapted.save(folder / ADAPTER_FOLDER)  # first, so that it is there whatever becomes of the model
+    merged = adapted.merged_state()
+    if adapted.is_lost_in(merged):
+        dtype = str(adapted.model.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{folder}: the model to save equals the original one, although training changed the adapter or "
+            f"weights: rounding to {dtype} loses the changes; train longer, with a higher --learning-rate, "
+            "or with --dtype float32 (the adapter and the checkpoints are kept)"
+        )
+    save_model(adapted.model, tokenizer, folder / MODEL_FOLDER, state=merged)
 
 
 def _made_in(folder: Path, attempts: list[Attempt]) -> dict[str, Any]:

@@ -27,8 +27,11 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
         SettingsError: there is no such method, it does not take a coefficient, or a setting would have no effect.
     """
     method = get_method(settings.method)
-    settings = UnlearnSettings.of({**_published(method, settings), **settings.model_dump(exclude_unset=True)})
+    settings = UnlearnSettings.of(
+        {**_published(method, settings), **_dialled(settings), **settings.model_dump(exclude_unset=True)}
+    )
     _check_taken(settings)
+    _check_dial(settings)
     _check_scoring(settings)
     coefficients = resolve(method, given_coefficients(settings))
     flags: dict[str, object] = {name: coefficients.values.get(name) for name in COEFFICIENT_FLAGS}
@@ -48,6 +51,11 @@ def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
     if "adapt" in settings.model_fields_set and settings.adapt != declared.get("adapt", "lora"):
         declared.pop("target_modules", None)
     return declared
+
+
+def _dialled(settings: UnlearnSettings) -> dict[str, object]:
+    """Return the dial of a run for which none is named: on where there are documents to choose its scale by."""
+    return {"dial": "membership"} if settings.holdout is not None and not settings.dora else {}
 
 
 def effective(settings: UnlearnSettings) -> dict[str, Any]:
@@ -221,6 +229,18 @@ def _check_scoring(settings: CourseSettings) -> None:
             )
     if settings.patience is not None and settings.patience_on == "membership" and settings.holdout is None:
         raise SettingsError("patience_on: 'membership' is scored against unseen documents; give them by --holdout")
+
+
+def _check_dial(settings: UnlearnSettings) -> None:
+    if settings.dial == "membership" and settings.holdout is None:
+        raise SettingsError(
+            "dial: 'membership' chooses the scale by unseen documents; give them by --holdout, or use --dial forgotten"
+        )
+    if settings.dial != "none" and settings.dora:
+        raise SettingsError(
+            f"dial: '{settings.dial}' scales a low-rank product, but --dora also trains magnitudes; use --dial none, "
+            f"or leave out --dora"
+        )
 
 
 def _check_method(settings: UnlearnSettings, method: Method) -> None:

@@ -127,10 +127,14 @@ def _unlearn(
 
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)
-        outcome = train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
+        outcome, dialled = train_all(
+            prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks
+        )
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        report = write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+        report = write_result(
+            settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
+        )
     is_time_up = clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
     return Written(report, loaded, prepared.problem.adapted, prepared.fingerprint, precision, is_time_up)

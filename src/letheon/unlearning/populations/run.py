@@ -28,10 +28,11 @@ from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 from letheon.unlearning.attempts import begin_attempt, fail_attempt
 from letheon.unlearning.course import SetCourse
+from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.folder import check_disk, hold_folder
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
-from letheon.unlearning.method_runs import begin_run, find_checkpoints
+from letheon.unlearning.method_runs import begin_run, dial_outcome, find_checkpoints
 from letheon.unlearning.planning import check_fit
 from letheon.unlearning.planning.machine import machine_of
 from letheon.unlearning.populations.groups import groups_of, why_alone
@@ -51,7 +52,7 @@ from letheon.unlearning.populations.together import (
 )
 from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_settings, prepare_run, prepare_shared
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings
+from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings, warnings_of_dial
 from letheon.unlearning.record import RunReport, log_end, log_start, write_result, write_run
 from letheon.unlearning.resolve import resolve_settings
 from letheon.unlearning.run import WHEN_FULL, unlearn
@@ -287,8 +288,13 @@ def _train_cohort(whole: _Together, cohort: Cohort, clock: Clock, interruption: 
             diverged={m: one.diverged.error for m, one in enumerate(beginnings) if one.diverged},
             judge=whole.judge,
         )  # fmt: skip
-        for one, run, ended in zip(settings, runs, ends, strict=True):
-            _log_ending(one.out, run, ended, clock)
+        dials: list[Dialled | None] = [None] * len(runs)
+        for index, (one, run, ended) in enumerate(zip(settings, runs, ends, strict=True)):
+            if isinstance(ended, Outcome):
+                ends[index], dials[index] = dial_outcome(
+                    run.job, one, ended, clock=clock, interruption=interruption, hooks=run.hooks
+                )
+            _log_ending(one.out, run, ends[index], clock)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     if not exit_code:
         # All that is left to do comes to the same for each alone.
@@ -297,14 +303,17 @@ def _train_cohort(whole: _Together, cohort: Cohort, clock: Clock, interruption: 
                 leave_population(one.out)
     with finishing():
         return {
-            m: _write_result(whole, m, ready, ended, cohort=cohort, clock=clock, exit_code=exit_code)
-            for m, ready, ended in zip(cohort.runs, prepared, ends, strict=True)
+            m: _write_result(whole, m, ready, ended, dialled, cohort=cohort, clock=clock, exit_code=exit_code)
+            for m, ready, ended, dialled in zip(cohort.runs, prepared, ends, dials, strict=True)
         }
 
 
 def _inputs_of(whole: _Together, settings: Sequence[UnlearnSettings]) -> list[Inputs]:
     """Return what was read for all runs with the warnings of each, whose ranks may differ."""
-    return [replace(whole.inputs, warnings=target_warnings(one)) for one in settings]
+    return [
+        replace(whole.inputs, warnings=(*target_warnings(one), *warnings_of_dial(one, whole.inputs)))
+        for one in settings
+    ]
 
 
 def _beginnings(whole: _Together, cohort: Cohort, prepared: Sequence[Prepared]) -> list[_Beginning]:
@@ -364,7 +373,15 @@ def _log_ending(folder: Path, run: Run[Problem], ended: Ended, clock: Clock) -> 
 
 
 def _write_result(
-    whole: _Together, m: int, prepared: Prepared, ended: Ended, *, cohort: Cohort, clock: Clock, exit_code: int
+    whole: _Together,
+    m: int,
+    prepared: Prepared,
+    ended: Ended,
+    dialled: Dialled | None,
+    *,
+    cohort: Cohort,
+    clock: Clock,
+    exit_code: int,
 ) -> Report:
     settings = whole.settings[m]
     if isinstance(ended, GivenUpError):
@@ -377,5 +394,5 @@ def _write_result(
     }
     return write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,
-        more={"population": population},
+        more={"population": population}, dialled=dialled,
     )  # fmt: skip

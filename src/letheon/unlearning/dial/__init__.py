@@ -1,0 +1,1 @@
+"""The dial: how much of what was trained is kept, chosen after training."""
