@@ -11,6 +11,7 @@ from letheon.settings.parts import (
     AdapterSettings,
     CourseSettings,
     FormedRowSettings,
+    GeneralSettings,
     MethodSettings,
     OutputSettings,
     RowSettings,
@@ -19,7 +20,7 @@ from letheon.settings.types import DEFAULT_DATE, LARGEST_SEED, IsoDate, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
+    CourseSettings, AdapterSettings, GeneralSettings, MethodSettings, OutputSettings, FormedRowSettings
 ):
     """Settings of `letheon unlearn`."""
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.alternatives import given_alternatives
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
+from letheon.data.general import read_general
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
@@ -49,6 +50,8 @@ class Inputs:
     """Documents that the model never saw, the first 64."""
     alternatives: Rows | None
     """Other answers that the user gave."""
+    general: tuple[TokenSequence, ...] = ()
+    """General text and chat that the user gave."""
     warnings: tuple[str, ...] = ()
     """What the settings ask of the model in vain, in words."""
 
@@ -116,7 +119,17 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
             text_sequence(document, tokenizer, max_length=max_length) for document in documents[:NUM_HOLDOUT_DOCUMENTS]
         ],
         alternatives=alternatives,
+        general=_general(settings, tokenizer, template=template, max_length=max_length),
     )
+
+
+def _general(
+    settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int
+) -> tuple[TokenSequence, ...]:
+    if settings.general in (None, AUTO):
+        return ()
+    found = read_general(settings.general, tokenizer, template=template, date=settings.date, max_length=max_length)
+    return tuple(found)
 
 
 def _read(

@@ -205,6 +205,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         },
         "forget": _describe_rows("forget", settings, prepared, inputs),
         "retain": _describe_rows("retain", settings, prepared, inputs),
+        **_describe_general(settings, prepared),
         "seed": settings.seed,
         "method": {"name": settings.method, "paper": get_method(settings.method).paper},
         "adapt": settings.adapt,
@@ -240,6 +241,23 @@ def _describe_rows(side: Side, settings: RowSettings, prepared: Prepared, inputs
         "num_given": last - first + len(left_out),
         "num_rows": last - first,
         "num_without_answer": sum(is_empty),
+    }
+
+
+def _describe_general(settings: UnlearnSettings, prepared: Prepared) -> dict[str, Any]:
+    """Where the general text came from, and how much is trained on; nothing where there is none."""
+    schedule = prepared.problem.general
+    if schedule is None:
+        return {}
+    trained = prepared.problem.sequences[schedule.first :]
+    return {
+        "general": {
+            "source": str(settings.general),
+            "sha256": prepared.problem.read["general_sha256"],
+            "num_texts": len(trained),
+            "num_tokens": sum(len(one.input_ids) for one in trained),
+            "texts_per_step": schedule.per_step,
+        }
     }
 
 
