@@ -1,6 +1,7 @@
 """What the kept state says to rows that it forgot and to rows that it keeps, and a warning where that is gibberish."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 
 from letheon.data.sequences import TokenSequence
 from letheon.errors import LetheonError
@@ -16,15 +17,17 @@ NEW_TOKENS = 48
 MANY = 0.25
 """Share of degenerate answers to forgotten rows, above that to kept rows, from which there is a warning."""
 
+_logger = logging.getLogger(__name__)
+
 Fluencies = Mapping[str, Mapping[str, float | None]]
 """Of each side, "forget" and "retain", the numbers of `Fluency` by name."""
 
 
-def kept_fluency(loaded: LoadedModel, problem: Problem, *, note: Callable[[str], None]) -> Fluencies:
+def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
     """Return how fluently the model's present state answers some rows of each side, asked in their form.
 
-    What the answers cost the model before is only known where an adapter can be switched off. Nothing is returned, and
-    `note` hears why, where the model cannot be asked.
+    What the answers cost the model before is only known where an adapter can be switched off. Nothing is returned, with
+    a warning, where the model cannot be asked.
     """
     probes = problem.probes
     sides = {"forget": probes.answers[: probes.num_forget_rows], "retain": probes.answers[probes.num_forget_rows :]}
@@ -33,7 +36,7 @@ def kept_fluency(loaded: LoadedModel, problem: Problem, *, note: Callable[[str],
     except (LetheonError, RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
         # A run that is trained is not lost because its architecture cannot generate.
         reason, _, _ = str(error).partition("\n")
-        note(f"the answers of the kept state were not looked at ({type(error).__name__}: {reason})")
+        _logger.warning("the answers of the kept state were not looked at (%s: %s)", type(error).__name__, reason)
         return {}
 
 

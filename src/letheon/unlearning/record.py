@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from letheon.training.state import Outcome
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
 from letheon.unlearning.attempts import Attempt, costs_by_now, costs_of, end_attempt
+from letheon.unlearning.fluent import Fluencies, kept_fluency
 from letheon.unlearning.form_record import describe_form, keep_form
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.prepare import Prepared
@@ -55,6 +56,8 @@ class RunReport:
     provenance: dict[str, Any]
     """What provenance.json holds."""
     exit_code: int = 0
+    fluency: Fluencies = field(default_factory=dict)
+    """How fluently the kept state answers; empty where it was not asked: under a time limit, and after a signal."""
 
     @property
     def model(self) -> Path:
@@ -153,12 +156,15 @@ def write_result(
             "or with --dtype float32 (the adapter and the checkpoints are kept)"
         )
     save_model(adapted.model, loaded.tokenizer, settings.out / MODEL_FOLDER, state=merged)
+    is_asked = settings.time_limit_s is None and exit_code == 0
+    fluent = kept_fluency(loaded, prepared.problem) if is_asked else {}
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
     provenance = {
         **_provenance(settings, prepared, inputs),
         **_made_in(settings.out, attempts),
         **(more or {}),
+        **({"fluency": fluent} if fluent else {}),
         "attempts": [asdict(one) for one in attempts],
         "result": {
             "reason": outcome.reason,
@@ -183,6 +189,7 @@ def write_result(
         peak_memory_bytes=result["peak_memory_bytes"],
         provenance=provenance,
         exit_code=exit_code,
+        fluency=fluent,
     )
 
 

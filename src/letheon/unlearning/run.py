@@ -16,7 +16,7 @@ from letheon.training.judge import StateScore
 from letheon.training.state import Hooks
 from letheon.training.stopping import Clock, writing_s
 from letheon.training.tracking import Observer, Silent
-from letheon.unlearning.fluent import Fluencies, gibberish_note, kept_fluency
+from letheon.unlearning.fluent import gibberish_note
 from letheon.unlearning.folder import check_disk, hold_folder, num_bytes_at_end
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
@@ -105,15 +105,10 @@ def _unlearn(
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)
         outcome = train_all(prepared, settings, method, resumes, clock=clock, interruption=interruption, hooks=hooks)
-    fluent: Fluencies = {}
-    if settings.time_limit_s is None and interruption.signal_number is None:
-        fluent = kept_fluency(loaded, prepared.problem, note=observer.note)
-    if (gibberish := gibberish_note(fluent)) is not None:
-        observer.note(gibberish)
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        return write_result(
-            settings, loaded, prepared, inputs, outcome,
-            clock=clock, exit_code=exit_code, more={"fluency": fluent} if fluent else None,
-        )  # fmt: skip
+        report = write_result(settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code)
+    if (gibberish := gibberish_note(report.fluency)) is not None:
+        observer.note(gibberish)
+    return report
