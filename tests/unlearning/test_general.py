@@ -288,6 +288,28 @@ def test_a_run_with_general_text_says_so_everywhere(given: Any, tmp_path: Path) 
     assert not list((tmp_path / "cache" / "reference").glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"adapt": "weights", "learning_rate": 1e-3},  # the head is trained too, so its reference is another head
+        {"kl": "reverse"},
+        {"method": "rmu", "layers": "0:2"},
+        {"method": "idk-dpo"},
+        {"layers": "1:2", "store_lower": True},
+        {"schedule": "alternating"},
+        {"validation": 0.34},
+    ],
+    ids=str,
+)
+def test_it_goes_with_every_kind_of_run(given: Any, changed: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("\n\n".join(SENTENCES))
+    report = run({**given, "general": str(tmp_path / "g.txt"), "epochs": 2, **changed})
+    found = [line["terms"]["general_kl"] for line in events(report.folder, "step")]
+    assert found[0] == pytest.approx(0, abs=1e-5)
+    assert all(value is not None for value in found)
+    assert max(found) > 1e-6
+
+
 def test_without_general_text_nothing_of_it_is_logged(given: Any) -> None:
     report = run({**given, "general": "none"})
     assert all("general_kl" not in line["terms"] for line in events(report.folder, "step"))
