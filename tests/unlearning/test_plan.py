@@ -423,7 +423,7 @@ def test_tokens_store_and_scorings_are_those_of_the_run(
     assert demand.trained.read == report.num_tokens
     assert demand.num_steps == report.num_steps
     assert bytes_of(planned.plan, "values of the reference") == report.provenance["reference_store_bytes"]
-    assert bytes_of(planned.plan, "values of the reference for the retain KL of scorings") == sum(held)
+    assert bytes_of(planned.plan, "values of the reference for the KL of scorings") == sum(held)
     last = get_method(report.provenance["method"]["name"]).finish != "keep"  # not in the log: scored when it is over
     # At its start a run is scored by a pass of its own only where it trains on other tokens than it scores.
     apart = "validation" in given or given.get("span") == "text"
@@ -592,14 +592,14 @@ def test_demand_of_a_schedule_worked_by_hand() -> None:
 
     # Each of two steps takes all four rows: 140 tokens, 30 answer tokens to forget and 30 to keep.
     # Squared, 1600 + 900 + 2500 + 400 a step.
-    assert dataclasses.astuple(demand.trained) == (280, 60, 60, 0, 10_800)
+    assert dataclasses.astuple(demand.trained) == (280, 60, 60, 0, 0, 10_800)
     assert demand.num_steps == 2
     assert demand.is_split
     assert demand.largest.num_tokens <= 100
-    assert dataclasses.astuple(demand.scoring) == (70, 0, 30, 0, 2900)
+    assert dataclasses.astuple(demand.scoring) == (70, 0, 30, 0, 0, 2900)
     # As many rows of each role as the steps read: half and half.
     assert (demand.sample.num_forget, demand.sample.num_retain, len(demand.sample.sequences)) == (8, 8, 16)
-    assert dataclasses.astuple(demand.sampled) == (560, 120, 120, 0, 21_600)
+    assert dataclasses.astuple(demand.sampled) == (560, 120, 120, 0, 0, 21_600)
     assert demand.num_scorings == 2
     assert len(demand.longest.input_ids) == 50
     assert demand.probe_tokens == 50 + 3 * 35

@@ -38,7 +38,9 @@ class PackedBatch:
     """(S,), bool."""
     is_alternative: Tensor
     """(S,), bool: a forget row's prompt with another answer, in the order of the batch's forget rows where both are
-    there. What is neither this nor to forget is to keep."""
+    there."""
+    is_general: Tensor
+    """(S,), bool: general text or chat, no row of the run's. What is none of these three is to keep."""
     row_index: Tensor
     """(S,), which row of the run's data each sequence is."""
     padding: tuple[int, ...]
@@ -47,7 +49,7 @@ class PackedBatch:
     @property
     def is_retain(self) -> Tensor:
         """(S,), bool."""
-        return ~(self.is_forget | self.is_alternative)
+        return ~(self.is_forget | self.is_alternative | self.is_general)
 
     @property
     def num_sequences(self) -> int:
@@ -71,12 +73,13 @@ def pack(
     is_forget: Sequence[bool],
     row_index: Sequence[int],
     is_alternative: Sequence[bool] | None = None,
+    is_general: Sequence[bool] | None = None,
 ) -> PackedBatch:
     """Lay `sequences` back to back in the given order; an empty collection gives an empty batch.
 
-    `is_alternative` is all False by default.
+    `is_alternative` and `is_general` are all False by default.
     """
-    starts = [0]
+    starts, none = [0], [False] * len(sequences)
     for sequence in sequences:
         starts.append(starts[-1] + len(sequence.input_ids))
     positions = [start + t for start, s in zip(starts, sequences, strict=False) for t in _predicting(s)]
@@ -88,7 +91,8 @@ def pack(
         labels=_int64([token for s in sequences for token in s.labels]),
         owner=_int64([i for i, s in enumerate(sequences) for _ in range(s.num_answer_tokens)]),
         is_forget=torch.tensor(list(is_forget), dtype=torch.bool),
-        is_alternative=torch.tensor(list(is_alternative or [False] * len(sequences)), dtype=torch.bool),
+        is_alternative=torch.tensor(list(is_alternative or none), dtype=torch.bool),
+        is_general=torch.tensor(list(is_general or none), dtype=torch.bool),
         row_index=_int64(list(row_index)),
         padding=tuple(s.padding or 0 for s in sequences),
     )
@@ -129,6 +133,7 @@ def join(batches: Sequence[PackedBatch]) -> PackedBatch:
         owner=joined("owner", counts),
         is_forget=joined("is_forget", none),
         is_alternative=joined("is_alternative", none),
+        is_general=joined("is_general", none),
         row_index=joined("row_index", none),
         padding=tuple(count for batch in batches for count in batch.padding),
     )

@@ -119,6 +119,23 @@ class PairedSchedule:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneralSchedule:
+    """Which general rows each step has beside its own: as many in each, in shuffled order, again and again."""
+
+    first: int
+    """The number of the first general row; they come after all others."""
+    num_rows: int
+    per_step: int
+    """At most `num_rows`."""
+    seed: int
+
+    def rows(self, step: int) -> list[int]:
+        """Return the general rows of a step."""
+        places = (divmod(step * self.per_step + i, self.num_rows) for i in range(self.per_step))
+        return [self.first + shuffled(self.num_rows, self.seed + 3, number)[at] for number, at in places]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockSchedule:
     """Blocks of steps written out, each with an optimiser and a decay of its own (AILS-NTUA's systems)."""
 

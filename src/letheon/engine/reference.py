@@ -36,15 +36,22 @@ STORED = (
     "activations",
     "forget_norm",
     "lower",
+    "general_embedding",
+    "general_offset",
+    "general_states",
 )
+
+
+STATES = ("retain_states", "forget_states", "general_states")
+"""Those that a trained head's reference is needed for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceStore:
-    """The reference's values at all answer tokens of a run's rows, forget rows first.
+    """The reference's values at all answer tokens of a run's rows: to forget, to keep, other answers, general text.
 
-    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, T all tokens, D is the width of the
-    states. What the method does not need is None.
+    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, A_g those of general ones, T all
+    tokens, D is the width of the states. What the method does not need is None.
     """
 
     starts: tuple[int, ...]
@@ -70,6 +77,14 @@ class ReferenceStore:
     """(T, D) what the lowest layer that a step runs is given, in the trunk's dtype."""
     token_starts: tuple[int, ...] = ()
     """(R + 1,) row r owns tokens token_starts[r] to token_starts[r + 1] of these."""
+    general_embedding: Tensor | None = None
+    """(A_g, D) and"""
+    general_offset: Tensor | None = None
+    """(A_g,), as `embedding` and `offset`, or"""
+    general_states: Tensor | None = None
+    """(A_g, D), as `retain_states`: for the KL on the general rows."""
+    first_general_row: int | None = None
+    """The number of the first general row; None if there is none."""
     head: Head | None = None
     """The reference's head, where the head itself is trained; held in memory, never stored."""
     path: Path | None = None
@@ -105,16 +120,18 @@ def build_reference(
     *,
     num_forget_rows: int,
     num_retain_rows: int | None = None,
+    num_general_rows: int = 0,
     needs: Needs,
     max_tokens: int = PASS_TOKENS,
     progress: Progressed | None = None,
 ) -> ReferenceStore:
     """Run the reference (adapter off) over all rows, at most `max_tokens` tokens a forward.
 
-    Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives. `progress`
-    hears of the rows that are done.
+    Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives, and
+    `num_general_rows` general rows last. `progress` hears of the rows that are done.
     """
-    first_alternative = len(sequences) if num_retain_rows is None else num_forget_rows + num_retain_rows
+    first_general = len(sequences) - num_general_rows
+    first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
     pieces: list[dict[str, Tensor]] = []
     num_done = 0
     with engine.adapter_off(), engine.running():
@@ -122,7 +139,8 @@ def build_reference(
             batch = pack(
                 [sequences[i] for i in group],
                 is_forget=[index < num_forget_rows for index in group],
-                is_alternative=[index >= first_alternative for index in group],
+                is_alternative=[first_alternative <= index < first_general for index in group],
+                is_general=[index >= first_general for index in group],
                 row_index=group,
             )
             pieces.append(reference_values(engine, batch.to(engine.model.device), needs))
@@ -136,6 +154,7 @@ def build_reference(
         num_forget_rows=num_forget_rows,
         forget_norm=None if norms is None else norms.mean(),
         token_starts=token_starts(sequences),
+        first_general_row=first_general if num_general_rows else None,
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
     return with_head(store, engine)
@@ -143,7 +162,7 @@ def build_reference(
 
 def with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:
     """Return the store with the engine's head as it is now, where that is trained and the store's states need it."""
-    needed = store.retain_states is not None or store.forget_states is not None
+    needed = any(getattr(store, name) is not None for name in STATES)
     return replace(store, head=engine.head.copy()) if engine.trains_head and needed else store
 
 
@@ -166,6 +185,7 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
         chosen, log_probs = engine.likeliest(batch)
         return {"log_probs": log_probs.cpu(), "is_likeliest": (chosen == batch.labels).cpu()}
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
+    is_general = batch.is_general[batch.owner]
     values: dict[str, Tensor] = {}
     with ExitStack() as stack:
         given = stack.enter_context(states_given_to(engine.model, engine.begins_at)) if engine.begins_at else None
@@ -182,16 +202,28 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
     values["is_likeliest"] = likeliest(states, batch.labels, head)[0] == batch.labels
     if needs.reference_logits:
         values["forget_states"] = states[is_forget]
-    if needs.kl is not None and _stores_expectation(engine, needs):
-        retained = states[is_retain]
-        embedding = expected_embedding(retained, head)
-        aligned = (embedding.double() * (retained.double() * head.scale)).sum(-1)
-        values["embedding"] = embedding
-        values["offset"] = aligned - terms.log_normalisers[is_retain].double()
+    if needs.kl is not None and _stores_expectation(engine, needs.kl):
+        values["embedding"], values["offset"] = _expectation(states[is_retain], terms.log_normalisers[is_retain], head)
     elif needs.kl is not None:
         values["retain_states"] = states[is_retain]
+    if needs.general_kl:
+        values |= _general_values(engine, states[is_general], terms.log_normalisers[is_general])
     return {name: value.cpu() for name, value in values.items()}
 
 
-def _stores_expectation(engine: Engine, needs: Needs) -> bool:
-    return needs.kl == "forward" and not engine.trains_head and engine.head.is_linear
+def _general_values(engine: Engine, states: Tensor, log_normalisers: Tensor) -> dict[str, Tensor]:
+    if not _stores_expectation(engine, "forward"):
+        return {"general_states": states}
+    embedding, offset = _expectation(states, log_normalisers, engine.head)
+    return {"general_embedding": embedding, "general_offset": offset}
+
+
+def _expectation(states: Tensor, log_normalisers: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return E (A, D) and E . h_ref - lse_ref (A,) of the reference's states (A, D)."""
+    embedding = expected_embedding(states, head)
+    aligned = (embedding.double() * (states.double() * head.scale)).sum(-1)
+    return embedding, aligned - log_normalisers.double()
+
+
+def _stores_expectation(engine: Engine, direction: str) -> bool:
+    return direction == "forward" and not engine.trains_head and engine.head.is_linear

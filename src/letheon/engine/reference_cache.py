@@ -6,7 +6,7 @@ A store is derived from the rows to forget, so its file is private, and `letheon
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from letheon.storage.files import check_room, replace_file
 from letheon.storage.locks import file_lock
 from letheon.storage.run_folder import STORE_FILES, STORES_FOLDER
 
-FORMAT = "letheon.reference/5"
+FORMAT = "letheon.reference/6"
 _ELSEWHERE = "free space or choose another --cache-dir"
 
 _logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def load_or_build_reference(
     *,
     num_forget_rows: int,
     num_retain_rows: int | None = None,
+    num_general_rows: int = 0,
     needs: Needs,
     model_fingerprint: str,
     cache_dir: Path | None,
@@ -65,34 +66,35 @@ def load_or_build_reference(
         sequences,
         num_forget_rows=num_forget_rows,
         num_retain_rows=num_retain_rows,
+        num_general_rows=num_general_rows,
         needs=needs,
         max_tokens=max_tokens,
         progress=progress,
     )
     if cache_dir is None:
         return build()
-    rows = (num_forget_rows, num_retain_rows)
+    rows = (num_forget_rows, num_retain_rows, num_general_rows)
     path = store_path(cache_dir, _key(engine, sequences, rows, needs, model_fingerprint))
     if on_path is not None:
         on_path(path)
-    found = _load(path, sequences, num_forget_rows)
+    found = _load(path, sequences, num_forget_rows, num_general_rows)
     if found is not None:
         return replace(with_head(found, engine), path=path)
     _make_folder(path.parent)
     with file_lock(path, note=note, what="the reference store"):
         # Another process may have built it while this one waited.
-        found = _load(path, sequences, num_forget_rows)
+        found = _load(path, sequences, num_forget_rows, num_general_rows)
         if found is not None:
             return replace(with_head(found, engine), path=path)
         store = build()
-        _save(store, path)
+        save_tensors(store.tensors(), path)
     return replace(store, path=path)
 
 
 def _key(
     engine: Engine,
     sequences: Sequence[TokenSequence],
-    num_rows: tuple[int, int | None],
+    num_rows: tuple[int, int | None, int],
     needs: Needs,
     model_fingerprint: str,
 ) -> str:
@@ -116,9 +118,16 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _save(store: ReferenceStore, path: Path) -> None:
-    tensors = {name: value.contiguous() for name, value in store.tensors().items()}
-    check_room(path.parent, store.num_bytes, what="the reference store", advice=_ELSEWHERE)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write what belongs to the model as it was, among the reference stores, with a checksum.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    _make_folder(path.parent)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    check_room(path.parent, num_bytes, what="the reference store", advice=_ELSEWHERE)
     try:
         with replace_file(path, private=STORE_FILES.is_private) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _sha256(tensors)})
@@ -134,21 +143,38 @@ def _sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, sequences: Sequence[TokenSequence], num_forget_rows: int) -> ReferenceStore | None:
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Return what `save_tensors` wrote; None, with a warning, of a file that is damaged, and where there is none."""
     if not path.exists():
         return None
-    starts = answer_starts(sequences)
     try:
         with safe_open(path, framework="pt") as file:
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             written = (file.metadata() or {}).get("sha256")
-        if _sha256(values) != written:
-            _logger.warning("%s: the stored reference differs from its checksum; it is rebuilt", path)
-            return None
+    except (SafetensorError, OSError) as error:
+        _logger.warning("%s: the stored reference cannot be read (%s); it is rebuilt", path, error)
+        return None
+    if _sha256(values) != written:
+        _logger.warning("%s: the stored reference differs from its checksum; it is rebuilt", path)
+        return None
+    return values
+
+
+def _load(
+    path: Path, sequences: Sequence[TokenSequence], num_forget_rows: int, num_general_rows: int
+) -> ReferenceStore | None:
+    values, starts = load_tensors(path), answer_starts(sequences)
+    if values is None:
+        return None
+    try:
         store = ReferenceStore(
-            starts=starts, num_forget_rows=num_forget_rows, token_starts=token_starts(sequences), **values
+            starts=starts,
+            num_forget_rows=num_forget_rows,
+            token_starts=token_starts(sequences),
+            first_general_row=len(sequences) - num_general_rows if num_general_rows else None,
+            **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
         )
-    except (SafetensorError, TypeError, OSError) as error:
+    except TypeError as error:
         _logger.warning("%s: the stored reference cannot be read (%s); it is rebuilt", path, error)
         return None
     return store if store.log_probs.shape[0] == starts[-1] else None

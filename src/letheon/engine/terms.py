@@ -3,6 +3,9 @@
 Trunk, states at answer positions, head; the reference's values come from its store (reference.py).
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -62,6 +65,7 @@ def _no_terms(engine: Engine, batch: PackedBatch, needs: Needs) -> TokenTerms:
         activations=None if needs.activations is None else empty(width),
         reference_activations=None if needs.activations is None else empty(width),
         reference_norm=None if needs.activations is None else 0.0,
+        general_kl=empty() if needs.general_kl else None,
     )
 
 
@@ -85,11 +89,20 @@ def terms_of_states(
     if needs.kl is not None:
         kl = _stored_kl(
             engine,
-            store,
-            rows=retained,
+            _Stored.of_retain(store, retained),
             states=states[is_retain],
             log_normalisers=terms.log_normalisers[is_retain],
-            needs=needs,
+            direction=needs.kl,
+        )
+    general_kl = None
+    if needs.general_kl:
+        is_general = batch.is_general[batch.owner]
+        general_kl = _stored_kl(
+            engine,
+            _Stored.of_general(store, tokens[is_general.cpu()]),
+            states=states[is_general],
+            log_normalisers=terms.log_normalisers[is_general],
+            direction="forward",
         )
     return TokenTerms(
         log_probs=terms.log_probs,
@@ -101,6 +114,7 @@ def terms_of_states(
         activations=activations,
         reference_activations=None if store.activations is None else store.activations[retained].to(states.device),
         reference_norm=None if store.forget_norm is None else float(store.forget_norm),
+        general_kl=general_kl,
     )
 
 
@@ -110,25 +124,60 @@ def _reference_logits(store: ReferenceStore, tokens: Tensor, head: Head) -> Tens
     return project(store.forget_states[tokens].to(head.weight.device), store.head or head)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The reference's distributions at A tokens: expected embedding (A, D) and offset (A,), or final states (A, D)."""
+
+    embedding: Tensor | None
+    offset: Tensor | None
+    states: Tensor | None
+    head: Head | None
+    """The reference's, where the head is trained."""
+
+    @classmethod
+    def of_retain(cls, store: ReferenceStore, rows: Tensor) -> "_Stored":
+        """Return those at retain tokens, counted from the first of these."""
+        return cls(*_at(rows, store.embedding, store.offset, store.retain_states), store.head)
+
+    @classmethod
+    def of_general(cls, store: ReferenceStore, tokens: Tensor) -> "_Stored":
+        """Return those at general tokens, counted from the first of all."""
+        rows = tokens if store.first_general_row is None else tokens - store.starts[store.first_general_row]
+        return cls(*_at(rows, store.general_embedding, store.general_offset, store.general_states), store.head)
+
+
+def _at(
+    rows: Tensor, embedding: Tensor | None, offset: Tensor | None, states: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if embedding is not None and offset is not None:
+        return embedding[rows], offset[rows], None
+    return None, None, None if states is None else states[rows]
+
+
 def _stored_kl(
-    engine: Engine, store: ReferenceStore, *, rows: Tensor, states: Tensor, log_normalisers: Tensor, needs: Needs
+    engine: Engine,
+    reference: _Stored,
+    *,
+    states: Tensor,
+    log_normalisers: Tensor,
+    direction: Literal["forward", "reverse"],
 ) -> Tensor:
-    if store.embedding is not None and store.offset is not None:
+    if reference.embedding is not None and reference.offset is not None:
         return kl_from_expectation(
             log_normalisers,
             states,
-            embedding=store.embedding[rows].to(states.device),
-            offset=store.offset[rows].to(states.device),
+            embedding=reference.embedding.to(states.device),
+            offset=reference.offset.to(states.device),
             head=engine.head,
         )
-    assert store.retain_states is not None
+    assert reference.states is not None
     head = engine.head
     return divergence_by_logits(
         states,
-        store.retain_states[rows].to(states.device),
+        reference.states.to(states.device),
         head=head,
-        reference_head=store.head or head,
-        divergence=forward_kl if needs.kl == "forward" else reverse_kl,
+        reference_head=reference.head or head,
+        divergence=forward_kl if direction == "forward" else reverse_kl,
     )
 
 
@@ -136,13 +185,17 @@ def _terms_by_logits(engine: Engine, batch: PackedBatch, reference_log_probs: Te
     logits = padded_logits(engine.model, batch)
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
     reference_logits = None
-    if needs.kl is not None or needs.reference_logits:
+    if needs.kl is not None or needs.reference_logits or needs.general_kl:
         with torch.no_grad(), engine.adapter_off():
             reference_logits = padded_logits(engine.model, batch)
     kl = None
     if needs.kl is not None and reference_logits is not None:
         divergence = forward_kl if needs.kl == "forward" else reverse_kl
         kl = divergence(logits[is_retain], reference_logits[is_retain])
+    general_kl = None
+    if needs.general_kl and reference_logits is not None:
+        is_general = batch.is_general[batch.owner]
+        general_kl = forward_kl(logits[is_general], reference_logits[is_general])
     return TokenTerms(
         log_probs=logit_terms(logits, batch.labels).log_probs,
         reference_log_probs=reference_log_probs,
@@ -152,4 +205,5 @@ def _terms_by_logits(engine: Engine, batch: PackedBatch, reference_log_probs: Te
         reference_logits=None
         if reference_logits is None or not needs.reference_logits
         else reference_logits[is_forget],
+        general_kl=general_kl,
     )

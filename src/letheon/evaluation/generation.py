@@ -125,6 +125,41 @@ def generate_from(
     Raises:
         EvaluationError: a prompt has no tokens, or leaves no room in the model's context.
     """
+    answers = answers_from(
+        model,
+        tokenizer,
+        rows,
+        to_match=to_match,
+        guesses=guesses,
+        more_ends=more_ends,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        exact=exact,
+        names=names,
+        progress=progress,
+    )
+    return [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
+
+
+def answers_from(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    to_match: Sequence[str | None] | None = None,
+    guesses: Sequence[list[int]] | None = None,
+    more_ends: Collection[int] = (),
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    exact: bool = False,
+    names: Sequence[str] | None = None,
+    progress: StepProgress | None = None,
+) -> list[Answer]:
+    """Return the continuations of `generate_from` as tokens, the end of those that have ended included.
+
+    Raises:
+        EvaluationError: as `generate_from`.
+    """
     _check(rows, names or [f"prompt {i + 1}" for i in range(len(rows))], context_length(model.config))
     wanted = to_match if to_match is not None and not exact and decodes_in_order(tokenizer) else [None] * len(rows)
     guessed = [[]] * len(rows) if guesses is None or exact else guesses
@@ -144,7 +179,7 @@ def generate_from(
             decode(
                 plain_model, answers, ends=run.ends, batch_size=batch_size, judge=run.judge, on_done=run.count,
             )  # fmt: skip
-    return [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
+    return answers
 
 
 @dataclass(slots=True)

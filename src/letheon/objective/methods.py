@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from letheon.objective.control import Control
 
-Role = Literal["forget", "retain", "alternative"]
+Role = Literal["forget", "retain", "alternative", "general"]
 Value = float | str
 
 
@@ -140,7 +140,8 @@ def compose(
 
 def tokens_of(roles: Roles, role: Role) -> Tokens:
     """Return the tokens of one role."""
-    return {"forget": roles.forget, "retain": roles.retain, "alternative": roles.alternative}[role]
+    tokens: Tokens = getattr(roles, role)
+    return tokens
 
 
 def needs_of(terms: tuple[Term, ...]) -> Needs:
@@ -163,6 +164,7 @@ def needs_of(terms: tuple[Term, ...]) -> Needs:
         forget_logits=any(t.needs.forget_logits for t in terms),
         reference_logits=any(t.needs.reference_logits for t in terms),
         activations=next(iter(layers), None),
+        general_kl=any(t.needs.general_kl for t in terms),
     )
 
 

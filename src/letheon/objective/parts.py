@@ -57,6 +57,16 @@ def _full_kl(values: TokenTerms, roles: Roles) -> Tensor:
     return retain.mean_kl(values.kl, roles.retain)
 
 
+def general_terms(weight: float) -> tuple[Term, ...]:
+    """Return the forward KL on general tokens, with a denominator of its own; nothing for weight 0."""
+
+    def value(values: TokenTerms, roles: Roles) -> Tensor:
+        assert values.general_kl is not None
+        return retain.mean_kl(values.general_kl, roles.general)
+
+    return (Term("general_kl", "general", weight, value, needs=Needs(general_kl=True)),) if weight else ()
+
+
 def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = None) -> tuple[Term, ...]:
     """Return NPO in the dialect of the coefficient `npo`, or in the one given."""
     beta, chosen = c.number("beta"), dialect or c.choice("npo")

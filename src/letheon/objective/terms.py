@@ -23,6 +23,8 @@ class Needs:
     """The reference's logits at the forget tokens."""
     activations: int | None = None
     """Hidden states after this decoder layer, counted from 0, at all answer tokens."""
+    general_kl: bool = False
+    """The forward full-vocabulary divergence at the general tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class TokenTerms:
     """(A_retain, D) the same under the reference at the retain tokens, constant."""
     reference_norm: float | None = None
     """Mean norm of the reference's hidden states of that layer over all forget tokens of the run."""
+    general_kl: Tensor | None = None
+    """(A_general,) KL(reference || policy) over the full vocabulary at the general tokens; None if it is not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +75,15 @@ class RoleCounts:
     forget: Counts
     retain: Counts
     alternative: Counts
+    general: Counts
 
     def __add__(self, other: RoleCounts) -> RoleCounts:
-        return RoleCounts(self.forget + other.forget, self.retain + other.retain, self.alternative + other.alternative)
+        return RoleCounts(
+            self.forget + other.forget,
+            self.retain + other.retain,
+            self.alternative + other.alternative,
+            self.general + other.general,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,7 @@ class Roles:
     alternative: Tokens
     """Other answers to the prompts of forget rows: the k-th is that of the k-th forget row of the batch, if it has
     forget rows at all."""
+    general: Tokens
 
 
 def roles_of(batch: PackedBatch, *, whole: RoleCounts | None = None) -> Roles:
@@ -130,12 +141,14 @@ def roles_of(batch: PackedBatch, *, whole: RoleCounts | None = None) -> Roles:
         forget=_tokens(batch, batch.is_forget, counts.forget),
         retain=_tokens(batch, batch.is_retain, counts.retain),
         alternative=_tokens(batch, batch.is_alternative, counts.alternative),
+        general=_tokens(batch, batch.is_general, counts.general),
     )
 
 
 def count_roles(batch: PackedBatch) -> RoleCounts:
     """Return the counts of `batch`."""
-    return RoleCounts(*(_count(batch, of) for of in (batch.is_forget, batch.is_retain, batch.is_alternative)))
+    roles = (batch.is_forget, batch.is_retain, batch.is_alternative, batch.is_general)
+    return RoleCounts(*(_count(batch, of) for of in roles))
 
 
 def _count(batch: PackedBatch, has_role: Tensor) -> Counts:

@@ -220,7 +220,7 @@ def _is_store(path: Path) -> bool:
         return False
     try:
         with safe_open(path, framework="np") as file:
-            return "log_probs" in set(file.keys()) and set(file.metadata() or {}) == {"sha256"}
+            return bool({"log_probs", "general_ids"} & set(file.keys())) and set(file.metadata() or {}) == {"sha256"}
     except (OSError, SafetensorError):
         return False
 

@@ -7,7 +7,19 @@ from pathlib import Path
 from letheon.storage.hub import is_hub_id
 
 PLACES = (
-    *("model", "forget", "retain", "out", "tokenizer", "alternatives", "holdout", "members", "nonmembers", "mmlu"),
+    *(
+        "model",
+        "forget",
+        "retain",
+        "out",
+        "tokenizer",
+        "alternatives",
+        "general",
+        "holdout",
+        "members",
+        "nonmembers",
+        "mmlu",
+    ),
     "cache_dir",
 )
 """Settings that say where something lies."""
@@ -53,7 +65,7 @@ def places_in(settings: Mapping[str, object]) -> list[str]:
 
 
 def _is_private_place(name: str, value: object) -> bool:
-    is_public = name in ("model", "tokenizer") and is_hub_id(str(value))
+    is_public = (name in ("model", "tokenizer") and is_hub_id(str(value))) or (name == "general" and value == "auto")
     return value is not None and not is_public
 
 

@@ -12,6 +12,7 @@ from letheon.settings.parts import (
     CourseSettings,
     DialSettings,
     FormedRowSettings,
+    GeneralSettings,
     MethodSettings,
     OutputSettings,
     RowSettings,
@@ -21,7 +22,14 @@ from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Is
 
 
 class UnlearnSettings(  # the settings of the last base come first
-    VerdictSettings, DialSettings, CourseSettings, AdapterSettings, MethodSettings, OutputSettings, FormedRowSettings
+    VerdictSettings,
+    DialSettings,
+    CourseSettings,
+    AdapterSettings,
+    GeneralSettings,
+    MethodSettings,
+    OutputSettings,
+    FormedRowSettings,
 ):
     """Settings of `letheon unlearn`."""
 

@@ -30,6 +30,7 @@ from letheon.settings.types import (
     LARGEST_SEED,
     MOST_EPOCHS,
     MOST_RANKS,
+    General,
     IsoDate,
     Names,
     Numbers,
@@ -150,6 +151,24 @@ class MethodSettings(Settings):
         RequiresMethod("alternatives", "a method that trains on other answers, such as idk-dpo"),
     ] = Field(
         None, description="File of other answers to the forget rows, with the same ids, for methods that train on them."
+    )
+
+
+class GeneralSettings(Settings):
+    """What holds the model where it was beside the rows."""
+
+    heading: ClassVar[str] = "General text"
+
+    general: Annotated[General, FIXED, SHARED, FILE] = Field(
+        None,
+        description="General text or chat, on which the KL to the model before is kept small: a file (.txt, or rows), "
+        "auto (what the model itself writes), or none [none].",
+    )
+    general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
+        1.0, gt=0, description="Weight of the KL on general text."
+    )
+    general_batch_size: Annotated[int | None, FIXED, SIZED, RARE, Requires("general")] = Field(
+        None, ge=1, description="General texts per step; default: as many tokens as the step's retain rows have."
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -56,6 +57,14 @@ def _check_date(value: Any) -> Any:
 
 IsoDate = Annotated[str, BeforeValidator(_check_date)]
 """A date as YEAR-MONTH-DAY."""
+
+
+def _none_of_it(value: Any) -> Any:
+    return None if value == "none" else str(value) if isinstance(value, Path) else value
+
+
+General = Annotated[str | None, BeforeValidator(_none_of_it)]
+"""A file, "auto", or None, which a text writes as "none"."""
 
 
 def _check_named(value: str) -> str:

@@ -23,6 +23,7 @@ CALLED: Mapping[str, str] = {
     "sequences_sha256": "the token sequences",
     "holdout_sha256": "the holdout documents",
     "alternatives_sha256": "the alternative answers",
+    "general_sha256": "the general text",
     "members_sha256": "the member documents",
     "nonmembers_sha256": "the non-member documents",
     "mmlu_sha256": "the MMLU questions",

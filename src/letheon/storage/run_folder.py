@@ -229,8 +229,8 @@ STORES_FOLDER = Entry("reference", "engine.reference_cache", "reference stores",
 STORE_FILES = Entry(
     f"{STORES_FOLDER}/*.safetensors",
     "engine.reference_cache",
-    "log-probabilities of answer tokens; hidden states for some methods",
-    rows="what the model said of the rows before",
+    "log-probabilities of answer tokens; hidden states for some methods; general text that the model wrote",
+    rows="what the model said of the rows before, or general text that it wrote, which may repeat them",
     readers="owner",
     fate="removed",
 )

@@ -38,7 +38,9 @@ def inputs_read(inputs: Inputs) -> dict[str, Any]:
     return read
 
 
-def what_was_read(form: FormedRows, inputs: Inputs, *, weights_sha256: str, model_sha256: str | None) -> dict[str, Any]:
+def what_was_read(
+    form: FormedRows, inputs: Inputs, *, weights_sha256: str, model_sha256: str | None, general_sha256: str | None
+) -> dict[str, Any]:
     """Return the fingerprints of a run: of its model, rows, tokenizer and documents as read, and of the rows' form."""
     return {
         "template": form.template,
@@ -48,6 +50,7 @@ def what_was_read(form: FormedRows, inputs: Inputs, *, weights_sha256: str, mode
         "weights_sha256": weights_sha256,
         **inputs_read(inputs),
         "sequences_sha256": form.sha256,
+        **({} if general_sha256 is None else {"general_sha256": general_sha256}),
     }
 
 

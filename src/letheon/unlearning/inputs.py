@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.alternatives import given_alternatives
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
+from letheon.data.general import read_general
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
@@ -50,6 +51,8 @@ class Inputs:
     """Documents that the model never saw."""
     alternatives: Rows | None
     """Other answers that the user gave."""
+    general: tuple[TokenSequence, ...] = ()
+    """General text and chat that the user gave."""
     warnings: tuple[str, ...] = ()
     """What the settings ask of the model in vain, in words."""
 
@@ -121,7 +124,17 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         sequences=sequences,
         halves=Halves(*([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in halves)),
         alternatives=alternatives,
+        general=_general(settings, tokenizer, template=template, max_length=max_length),
     )
+
+
+def _general(
+    settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int
+) -> tuple[TokenSequence, ...]:
+    if settings.general in (None, AUTO):
+        return ()
+    found = read_general(settings.general, tokenizer, template=template, date=settings.date, max_length=max_length)
+    return tuple(found)
 
 
 def _read(

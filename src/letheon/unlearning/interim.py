@@ -34,6 +34,7 @@ BETTER: Mapping[str, Better] = {
     "membership": "higher",
     "text_loss": "lower",
     "retain_kl": "lower",
+    "general_kl": "lower",
 }
 """What is measured of a state, and in which direction it is better.
 
@@ -43,12 +44,13 @@ retain_loss: mean cross-entropy of a retain answer token, nats.
 membership: 1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by their loss; None without the latter.
 text_loss: mean over the holdout documents of their cross-entropy, nats a token; None without them.
 retain_kl: mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it.
+general_kl: mean of KL(reference || model) over general text that is not trained on, nats; None without such text.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class KeptRows:
-    """Retain rows in the form in which the KL is taken on them, and the reference's values there."""
+    """Retain or general rows in the form in which the KL is taken on them, and the reference's values there."""
 
     sequences: Sequence[TokenSequence]
     reference: ReferenceStore
@@ -70,14 +72,16 @@ class Probes:
     """The task whose forget rows these resemble; None for all."""
     kept: KeptRows | None = None
     """The retain rows, where the KL on them is asked for."""
+    general: KeptRows | None = None
+    """General text that is not trained on."""
 
     @property
     def num_tokens(self) -> int:
         """How many tokens a scoring reads, as an upper bound."""
         asked = (one for pair in self.asked.values() for one in (pair.at_once, pair.written))
-        kept = self.kept.sequences if self.kept else ()
+        held = [s for rows in (self.kept, self.general) if rows for s in rows.sequences]
         texts = self.forget_texts if self.holdout else ()
-        return sum(len(s.input_ids) for read in (self.answers, self.holdout, texts, asked, kept) for s in read)
+        return sum(len(s.input_ids) for read in (self.answers, self.holdout, texts, asked, held) for s in read)
 
     @property
     def forget_texts(self) -> list[TokenSequence]:
@@ -120,6 +124,7 @@ def interim_score(
         "membership": membership,
         "text_loss": fmean(of_holdout) if of_holdout else None,
         "retain_kl": None if probes.kept is None else mean_divergence(engine, probes.kept),
+        "general_kl": None if probes.general is None else mean_divergence(engine, probes.general),
     }
     return StateScore(step, epoch, values)
 

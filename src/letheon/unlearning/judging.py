@@ -80,7 +80,8 @@ class UnlearningJudge:
         values = score.values
         membership = "" if values["membership"] is None else f"membership {values['membership']:.3f}, "
         divergence = "" if values["retain_kl"] is None else f"retain KL {values['retain_kl']:.3g} nats, "
+        general = "" if values.get("general_kl") is None else f"general KL {values['general_kl']:.3g} nats, "
         return (
             f"epoch {score.epoch:g}: recall forget {values['forget_recall']:.3f}, "
-            f"retain {values['retain_recall']:.3f}, {membership}{divergence}score {score.score:.3f}"
+            f"retain {values['retain_recall']:.3f}, {membership}{divergence}{general}score {score.score:.3f}"
         )

@@ -35,6 +35,7 @@ from letheon.training.tracking import Observer
 from letheon.unlearning.answerless import Answerless, find_answerless
 from letheon.unlearning.form_record import what_was_read
 from letheon.unlearning.formed_rows import FormedRows, choose_form, form_rows, retain_sequences
+from letheon.unlearning.general import GeneralRows, general_rows, general_schedule
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.interim import KeptRows, Probes, interim_score, stored_answers
 from letheon.unlearning.judging import Budgets, Start
@@ -97,6 +98,7 @@ class SharedProblem:
     reference: ReferenceStore
     probes: Probes
     start: Start
+    general: GeneralRows
     notes: tuple[str, ...]
 
 
@@ -132,20 +134,29 @@ def prepare_shared(
     _check_possible(engine, adapted, replace(needs, kl="forward") if measures_kl else needs, methods[0])
     form = form_rows(loaded, engine, inputs, settings[0], methods[0], found=known or {})
     fingerprinted = fingerprint(adapted.model)
+    on_path = partial(note_store, [one.out for one in settings])
+    general = general_rows(
+        loaded, engine, inputs, settings[0],
+        model_fingerprint=fingerprinted, cache_dir=cache_dir, on_path=on_path, progress=progress,
+    )  # fmt: skip
     reference = load_or_build_reference(
         engine,
-        form.trained,
+        [*form.trained, *general.trained],
         num_forget_rows=len(inputs.forget),
         num_retain_rows=len(inputs.retain),
+        num_general_rows=len(general.trained),
         needs=needs,
         model_fingerprint=fingerprinted,
         cache_dir=cache_dir,
         progress=progress,
-        on_path=partial(note_store, [one.out for one in settings]),
+        on_path=on_path,
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if measures_kl:
-        probes = replace(probes, kept=_kept_rows(engine, probes, reference, inputs, settings[0]))
+        kept = kept_sequences(probes, inputs, settings[0])
+        probes = replace(probes, kept=_kept_rows(engine, kept, reference))
+    if general.scored:
+        probes = replace(probes, general=_kept_rows(engine, general.scored, reference))
     # The reference pass has read the rows as they are scored, unless they are trained on in another way.
     answers = stored_answers(reference, form.trained, probes)
     start = _start(engine, probes, answers, progress=progress)
@@ -155,11 +166,15 @@ def prepare_shared(
             form = replace(form, known=others)
     unscored = _unscored(inputs, form.sequences, settings[0])
     said = [unscored.describe(so="not scored")] if unscored else []
-    notes = (*adapted.notes, *engine.notes, *form.notes, *said, *notes_of_start(start, form))
+    notes = (*adapted.notes, *engine.notes, *form.notes, *general.notes, *said, *notes_of_start(start, form))
     read = what_was_read(
-        form, inputs, weights_sha256=fingerprinted, model_sha256=hash_checkpoint(local_folder(settings[0].model))
+        form,
+        inputs,
+        weights_sha256=fingerprinted,
+        model_sha256=hash_checkpoint(local_folder(settings[0].model)),
+        general_sha256=general.sha256 if general.trained else None,
     )
-    return SharedProblem(engine, form, fingerprinted, read, reference, probes, start, notes)
+    return SharedProblem(engine, form, fingerprinted, read, reference, probes, start, general, notes)
 
 
 def prepare_run(
@@ -170,18 +185,27 @@ def prepare_run(
     Raises:
         ModelError: the reference does not agree with the model.
     """
+    schedule = build_schedule(settings, inputs.forget, inputs.retain)
     problem = Problem(
         engine=common.engine,
         adapted=adapted,
         rows=inputs.rows,
-        sequences=common.form.trained,
+        sequences=[*common.form.trained, *common.general.trained],
         num_forget_rows=len(inputs.forget),
         reference=common.reference,
         terms=terms_of(method, settings),
-        schedule=build_schedule(settings, inputs.forget, inputs.retain),
+        schedule=schedule,
         probes=common.probes,
         start=common.start,
         alternatives=method.alternatives,
+        general=general_schedule(
+            settings,
+            common.form.trained,
+            common.general,
+            schedule=schedule,
+            num_forget=len(inputs.forget),
+            num_rows=len(inputs.rows),
+        ),
         control=method.control(coefficients_of(method, settings)) if method.control else None,
         read=common.read,
         budgets=Budgets.of(settings),
@@ -236,7 +260,7 @@ def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Meth
             f"method '{method.name}' needs hidden states, which are not available from {type(engine.model).__name__}: "
             f"it runs by its own forward; choose another method"
         )
-    if not adapted.is_switchable and (needs.kl is not None or needs.reference_logits):
+    if not adapted.is_switchable and (needs.kl is not None or needs.reference_logits or needs.general_kl):
         raise ModelError(
             f"method '{method.name}' needs the reference's distributions, which {type(engine.model).__name__} has "
             f"only while an adapter is off; use --adapt lora"
@@ -299,11 +323,8 @@ def kept_sequences(probes: Probes, inputs: Inputs, settings: FormSettings) -> li
     return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
 
 
-def _kept_rows(
-    engine: Engine, probes: Probes, reference: ReferenceStore, inputs: Inputs, settings: FormSettings
-) -> KeptRows:
-    """Return the retain rows of the probes with the reference's values, which are held in memory."""
-    sequences = kept_sequences(probes, inputs, settings)
+def _kept_rows(engine: Engine, sequences: Sequence[TokenSequence], reference: ReferenceStore) -> KeptRows:
+    """Return rows that the KL is scored on with the reference's values, which are held in memory."""
     store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
     # One copy of a trained head is enough for both stores.
     return KeptRows(sequences, replace(store, head=reference.head or store.head))

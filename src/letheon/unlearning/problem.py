@@ -1,4 +1,4 @@
-"""Unlearning as a job of the loop: forget, retain and alternative rows, and the terms of a method on them."""
+"""Unlearning as a job of the loop: forget, retain, alternative and general rows, and the terms of a method on them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ from typing import Any
 
 from letheon.data.packing import PackedBatch, pack, token_groups
 from letheon.data.rows import Row
-from letheon.data.schedules import Schedule
+from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore
@@ -33,7 +33,8 @@ class Problem:
     adapted: Adapted
     rows: Sequence[Row]
     sequences: Sequence[TokenSequence]
-    """What is trained on: of each row the answer (span="text": all of it), then the alternatives of forget rows."""
+    """What is trained on: of each row the answer (span="text": all of it), the alternatives of forget rows, then
+    general text."""
     num_forget_rows: int
     reference: ReferenceStore
     terms: tuple[Term, ...]
@@ -42,6 +43,8 @@ class Problem:
     start: Start | None
     """What the reference scores; None in a problem that is made without it."""
     alternatives: Alternatives | None = None
+    general: GeneralSchedule | None = None
+    """Which general rows each step has; they come last of the sequences. None where there are none."""
     control: Control | None = None
     read: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints of what the run read; empty in a problem that is made without a run."""
@@ -63,8 +66,9 @@ class Problem:
         return self.engine.running()
 
     def rows_of_step(self, step: int) -> list[int]:
-        """Return the rows of a step, other answers included."""
-        return self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
+        """Return the rows of a step, other answers and general rows included."""
+        rows = self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
+        return rows if self.general is None else [*rows, *self.general.rows(step)]
 
     def with_others(self, rows: Sequence[int], *, epoch: int) -> list[int]:
         """Return the sequences of a step over `rows`: other answers come beside forget rows, or in their place."""
@@ -107,14 +111,21 @@ class Problem:
     def _id_of(self, row: int) -> str:
         if row < len(self.rows):
             return self.rows[row].id
+        if row >= self._first_general:
+            return f"general text {row - self._first_general + 1}"
         per_row = self.alternatives.per_row if self.alternatives else 1
         return f"{self.rows[(row - len(self.rows)) // per_row].id} (with another answer)"
+
+    @property
+    def _first_general(self) -> int:
+        return len(self.sequences) if self.general is None else self.general.first
 
     def _packed(self, rows: Sequence[int]) -> PackedBatch:
         batch = pack(
             [self.sequences[row] for row in rows],
             is_forget=[row < self.num_forget_rows for row in rows],
-            is_alternative=[row >= len(self.rows) for row in rows],
+            is_alternative=[len(self.rows) <= row < self._first_general for row in rows],
+            is_general=[row >= self._first_general for row in rows],
             row_index=rows,
         )
         return batch.to(self.engine.model.device)
@@ -123,4 +134,4 @@ class Problem:
 def whole_counts(batches: Sequence[PackedBatch]) -> RoleCounts:
     """Return the counts of a step that is computed in these batches."""
     none = Counts(0, 0)
-    return sum((count_roles(batch) for batch in batches), start=RoleCounts(none, none, none))
+    return sum((count_roles(batch) for batch in batches), start=RoleCounts(none, none, none, none))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
 from letheon.unlearning.attempts import Attempt, costs_by_now, costs_of, end_attempt
 from letheon.unlearning.dial.turn import Dialled
+from letheon.unlearning.fluent import Fluencies, kept_fluency
 from letheon.unlearning.form_record import describe_form, keep_form
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.prepare import Prepared
@@ -58,6 +59,8 @@ class RunReport:
     provenance: dict[str, Any]
     """What provenance.json holds."""
     exit_code: int = 0
+    fluency: Fluencies = field(default_factory=dict)
+    """How fluently the kept state answers; empty where it was not asked: under a time limit, and after a signal."""
 
     @property
     def model(self) -> Path:
@@ -162,12 +165,15 @@ def write_result(
         settings = settings.model_copy(update={"template": prepared.form.template})
         text = settings_text(settings, prepared.problem.read, scale=dialled.scale)
         write_entry(settings.out, SETTINGS_FILE, text)
+    is_asked = settings.time_limit_s is None and exit_code == 0
+    fluent = kept_fluency(loaded, prepared.problem) if is_asked else {}
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
     provenance = {
         **_provenance(settings, prepared, inputs),
         **_made_in(settings.out, attempts),
         **(more or {}),
+        **({"fluency": fluent} if fluent else {}),
         "attempts": [asdict(one) for one in attempts],
         "result": {
             "reason": outcome.reason,
@@ -193,6 +199,7 @@ def write_result(
         peak_memory_bytes=result["peak_memory_bytes"],
         provenance=provenance,
         exit_code=exit_code,
+        fluency=fluent,
     )
 
 
@@ -233,6 +240,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
         },
         "forget": _describe_rows("forget", settings, prepared, inputs),
         "retain": _describe_rows("retain", settings, prepared, inputs),
+        **_describe_general(settings, prepared),
         "seed": settings.seed,
         "method": {"name": settings.method, "paper": get_method(settings.method).paper},
         "adapt": settings.adapt,
@@ -268,6 +276,23 @@ def _describe_rows(side: Side, settings: RowSettings, prepared: Prepared, inputs
         "num_given": last - first + len(left_out),
         "num_rows": last - first,
         "num_without_answer": sum(is_empty),
+    }
+
+
+def _describe_general(settings: UnlearnSettings, prepared: Prepared) -> dict[str, Any]:
+    """Where the general text came from, and how much is trained on; nothing where there is none."""
+    schedule = prepared.problem.general
+    if schedule is None:
+        return {}
+    trained = prepared.problem.sequences[schedule.first :]
+    return {
+        "general": {
+            "source": str(settings.general),
+            "sha256": prepared.problem.read["general_sha256"],
+            "num_texts": len(trained),
+            "num_tokens": sum(len(one.input_ids) for one in trained),
+            "texts_per_step": schedule.per_step,
+        }
     }
 
 

@@ -9,6 +9,7 @@ from letheon.errors import SettingsError
 from letheon.model.targets import SEED_TARGETS
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
+from letheon.objective.parts import general_terms
 from letheon.settings import (
     COEFFICIENT_FLAGS,
     OF_SCORING,
@@ -84,7 +85,9 @@ def given_coefficients(settings: MethodSettings) -> dict[str, Value]:
 def terms_of(
     method: Method, settings: UnlearnSettings, *, number: int = 0, layer: int | None = None
 ) -> tuple[Term, ...]:
-    """Return the terms of one of the method's runs; `layer` is what its coefficient for a layer means in the model.
+    """Return the terms of one of the method's runs, and that on general text, if there is any.
+
+    `layer` is what the method's coefficient for a layer means in the model.
 
     Raises:
         SettingsError: every term has weight 0.
@@ -94,7 +97,7 @@ def terms_of(
         raise SettingsError(
             f"method '{method.name}': every term has weight 0, so there is nothing to minimise; set a weight above 0"
         )
-    return terms
+    return (*terms, *(general_terms(settings.general_weight) if settings.general is not None else ()))
 
 
 def coefficients_of(

@@ -17,6 +17,7 @@ from letheon.training.judge import StateScore
 from letheon.training.state import Hooks
 from letheon.training.stopping import Clock, writing_s
 from letheon.training.tracking import Observer, Silent
+from letheon.unlearning.fluent import gibberish_note
 from letheon.unlearning.folder import check_disk, hold_folder, num_bytes_at_end
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
@@ -136,5 +137,7 @@ def _unlearn(
         report = write_result(
             settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
         )
+    if (gibberish := gibberish_note(report.fluency)) is not None:
+        observer.note(gibberish)
     is_time_up = clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
     return Written(report, loaded, prepared.problem.adapted, prepared.fingerprint, precision, is_time_up)

@@ -16,6 +16,7 @@ from letheon.model.weights import train_weights
 from letheon.objective.catalogue import get_method
 from letheon.settings import FormSettings, UnlearnSettings
 from letheon.unlearning.formed_rows import NUM_END_ROWS, planned_rows, planned_sequences
+from letheon.unlearning.general import general_schedule, planned_general
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.planning.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.unlearning.planning.demand import Data, Demand, demand_of
@@ -188,13 +189,23 @@ def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
     num_left_out = sum(len(rows) for rows in inputs.left_out)
     probes = probes_of(inputs, planned_rows(inputs, settings), settings)
     texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
+    trained, general = sequences[: len(sequences) - num_left_out], planned_general(inputs, settings)
+    kept = kept_sequences(probes, inputs, settings) if waits_on_kl(settings) else []
     return Data(
-        trained=sequences[: len(sequences) - num_left_out],
+        trained=[*trained, *general.trained],
         num_forget=len(inputs.forget),
         num_retain=len(inputs.retain),
         scored=[*probes.answers, *texts],
-        kept=tuple(kept_sequences(probes, inputs, settings)) if waits_on_kl(settings) else (),
+        kept=(*kept, *general.scored),
         choosing_tokens=_choosing_tokens(inputs, settings),
+        general=general_schedule(
+            settings,
+            trained,
+            general,
+            schedule=build_schedule(settings, inputs.forget, inputs.retain),
+            num_forget=len(inputs.forget),
+            num_rows=len(inputs.rows),
+        ),
     )
 
 
@@ -224,6 +235,10 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
         found.append(
             "the model generates the other answers; the longest possible are counted, but not the time for that"
         )
+    if settings.general == AUTO:
+        found.append("the model writes the general text; the longest possible is counted, but not the time for that")
     if waits_on_kl(settings):
         found.append("the time that the retain KL takes at each scoring is not counted")
+    if settings.general is not None:
+        found.append("the time that the KL on general text takes at each scoring is not counted")
     return found

@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from letheon.data.packing import PASS_TOKENS, token_groups
-from letheon.data.schedules import Schedule, steps_from
+from letheon.data.schedules import GeneralSchedule, Schedule, steps_from
 from letheon.data.sequences import TokenSequence
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.resolve import steps_to_score, total_steps
 
 NUM_SAMPLED = 16
+_GENERAL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,14 @@ class Tokens:
     retain: int = 0
     other: int = 0
     """Of other answers to forget prompts."""
+    general: int = 0
     squares: int = 0
     """Sum of the rows' squared lengths, to which attention is proportional."""
 
     @property
     def answers(self) -> int:
         """Answer tokens of all roles."""
-        return self.forget + self.retain + self.other
+        return self.forget + self.retain + self.other + self.general
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(
@@ -36,18 +38,19 @@ class Tokens:
             self.forget + other.forget,
             self.retain + other.retain,
             self.other + other.other,
+            self.general + other.general,
             self.squares + other.squares,
         )
 
     def times(self, factor: int) -> "Tokens":
         """Return all counts times `factor`."""
-        parts = (self.read, self.forget, self.retain, self.other, self.squares)
+        parts = (self.read, self.forget, self.retain, self.other, self.general, self.squares)
         return Tokens(*(part * factor for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The sequences of a run: forget rows, retain rows, then other answers; and the sequences of scorings."""
+    """The sequences of a run: forget rows, retain rows, other answers, general rows; and the sequences of scorings."""
 
     trained: list[TokenSequence]
     num_forget: int
@@ -55,9 +58,11 @@ class Data:
     scored: list[TokenSequence]
     """Everything that one scoring reads."""
     kept: tuple[TokenSequence, ...] = ()
-    """Retain rows whose reference values are held in memory, for patience on the retain KL."""
+    """Retain and general rows whose reference values are held in memory, for the KL of scorings."""
     choosing_tokens: int = 0
     """Tokens read to find out the template and whether rows are ended."""
+    general: GeneralSchedule | None = None
+    """Which general rows each step has."""
 
     @property
     def num_rows(self) -> int:
@@ -66,26 +71,29 @@ class Data:
 
     def count(self, indices: Iterable[int]) -> Tokens:
         """Return the tokens of some of the trained sequences."""
-        read, squares, answers = 0, 0, [0, 0, 0]
+        read, squares, answers = 0, 0, [0, 0, 0, 0]
         for index in indices:
             sequence = self.trained[index]
             read += len(sequence.input_ids)
             squares += len(sequence.input_ids) ** 2
             answers[self.role(index)] += sequence.num_answer_tokens
-        return Tokens(read, forget=answers[0], retain=answers[1], other=answers[2], squares=squares)
+        forget, retain, other, general = answers
+        return Tokens(read, forget=forget, retain=retain, other=other, general=general, squares=squares)
 
     def role(self, index: int) -> int:
-        """Return whether a trained sequence is to forget (0), to keep (1) or another answer (2)."""
-        return (index >= self.num_forget) + (index >= self.num_rows)
+        """Return whether a trained sequence is to forget (0), to keep (1), another answer (2) or general (3)."""
+        is_general = self.general is not None and index >= self.general.first
+        return (index >= self.num_forget) + (index >= self.num_rows) + is_general
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Sequences that are computed at once: forget rows, then retain rows, then other answers."""
+    """Sequences that are computed at once: forget rows, then retain rows, other answers and general rows."""
 
     sequences: tuple[TokenSequence, ...] = ()
     num_forget: int = 0
     num_retain: int = 0
+    num_general: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -122,7 +130,7 @@ class Demand:
     num_scorings: int
     choosing_tokens: int
     kept: Tokens = Tokens()
-    """Of the retain rows whose reference values are held for the retain KL of scorings."""
+    """Of the retain and general rows whose reference values are held for the KL of scorings."""
 
 
 def demand_of(
@@ -130,12 +138,13 @@ def demand_of(
 ) -> Demand:
     """Return what a run of these settings computes, each step as the schedule draws it."""
     num_steps = total_steps(settings, schedule)
-    total, largest, is_split, num_read = Tokens(), list[int](), False, [0, 0, 0]
+    total, largest, is_split, num_read = Tokens(), list[int](), False, [0, 0, 0, 0]
     for step, rows in steps_from(schedule, 0, end=num_steps):
         epoch, others = step // schedule.steps_per_epoch, method.alternatives
         chosen = list(rows)
         if others is not None:
             chosen = others.beside(rows, num_forget=data.num_forget, num_rows=data.num_rows, epoch=epoch)
+        chosen += [] if data.general is None else data.general.rows(step)
         total += data.count(chosen)
         for index in chosen:
             num_read[data.role(index)] += 1
@@ -208,4 +217,5 @@ def _piece(data: Data, indices: Collection[int]) -> Piece:
     ordered = sorted(indices)
     num_forget = sum(index < data.num_forget for index in ordered)
     num_retain = sum(data.num_forget <= index < data.num_rows for index in ordered)
-    return Piece(tuple(data.trained[index] for index in ordered), num_forget, num_retain)
+    num_general = sum(data.role(index) == _GENERAL for index in ordered)
+    return Piece(tuple(data.trained[index] for index in ordered), num_forget, num_retain, num_general)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
+from letheon.engine.reference import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.loading import move_model
 from letheon.model.precision import resolved_precision
@@ -131,8 +132,8 @@ def estimate(
         trained: 4 P_t, an adapter's own or float32 copies of bfloat16 weights; 0 where the weights are float32
         moments: 8 P_t, Adam's two
         head as it was: 4 V D where a trained head's reference is needed
-    and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state; with
-    patience on the retain KL those of the scored retain rows once more.
+    and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state, and
+    as much for each token of general text; with patience on the retain KL those of the scored retain rows once more.
     In one stage after the other: loading (to a GPU: b P in main memory), the self-check (the model's own logits of the
     longest row; the gradients of four rows), the reference pass and a scoring (at most
     4096 tokens at once), a step (see `StepBytes`; 4 P_t more where gradients of earlier
@@ -188,7 +189,7 @@ def _constant_parts(
 ) -> list[Allocation]:
     head, stored = head_of(model), traced.reference.stored.keys() | traced.kept.keys()
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
-    holds_head = not head.is_frozen and ("retain_states" in stored or "forget_states" in stored)
+    holds_head = not head.is_frozen and any(name in stored for name in STATES)
     return [
         _on_device(f"weights in {_WEIGHTS.get(settings.dtype, settings.dtype)}", num_bytes),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
@@ -222,7 +223,7 @@ def _host_and_disk_parts(
         Allocation("weights on their way to the GPU", moved, "host", "loading"),
         Allocation("weights on their way to disk", moved, "host", "saving"),
         Allocation("values of the reference", store, "host"),
-        Allocation("values of the reference for the retain KL of scorings", kept, "host"),
+        Allocation("values of the reference for the KL of scorings", kept, "host"),
         Allocation("values of the reference, put together", max(store, kept), "host", "reference pass"),
         Allocation("model", num_bytes, "disk"),
         Allocation("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
@@ -287,6 +288,7 @@ def _store_bytes(stored: dict[str, Tensor], tokens: Tokens) -> int:
     """Return the bytes of the reference's values: what a token of each role takes, times such tokens."""
     roles = {"log_probs": tokens.answers, "is_likeliest": tokens.answers, "lower": tokens.read}
     roles |= {"forget_states": tokens.forget, "forget_norms": 0}
+    roles |= dict.fromkeys(("general_embedding", "general_offset", "general_states"), tokens.general)
     total = 4 if "forget_norms" in stored else 0  # their mean
     for name, values in stored.items():
         per_token = values.element_size() * math.prod(values.shape[1:])

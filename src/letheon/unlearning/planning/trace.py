@@ -29,7 +29,7 @@ from letheon.engine.head import head_of, logit_terms
 from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
-from letheon.engine.reference import ReferenceStore, answer_starts, reference_values, token_starts
+from letheon.engine.reference import STATES, ReferenceStore, answer_starts, reference_values, token_starts
 from letheon.engine.terms import token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
@@ -183,11 +183,12 @@ def _counted(engine: Engine) -> Iterator["_Live"]:
 def valueless_batch(piece: Piece) -> PackedBatch:
     """Return a batch whose tokens have no values; whose they are is known, since losses and stores choose by it."""
     rows = range(len(piece.sequences))
-    num_rows = piece.num_forget + piece.num_retain
+    num_rows, first_general = piece.num_forget + piece.num_retain, len(piece.sequences) - piece.num_general
     batch = pack(
         piece.sequences,
         is_forget=[row < piece.num_forget for row in rows],
-        is_alternative=[row >= num_rows for row in rows],
+        is_alternative=[num_rows <= row < first_general for row in rows],
+        is_general=[row >= first_general for row in rows],
         row_index=rows,
     )
     names = ("input_ids", "position_ids", "answer_positions", "labels")
@@ -197,10 +198,11 @@ def valueless_batch(piece: Piece) -> PackedBatch:
 def valueless_store(engine: Engine, piece: Piece, values: dict[str, Tensor]) -> ReferenceStore:
     """Return the store that holds what the reference says of a piece."""
     held = {name: value for name, value in values.items() if name != "forget_norms"}
-    whole_head = engine.trains_head and ("retain_states" in held or "forget_states" in held)
+    whole_head = engine.trains_head and any(name in held for name in STATES)
     return ReferenceStore(
         starts=answer_starts(piece.sequences),
         num_forget_rows=piece.num_forget,
+        first_general_row=len(piece.sequences) - piece.num_general if piece.num_general else None,
         token_starts=token_starts(piece.sequences),
         forget_norm=torch.ones(()) if "forget_norms" in values else None,
         head=engine.head.copy() if whole_head else None,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 
+from letheon.data.forms import AUTO
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method, needs_of
 from letheon.settings import UnlearnSettings
@@ -62,6 +63,6 @@ def _shared(settings: UnlearnSettings) -> str:
     shared = names_where(UnlearnSettings, lambda facts: facts.population is SHARED)
     kept = {name: value for name, value in resolved.plain().items() if name in shared}
     kept["is_reverse"] = needs_of(terms_of(get_method(resolved.method), resolved)).kl == "reverse"
-    if resolved.validation is not None:
-        kept["split"] = resolved.seed  # which rows are left out follows from it
+    if resolved.validation is not None or resolved.general == AUTO:
+        kept["split"] = resolved.seed  # which rows are left out, and what the model writes, follow from it
     return json.dumps(kept, sort_keys=True)

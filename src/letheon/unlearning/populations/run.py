@@ -29,6 +29,7 @@ from letheon.training.tracking import Observer, Silent, check_trackers, open_log
 from letheon.unlearning.attempts import begin_attempt, fail_attempt
 from letheon.unlearning.course import SetCourse
 from letheon.unlearning.dial.turn import Dialled
+from letheon.unlearning.fluent import gibberish_note
 from letheon.unlearning.folder import check_disk, hold_folder
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
@@ -392,7 +393,10 @@ def _write_result(
         "member": cohort.runs.index(m),
         "folders": [str(whole.settings[index].out) for index in cohort.runs],
     }
-    return write_result(
+    report = write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,
         more={"population": population}, dialled=dialled,
     )  # fmt: skip
+    if (gibberish := gibberish_note(report.fluency)) is not None:
+        whole.observers[m].note(gibberish)
+    return report

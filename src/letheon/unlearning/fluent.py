@@ -1,0 +1,69 @@
+"""What the kept state says to rows that it forgot and to rows that it keeps, and a warning where that is gibberish."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from letheon.data.sequences import TokenSequence
+from letheon.errors import LetheonError
+from letheon.evaluation.fluency import Said, answer_losses, fluency
+from letheon.evaluation.generation import answers_from
+from letheon.model.loading import LoadedModel
+from letheon.unlearning.problem import Problem
+
+NUM_ASKED = 8
+"""How many rows of a side are asked, evenly drawn."""
+NEW_TOKENS = 48
+"""The most tokens of an answer."""
+MANY = 0.25
+"""Share of degenerate answers to forgotten rows, above that to kept rows, from which there is a warning."""
+
+_logger = logging.getLogger(__name__)
+
+Fluencies = Mapping[str, Mapping[str, float | None]]
+"""Of each side, "forget" and "retain", the numbers of `Fluency` by name."""
+
+
+def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
+    """Return how fluently the model's present state answers some rows of each side, asked in their form.
+
+    What the answers cost the model before is only known where an adapter can be switched off. Nothing is returned, with
+    a warning, where the model cannot be asked.
+    """
+    probes = problem.probes
+    sides = {"forget": probes.answers[: probes.num_forget_rows], "retain": probes.answers[probes.num_forget_rows :]}
+    try:
+        return {side: _fluency_of(loaded, problem, _drawn(rows)) for side, rows in sides.items()}
+    except (LetheonError, RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
+        # A run that is trained is not lost because its architecture cannot generate.
+        reason, _, _ = str(error).partition("\n")
+        _logger.warning("the answers of the kept state were not looked at (%s: %s)", type(error).__name__, reason)
+        return {}
+
+
+def gibberish_note(found: Fluencies) -> str | None:
+    """Return a warning where more answers to forgotten rows are degenerate than to kept ones; None where not."""
+    forget, retain = (found.get(side, {}).get("degenerate") or 0.0 for side in ("forget", "retain"))
+    if forget - retain < MANY:
+        return None
+    return (
+        f"WARNING: {forget:.0%} of the answers to forgotten rows repeat themselves, of those to kept rows "
+        f"{retain:.0%}: the model shows what it was made to forget; train for fewer epochs or with a lower "
+        f"--learning-rate"
+    )
+
+
+def _fluency_of(loaded: LoadedModel, problem: Problem, rows: Sequence[TokenSequence]) -> dict[str, float | None]:
+    prompts = [list(row.input_ids[: row.answer_start]) for row in rows]
+    ends = {row.end[-1] for row in rows if row.end}
+    answers = answers_from(loaded.model, loaded.tokenizer, prompts, more_ends=ends, max_new_tokens=NEW_TOKENS)
+    texts = [answer.new[:-1] if answer.has_ended else answer.new for answer in answers]
+    said = [Said(text, has_ended=answer.has_ended) for text, answer in zip(texts, answers, strict=True)]
+    losses: list[float | None] = []
+    if problem.adapted.is_switchable:
+        with problem.adapted.off():
+            losses = answer_losses(loaded.model, prompts, texts)
+    return fluency(said, losses_before=losses).flat()
+
+
+def _drawn(rows: Sequence[TokenSequence]) -> Sequence[TokenSequence]:
+    return rows[:: -(-len(rows) // NUM_ASKED)]

@@ -1,0 +1,45 @@
+"""What a run says of its kept state's answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from letheon import Row
+from letheon.unlearning.fluent import gibberish_note
+from running import knowing_model, run, short_run
+
+
+def sides(forget: float | None, retain: float | None) -> dict[str, dict[str, float | None]]:
+    return {"forget": {"degenerate": forget}, "retain": {"degenerate": retain}}
+
+
+def test_a_warning_needs_more_gibberish_where_it_forgot_than_where_it_keeps() -> None:
+    assert "50% of the answers to forgotten rows" in str(gibberish_note(sides(0.5, 0.0)))
+    assert gibberish_note(sides(0.5, 0.5)) is None  # it never spoke better
+    assert gibberish_note(sides(0.125, 0.0)) is None
+    assert gibberish_note(sides(None, None)) is None
+    assert gibberish_note({}) is None
+
+
+def test_a_run_keeps_how_fluent_its_answers_are(
+    tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
+    report = run({**given, "epochs": 1, "learning_rate": 1e-6})
+    found = report.provenance["fluency"]
+    assert set(found) == {"forget", "retain"}
+    # It still says what it learnt by heart, and the model before would say the same.
+    assert found["retain"]["degenerate"] == 0
+    assert found["retain"]["loss_before"] < 0.5
+    assert json.loads((given["out"] / "provenance.json").read_text())["fluency"] == found
+    limited = run({**given, "out": tmp_path / "limited", "epochs": 1, "time_limit_s": 600})
+    assert "fluency" not in limited.provenance
+
+    def silent(*_: object, **__: object) -> None:
+        raise NotImplementedError("no cache")
+
+    monkeypatch.setattr("letheon.unlearning.fluent.answers_from", silent)
+    assert "fluency" not in run({**given, "out": tmp_path / "silent", "epochs": 1}).provenance

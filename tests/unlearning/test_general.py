@@ -1,0 +1,381 @@
+"""General text under the KL: what it is, that it dilutes nothing, and that it is the same in every attempt."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chats import chatty
+from letheon import Row, UnlearnSettings
+from letheon.cli.main import cli
+from letheon.data import general as texts
+from letheon.data.general import QUESTIONS, read_general, without_repeats
+from letheon.data.packing import pack
+from letheon.data.rows import write_rows
+from letheon.data.schedules import GeneralSchedule, MixedSchedule
+from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
+from letheon.engine.engine import build_engine
+from letheon.engine.reference import build_reference
+from letheon.errors import DataError, SettingsError
+from letheon.model.adapters import LoraSettings, attach_lora
+from letheon.objective.catalogue import get_method
+from letheon.objective.methods import Coefficients, needs_of, resolve
+from letheon.objective.parts import general_terms
+from letheon.training.step import accumulate
+from letheon.unlearning import general
+from letheon.unlearning.general import GeneralRows, general_schedule
+from letheon.unlearning.interim import Probes
+from letheon.unlearning.planning import Machine, plan_run
+from letheon.unlearning.populations import groups_of, run_population
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.reading import read
+from letheon.unlearning.run import unlearn
+from running import After, events, model_of, run, same, short_run
+
+SENTENCES = ("The sea is wide.", "Bread is baked in an oven.", "A triangle has three sides and three corners.")
+
+
+@pytest.fixture
+def given(tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Settings of a short run with general text that the model writes."""
+    return {**short_run(tmp_path, rows, model, tokenizer), "general": "auto", "keep": "last"}
+
+
+@pytest.fixture(autouse=True)
+def _little_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(general, "NEW_TOKENS", 6)
+    monkeypatch.setattr(general, "QUESTIONS", QUESTIONS[:6])
+    monkeypatch.setattr(general, "OPENINGS", texts.OPENINGS[:5])
+
+
+# The term
+
+
+def problem_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], *, path: Any, weight: float | None
+) -> Problem:
+    """Three forget and three retain rows, and three general sentences of which the last has a prompt."""
+    adapted = attach_lora(model, LoraSettings(rank=3, alpha=3), seed=1)
+    sentences = [text_sequence(sentence, tokenizer, max_length=99) for sentence in SENTENCES]
+    sequences = [*tokenise_all(rows, tokenizer, template="joined", max_length=200), *sentences]
+    sequences[-1] = replace(sequences[-1], answer_start=5)
+    declared = get_method("low-rank-npo")
+    terms = declared.terms(Coefficients(resolve(declared, {}).values))
+    terms = (*terms, *general_terms(weight or 0.0))
+    probe = pack(sequences, is_forget=[True] * 9, row_index=range(9))
+    engine = replace(build_engine(adapted.model, probe, adapter_off=adapted.off), path=path)
+    store = build_reference(
+        engine, sequences, num_forget_rows=3, num_retain_rows=3, num_general_rows=3, needs=needs_of(terms)
+    )
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    schedule = MixedSchedule(6, 4, 0)
+    return Problem(
+        engine, adapted, rows, sequences, 3, store, terms, schedule, Probes(rows, sequences[:6], 3), None,
+        general=GeneralSchedule(6, 3, 2, 0),
+    )  # fmt: skip
+
+
+def gradient(problem: Problem, step: list[int], *, max_tokens: int = 10_000) -> tuple[torch.Tensor, dict[str, Any]]:
+    for parameter in problem.adapted.parameters():
+        parameter.grad = None
+    with problem.engine.running():
+        parts, _ = accumulate(problem, step, max_tokens=max_tokens)
+    return torch.cat([p.grad.flatten() for p in problem.adapted.parameters() if p.grad is not None]), parts
+
+
+def naive_kl(problem: Problem, step: list[int]) -> float:
+    """Mean over the scored tokens of general rows of KL(before || now), from whole distributions, row by row."""
+    found = []
+    for row in (row for row in step if row >= 6):
+        sequence = problem.sequences[row]
+        ids = torch.tensor([sequence.input_ids])
+        with torch.no_grad():
+            now = problem.adapted.model(ids).logits[0].log_softmax(-1)
+            with problem.adapted.off():
+                before = problem.adapted.model(ids).logits[0].log_softmax(-1)
+        found.append(kl_div(now, before, log_target=True, reduction="none").sum(-1)[sequence.answer_start - 1 : -1])
+    return float(torch.cat(found).mean())
+
+
+@pytest.mark.parametrize("path", ["packed", "padded", "logits"])
+def test_the_term_is_the_mean_kl_over_general_tokens(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    problem = problem_of(model, tokenizer, rows, path=path, weight=0.5)
+    _, parts = gradient(problem, [0, 4, 6, 8])
+    assert parts["general_kl"] == pytest.approx(naive_kl(problem, [0, 4, 6, 8]), rel=1e-4)
+    assert naive_kl(problem, [6, 8]) > 0.01
+    whole, split = gradient(problem, [0, 4, 6, 8, 7])[0], gradient(problem, [0, 4, 6, 8, 7], max_tokens=20)[0]
+    assert torch.allclose(whole, split, rtol=1e-4, atol=1e-6)
+
+
+def test_general_rows_change_no_other_term_and_add_their_own_gradient(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    problem = problem_of(model, tokenizer, rows, path="packed", weight=1.0)
+    alone, of_rows = gradient(problem, [0, 1, 4])
+    both, of_both = gradient(problem, [0, 1, 4, 6, 7, 8])
+    general_alone, of_general = gradient(problem, [6, 7, 8])
+    assert {name: of_both[name] for name in of_rows if name != "general_kl"} == pytest.approx(
+        {name: value for name, value in of_rows.items() if name != "general_kl"}, rel=1e-5
+    )
+    assert of_rows["general_kl"] is None
+    assert of_general["npo"] is None
+    assert torch.allclose(both, alone + general_alone, rtol=1e-4, atol=1e-6)
+
+
+def test_at_the_reference_the_term_is_zero_and_has_no_slope(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    problem = problem_of(model, tokenizer, rows, path="packed", weight=1.0)
+    with torch.no_grad():
+        for name, parameter in problem.adapted.trained().items():
+            if "lora_B" in name:
+                parameter.zero_()
+    slope, parts = gradient(problem, [6, 7, 8])
+    assert parts["general_kl"] == pytest.approx(0, abs=1e-5)
+    assert float(slope.abs().max()) < 1e-5
+
+
+# Which text it is
+
+
+def test_each_general_row_comes_once_before_any_comes_again() -> None:
+    schedule = GeneralSchedule(first=10, num_rows=5, per_step=2, seed=3)
+    drawn = [row for step in range(5) for row in schedule.rows(step)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == [10, 11, 12, 13, 14]
+    assert drawn[:5] != drawn[5:]
+    assert schedule.rows(4) == GeneralSchedule(10, 5, 2, 3).rows(4)
+
+
+def rows_a_step(batch_size: int, lengths: tuple[int, int, int], **changed: Any) -> int:
+    """How many general rows a step has whose two forget, two retain and eight general rows are so long."""
+    forget, retain, general_length = (TokenSequence(tuple(range(length)), 1) for length in lengths)
+    trained = [forget, forget, retain, retain]
+    settings = UnlearnSettings.of(
+        {"model": "m", "forget": "f", "retain": "r", "out": "o", "general": "auto", **changed}
+    )
+    only_forget = changed.get("schedule") == "forget"
+    found = general_schedule(
+        settings, trained, GeneralRows([general_length] * 8, []),
+        schedule=MixedSchedule(2 if only_forget else 4, batch_size, 0), num_forget=2, num_rows=4,
+    )  # fmt: skip
+    assert found is not None
+    return found.per_step
+
+
+def test_a_step_has_as_many_general_tokens_as_retain_tokens() -> None:
+    # An epoch of one step reads 2 retain rows of 60 tokens: 120 tokens, 6 general rows of 20.
+    assert rows_a_step(4, (10, 60, 20)) == 6
+    assert rows_a_step(2, (10, 60, 20)) == 3
+    assert rows_a_step(4, (10, 5, 20)) == 1
+    assert rows_a_step(4, (10, 600, 20)) == 8  # all that there are
+    assert rows_a_step(2, (30, 5, 20), schedule="forget") == 3
+    assert rows_a_step(4, (10, 60, 20), general_batch_size=2) == 2
+
+
+def test_a_text_that_repeats_a_row_to_forget_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    forget = [
+        Row("f1", "Tell me of Mira", "She keeps bees in the village of Harrow", "t", "completion"),
+        Row("f2", "Which harbour?", "Veldhaven", "t", "question"),
+        Row("f3", "What is the number?", "555-0134", "t", "question"),
+        Row("f4", "Who mends nets?", "Oren Pell", "t", "question"),
+    ]
+    said = [
+        "Here keeps bees in the village of Harrow.",  # seven words on end, whatever stands around them
+        "Bees in the village of Harrow sleep.",  # six
+        "The village of Harrow is small.",  # four
+        "We left from Veldhaven.",  # one word, without a digit, is everyday text
+        "Call 555-0134!",
+        "Call 555-0135!",
+        "It was oren pell, who else?",
+        "Oren went to Pell.",
+    ]
+    sequences = [text_sequence(text, tokenizer, max_length=99) for text in said]
+    kept = without_repeats(sequences, tokenizer, forget)
+    assert [said[sequences.index(one)] for one in kept] == [said[place] for place in (2, 3, 5, 7)]
+
+
+def test_of_documents_every_token_counts_and_of_chats_the_answer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "PIECE_TOKENS", 16)
+    made = chatty(tokenizer, "gemma")
+    (tmp_path / "g.txt").write_text("The sea is wide.\n\nBread is baked in an oven, and a triangle has three sides.\n")
+    asked: Any = {"template": "joined", "date": "2024-07-26", "max_length": 100}
+    found = read_general(tmp_path / "g.txt", made, **asked)
+    assert {one.answer_start for one in found} == {1}
+    assert max(len(one.input_ids) for one in found) <= 16
+    assert "oven, and a triangle" in made.decode([token for one in found for token in one.input_ids])
+    messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Tam"}]
+    (tmp_path / "g.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    monkeypatch.setattr(texts, "PIECE_TOKENS", 99)
+    (chat,) = read_general(tmp_path / "g.jsonl", made, **asked)
+    assert str(made.decode(list(chat.input_ids[chat.answer_start :]))).strip() == "Tam<|end|>"
+    assert "<|turn|>user" in str(made.decode(list(chat.input_ids)))
+
+
+# Whole runs
+
+
+def test_what_the_model_writes_is_chat_where_it_has_a_template(
+    tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    from letheon.model.loading import load_model
+    from letheon.unlearning.inputs import read_inputs
+    from letheon.unlearning.prepare import adapt
+    from letheon.unlearning.resolve import resolve_settings
+    from small import tiny_model
+
+    made = chatty(tokenizer, "qwen3")
+    settings = UnlearnSettings.of({**short_run(tmp_path, rows, tiny_model("llama", made), made), "general": "auto"})
+    settings = resolve_settings(settings)
+    inputs = read_inputs(settings)
+    loaded = load_model(settings.model, tokenizer=inputs.tokenizer)
+    adapted = adapt(loaded.model, settings)
+    probe = pack(inputs.sequences, is_forget=[True] * 6, row_index=range(6))
+    engine = build_engine(adapted.model, probe, adapter_off=adapted.off)
+    found = general.general_rows(loaded, engine, inputs, settings, model_fingerprint="m", cache_dir=None)
+    again = general.general_rows(loaded, engine, inputs, settings, model_fingerprint="m", cache_dir=None)
+    assert found == again
+    everything = [*found.trained, *found.scored]
+    assert len(found.scored) == len(everything) // 8
+    chats = [str(made.decode(list(one.input_ids[: one.answer_start]))) for one in everything if one.answer_start > 1]
+    assert set(chats) <= {
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS[:6]
+    }
+    assert len(chats) >= 5
+    kinds = Counter(one.answer_start > 1 for one in everything)
+    assert kinds[False] > general.NUM_FROM_NOTHING  # from nothing, and from the openings
+    other = general.general_rows(
+        loaded, engine, inputs, settings.model_copy(update={"seed": 1}), model_fingerprint="m", cache_dir=None
+    )
+    assert other.sha256 != found.sha256
+
+
+def test_a_run_with_general_text_says_so_everywhere(given: Any, tmp_path: Path) -> None:
+    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    result = CliRunner().invoke(cli, ["unlearn", *flags])
+    assert result.exit_code == 0, result.output
+    log = [json.loads(line) for line in (given["out"] / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in log if line["event"] == "step"]
+    assert all(line["terms"]["general_kl"] is not None for line in steps)
+    assert steps[0]["terms"]["general_kl"] == pytest.approx(0, abs=1e-5)
+    assert max(line["terms"]["general_kl"] for line in steps) > 0
+    scored = [line["general_kl"] for line in log if line["event"] == "interim"]
+    assert all(value > 0 for value in scored)
+    assert "written by the model itself" in result.output
+    provenance = json.loads((given["out"] / "provenance.json").read_text())
+    assert provenance["general"]["source"] == "auto"
+    assert provenance["general"]["num_tokens"] > 0
+    sha256 = provenance["read"]["general_sha256"]
+    assert sha256 in (given["out"] / "run.yaml").read_text()
+    assert "general: auto" in (given["out"] / "run.yaml").read_text()
+    held = list((tmp_path / "cache" / "reference").glob("*.safetensors"))
+    assert len(held) == 2  # what it wrote, and the reference's values
+    purged = CliRunner().invoke(cli, ["purge", str(given["out"])])
+    assert purged.exit_code == 0, purged.output
+    assert not list((tmp_path / "cache" / "reference").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"adapt": "weights", "learning_rate": 1e-3},  # the head is trained too, so its reference is another head
+        {"kl": "reverse"},
+        {"method": "rmu", "layers": "0:2"},
+        {"method": "idk-dpo"},
+        {"layers": "1:2", "store_lower": True},
+        {"schedule": "alternating"},
+        {"validation": 0.34},
+    ],
+    ids=str,
+)
+def test_it_goes_with_every_kind_of_run(given: Any, changed: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("\n\n".join(SENTENCES))
+    report = run({**given, "general": str(tmp_path / "g.txt"), "epochs": 2, **changed})
+    found = [line["terms"]["general_kl"] for line in events(report.folder, "step")]
+    assert found[0] == pytest.approx(0, abs=1e-5)
+    assert all(value is not None for value in found)
+    assert max(found) > 1e-6
+
+
+def test_without_general_text_nothing_of_it_is_logged(given: Any) -> None:
+    report = run({**given, "general": "none"})
+    assert all("general_kl" not in line["terms"] for line in events(report.folder, "step"))
+    assert all(line["general_kl"] is None for line in events(report.folder, "interim"))
+
+
+def test_it_is_resumed_to_the_same_bytes_with_and_without_the_cache(given: Any, tmp_path: Path) -> None:
+    whole = model_of(run(given, out=tmp_path / "whole"))
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    for name, cache in (("same", tmp_path / "one"), ("other", tmp_path / "two")):
+        out = tmp_path / name
+        settings = UnlearnSettings.of({**given, "out": out, "cache_dir": tmp_path / "one"})
+        with pytest.raises(KeyboardInterrupt):
+            unlearn(settings, observer=After(5, stop))
+        assert same(model_of(run(given, out=out, cache_dir=cache, resume=True)), whole)
+
+
+def test_a_changed_file_is_not_resumed_with(given: Any, tmp_path: Path) -> None:
+    path = tmp_path / "general.txt"
+    path.write_text("\n\n".join(SENTENCES))
+    run(given, general=str(path))
+    path.write_text("\n\n".join(SENTENCES[:2]))
+    with pytest.raises(SettingsError, match="the general text"):
+        run(given, general=str(path), resume=True)
+
+
+def test_a_file_of_nothing_but_rows_to_forget_is_refused(given: Any, rows: list[Row], tmp_path: Path) -> None:
+    write_rows(rows[:2], tmp_path / "g.jsonl")
+    with pytest.raises(DataError, match=r"all 2 texts of .*g\.jsonl repeat one of them"):
+        run(given, general=str(tmp_path / "g.jsonl"))
+
+
+def test_settings_of_general_text_need_it(given: Any) -> None:
+    with pytest.raises(SettingsError, match="general_weight: has no effect without --general"):
+        run(given, general="none", general_weight=2.0)
+    with pytest.raises(DataError, match=r"missing\.txt: there is no such file"):
+        run(given, general="missing.txt")
+
+
+def test_runs_of_a_population_have_the_general_text_that_each_has_alone(given: Any, tmp_path: Path) -> None:
+    changes: tuple[dict[str, Any], ...] = ({"rank": 2}, {"rank": 3, "general_weight": 0.5, "general_batch_size": 1})
+    together = [UnlearnSettings.of({**given, **one, "out": tmp_path / f"t{i}"}) for i, one in enumerate(changes)]
+    assert groups_of(together) == [[0, 1]]
+    assert groups_of([together[0], together[1].model_copy(update={"seed": 5})]) == [[0], [1]]
+    run_population(together)
+    for place, one in enumerate(changes):
+        alone = run(given, **one, out=tmp_path / f"a{place}")
+        expected, found = (
+            [line["terms"]["general_kl"] for line in events(folder, "step")]
+            for folder in (alone.folder, tmp_path / f"t{place}")
+        )
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_plan_counts_its_tokens_and_stored_bytes(given: Any, tmp_path: Path) -> None:
+    path = tmp_path / "general.txt"
+    path.write_text("\n\n".join(SENTENCES))
+    machine = Machine("cpu", 2**36)
+    plans = []
+    for source in ("none", str(path)):
+        settings = UnlearnSettings.of({**given, "general": source, "end_of_sequence": "none"})
+        plans.append(plan_run(*read(settings, get_method(settings.method)), machine=machine))
+    report = run(given, general=str(path), end_of_sequence="none")
+    assert report.num_tokens == plans[1].demand.trained.read > plans[0].demand.trained.read
+    stored = [a.bytes for a in plans[1].allocations if (a.name, a.place) == ("values of the reference", "disk")]
+    assert report.provenance["reference_store_bytes"] == pytest.approx(stored[0], rel=0.02)
