@@ -118,3 +118,10 @@ class After(Silent):
         self.num_seen += 1
         if self.num_seen == self.num_steps:
             self.action()
+
+
+def as_flags(given: dict[str, Any], *names: str, **more: object) -> list[str]:
+    """Return those settings, or all of them, as flags of a command."""
+    values = {name: given[name] for name in names or given} | more
+    idle = ["--no-evaluate"] if values.pop("evaluate", True) is False else []
+    return idle + [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]

@@ -16,7 +16,7 @@ from letheon.endings import Ending, run_to_end
 from letheon.errors import DivergenceError, LetheonError
 from letheon.signals import Interrupted, finishing, signals_raised
 from letheon.storage.files import is_leftover
-from running import events, model_of, run, same, short_run
+from running import as_flags, events, model_of, run, same, short_run
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
@@ -26,12 +26,6 @@ def given(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     return short_run(tmp_path, rows, model, tokenizer)
-
-
-def flags(given: dict[str, Any], *names: str, **more: object) -> list[str]:
-    values = {name: given[name] for name in names or given} | more
-    idle = ["--no-evaluate"] if values.pop("evaluate", True) is False else []
-    return idle + [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def last_line(err: str) -> str:
@@ -55,7 +49,7 @@ def test_unlearn_saves_and_says_the_command_that_goes_on(
     number: signal.Signals, code: int, given: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = run(given, out=tmp_path / "whole", epochs=40)
-    ended, _, err = signalled("unlearn", *flags(given, epochs=40), at="step 1/120", number=number)
+    ended, _, err = signalled("unlearn", *as_flags(given, epochs=40), at="step 1/120", number=number)
     assert ended == code
     folder = Path(given["out"])
     assert (folder / "model" / "model.safetensors").is_file()
@@ -73,7 +67,7 @@ def test_unlearn_that_is_ended_before_its_folder_was_made_is_begun_again(given: 
     ended = (
         "import os, signal, letheon.unlearning.reading as r\nr.read_inputs = lambda *_, **__: signal.raise_signal(15)"
     )
-    code, _, err = finish(start("unlearn", *flags(given), setup=ended))
+    code, _, err = finish(start("unlearn", *as_flags(given), setup=ended))
     assert code == 143
     assert last_line(err).startswith("letheon: ended by SIGTERM; go on with: letheon unlearn ")
     assert "--resume" not in last_line(err)
@@ -85,7 +79,7 @@ def test_unlearn_that_is_ended_before_its_folder_was_made_is_begun_again(given: 
 def test_memorize_ends_cleanly_and_leaves_nothing(number: signal.Signals, code: int, given: dict[str, Any]) -> None:
     out = Path(given["out"])
     shape = {"width": 32, "num_layers": 1, "vocab_size": 300, "max_steps": 100_000, "learning_rate": 1e-9}
-    command = ["memorize", *flags({"rows": given["forget"], "out": out, **shape})]
+    command = ["memorize", *as_flags({"rows": given["forget"], "out": out, **shape})]
     ended, _, err = signalled(*command, at="step 1/100000", number=number)
     assert ended == code
     assert not out.exists()
@@ -99,7 +93,7 @@ def test_memorize_ends_cleanly_and_leaves_nothing(number: signal.Signals, code: 
 @pytest.mark.slow
 def test_evaluate_ends_cleanly_and_leaves_nothing(given: dict[str, Any]) -> None:
     out = Path(given["out"])
-    command = ["evaluate", *flags(given, "model", "forget", "retain", "out", batch_size=1, max_new_tokens=250)]
+    command = ["evaluate", *as_flags(given, "model", "forget", "retain", "out", batch_size=1, max_new_tokens=250)]
     code, _, err = signalled(*command, at="generation ")
     assert code == 143
     assert not out.exists()
@@ -109,7 +103,7 @@ def test_evaluate_ends_cleanly_and_leaves_nothing(given: dict[str, Any]) -> None
 
 @pytest.mark.slow
 def test_evaluate_over_earlier_results_leaves_them_as_they_were(given: dict[str, Any]) -> None:
-    command = ["evaluate", *flags(given, "model", "forget", "retain", "out", max_new_tokens=4)]
+    command = ["evaluate", *as_flags(given, "model", "forget", "retain", "out", max_new_tokens=4)]
     assert finish(start(*command))[0] == 0
     before = {path.name: path.read_bytes() for path in Path(given["out"]).iterdir()}
     code, _, _ = signalled(*command[:-1], "250", "--batch-size", "1", at="generation ")

@@ -37,8 +37,8 @@ def test_the_twelve_settings_used_most_come_first() -> None:
     assert len(re.findall(r"(?<!\S)--[a-z-]+ (?:[A-Z]+|Print)", first)) == 12
     assert all(f"--{name} " in first for name in ("model", "forget", "retain", "out", "recipe", "plan"))
     assert headings[1:-1] == [
-        "Model and rows", "Form of the rows", "Output", "Method low-rank-npo", "General text", "Adapter", "Steps",
-        "Optimiser", "Scoring and stopping", "Dial", "Scores before and after",
+        "Model and rows", "Form of the rows", "Output", "Method low-rank-npo", "Beyond the rows", "Adapter", "Steps",
+        "Scoring and stopping", "Scores before and after",
     ]  # fmt: skip
 
 

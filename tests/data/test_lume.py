@@ -119,7 +119,7 @@ def test_both_formats_of_one_set_count_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected one file of forget rows, found forget.jsonl, forget.parquet"):
         read_sets(tmp_path, "forget")
     (tmp_path / "forget.parquet").rename(tmp_path / "forget_more.parquet")
-    with pytest.raises(DataError, match=r"found forget.jsonl, forget_more.parquet; leave only"):
+    with pytest.raises(DataError, match=r"found forget.jsonl, forget_more.parquet; keep only the one to read"):
         read_sets(tmp_path, "forget")
 
 

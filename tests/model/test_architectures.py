@@ -78,7 +78,7 @@ def test_an_unknown_architecture_is_named_with_the_nearest(tokenizer: PreTrained
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"width": 100}, "multiple of 8 \\* num_heads = 32, got 100; 128"), ({"num_layers": 0}, "positive sizes")],
+    [({"width": 100}, "multiple of 8 \\* num_heads = 32, got 100; use 128"), ({"num_layers": 0}, "positive sizes")],
 )
 def test_sizes_that_do_not_fit_are_refused(
     sizes: dict[str, int], message: str, tokenizer: PreTrainedTokenizerBase

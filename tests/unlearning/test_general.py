@@ -37,7 +37,7 @@ from letheon.unlearning.populations import groups_of, run_population
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.reading import read
 from letheon.unlearning.run import unlearn
-from running import After, events, model_of, run, same, short_run
+from running import After, as_flags, events, model_of, run, same, short_run
 
 SENTENCES = ("The sea is wide.", "Bread is baked in an oven.", "A triangle has three sides and three corners.")
 
@@ -264,8 +264,7 @@ def test_what_the_model_writes_is_chat_where_it_has_a_template(
 
 
 def test_a_run_with_general_text_says_so_everywhere(given: Any, tmp_path: Path) -> None:
-    flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    result = CliRunner().invoke(cli, ["unlearn", *flags])
+    result = CliRunner().invoke(cli, ["unlearn", *as_flags(given)])
     assert result.exit_code == 0, result.output
     log = [json.loads(line) for line in (given["out"] / "log.jsonl").read_text().splitlines()]
     steps = [line for line in log if line["event"] == "step"]

@@ -57,7 +57,7 @@ class RowSettings(Settings):
     fields: Annotated[dict[str, str] | None, FIXED, SHARED] = Field(
         None, description="Column names of your data, e.g. prompt=A,answer=B, or messages=C, or text=D."
     )
-    turns: Annotated[Literal["last", "every"], FIXED, SHARED] = Field(
+    turns: Annotated[Literal["last", "every"], FIXED, SHARED, RARE] = Field(
         "last", description="Which assistant turns of a conversation are rows: the last one or every one."
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "widened"], FIXED, SHARED] = Field(
@@ -71,7 +71,9 @@ class RowSettings(Settings):
     date: Annotated[IsoDate, FIXED, SHARED, RARE] = Field(
         DEFAULT_DATE, description="Date given to chat templates that write today's date."
     )
-    trust_remote_code: Annotated[bool, FIXED, SHARED] = Field(False, description="Run Python code of the checkpoint.")
+    trust_remote_code: Annotated[bool, FIXED, SHARED, RARE] = Field(
+        False, description="Run Python code of the checkpoint."
+    )
 
 
 class OutputSettings(Settings):
@@ -157,7 +159,7 @@ class MethodSettings(Settings):
 class GeneralSettings(Settings):
     """What holds the model where it was beside the rows."""
 
-    heading: ClassVar[str] = "General text"
+    heading: ClassVar[str] = "Beyond the rows"
 
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
@@ -210,7 +212,7 @@ class StepSettings(Settings):
     max_batch_tokens: Annotated[int, FIXED, SIZED, RARE] = Field(
         16384, ge=16, description="Tokens per forward; a larger step is computed in pieces."
     )
-    gradient_checkpointing: Annotated[bool, RESUMABLE, SHARED] = Field(
+    gradient_checkpointing: Annotated[bool, RESUMABLE, SHARED, RARE] = Field(
         False, description="Recompute activations in the backward pass: less memory, a third to a half more time."
     )
     store_lower: Annotated[bool, FIXED, SHARED, RARE] = Field(
@@ -231,13 +233,13 @@ class OptimiserSettings(Settings):
     weight_decay: Annotated[float, FIXED, OWN, RARE] = Field(
         0.0, ge=0, description="Weight decay: decoupled with adamw, L2 with adam."
     )
-    learning_rate_schedule: Annotated[Literal["constant", "linear"], FIXED, OWN] = Field(
+    learning_rate_schedule: Annotated[Literal["constant", "linear"], FIXED, OWN, RARE] = Field(
         "constant", description="Linear decays to 0."
     )
     warm_up: Annotated[float, FIXED, OWN, RARE] = Field(
         0.0, ge=0, description="Epochs over which the learning rate rises from 0."
     )
-    max_gradient_norm: Annotated[float | None, FIXED, OWN] = Field(
+    max_gradient_norm: Annotated[float | None, FIXED, OWN, RARE] = Field(
         None, gt=0, description="Clip the gradient to this norm; off by default."
     )
 
@@ -253,7 +255,7 @@ class AdapterSettings(Settings):
     target_modules: Annotated[Names | None, FIXED, SHARED] = Field(
         None, description="Modules to adapt, or all-linear [q_proj,v_proj; with --adapt weights: everything]."
     )
-    layers: Annotated[Span | None, FIXED, SHARED] = Field(
+    layers: Annotated[Span | None, FIXED, SHARED, RARE] = Field(
         None, description='Decoder layers to train, as a slice: "-8:" is the last eight, "0:6" the first six.'
     )
     rank: Annotated[int, FIXED, OWN, FIRST, _OF_LORA] = Field(5, ge=1, le=MOST_RANKS, description="LoRA rank.")
@@ -285,7 +287,7 @@ class FormSettings(Settings):
         description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto (the form that the "
         "model knows best).",
     )
-    end_of_sequence: Annotated[Literal["auto", "retain", "none"], FIXED, SHARED] = Field(
+    end_of_sequence: Annotated[Literal["auto", "retain", "none"], FIXED, SHARED, RARE] = Field(
         "auto", description="End retain rows with the end-of-sequence token; auto: if the model does so itself."
     )
     span: Annotated[Literal["answer", "text"], FIXED, SHARED, RARE] = Field(
@@ -360,7 +362,7 @@ _BY_MEMBERSHIP = Requires("dial", "membership")
 class DialSettings(Settings):
     """How much of what was trained is kept."""
 
-    heading: ClassVar[str] = "Dial"
+    heading: ClassVar[str] = GeneralSettings.heading
 
     dial: Annotated[Literal["membership", "forgotten", "none"], RESUMABLE, OWN] = Field(
         "none",
