@@ -27,7 +27,17 @@ STEADY = ["--delta", "1", "--learning-rate-schedule", "linear", "--max-gradient-
 ALL_LINEAR = [*STEADY, "--learning-rate", "2e-3", "--target-modules", "all-linear", "--beta", "1"]
 CONFIGURATIONS: dict[str, list[str]] = {
     # The recipe's adapter and loss (rank and alpha 5 on q_proj and v_proj, gamma 1) with larger steps.
-    "qv": [*STEADY, "--learning-rate", "5e-3", "--beta", "1", "--checkpoint-epochs", "2"],
+    "qv": [
+        *STEADY,
+        "--target-modules",
+        "q_proj,v_proj",
+        "--learning-rate",
+        "5e-3",
+        "--beta",
+        "1",
+        "--checkpoint-epochs",
+        "2",
+    ],
     # Every linear layer. A larger beta lets go of a token sooner: its loss settles nearer to that of unseen text.
     "all-linear": [*ALL_LINEAR, "--checkpoint-epochs", "2"],
     # The state whose forget documents cost most like documents that the attack does not hold either.

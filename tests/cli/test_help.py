@@ -98,4 +98,4 @@ def test_a_learning_rate_may_be_given_by_its_short_name(tmp_path: Path) -> None:
     assert "--learning-rate, --lr X" in shown("memorize", "--help")
     given = ["--forget", "f", "--retain", "r", "--out", tmp_path / "o", "--model", tmp_path / "m", "--lr", "0"]
     result = CliRunner().invoke(cli, ["unlearn", *map(str, given)])
-    assert "learning_rate: expected a number above 0.0, got '0'" in str(result.exception)
+    assert "learning_rate: expected a number above 0.0 or 'auto', got '0'" in str(result.exception)

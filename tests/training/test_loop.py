@@ -128,6 +128,9 @@ class Descent:
     def learning_rate(self, step: int, history: History) -> float:
         return self.rate
 
+    def factors(self, history: History) -> Mapping[str, float]:
+        return {}
+
     def is_due(self, step: int, history: History) -> bool:
         return step % 2 == 0
 

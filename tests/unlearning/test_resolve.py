@@ -63,7 +63,7 @@ def test_what_is_given_is_kept() -> None:
     found = resolved(method="neko", schedule="mixed", adapt="lora", delta=0.25, coefficients={"forget_weight": 0.7})
     assert (found.schedule, found.adapt, found.delta) == ("mixed", "lora", 0.25)
     assert found.coefficients == {"forget_weight": 0.7}
-    assert found.target_modules == ("q_proj", "v_proj")
+    assert found.target_modules == ("all-linear",)
 
 
 def test_a_coefficient_that_is_a_flag_can_be_given_either_way() -> None:
@@ -79,7 +79,7 @@ def test_module_names_of_a_method_hold_for_its_own_way_to_adapt() -> None:
     # "mlp" is a module of weights, but no layer that can carry an adapter.
     assert resolved(method="constrained").target_modules == ("mlp",)
     with_adapter = resolved(method="constrained", adapt="lora")
-    assert with_adapter.target_modules == ("q_proj", "v_proj")
+    assert with_adapter.target_modules == ("all-linear",)
     assert with_adapter.layers == "0:6"
     assert resolved(method="constrained", adapt="weights").target_modules == ("mlp",)
     assert resolved(method="constrained", target_modules="q_proj").target_modules == ("q_proj",)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -171,14 +171,18 @@ def _check_known(context: click.Context, values: Mapping[str, Any], config: Path
 
 
 def _metavar(annotation: Any) -> str:
-    choices = [str(value) for value in literal_values(annotation)]
+    choices, text = [str(value) for value in literal_values(annotation)], str(annotation)
     if choices:
-        return "|".join(choices)
-    text = str(annotation)
+        return "|".join(["X"] * (float in _parts(annotation)) + choices)
     for kind, shown in (("Path", "PATH"), ("tuple", "A [B ..]"), ("dict", "A=B,.."), ("int", "N"), ("float", "X")):
         if kind in text:
             return shown
     return "TEXT"
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """Return an annotation and all that it is made of."""
+    return {annotation}.union(*(_parts(part) for part in get_args(annotation)))
 
 
 def help_of(field: FieldInfo) -> str:

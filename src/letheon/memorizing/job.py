@@ -166,6 +166,10 @@ class MemorizeCourse:
             left = min(left, began + options.cooldown_steps - step)
         return options.learning_rate * min(warm, left / (options.cooldown_steps + 1))
 
+    def factors(self, history: History) -> Mapping[str, float]:  # noqa: ARG002 - none changes
+        """Return nothing: weights are fixed, or follow the method's control."""
+        return {}
+
     def is_due(self, step: int, history: History) -> bool:
         """Return whether the recall is measured: regularly, but of a cool-down only at its end."""
         began = self.cooling_from(history)

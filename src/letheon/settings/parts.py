@@ -34,6 +34,7 @@ from letheon.settings.types import (
     IsoDate,
     Names,
     Numbers,
+    Rate,
     Span,
 )
 
@@ -226,8 +227,9 @@ class OptimiserSettings(Settings):
 
     heading: ClassVar[str] = "Optimiser"
 
-    learning_rate: Annotated[float, FIXED, OWN, FIRST, Alias("--lr")] = Field(
-        1e-4, gt=0, description="Step size of the optimiser."
+    learning_rate: Annotated[Rate, FIXED, OWN, FIRST, Alias("--lr")] = Field(
+        "auto",
+        description="Step size; auto: rises until rows are being forgotten, falls once they are, and ends the run.",
     )
     optimiser: Annotated[Literal["adamw", "adam"], FIXED, OWN, RARE] = Field("adamw", description="Optimiser.")
     weight_decay: Annotated[float, FIXED, OWN, RARE] = Field(
@@ -253,7 +255,7 @@ class AdapterSettings(Settings):
         "lora", description="Train an adapter, or the weights themselves."
     )
     target_modules: Annotated[Names | None, FIXED, SHARED] = Field(
-        None, description="Modules to adapt, or all-linear [q_proj,v_proj; with --adapt weights: everything]."
+        None, description="Modules to adapt [all-linear; with --adapt weights: everything]."
     )
     layers: Annotated[Span | None, FIXED, SHARED, RARE] = Field(
         None, description='Decoder layers to train, as a slice: "-8:" is the last eight, "0:6" the first six.'
@@ -315,7 +317,9 @@ class ScoringSettings(Settings):
 
     heading: ClassVar[str] = "Scoring and stopping"
 
-    checkpoint_epochs: Annotated[int, FIXED, OWN] = Field(5, ge=1, description="Score and save every N epochs.")
+    checkpoint_epochs: Annotated[int | None, FIXED, OWN] = Field(
+        None, ge=1, description="Score and save every N epochs [5; with --learning-rate auto: 1]."
+    )
     checkpoint_steps: Annotated[int | None, FIXED, OWN, RARE] = Field(
         None, ge=1, description="Score and save every N steps, instead of --checkpoint-epochs."
     )
@@ -325,7 +329,7 @@ class ScoringSettings(Settings):
     keep: Annotated[Literal["best", "last"], FIXED, OWN] = Field(
         "best", description="Which scored state becomes the result."
     )
-    validation: Annotated[float | None, FIXED, SHARED] = Field(
+    validation: Annotated[float | None, FIXED, SHARED, RARE] = Field(
         None, gt=0, lt=1, description="Share of the rows to score on and not to train on."
     )
     holdout: Annotated[Path | None, FIXED, SHARED, FILE] = Field(

@@ -3,7 +3,7 @@
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -62,6 +62,9 @@ IsoDate = Annotated[str, BeforeValidator(_check_date)]
 def _none_of_it(value: Any) -> Any:
     return None if value == "none" else str(value) if isinstance(value, Path) else value
 
+
+Rate = Annotated[float, Field(gt=0)] | Literal["auto"]
+"""A learning rate, or "auto" for one that follows the scores."""
 
 General = Annotated[str | None, BeforeValidator(_none_of_it)]
 """A file, "auto", or None, which a text writes as "none"."""

@@ -31,7 +31,7 @@ _KINDS = {
     "finite_number": "a finite number",
     "too_short": "at least one value",
 }
-_TYPES = ("float", "str")
+_TYPES = ("float", "constrained-float", "str", "literal['auto']")
 """What pydantic calls the types of a value that may have several."""
 FLAGS_ONLY = ("recipe", "plan", "config")
 """Flags that are no settings, so that no file can hold them."""

@@ -1,6 +1,6 @@
 """The course of a job: optimiser, learning rate, when it is scored and saved, when it ends, which state is kept."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -57,6 +57,9 @@ class Course(Protocol):
 
     def learning_rate(self, step: int, history: History) -> float:
         """Return the learning rate of a step, counted from 0."""
+
+    def factors(self, history: History) -> Mapping[str, float]:
+        """Return what the weights of terms are multiplied by in the next step, by name; 1 for others."""
 
     def is_due(self, step: int, history: History) -> bool:
         """Return whether the state after `step` steps is scored and saved."""

@@ -87,4 +87,7 @@ class Run(Generic[JobT_co]):
     @property
     def factors(self) -> Mapping[str, float]:
         """Of the next step, by term."""
-        return self.job.control.factors(self.control) if self.job.control else {}
+        of_course = self.course.factors(self.history)
+        of_control = self.job.control.factors(self.control) if self.job.control else {}
+        both = of_course.keys() | of_control.keys()
+        return {name: of_course.get(name, 1.0) * of_control.get(name, 1.0) for name in both}

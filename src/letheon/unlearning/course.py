@@ -1,6 +1,6 @@
 """The course of a run: what its settings fix in advance."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class SetCourse:
         return build_optimiser(
             parameters,
             name=self.settings.optimiser,
-            learning_rate=self.settings.learning_rate,
+            learning_rate=self._peak,
             weight_decay=self.settings.weight_decay,
         )
 
@@ -53,10 +53,19 @@ class SetCourse:
         return learning_rate_at(
             step - first,
             total_steps=min(end, self.total_steps) - first,
-            peak=self.settings.learning_rate,
+            peak=self._peak,
             schedule=self.settings.learning_rate_schedule,
             warm_up_steps=round(self.settings.warm_up * self.schedule.steps_per_epoch),
         )
+
+    @property
+    def _peak(self) -> float:
+        assert self.settings.learning_rate != "auto", "such a run has another course"
+        return self.settings.learning_rate
+
+    def factors(self, history: History) -> Mapping[str, float]:  # noqa: ARG002 - none changes
+        """Return nothing: weights are fixed, or follow the method's control."""
+        return {}
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
         """Return whether the state after `step` steps is scored and saved."""

@@ -14,17 +14,17 @@ from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption
 from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE, MEMBER_PREFIX
 from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
+from letheon.training.course import Course
 from letheon.training.loop import begin, train
 from letheon.training.state import Hooks, Outcome, Run
-from letheon.training.stopping import Clock, choose_kept
+from letheon.training.stopping import Clock
 from letheon.training.tracking import open_log, trackers
 from letheon.unlearning.attempts import recorded_attempt
-from letheon.unlearning.course import SetCourse
+from letheon.unlearning.automatic import course_of
 from letheon.unlearning.dial.record import log_dial
 from letheon.unlearning.dial.scaling import scaling_of
 from letheon.unlearning.dial.search import FIRST_SCALES
 from letheon.unlearning.dial.turn import Dialled, turn_dial
-from letheon.unlearning.judging import UnlearningJudge
 from letheon.unlearning.prepare import Prepared
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.record import log_end, log_start
@@ -51,7 +51,7 @@ def train_all(
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
-        resumed = find_checkpoints(folders, problem.judge, settings, note=passed_over.append)
+        resumed = find_checkpoints(folders, course_of(settings, problem), note=passed_over.append)
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
     with (
         recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
@@ -112,7 +112,7 @@ def begin_run(
     problem: Problem, settings: UnlearnSettings, *, hooks: Hooks, checkpoints: Path, resumed: Checkpoint | None
 ) -> Run[Problem]:
     """Return the run of a problem before its first step, or where the checkpoint left it."""
-    course = SetCourse(settings, problem.schedule, problem.judge)
+    course = course_of(settings, problem)
     # What a method makes of the weights in the end is scored too, and the dial at a few scales at least.
     num_scorings = 1 if get_method(settings.method).finish == "keep" else 2
     num_scorings += 0 if settings.dial == "none" else len(FIRST_SCALES) + 1
@@ -123,8 +123,7 @@ def begin_run(
 
 def find_checkpoints(
     folders: list[Path],
-    judge: UnlearningJudge,
-    settings: UnlearnSettings,
+    course: Course,
     *,
     note: Callable[[str], None],
     upto: int | None = None,
@@ -136,7 +135,7 @@ def find_checkpoints(
     """
 
     def kept_at(position: Position) -> set[int]:
-        return {choose_kept(position.history, judge, keep=settings.keep).step} if position.history else set()
+        return {course.kept(position.history).step} if position.history else set()
 
     found: list[Checkpoint | None] = []
     passed_over: list[str] = []

@@ -22,7 +22,7 @@ from letheon.unlearning.folder import recorded_dtype
 from letheon.unlearning.formed_rows import check_answers
 from letheon.unlearning.inputs import Inputs, read_inputs
 from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
-from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_settings
+from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_settings, with_enough_epochs
 
 
 def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:
@@ -53,6 +53,7 @@ def read(
     Raises:
         LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
     """
+    finds_end = "epochs" not in settings.model_fields_set and "max_steps" not in settings.model_fields_set
     settings = resolve_settings(settings)
     check_form(settings.template)
     check_trackers(settings.trackers)
@@ -68,6 +69,8 @@ def read(
     inputs = replace(inputs, warnings=(*warnings, *warnings_of_dial(settings, inputs, note=note)))
     check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
+    if settings.learning_rate == "auto" and finds_end:
+        settings = with_enough_epochs(settings, inputs.forget, inputs.retain)
     check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
     return settings, inputs
 

@@ -6,7 +6,7 @@ from typing import Any
 from letheon.data.rows import Rows
 from letheon.data.schedules import MixedSchedule, PairedSchedule, Schedule, annealed, chunked
 from letheon.errors import SettingsError
-from letheon.model.targets import SEED_TARGETS
+from letheon.model.targets import ALL_LINEAR
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
 from letheon.objective.parts import general_terms
@@ -20,6 +20,16 @@ from letheon.settings import (
 )
 from letheon.settings.facts import Requires, facts_of
 
+FIXED_RATE = 1e-4
+"""The learning rate of runs that cannot find their own: that of arXiv 2503.13690."""
+SCORING_EPOCHS = 5
+"""Epochs between scorings of a run with a fixed learning rate."""
+DEFAULT_TARGETS = (ALL_LINEAR,)
+"""What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
+
+LEAST_EPOCHS, LEAST_STEPS = 40, 400
+"""How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
+
 
 def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     """Fill in missing settings from the method's published values, and check that no given setting is ignored.
@@ -32,6 +42,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
         {**_published(method, settings), **_dialled(settings), **settings.model_dump(exclude_unset=True)}
     )
     _check_taken(settings)
+    _check_rate(settings, method)
     _check_dial(settings)
     _check_scoring(settings)
     coefficients = resolve(method, given_coefficients(settings))
@@ -39,11 +50,28 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     others = {name: value for name, value in coefficients.values.items() if name not in COEFFICIENT_FLAGS}
     modules = settings.target_modules
     if modules is None:
-        modules = SEED_TARGETS if settings.adapt == "lora" else ()
-    resolved = {"coefficients": others or None, "target_modules": modules}
+        modules = DEFAULT_TARGETS if settings.adapt == "lora" else ()
+    rate = settings.learning_rate
+    if rate == "auto" and not finds_rate(settings, method):
+        rate = FIXED_RATE
+    every = settings.checkpoint_epochs or (1 if rate == "auto" else SCORING_EPOCHS)
+    resolved = {
+        "coefficients": others or None,
+        "target_modules": modules,
+        "learning_rate": rate,
+        "checkpoint_epochs": every,
+    }
     settings = UnlearnSettings.of({**settings.model_dump(), **flags, **resolved})
     _check_method(settings, method)
     return settings
+
+
+def finds_rate(settings: UnlearnSettings, method: Method) -> bool:
+    """Return whether scores can tell how fast rows are being forgotten.
+
+    They cannot where a method takes the rows chunk by chunk, or forgets by what it does after training.
+    """
+    return method.finish == "keep" and settings.schedule not in ("chunked", "annealed")
 
 
 def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
@@ -149,6 +177,12 @@ def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedu
     )
 
 
+def with_enough_epochs(settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
+    """Return the settings of a run that finds its own end, with epochs enough to find it over these rows."""
+    steps_per_epoch = build_schedule(settings, forget, retain).steps_per_epoch
+    return settings.model_copy(update={"epochs": max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))})
+
+
 def total_steps(settings: StepSettings, schedule: Schedule) -> int:
     """Return how many steps a run takes if nothing ends it."""
     return min(schedule.num_steps, settings.max_steps or schedule.num_steps)
@@ -179,7 +213,7 @@ def steps_to_score(settings: CourseSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
     if settings.score_at is not None:
         return _steps_at(settings.score_at, schedule)
-    every = _scoring_interval(settings, schedule)
+    every = scoring_interval(settings, schedule)
     return set(range(every, total_steps(settings, schedule) + 1, every))
 
 
@@ -187,16 +221,16 @@ def is_to_score(settings: CourseSettings, schedule: Schedule, step: int) -> bool
     """Return whether `step` is one of `steps_to_score`, without listing them."""
     if settings.score_at is not None:
         return step in _steps_at(settings.score_at, schedule)
-    return 0 < step <= total_steps(settings, schedule) and step % _scoring_interval(settings, schedule) == 0
+    return 0 < step <= total_steps(settings, schedule) and step % scoring_interval(settings, schedule) == 0
 
 
 def _steps_at(epochs: Collection[float], schedule: Schedule) -> set[int]:
     return {round(epoch * schedule.steps_per_epoch) for epoch in epochs}
 
 
-def _scoring_interval(settings: CourseSettings, schedule: Schedule) -> int:
-    """How many steps lie between two scorings."""
-    return settings.checkpoint_steps or settings.checkpoint_epochs * schedule.steps_per_epoch
+def scoring_interval(settings: CourseSettings, schedule: Schedule) -> int:
+    """Return how many steps lie between two scorings."""
+    return settings.checkpoint_steps or (settings.checkpoint_epochs or SCORING_EPOCHS) * schedule.steps_per_epoch
 
 
 def most_checkpoints(settings: UnlearnSettings) -> int:
@@ -232,6 +266,16 @@ def _check_scoring(settings: CourseSettings) -> None:
             )
     if settings.patience is not None and settings.patience_on == "membership" and settings.holdout is None:
         raise SettingsError("patience_on: 'membership' is scored against unseen documents; give them by --holdout")
+
+
+def _check_rate(settings: UnlearnSettings, method: Method) -> None:
+    if settings.learning_rate != "auto" or not finds_rate(settings, method):
+        return
+    for name in ("learning_rate_schedule", "warm_up"):
+        if getattr(settings, name) != UnlearnSettings.model_fields[name].default:
+            raise SettingsError(
+                f"{name}: has no effect with --learning-rate auto, which follows the scores; leave it out"
+            )
 
 
 def _check_dial(settings: UnlearnSettings) -> None:

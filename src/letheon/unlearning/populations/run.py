@@ -27,7 +27,7 @@ from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock
 from letheon.training.tracking import Observer, Silent, check_trackers, open_log, trackers
 from letheon.unlearning.attempts import begin_attempt, fail_attempt
-from letheon.unlearning.course import SetCourse
+from letheon.unlearning.automatic import course_of
 from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.fluent import gibberish_note
 from letheon.unlearning.folder import check_disk, hold_folder
@@ -320,11 +320,12 @@ def _inputs_of(whole: _Together, settings: Sequence[UnlearnSettings]) -> list[In
 def _beginnings(whole: _Together, cohort: Cohort, prepared: Sequence[Prepared]) -> list[_Beginning]:
     """Find where each run goes on; those of a cohort that goes on, all after the same step."""
     settings, problems = [whole.settings[m] for m in cohort.runs], [one.problem for one in prepared]
+    courses = [course_of(one, each) for one, each in zip(settings, problems, strict=True)]
     passed_over: list[dict[str, None]] = [{} for _ in settings]
 
     def find(m: int, upto: int | None) -> Checkpoint | None:
         folder, note = settings[m].out / CHECKPOINTS_FOLDER, passed_over[m].setdefault
-        return find_checkpoints([folder], problems[m].judge, settings[m], note=note, upto=upto)[0]
+        return find_checkpoints([folder], courses[m], note=note, upto=upto)[0]
 
     if not cohort.goes_on:
         resumes = [whole.resumes[m] for m in cohort.runs]
@@ -332,7 +333,6 @@ def _beginnings(whole: _Together, cohort: Cohort, prepared: Sequence[Prepared]) 
             _Beginning(find(m, None) if goes_on else None, list(passed_over[m])) for m, goes_on in enumerate(resumes)
         ]
     diverged = {m: end for m, one in enumerate(settings) if (end := divergence_of(one.out)) is not None}
-    courses = [SetCourse(one, each.schedule, each.judge) for one, each in zip(settings, problems, strict=True)]
     found, left = common_step(
         find,
         is_over=lambda m, checkpoint: is_over(checkpoint.position, courses[m]),

@@ -1,0 +1,224 @@
+"""The course of a run that finds its own learning rate and its own end.
+
+The learning rate starts low and doubles from scoring to scoring until the forget rows are being forgotten fast enough,
+stays there until they are forgotten, and then falls to 0 over a cool-down, in which the retain rows recover. A
+cool-down that ends short of the goals is followed by more training. This is a range test of the learning rate (Smith,
+arXiv 1506.01186) on the run's own steps, so that none of them is thrown away.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from letheon.data.schedules import Schedule
+from letheon.settings import CourseSettings, UnlearnSettings
+from letheon.training.judge import History, Judge, StateScore
+from letheon.training.optimiser import build_optimiser
+from letheon.training.stopping import choose_kept, why_stop
+from letheon.unlearning.course import SetCourse
+from letheon.unlearning.problem import Problem
+from letheon.unlearning.resolve import is_to_score, scoring_interval, steps_to_score, total_steps
+
+FORGOTTEN = 0.05
+"""Recall of the forget rows at which they count as forgotten."""
+RETAINED = 0.95
+"""Recall of the retain rows below which training goes on, as a share of their recall before training."""
+FIRST_RATES = {"lora": 5e-4, "weights": 5e-6}
+"""The learning rate up to the first scoring, by what is trained. Steps of Adam move a LoRA product of a layer with
+Xavier-initialised A by about as much at every width."""
+MOST_RISE = 32
+"""The highest learning rate, as a multiple of the first."""
+_COOL_DOWN = 2
+"""How many scorings a cool-down lasts."""
+_IN_SCORINGS = 3
+"""In how many more scorings the rows must be forgotten at the present pace, or the learning rate rises."""
+_LIGHTER, _HEAVIER = 4.0, 2.0
+"""By what the weights of the forget terms are divided where retain rows are damaged, and multiplied afterwards."""
+_BEYOND = 1.25
+"""By what the learning rate rises where an earlier, higher one did damage."""
+_DAMAGE = 0.15
+"""A fall of retain recall, from before training, at which the learning rate falls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Where a run stands after its latest scoring."""
+
+    rate: float
+    """The learning rate outside cool-downs."""
+    highest: float
+    """The learning rate above which retain rows were damaged, or the highest that is tried."""
+    factor: float = 1.0
+    """What the weights of the forget terms are multiplied by."""
+    cooling_from: int | None = None
+    """The step at which the present cool-down began; None outside one."""
+    is_over: bool = False
+    """Whether the goals are reached and the cool-down is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutomaticCourse:
+    """A course that follows the scores: each phase follows from those so far, so that a run can be resumed."""
+
+    settings: CourseSettings
+    schedule: Schedule
+    judge: Judge
+    start: StateScore
+    """The model before the first step."""
+    first_rate: float
+    forget_terms: tuple[str, ...]
+    """Their names."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps after which it is given up."""
+        return total_steps(self.settings, self.schedule)
+
+    @property
+    def held_steps(self) -> frozenset[int]:
+        """Those that `score_at` names."""
+        due = self.settings.score_at is not None
+        return frozenset(steps_to_score(self.settings, self.schedule)) if due else frozenset()
+
+    @property
+    def ends_on_collapse(self) -> bool:
+        """Whether there is a budget."""
+        return self.settings.retain_budget is not None or self.settings.text_budget is not None
+
+    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return a new optimiser."""
+        return build_optimiser(
+            parameters,
+            name=self.settings.optimiser,
+            learning_rate=self.first_rate,
+            weight_decay=self.settings.weight_decay,
+        )
+
+    def learning_rate(self, step: int, history: History) -> float:
+        """Return that of the present phase; it rises linearly up to the first scoring."""
+        phase = self.phase(history)
+        if not history:
+            return phase.rate * min(1.0, (step + 1) / self._interval)
+        if phase.cooling_from is None:
+            return phase.rate
+        return phase.rate * max(0.0, 1 - (step - phase.cooling_from) / self._cool_down_steps)
+
+    def factors(self, history: History) -> Mapping[str, float]:
+        """Return what the weights of the forget terms are multiplied by in the next step."""
+        phase = self.phase(history)
+        return dict.fromkeys(self.forget_terms, phase.factor)
+
+    def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
+        """Return whether the state after `step` steps is scored and saved."""
+        return is_to_score(self.settings, self.schedule, step) or step == self.total_steps
+
+    def why_stop(self, history: History) -> str | None:
+        """Return that the goals are reached, or which budget or whose patience is over."""
+        early = why_stop(history, self.judge, patience=self.settings.patience, waits_on=self.settings.patience_on)
+        if early is not None:
+            return early
+        last = history[-1]
+        if self.phase(history).is_over:
+            return f"forgotten: {self._recalls(last)}"
+        if last.step >= self.total_steps:
+            return f"finished without reaching {self._missed(last)}: {self._recalls(last)}"
+        return None
+
+    def kept(self, history: History) -> StateScore:
+        """Return the best of the states that reached the goals, or of all where none did."""
+        reached = [score for score in history if self._is_reached(score)]
+        return choose_kept(reached or history, self.judge, keep=self.settings.keep)
+
+    def phase(self, history: History) -> Phase:
+        """Return where the run stands after these scores."""
+        phase, last = Phase(self.first_rate, MOST_RISE * self.first_rate), self.start
+        for score in history:
+            if not phase.is_over:
+                phase, last = self._next(phase, last, score), score
+        return phase
+
+    def _next(self, phase: Phase, last: StateScore, score: StateScore) -> Phase:
+        forget, retain = _recall(score, "forget"), _recall(score, "retain")
+        if phase.cooling_from is not None:
+            return self._cooled(phase, score)
+        if self._is_reached(score):
+            return replace(phase, cooling_from=score.step)
+        allowed = self._retained if forget <= FORGOTTEN else _recall(self.start, "retain") - _DAMAGE
+        if retain < allowed:
+            return self._damaged(phase, gained=retain - _recall(last, "retain"), wanted=allowed - retain)
+        is_fast = _recall(last, "forget") - forget >= (forget - FORGOTTEN) / _IN_SCORINGS
+        if is_fast:
+            return phase
+        if phase.factor < 1:
+            return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
+        return self._faster(phase, retain)
+
+    def _faster(self, phase: Phase, retain: float) -> Phase:
+        """Return what follows a scoring that finds rows being forgotten too slowly."""
+        limit = MOST_RISE * self.first_rate
+        if phase.highest < limit and phase.rate == phase.highest and retain >= self._retained:
+            limit = min(limit, _BEYOND * phase.highest)
+            return replace(phase, rate=limit, highest=limit)
+        return replace(phase, rate=min(2 * phase.rate, phase.highest))
+
+    def _damaged(self, phase: Phase, *, gained: float, wanted: float) -> Phase:
+        """Return what follows a scoring that finds too little of the retain rows: `wanted` more recall is needed.
+
+        A learning rate that damaged them the first time is halved. After that the forget terms become lighter, and only
+        where that does not help, because `gained` is too little, is the learning rate halved again.
+        """
+        slower = max(phase.rate / 2, self.first_rate / 2)
+        if phase.highest == MOST_RISE * self.first_rate:
+            return replace(phase, rate=slower, highest=slower)
+        if gained >= wanted / _IN_SCORINGS:
+            return phase
+        if phase.factor == 1:
+            return replace(phase, factor=1 / _LIGHTER)
+        return replace(phase, rate=slower, highest=slower, factor=phase.factor / _HEAVIER)
+
+    def _cooled(self, phase: Phase, score: StateScore) -> Phase:
+        """Return what follows a scoring in a cool-down."""
+        assert phase.cooling_from is not None
+        if score.step < phase.cooling_from + self._cool_down_steps:
+            return phase
+        return replace(phase, is_over=True) if self._is_reached(score) else replace(phase, cooling_from=None)
+
+    def _is_reached(self, score: StateScore) -> bool:
+        return _recall(score, "forget") <= FORGOTTEN and _recall(score, "retain") >= self._retained
+
+    @property
+    def _retained(self) -> float:
+        return RETAINED * _recall(self.start, "retain")
+
+    def _missed(self, score: StateScore) -> str:
+        """Name the goals that a state falls short of."""
+        forget = f"a forget recall of {FORGOTTEN:g}" if _recall(score, "forget") > FORGOTTEN else ""
+        retain = f"a retain recall of {self._retained:.3f}" if _recall(score, "retain") < self._retained else ""
+        return " and ".join(filter(None, (forget, retain))) or "the end of the cool-down"
+
+    def _recalls(self, score: StateScore) -> str:
+        return f"recall forget {_recall(score, 'forget'):.3f}, retain {_recall(score, 'retain'):.3f}"
+
+    @property
+    def _interval(self) -> int:
+        return scoring_interval(self.settings, self.schedule)
+
+    @property
+    def _cool_down_steps(self) -> int:
+        return _COOL_DOWN * self._interval
+
+
+def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | AutomaticCourse:
+    """Return the course of a run: the one that its settings fix, or one that finds its own learning rate."""
+    if settings.learning_rate != "auto":
+        return SetCourse(settings, problem.schedule, problem.judge)
+    assert problem.start is not None, "every unlearning run scores the model before its first step"
+    first_rate = FIRST_RATES[settings.adapt]
+    forget_terms = tuple(term.name for term in problem.terms if term.role == "forget")
+    return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget_terms)
+
+
+def _recall(score: StateScore, side: str) -> float:
+    return score.values[f"{side}_recall"] or 0.0

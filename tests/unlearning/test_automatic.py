@@ -1,0 +1,213 @@
+"""The course that finds its own learning rate and end: phases worked by hand, and a run that reaches its goals."""
+
+import signal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from letheon.data.rows import Row
+from letheon.data.schedules import MixedSchedule
+from letheon.errors import SettingsError
+from letheon.objective.catalogue import get_method
+from letheon.settings import UnlearnSettings
+from letheon.training.judge import StateScore
+from letheon.unlearning.automatic import FORGOTTEN, RETAINED, AutomaticCourse
+from letheon.unlearning.interim import BETTER
+from letheon.unlearning.resolve import FIXED_RATE, LEAST_STEPS, finds_rate, resolve_settings
+from letheon.unlearning.run import unlearn
+from running import After, events, knowing_model, model_of, run, same, short_run
+
+
+class Scores:
+    """A judge of scores that were measured elsewhere; nothing collapses."""
+
+    better = BETTER
+    num_tokens = 0
+
+    def score(self, **_: Any) -> StateScore:
+        raise AssertionError("the course scores nothing")
+
+    def collapse(self, score: StateScore) -> None:
+        return None
+
+    def describe(self, score: StateScore) -> str:
+        return ""
+
+
+def recalls(step: int, forget: float, retain: float) -> StateScore:
+    values = {"forget_recall": forget, "retain_recall": retain, "score": (1 - forget + retain) / 2}
+    return StateScore(step, step / 10, values)
+
+
+def settings(**changes: object) -> UnlearnSettings:
+    given = {"model": "m", "forget": "f", "retain": "r", "out": "o", **changes}
+    return resolve_settings(UnlearnSettings.of(given))
+
+
+def course(num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0)) -> AutomaticCourse:
+    """A course over 40 rows, four in a step, scored every ten steps."""
+    schedule = MixedSchedule(40, 4, 0, num_epochs)
+    given = settings(epochs=num_epochs)
+    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start), 1e-3, ("npo",))
+
+
+def history(*found: tuple[float, float]) -> list[StateScore]:
+    return [recalls(10 * number, *one) for number, one in enumerate(found, start=1)]
+
+
+def test_the_rate_rises_linearly_up_to_the_first_scoring() -> None:
+    assert [course().learning_rate(step, []) for step in (0, 4, 9)] == pytest.approx([1e-4, 5e-4, 1e-3])
+
+
+def test_the_rate_doubles_until_the_rows_are_being_forgotten_fast_enough() -> None:
+    # From 1 to .9: at this pace .05 is 8.5 scorings away, too slow; from .9 to .6, less than two.
+    found = history((1.0, 1.0), (0.9, 1.0), (0.6, 0.98))
+    rates = [course().learning_rate(10 * n, found[:n]) for n in (1, 2, 3)]
+    assert rates == pytest.approx([2e-3, 4e-3, 4e-3])
+
+
+def test_the_rate_rises_to_a_limit() -> None:
+    found = history(*[(1.0, 1.0)] * 9)
+    assert course().learning_rate(90, found) == pytest.approx(32e-3)
+
+
+def test_the_first_damage_halves_the_rate_which_then_rises_slowly() -> None:
+    found = history((1.0, 1.0), (0.6, 0.8), (0.58, 0.9), (0.56, 1.0))
+    rates = [course().learning_rate(10 * n, found[:n]) for n in (1, 2, 3, 4)]
+    assert rates == pytest.approx([2e-3, 1e-3, 1e-3, 1.25e-3])
+    assert course().factors(found) == {"npo": 1.0}
+
+
+def test_damage_after_that_makes_forget_terms_lighter_until_the_retain_rows_are_back() -> None:
+    one = course()
+    damaged = history((1.0, 1.0), (0.6, 0.8), (0.5, 0.7))
+    assert one.factors(damaged) == {"npo": 0.25}
+    gains = [*damaged, recalls(40, 0.5, 0.8)]
+    assert one.phase(gains) == one.phase(damaged)
+    back = [*gains, recalls(50, 0.48, 1.0)]  # and forgetting is slow
+    assert one.factors(back) == {"npo": 0.5}
+    assert one.factors([*back, recalls(60, 0.46, 1.0)]) == {"npo": 1.0}
+    assert one.learning_rate(60, [*back, recalls(60, 0.46, 1.0)]) == pytest.approx(1e-3)
+
+
+def test_where_lighter_forget_terms_do_not_help_the_rate_falls_too() -> None:
+    found = history((1.0, 1.0), (0.6, 0.8), (0.5, 0.7), (0.5, 0.65))
+    assert course().learning_rate(40, found) == pytest.approx(0.5e-3)
+    assert course().factors(found) == {"npo": 0.125}
+
+
+def test_once_the_rows_are_forgotten_all_that_is_missing_of_the_retain_rows_is_damage() -> None:
+    found = history((1.0, 1.0), (0.04, 0.9), (0.04, 0.9))
+    assert [course().learning_rate(10 * n, found[:n]) for n in (1, 2)] == pytest.approx([2e-3, 1e-3])
+    assert course().factors(found) == {"npo": 0.25}
+
+
+def test_once_both_goals_are_reached_the_rate_falls_to_zero_and_the_run_ends() -> None:
+    one = course()
+    found = history((0.5, 0.97), (0.04, 0.96))
+    assert one.why_stop(found) is None
+    rates = [one.learning_rate(step, found) for step in (20, 30, 39)]
+    assert rates == pytest.approx([1e-3, 0.5e-3, 0.05e-3])
+    assert one.factors(found) == {"npo": 1.0}
+    halfway = [*found, recalls(30, 0.2, 0.9)]  # what is measured inside a cool-down decides nothing
+    assert one.learning_rate(39, halfway) == pytest.approx(0.05e-3)
+    assert one.why_stop(halfway) is None
+    assert one.why_stop([*halfway, recalls(40, 0.03, 0.99)]) == "forgotten: recall forget 0.030, retain 0.990"
+
+
+def test_a_cool_down_that_ends_short_of_a_goal_is_followed_by_more_training() -> None:
+    one = course()
+    found = [*history((0.5, 0.97), (0.04, 0.96)), recalls(30, 0.04, 0.96), recalls(40, 0.2, 1.0)]
+    assert one.why_stop(found) is None
+    assert one.learning_rate(40, found) == pytest.approx(1e-3)
+
+
+def test_the_goal_of_retain_rows_counts_from_what_was_known() -> None:
+    found = history((0.5, 0.8), (0.04, 0.77), (0.04, 0.77), (0.04, 0.77))
+    assert (course(start=(1.0, 0.8)).why_stop(found) or "").startswith("forgotten")
+    assert course(start=(1.0, 1.0)).why_stop(found) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "missed"),
+    [
+        ((0.3, 1.0), "a forget recall of 0.05"),
+        ((0.0, 0.5), "a retain recall of 0.950"),
+        ((0.3, 0.5), "a forget recall of 0.05 and a retain recall of 0.950"),
+    ],
+)
+def test_a_run_that_reaches_its_last_step_says_which_goal_it_missed(last: tuple[float, float], missed: str) -> None:
+    reason = course(num_epochs=2).why_stop(history((0.9, 1.0), last))
+    assert reason == f"finished without reaching {missed}: recall forget {last[0]:.3f}, retain {last[1]:.3f}"
+
+
+def test_of_the_states_that_reached_both_goals_the_best_is_kept() -> None:
+    found = history((0.06, 1.0), (0.04, 0.96), (0.03, 0.97), (0.0, 0.94))
+    assert course().kept(found).step == 30
+    assert course().kept(found[:1]).step == 10
+
+
+def test_decisions_follow_from_the_scores_alone() -> None:
+    """So that a resumed run, which has the scores of the checkpoint, takes the same ones."""
+    found = history((0.9, 1.0), (0.5, 0.6), (0.3, 0.9), (0.04, 0.96), (0.04, 0.97))
+    for earlier, later in pairwise(range(len(found) + 1)):
+        one, other = course(), course()
+        one.phase(found[:earlier])
+        assert one.phase(found[:later]) == other.phase(found[:later])
+
+
+@pytest.mark.parametrize(("name", "finds"), [("low-rank-npo", True), ("sugd", False), ("task-vector", False)])
+def test_methods_whose_forgetting_scores_cannot_follow_have_a_fixed_rate(name: str, finds: bool) -> None:
+    given = settings(method=name)
+    assert finds_rate(given, get_method(name)) is finds
+    assert given.learning_rate == ("auto" if finds else FIXED_RATE)
+    assert given.checkpoint_epochs == (1 if finds else 5)
+
+
+@pytest.mark.parametrize("changes", [{"warm_up": 1.0}, {"learning_rate_schedule": "linear"}])
+def test_a_schedule_of_the_rate_needs_a_rate(changes: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match="has no effect with --learning-rate auto"):
+        settings(**changes)
+    assert settings(learning_rate=1e-3, **changes).learning_rate == 1e-3
+
+
+# Whole runs
+
+
+@pytest.fixture
+def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Settings that name no learning rate and no number of epochs, of a run over rows that the model knows."""
+    made = short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
+    return {name: value for name, value in made.items() if name not in ("epochs", "learning_rate", "checkpoint_epochs")}
+
+
+def test_a_run_without_any_number_reaches_both_goals_and_ends(given: dict[str, Any]) -> None:
+    report = run(given)
+    assert report.reason.startswith("forgotten: ")
+    assert (report.kept.values["forget_recall"] or 0) <= FORGOTTEN
+    assert (report.kept.values["retain_recall"] or 0) >= RETAINED
+    text = (given["out"] / "run.yaml").read_text()
+    assert "learning_rate: auto" in text
+    assert "epochs: 134" in text  # steps of two rows over six rows: 400 steps at the least
+    steps, scored = events(given["out"], "step"), events(given["out"], "interim")
+    assert report.num_steps == len(steps) < LEAST_STEPS
+    assert [one["step"] for one in scored] == list(range(3, len(steps) + 1, 3))
+    assert steps[-1]["learning_rate"] < max(one["learning_rate"] for one in steps) / 2
+
+
+def test_a_run_that_goes_on_takes_the_same_steps(given: dict[str, Any], tmp_path: Path) -> None:
+    whole = model_of(run(given))
+    parts = {**given, "out": tmp_path / "parts"}
+    unlearn(UnlearnSettings.of(parts), observer=After(10, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert same(model_of(run(parts, resume=True)), whole)
+
+
+def test_lighter_forget_terms_count_less_in_the_loss(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutomaticCourse, "factors", lambda course, history: dict.fromkeys(course.forget_terms, 0.25))
+    run(given, epochs=2)
+    for step in events(given["out"], "step"):
+        npo, nll, kl = (step["terms"][name] or 0.0 for name in ("npo", "retain_nll", "retain_kl"))
+        assert step["loss"] == pytest.approx(0.25 * npo + nll + 0.5 * kl)
