@@ -230,6 +230,10 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
         found.append("the template is chosen once the model is loaded; tokens are counted as with 'joined'")
     if settings.end_of_sequence == "auto":
         found.append("whether retain rows get an end is decided once the model is loaded; one is counted for each row")
+    if settings.learning_rate == "auto":
+        found.append(
+            f"the run ends once the rows are forgotten; all of its at most {settings.epochs} epochs are counted"
+        )
     chosen = get_method(settings.method).alternatives
     if chosen is not None and chosen.kind == "generated" and inputs.alternatives is None:
         found.append(
