@@ -70,12 +70,12 @@ SETTINGS = [
     Bad(
         "a learning rate that is none",
         setting("--learning-rate", "nan"),
-        "learning_rate: expected a finite number, got 'nan'",
+        "learning_rate: expected a finite number or 'auto', got 'nan'",
     ),
     Bad(
         "an infinite learning rate",
         setting("--learning-rate", "inf"),
-        "learning_rate: expected a finite number, got 'inf'",
+        "learning_rate: expected a finite number or 'auto', got 'inf'",
     ),
     Bad(
         "a seed too large", setting("--seed", 2**32), "seed: expected a number of at most 4294967295, got '4294967296'"
@@ -295,7 +295,7 @@ SETTINGS = [
     Bad(
         "settings without values",
         written("learning_rate:\nfields: {prompt: }"),
-        "fields.prompt: expected text, got nothing; learning_rate: expected a number, got nothing",
+        "fields.prompt: expected text, got nothing; learning_rate: expected a number or 'auto', got nothing",
     ),
     Bad(
         "a blank for a tokenizer",

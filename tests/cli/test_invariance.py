@@ -34,7 +34,7 @@ TERM = 1e-4
 TEXT = "the old keeper of Vell wrote nine letters to the harbour every winter and kept no copy of them"
 
 CASES: dict[str, dict[str, Any]] = {
-    "low-rank-npo": {},
+    "low-rank-npo": {"target_modules": "q_proj,v_proj"},
     "low-rank-npo, dropout": {"lora_dropout": 0.3},
     "low-rank-npo, all linear layers": {"target_modules": "all-linear", "max_gradient_norm": 0.1},
     "npo by sequence": {"method": "npo"},

@@ -37,8 +37,13 @@ class Scores:
         return ""
 
 
-def recalls(step: int, forget: float, retain: float) -> StateScore:
-    values = {"forget_recall": forget, "retain_recall": retain, "score": (1 - forget + retain) / 2}
+def recalls(step: int, forget: float, retain: float, match: float = 0.0) -> StateScore:
+    values = {
+        "forget_recall": forget,
+        "forget_match": match,
+        "retain_recall": retain,
+        "score": (1 - forget + retain) / 2,
+    }
     return StateScore(step, step / 10, values)
 
 
@@ -51,7 +56,7 @@ def course(num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0)) -> Aut
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
     given = settings(epochs=num_epochs)
-    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start), 1e-3, ("npo",))
+    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",))
 
 
 def history(*found: tuple[float, float]) -> list[StateScore]:
@@ -115,7 +120,10 @@ def test_once_both_goals_are_reached_the_rate_falls_to_zero_and_the_run_ends() -
     halfway = [*found, recalls(30, 0.2, 0.9)]  # what is measured inside a cool-down decides nothing
     assert one.learning_rate(39, halfway) == pytest.approx(0.05e-3)
     assert one.why_stop(halfway) is None
-    assert one.why_stop([*halfway, recalls(40, 0.03, 0.99)]) == "forgotten: recall forget 0.030, retain 0.990"
+    assert (
+        one.why_stop([*halfway, recalls(40, 0.03, 0.99)])
+        == "forgotten: recall forget 0.030 (0.000 of tokens), retain 0.990"
+    )
 
 
 def test_a_cool_down_that_ends_short_of_a_goal_is_followed_by_more_training() -> None:
@@ -141,13 +149,34 @@ def test_the_goal_of_retain_rows_counts_from_what_was_known() -> None:
 )
 def test_a_run_that_reaches_its_last_step_says_which_goal_it_missed(last: tuple[float, float], missed: str) -> None:
     reason = course(num_epochs=2).why_stop(history((0.9, 1.0), last))
-    assert reason == f"finished without reaching {missed}: recall forget {last[0]:.3f}, retain {last[1]:.3f}"
+    assert (
+        reason
+        == f"finished without reaching {missed}: recall forget {last[0]:.3f} (0.000 of tokens), retain {last[1]:.3f}"
+    )
 
 
 def test_of_the_states_that_reached_both_goals_the_best_is_kept() -> None:
     found = history((0.06, 1.0), (0.04, 0.96), (0.03, 0.97), (0.0, 0.94))
     assert course().kept(found).step == 30
     assert course().kept(found[:1]).step == 10
+
+
+def test_texts_that_still_match_are_not_forgotten_until_that_has_settled() -> None:
+    """Greedy decoding departs from them early; what comes after is still there, and is still being forgotten."""
+    one = course()
+    falling = [recalls(10 * n, 0.04, 1.0, match) for n, match in enumerate((0.9, 0.8, 0.7, 0.6), start=1)]
+    assert one.phase(falling).cooling_from is None
+    settled = [*falling, *(recalls(50 + 10 * n, 0.04, 1.0, match) for n, match in enumerate((0.58, 0.57, 0.56)))]
+    assert [one.phase(settled[:n]).cooling_from for n in (5, 6, 7)] == [None, None, 70]
+    assert one.kept(settled).step == 70  # the earlier ones are as good by their recalls, and match more
+    assert one.phase([*falling, recalls(50, 0.04, 1.0, 0.14)]).cooling_from == 50  # too little to wait for
+
+
+def test_a_state_in_which_texts_come_back_is_no_goal() -> None:
+    one = course()
+    found = [recalls(10 * n, 0.04, 0.8, 0.3) for n in range(1, 5)]
+    assert one.phase([*found, recalls(50, 0.04, 1.0, 0.4)]).cooling_from is None
+    assert one.phase([*found, recalls(50, 0.04, 1.0, 0.34)]).cooling_from == 50
 
 
 def test_decisions_follow_from_the_scores_alone() -> None:

@@ -36,6 +36,9 @@ class AnswerValues:
     """The summed cross-entropy of the answer, nats."""
     num_tokens: tuple[int, ...]
     """The tokens of the answer."""
+    matches: tuple[float, ...] = ()
+    """The share of the answer's tokens that are the likeliest after those before them in the answer; empty where that
+    was not measured."""
 
 
 Read = Callable[[Sequence[TokenSequence]], AnswerValues]

@@ -22,7 +22,12 @@ from letheon.unlearning.problem import Problem
 from letheon.unlearning.resolve import is_to_score, scoring_interval, steps_to_score, total_steps
 
 FORGOTTEN = 0.05
-"""Recall of the forget rows at which they count as forgotten."""
+"""Recall of the forget rows at which they count as forgotten, once what matches of their answers has settled."""
+SETTLED = 0.05
+"""A fall of the forget match below which it has settled. A text of which greedy decoding misses an early token is no
+longer recalled and may still be there; a template that other rows share will always match."""
+NO_MATCH = 0.15
+"""A forget match that needs no settling."""
 RETAINED = 0.95
 """Recall of the retain rows below which training goes on, as a share of their recall before training."""
 FIRST_RATES = {"lora": 5e-4, "weights": 5e-6}
@@ -30,6 +35,8 @@ FIRST_RATES = {"lora": 5e-4, "weights": 5e-6}
 Xavier-initialised A by about as much at every width."""
 MOST_RISE = 32
 """The highest learning rate, as a multiple of the first."""
+_LATELY = 3
+"""Over how many scorings the forget match must have settled."""
 _COOL_DOWN = 2
 """How many scorings a cool-down lasts."""
 _IN_SCORINGS = 3
@@ -121,35 +128,36 @@ class AutomaticCourse:
             return early
         last = history[-1]
         if self.phase(history).is_over:
-            return f"forgotten: {self._recalls(last)}"
+            return f"forgotten: {_recalls(last)}"
         if last.step >= self.total_steps:
-            return f"finished without reaching {self._missed(last)}: {self._recalls(last)}"
+            return f"finished without reaching {self._missed(history)}: {_recalls(last)}"
         return None
 
     def kept(self, history: History) -> StateScore:
         """Return the best of the states that reached the goals, or of all where none did."""
-        reached = [score for score in history if self._is_reached(score)]
+        reached = [score for number, score in enumerate(history) if self._is_reached(history[: number + 1])]
         return choose_kept(reached or history, self.judge, keep=self.settings.keep)
 
     def phase(self, history: History) -> Phase:
         """Return where the run stands after these scores."""
-        phase, last = Phase(self.first_rate, MOST_RISE * self.first_rate), self.start
-        for score in history:
+        phase = Phase(self.first_rate, MOST_RISE * self.first_rate)
+        for number in range(1, len(history) + 1):
             if not phase.is_over:
-                phase, last = self._next(phase, last, score), score
+                phase = self._next(phase, history[:number])
         return phase
 
-    def _next(self, phase: Phase, last: StateScore, score: StateScore) -> Phase:
-        forget, retain = _recall(score, "forget"), _recall(score, "retain")
+    def _next(self, phase: Phase, history: History) -> Phase:
+        score, last = history[-1], history[-2] if len(history) > 1 else self.start
         if phase.cooling_from is not None:
-            return self._cooled(phase, score)
-        if self._is_reached(score):
+            return self._cooled(phase, history)
+        if self._is_reached(history):
             return replace(phase, cooling_from=score.step)
-        allowed = self._retained if forget <= FORGOTTEN else _recall(self.start, "retain") - _DAMAGE
+        forget, retain = _recall(score, "forget"), _recall(score, "retain")
+        is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
+        allowed = self._retained if is_forgotten else _recall(self.start, "retain") - _DAMAGE
         if retain < allowed:
             return self._damaged(phase, gained=retain - _recall(last, "retain"), wanted=allowed - retain)
-        is_fast = _recall(last, "forget") - forget >= (forget - FORGOTTEN) / _IN_SCORINGS
-        if is_fast:
+        if _recall(last, "forget") - forget >= (forget - FORGOTTEN) / _IN_SCORINGS:
             return phase
         if phase.factor < 1:
             return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
@@ -178,28 +186,46 @@ class AutomaticCourse:
             return replace(phase, factor=1 / _LIGHTER)
         return replace(phase, rate=slower, highest=slower, factor=phase.factor / _HEAVIER)
 
-    def _cooled(self, phase: Phase, score: StateScore) -> Phase:
+    def _cooled(self, phase: Phase, history: History) -> Phase:
         """Return what follows a scoring in a cool-down."""
         assert phase.cooling_from is not None
-        if score.step < phase.cooling_from + self._cool_down_steps:
+        if history[-1].step < phase.cooling_from + self._cool_down_steps:
             return phase
-        return replace(phase, is_over=True) if self._is_reached(score) else replace(phase, cooling_from=None)
+        return replace(phase, is_over=True) if self._is_reached(history) else replace(phase, cooling_from=None)
 
-    def _is_reached(self, score: StateScore) -> bool:
-        return _recall(score, "forget") <= FORGOTTEN and _recall(score, "retain") >= self._retained
+    def _is_reached(self, history: History) -> bool:
+        """Whether the latest state reaches both goals, and is not one in which the forget rows come back."""
+        last = history[-1]
+        least = min(map(_match, history))
+        is_forgotten = _recall(last, "forget") <= FORGOTTEN and self._is_settled(history)
+        return is_forgotten and _match(last) <= max(NO_MATCH, least + SETTLED) and self._keeps(last)
+
+    def _is_settled(self, history: History) -> bool:
+        """Whether what matches of the forget answers is little, or has fallen by little lately."""
+        if _match(history[-1]) <= NO_MATCH:
+            return True
+        lately = history[-_LATELY:]
+        if len(history) <= _LATELY or any(_recall(score, "forget") > 2 * FORGOTTEN for score in lately):
+            return False
+        return min(map(_match, history[:-_LATELY])) - min(map(_match, history)) < SETTLED
+
+    def _keeps(self, score: StateScore) -> bool:
+        return _recall(score, "retain") >= self._retained
 
     @property
     def _retained(self) -> float:
         return RETAINED * _recall(self.start, "retain")
 
-    def _missed(self, score: StateScore) -> str:
-        """Name the goals that a state falls short of."""
-        forget = f"a forget recall of {FORGOTTEN:g}" if _recall(score, "forget") > FORGOTTEN else ""
-        retain = f"a retain recall of {self._retained:.3f}" if _recall(score, "retain") < self._retained else ""
-        return " and ".join(filter(None, (forget, retain))) or "the end of the cool-down"
-
-    def _recalls(self, score: StateScore) -> str:
-        return f"recall forget {_recall(score, 'forget'):.3f}, retain {_recall(score, 'retain'):.3f}"
+    def _missed(self, history: History) -> str:
+        """Name the goals that the latest state falls short of."""
+        last, goals = history[-1], list[str]()
+        if _recall(last, "forget") > FORGOTTEN:
+            goals.append(f"a forget recall of {FORGOTTEN:g}")
+        elif not self._is_settled(history):
+            goals.append("a forget match that has settled")
+        if not self._keeps(last):
+            goals.append(f"a retain recall of {self._retained:.3f}")
+        return " and ".join(goals) or "the end of the cool-down"
 
     @property
     def _interval(self) -> int:
@@ -220,5 +246,16 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
     return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget_terms)
 
 
+def _match(score: StateScore) -> float:
+    return score.values.get("forget_match") or 0.0
+
+
 def _recall(score: StateScore, side: str) -> float:
     return score.values[f"{side}_recall"] or 0.0
+
+
+def _recalls(score: StateScore) -> str:
+    return (
+        f"recall forget {_recall(score, 'forget'):.3f} ({_match(score):.3f} of tokens), "
+        f"retain {_recall(score, 'retain'):.3f}"
+    )

@@ -28,6 +28,7 @@ from letheon.training.judge import SCORE, Better, StateScore
 
 BETTER: Mapping[str, Better] = {
     "forget_recall": "lower",
+    "forget_match": "lower",
     "retain_recall": "higher",
     SCORE: "higher",
     "retain_loss": "lower",
@@ -38,6 +39,9 @@ BETTER: Mapping[str, Better] = {
 }
 """What is measured of a state, and in which direction it is better.
 
+forget_match: mean over the forget rows of the share of the answer's tokens that are the likeliest after those before
+    them in the answer (exact memorisation, Tirumala et al., arXiv 2205.10770), 0 to 1. A text of which greedy decoding
+    misses an early token has a recall near 0 and can still match: what is left of it is only hidden.
 forget_recall, retain_recall, score: 0 to 1. The score, which the best state is chosen by, is the harmonic mean of the
     recalls by task and kind, or where there are holdout documents the mean of that and `membership`.
 retain_loss: mean cross-entropy of a retain answer token, nats.
@@ -118,6 +122,7 @@ def interim_score(
     retained = probes.num_forget_rows
     values = {
         "forget_recall": fmean(v for (is_forget, *_), values in cells.items() if is_forget for v in values),
+        "forget_match": fmean(found.matches[:retained]) if found.matches else None,
         "retain_recall": fmean(v for (is_forget, *_), values in cells.items() if not is_forget for v in values),
         SCORE: aggregate if membership is None else (aggregate + membership) / 2,
         "retain_loss": sum(found.losses[retained:]) / sum(found.num_tokens[retained:]),
@@ -147,6 +152,7 @@ def stored_answers(store: ReferenceStore, trained: Sequence[TokenSequence], prob
         recalls=tuple(float(answer.long().cumprod(0).double().mean()) for answer in hits),
         losses=tuple(-float(answer.double().sum()) for answer in log_probs),
         num_tokens=tuple(lengths),
+        matches=tuple(float(answer.double().mean()) for answer in hits),
     )
 
 
@@ -223,15 +229,17 @@ def answer_values(
     """Return the values of each sequence's answer under the engine's present state."""
     recalls: list[float] = []
     losses: list[float] = []
+    matches: list[float] = []
     for batch, group in _batches(engine, sequences, max_tokens):
         lengths = [sequences[i].num_answer_tokens for i in group]
         likeliest, log_probs = engine.likeliest(batch)
         answers = (likeliest == batch.labels).cpu().split(lengths)
         recalls += [float(answer.long().cumprod(0).double().mean()) for answer in answers]
+        matches += [float(answer.double().mean()) for answer in answers]
         losses += [-float(answer.double().sum()) for answer in log_probs.cpu().split(lengths)]
         if progress is not None:
             progress("scoring", len(losses), len(sequences))
-    return AnswerValues(tuple(recalls), tuple(losses), tuple(s.num_answer_tokens for s in sequences))
+    return AnswerValues(tuple(recalls), tuple(losses), tuple(s.num_answer_tokens for s in sequences), tuple(matches))
 
 
 def _batches(

@@ -13,6 +13,7 @@ from letheon.model.widening import NARROW
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.planning.estimate import Place, Plan
 from letheon.unlearning.planning.machine import Machine
+from letheon.unlearning.resolve import DEFAULT_TARGETS
 
 LEAST_BATCH_TOKENS = 16
 
@@ -147,7 +148,7 @@ def _room(plan: Plan, machine: Machine, least: int) -> int:
 def changed(settings: UnlearnSettings, changes: Mapping[str, object]) -> UnlearnSettings:
     """Return resolved settings with `changes`, and fill in the settings that these leave open."""
     if changes.get("adapt") == "lora":
-        changes = {"target_modules": SEED_TARGETS, **changes}
+        changes = {"target_modules": DEFAULT_TARGETS, **changes}
     return settings.model_copy(update=dict(changes))
 
 
