@@ -18,7 +18,7 @@ from letheon.settings.parts import (
     RowSettings,
     VerdictSettings,
 )
-from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, IsoDate, Sources
+from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, MOST_RANKS, IsoDate, Names, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
@@ -135,7 +135,23 @@ class LearntRowSettings(Settings):
     turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
 
 
-class MemorizeSettings(LearningSettings, NewModelSettings, LearntRowSettings):
+class LearntAdapterSettings(Settings):
+    """What of a checkpoint is trained to memorise."""
+
+    heading: ClassVar[str] = AdapterSettings.heading
+
+    adapt: Literal["lora", "weights"] = Field(
+        "weights",
+        description="Train the weights themselves, or an adapter, which is merged into the checkpoint at the end.",
+    )
+    target_modules: Names | None = Field(
+        None, description="Modules to adapt, or all-linear [all-linear; with --adapt weights: everything]."
+    )
+    rank: int = Field(16, ge=1, le=MOST_RANKS, description="LoRA rank.")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the adapter's factor is alpha / rank.")
+
+
+class MemorizeSettings(LearningSettings, LearntAdapterSettings, NewModelSettings, LearntRowSettings):
     """Settings of `letheon memorize`."""
 
     command: ClassVar[str] = "memorize"
