@@ -45,6 +45,7 @@ class Plan:
     ours: Settings
     plain: Settings
     ask: Settings
+    mmlu: Settings
     num_lume_rows: int
     """Rows of each side."""
     num_records: int
@@ -55,20 +56,28 @@ class Plan:
 ADAPTER: Settings = {"target_modules": "all-linear", "rank": 16}
 
 REAL = Plan(
-    memorize={**ADAPTER, "adapt": "lora", "alpha": 16, "learning_rate": 1e-3, "max_steps": 600},
+    memorize={
+        **ADAPTER,
+        "adapt": "lora",
+        "alpha": 16,
+        "learning_rate": 2e-3,
+        "batch_tokens": 512,
+        "max_steps": 1200,
+    },
     ours={
         **ADAPTER,
         "alpha": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-3,
         "learning_rate_schedule": "linear",
         "max_gradient_norm": 1,
-        "epochs": 14,
+        "epochs": 10,
         "checkpoint_epochs": 2,
         "general": "auto",
         "dial": "forgotten",
     },
-    plain={**ADAPTER, "learning_rate": 1e-3, "epochs": 14},
-    ask={"text_tokens": 16384, "mmlu_questions": 500, "mmlu_shots": 5, "max_new_tokens": 96},
+    plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 10},
+    ask={"text_tokens": 16384, "max_new_tokens": 96},
+    mmlu={"questions": 500, "shots": 5},
     num_lume_rows=48,
     num_records=20,
     num_holdout=24,
@@ -76,10 +85,11 @@ REAL = Plan(
 
 SMALL = replace(
     REAL,
-    memorize={**REAL.memorize, "learning_rate": 5e-3, "max_steps": 300},
+    memorize={**REAL.memorize, "learning_rate": 5e-3, "max_steps": 600},
     ours={**REAL.ours, "learning_rate": 5e-3, "epochs": 8},
     plain={**REAL.plain, "learning_rate": 5e-3, "epochs": 8},
-    ask={"text_tokens": 1024, "mmlu_questions": 8, "mmlu_shots": 1, "max_new_tokens": 48},
+    ask={"text_tokens": 1024, "max_new_tokens": 48},
+    mmlu={"questions": 8, "shots": 1},
     num_records=4,
 )
 """Of a model that is made on the spot."""
@@ -175,6 +185,9 @@ class PartJob:
         found: dict[str, Any] = {"cost": asdict(costs)} if costs else {}
         asked = self._asked(model, before)
         found |= {**json.loads(asked.path.read_text(encoding="utf-8")), "asking_cost": asdict(asked.cost)}
+        if "mmlu" not in self.skipped:
+            mmlu = self._mmlu(model)
+            found |= {"mmlu": json.loads(mmlu.path.read_text(encoding="utf-8")), "mmlu_cost": asdict(mmlu.cost)}
         if self.files.members is not None and "official" not in self.skipped:
             official = self._official(model)
             found["official"] = _official_numbers(official.path / "results.json", found.get("mmlu"))
@@ -182,13 +195,24 @@ class PartJob:
         return found
 
     def _asked(self, model: Made, before: Made) -> Made:
-        settings = {**self.plan.ask, **({} if "mmlu" in self.skipped else {"mmlu": self.world.mmlu})}
+        settings = self.plan.ask
         return self._stages.make(
             "asked",
-            [model.key, before.key, self._rows, self.plan.ask, "mmlu" in settings],
+            [model.key, before.key, self._rows, settings],
             lambda out: [
                 *("bench.real_ask", "--model", model.path, "--before", before.path, *self._row_flags),
                 *("--text", self.world.unseen_text, *_flags(settings), "--json", out),
+            ],
+        )
+
+    def _mmlu(self, model: Made) -> Made:
+        settings = self.plan.mmlu
+        return Stages(self.out / "mmlu").make(
+            "mmlu",
+            [model.key, settings],
+            lambda out: [
+                *("bench.real_mmlu", "--model", model.path, "--mmlu", self.world.mmlu),
+                *(*_flags(settings), "--json", out),
             ],
         )
 

@@ -1,11 +1,11 @@
-"""What one model can do and says: MMLU by likelihood, the loss of text, questions in chat, its rows in their form.
+"""What one model says and what text costs it: its rows in their form, questions in chat, the loss of a file.
 
 python -m bench.real_ask --model DIR --before DIR --forget FILE --retain FILE --template FORM --text FILE --json FILE
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,6 @@ from letheon.data.rows import Row, read_rows
 from letheon.data.sequences import TokenSequence, text_ids, tokenise_all
 from letheon.evaluation.fluency import Said, answer_losses, fluency
 from letheon.evaluation.generation import answers_from
-from letheon.evaluation.metrics.mmlu import read_mmlu, sample_mmlu, score_mmlu
 from letheon.evaluation.predicting import predict
 from letheon.model.loading import LoadedModel, load_model
 from letheon.storage.files import write_json
@@ -49,8 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
     }
     found["chat"] = ask_chat(loaded, before, CHAT_QUESTIONS, max_new_tokens=given.max_new_tokens)
     found["text"] = ask_text(loaded, given.text, num_tokens=given.text_tokens)
-    if given.mmlu is not None:
-        found["mmlu"] = ask_mmlu(loaded, given.mmlu, given.mmlu_questions, num_shots=given.mmlu_shots)
     write_json(given.json, found)
 
 
@@ -110,13 +107,6 @@ def ask_text(loaded: LoadedModel, path: Path, *, num_tokens: int) -> dict[str, A
     return {"loss": total / count, "num_tokens": count}
 
 
-def ask_mmlu(loaded: LoadedModel, folder: Path, num_questions: int, *, num_shots: int) -> dict[str, Any]:
-    """Return the accuracy on an even sample of MMLU, by likelihood."""
-    subjects = sample_mmlu(read_mmlu(folder), num_questions, num_shots=num_shots)
-    scores = asdict(score_mmlu(loaded.model, loaded.tokenizer, subjects))
-    return {name: scores[name] for name in ("accuracy", "num_questions", "num_shots")}
-
-
 def _answers(
     loaded: LoadedModel, before: PreTrainedModel, rows: Sequence[Row], *, template: str, max_new_tokens: int
 ) -> Answered:
@@ -144,9 +134,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--template", required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--text-tokens", type=int, default=16384)
-    parser.add_argument("--mmlu", type=Path)
-    parser.add_argument("--mmlu-questions", type=int, default=500)
-    parser.add_argument("--mmlu-shots", type=int, default=5)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args(arguments)

@@ -45,7 +45,10 @@ class StageError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Runs stages that are not done, and finds the results of those that are."""
+    """Runs stages that are not done, and finds the results of those that are.
+
+    The code is no part of a fingerprint: choose another folder for another version of it.
+    """
 
     folder: Path
 

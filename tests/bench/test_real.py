@@ -13,6 +13,7 @@ import torch
 from bench.real import main
 from bench.real_ask import ask_text, is_right
 from bench.real_checkpoint import CheckpointError, make_checkpoint
+from bench.real_inputs import real_lume
 from bench.real_rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice
 from bench.real_stages import StageError, Stages
 from bench.real_table import numbers_table
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import Row
 from letheon.data.general import QUESTIONS
-from letheon.data.rows import write_rows
+from letheon.data.rows import read_documents, read_rows, write_rows
 from letheon.model.loading import LoadedModel, load_model, save_model
 
 
@@ -48,6 +49,22 @@ def test_a_slice_has_as_many_of_each_task_and_kind() -> None:
     assert [row.id for row in lume_slice(rows, 6)] == ["Task1c0", "Task1q0", "Task2c0", "Task2q0", "Task1c1", "Task1q1"]
     assert len(lume_slice(rows, 100)) == len(rows)
     assert lume_slice([], 3) == []
+
+
+@pytest.mark.corpus
+def test_the_documents_of_the_attack_are_those_of_the_slice(tmp_path: Path, corpus: Path) -> None:
+    files = real_lume(corpus, tmp_path, num_rows=24, num_holdout=10)
+    forget = read_rows(files.forget)
+    assert [len(read_rows(path)) for path in (files.forget, files.retain)] == [24, 24]
+    assert {(row.task, row.kind) for row in forget} == {
+        (task, kind) for task in ("Task1", "Task2", "Task3") for kind in ("completion", "question")
+    }
+    names = ("members", "nonmembers", "holdout")
+    members, nonmembers, holdout = (read_documents(tmp_path / f"{name}.jsonl") for name in names)
+    texts = {f"{row.prompt} {row.answer}" for row in forget if (row.task, row.kind) == ("Task3", "completion")}
+    assert set(members) == texts
+    assert (len(members), len(nonmembers), len(holdout)) == (4, 34, 10)
+    assert not set(holdout) & {*members, *nonmembers}
 
 
 def test_no_chat_question_is_one_that_a_run_is_held_to() -> None:
