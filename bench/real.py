@@ -165,7 +165,8 @@ class PartJob:
             [target.key, self._rows, settings, bool(holdout)],
             lambda out: [
                 *("letheon", "unlearn", "--no-evaluate", "--model", target.path, *self._row_flags, *holdout),
-                *_flags(settings), "--out", out, *(["--resume"] if out.exists() else []),
+                *_flags(settings), "--cache-dir", self.out / "cache",
+                *("--out", out, *(["--resume"] if out.exists() else [])),
             ],
             resumes=True,
         )  # fmt: skip
