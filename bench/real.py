@@ -1,6 +1,6 @@
 """Unlearning a real language model: SmolLM2-135M-Instruct, memorised rows, ours against the authors' step.
 
-    python -m bench.real [--part lume request] [--checkpoint DIR] [--data DIR] [--out DIR] [--small]
+    python -m bench.real [--part lume request] [--checkpoint DIR] [--data DIR] [--out DIR] [--ours epochs=6] [--small]
 
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. Beside them stands what else the
@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,12 @@ REAL = Plan(
         "learning_rate": 3e-3,
         "learning_rate_schedule": "linear",
         "max_gradient_norm": 1,
-        "epochs": 10,
+        "epochs": 14,
         "checkpoint_epochs": 2,
         "general": "auto",
         "dial": "forgotten",
     },
-    plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 10},
+    plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 14},
     ask={"text_tokens": 16384, "max_new_tokens": 96},
     mmlu={"questions": 500, "shots": 5},
     num_lume_rows=48,
@@ -98,8 +98,8 @@ SMALL = replace(
 def main(arguments: list[str] | None = None) -> None:
     """Do what is missing of the parts, and write all numbers after each model that was measured."""
     given = _parse(arguments)
-    plan = SMALL if given.small else REAL
     try:
+        plan = _plan(given)
         world, files = _inputs(given, plan)
         for part in given.part:
             job = PartJob(given.out, part, world, files[part], plan, frozenset(given.skip))
@@ -126,12 +126,13 @@ class PartJob:
         checkpoint = Made(self.world.checkpoint, str(hash_checkpoint(self.world.checkpoint)), Cost(0.0, 0.0, 0))
         yield "as it came", self._measured(checkpoint, checkpoint)
         target = self._memorised(checkpoint)
-        yield "memorised", self._measured(target, target)
+        yield "memorised", {**_how(self.plan.memorize, target), **self._measured(target, target)}
         ours = self._ours(target)
-        yield "ours", self._measured(replace(ours, path=ours.path / "model"), target, costs=ours.cost)
+        measured = self._measured(replace(ours, path=ours.path / "model"), target)
+        yield "ours", {**_how(self.plan.ours, ours), **measured}
         if "plain" not in self.skipped:
             plain = self._plain(target)
-            yield "the authors' step", self._measured(plain, target, costs=plain.cost)
+            yield "the authors' step", {**_how(self.plan.plain, plain), **self._measured(plain, target)}
 
     @property
     def _stages(self) -> Stages:
@@ -181,11 +182,10 @@ class PartJob:
             ],
         )
 
-    def _measured(self, model: Made, before: Made, *, costs: Cost | None = None) -> dict[str, Any]:
-        """Return the scores of a model and what it cost to make; `before` says how fluent its answers are."""
-        found: dict[str, Any] = {"cost": asdict(costs)} if costs else {}
+    def _measured(self, model: Made, before: Made) -> dict[str, Any]:
+        """Return the scores of a model; `before` says how fluent its answers are."""
         asked = self._asked(model, before)
-        found |= {**json.loads(asked.path.read_text(encoding="utf-8")), "asking_cost": asdict(asked.cost)}
+        found = {**json.loads(asked.path.read_text(encoding="utf-8")), "asking_cost": asdict(asked.cost)}
         if "mmlu" not in self.skipped:
             mmlu = self._mmlu(model)
             found |= {"mmlu": json.loads(mmlu.path.read_text(encoding="utf-8")), "mmlu_cost": asdict(mmlu.cost)}
@@ -227,6 +227,11 @@ class PartJob:
                 *("--members", files.members, "--nonmembers", files.nonmembers, "--out", out),
             ],
         )
+
+
+def _how(settings: Settings, made: Made) -> dict[str, Any]:
+    """Return how a model was made and what that cost."""
+    return {"settings": dict(settings), "cost": asdict(made.cost)}
 
 
 def _official_numbers(path: Path, mmlu: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -277,6 +282,26 @@ def _flags(settings: Settings) -> list[object]:
     return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
 
 
+def _plan(given: argparse.Namespace) -> Plan:
+    """Return the plan with the settings that were given in place of its own."""
+    plan = SMALL if given.small else REAL
+    return replace(plan, ours={**plan.ours, **_pairs(given.ours)}, plain={**plan.plain, **_pairs(given.plain)})
+
+
+def _pairs(given: Sequence[str]) -> dict[str, object]:
+    """Return NAME=VALUE pairs by the names that settings have.
+
+    Raises:
+        StageError: one is no such pair.
+    """
+    split = [pair.partition("=") for pair in given]
+    if wrong := next(
+        (pair for pair, (name, _, value) in zip(given, split, strict=True) if not name or not value), None
+    ):
+        raise StageError(f"expected NAME=VALUE, such as epochs=6, got {wrong!r}")
+    return {name.replace("-", "_"): value for name, _, value in split}
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     data = os.environ.get("LETHEON_DATA")
     parser = argparse.ArgumentParser(
@@ -284,6 +309,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="both by default")
     parser.add_argument("--skip", nargs="+", choices=MEASURES, default=[], help="what to leave out")
+    ours, plain = "settings of `letheon unlearn` in place of the plan's", "settings of bench.real_plain, likewise"
+    parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=VALUE", help=ours)
+    parser.add_argument("--plain", nargs="+", default=[], metavar="NAME=VALUE", help=plain)
     parser.add_argument("--checkpoint", type=Path, help="chat model; default: SmolLM2-135M-Instruct, made once")
     parser.add_argument("--data", type=Path, default=Path(data) if data else None, help="default: LETHEON_DATA")
     parser.add_argument("--out", type=Path, default=Path("runs") / "real")

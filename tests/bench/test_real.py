@@ -1,6 +1,7 @@
 """The experiment on a real model: its rows, its stages and tables, and all of it on a tiny model."""
 
 import json
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import bench.real_checkpoint as real_checkpoint
 import bench.real_plain as real_plain
 import pytest
 import torch
-from bench.real import main
+from bench.real import REAL, _parse, _plan, main
 from bench.real_ask import ask_text, is_right
 from bench.real_checkpoint import CheckpointError, make_checkpoint
 from bench.real_inputs import real_lume
@@ -175,6 +176,13 @@ def test_a_missing_data_folder_ends_the_job(tmp_path: Path, monkeypatch: pytest.
         main(["--part", "request", "--out", str(tmp_path)])
 
 
+def test_settings_given_take_the_place_of_the_plan(tmp_path: Path) -> None:
+    given = _parse(["--ours", "epochs=6", "learning-rate=1e-3", "--out", str(tmp_path)])
+    assert _plan(given) == replace(REAL, ours={**REAL.ours, "epochs": "6", "learning_rate": "1e-3"})
+    with pytest.raises(SystemExit, match="expected NAME=VALUE, such as epochs=6, got 'epochs'"):
+        main(["--plain", "epochs", "--out", str(tmp_path)])
+
+
 @pytest.mark.slow
 def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path: Path) -> None:
     asked = ["--small", "--out", str(tmp_path)]
@@ -190,6 +198,7 @@ def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path
         assert list(models) == ["as it came", "memorised", "ours", "the authors' step"]
         assert models["memorised"]["forget"]["recall"] > 0.95
         assert models["ours"]["forget"]["recall"] < models["memorised"]["forget"]["recall"] - 0.1
+        assert models["ours"]["settings"]["general"] == "auto"
         assert models["ours"]["cost"]["peak_bytes"] > 2**20
         assert models["ours"]["mmlu"]["num_questions"] == 8
     official = {name: found["official"] for name, found in first["parts"]["lume"].items()}
