@@ -167,6 +167,16 @@ def test_memorize_trains_an_adapter_and_leaves_an_ordinary_checkpoint(files: Pat
     assert json.loads((files / "made" / "memorize.json").read_text())["settings"]["rank"] == 8
 
 
+def test_memorize_stops_at_the_recall_that_was_asked_for(files: Path) -> None:
+    size = ["--width", 64, "--num-layers", 1, "--num-heads", 2, "--vocab-size", 400, "--max-steps", 400]
+    rows = ["--rows", files / "forget.jsonl", "--lr", "5e-3", "--target-accuracy", 0.3]
+    call("memorize", *rows, *size, "--out", files / "made")
+    report = json.loads((files / "made" / "memorize.json").read_text())["report"]
+    assert report["reached"]
+    assert report["steps"] < 400
+    assert 0.3 <= report["accuracy"]
+
+
 def test_lists_may_be_separated_by_commas_or_spaces(files: Path) -> None:
     for number, given in enumerate((["q_proj,o_proj"], ["q_proj", "o_proj"])):
         call(

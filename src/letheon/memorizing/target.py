@@ -55,6 +55,7 @@ def make_target(
     open_folder_outside(settings.model, settings.out, advice="choose another --out")
     model, tokenizer = _model_and_tokenizer(settings, sets, text)
     options = MemorizeOptions(
+        target_accuracy=settings.target_accuracy,
         max_steps=settings.max_steps,
         text_every=settings.text_every,
         batch_tokens=settings.batch_tokens,

@@ -110,6 +110,9 @@ class LearningSettings(Settings):
     )
     batch_tokens: int = Field(1024, ge=16, description="Tokens per step.")
     text_every: int = Field(4, ge=1, description="Train on general text in every Nth step.")
+    target_accuracy: float = Field(
+        1.0, gt=0, le=1, description="Stop once this share of the answer tokens is recalled."
+    )
     max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
     time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
