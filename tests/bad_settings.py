@@ -364,6 +364,19 @@ SETTINGS = [
         "text_every: has no effect without --text; leave it out, or set --text too",
     ),
     Bad(
+        "an adapter on a new model",
+        lambda p: p.memorize("--adapt", "lora"),
+        (
+            "adapt: a new model has random weights, of which all must be trained; leave it out, or give a checkpoint "
+            "by --model"
+        ),
+    ),
+    Bad(
+        "the rank of no adapter",
+        lambda p: p.memorize("--model", p.at / "target", "--rank", 8),
+        "rank: no effect without --adapt lora; leave it out, or set --adapt lora too",
+    ),
+    Bad(
         "heads that do not divide the width",
         lambda p: p.memorize("--num-heads", 3),
         "width: expected a multiple of 8 * num_heads = 24, got 256; use 264",

@@ -155,6 +155,28 @@ def test_memorize_takes_several_files_after_one_flag(files: Path) -> None:
     AutoModelForCausalLM.from_pretrained(files / "made")
 
 
+def test_memorize_trains_an_adapter_and_leaves_an_ordinary_checkpoint(files: Path) -> None:
+    rows = ["--model", files / "target", "--rows", files / "forget.jsonl", files / "retain.jsonl"]
+    adapter = ["--adapt", "lora", "--rank", 8, "--alpha", 8, "--target-modules", "q_proj,v_proj", "--lr", "1e-2"]
+    call("memorize", *rows, *adapter, "--max-steps", 3, "--out", files / "made")
+    assert not list((files / "made").glob("adapter*"))
+    made, target = (AutoModelForCausalLM.from_pretrained(files / name).state_dict() for name in ("made", "target"))
+    assert made.keys() == target.keys()
+    moved = {name.split(".")[-2] for name, value in made.items() if not value.equal(target[name])}
+    assert moved == {"q_proj", "v_proj"}
+    assert json.loads((files / "made" / "memorize.json").read_text())["settings"]["rank"] == 8
+
+
+def test_memorize_stops_at_the_recall_that_was_asked_for(files: Path) -> None:
+    size = ["--width", 64, "--num-layers", 1, "--num-heads", 2, "--vocab-size", 400, "--max-steps", 400]
+    rows = ["--rows", files / "forget.jsonl", "--lr", "5e-3", "--target-accuracy", 0.3]
+    call("memorize", *rows, *size, "--out", files / "made")
+    report = json.loads((files / "made" / "memorize.json").read_text())["report"]
+    assert report["reached"]
+    assert report["steps"] < 400
+    assert 0.3 <= report["accuracy"]
+
+
 def test_lists_may_be_separated_by_commas_or_spaces(files: Path) -> None:
     for number, given in enumerate((["q_proj,o_proj"], ["q_proj", "o_proj"])):
         call(

@@ -21,6 +21,7 @@ from letheon.evaluation.metrics.mmlu import (
     letter_tokens,
     prompt_text,
     read_mmlu,
+    sample_mmlu,
     score_mmlu,
     subject_prompts,
 )
@@ -61,6 +62,33 @@ def test_questions_are_read_without_a_header(tmp_path: Path) -> None:
 def test_subjects_are_sorted_and_limited(folder: Path) -> None:
     subjects = read_mmlu(folder, limit_per_subject=4)
     assert [(s.name, len(s.questions)) for s in subjects] == [("bees", 4), ("deep_sea", 3)]
+
+
+def test_a_sample_is_drawn_evenly_from_all_subjects(folder: Path) -> None:
+    bees, deep_sea = read_mmlu(folder)
+    first, second = sample_mmlu([bees, deep_sea], 4, num_shots=2)
+    # Of eight questions, five about bees and three about the sea, every second one.
+    assert first.questions == (bees.questions[0], bees.questions[2], bees.questions[4])
+    assert second.questions == (deep_sea.questions[1],)
+    assert (first.shots, second.shots) == (bees.shots[:2], deep_sea.shots[:2])
+    assert sample_mmlu([bees, deep_sea], 100) == [bees, deep_sea]
+    (only,) = sample_mmlu([bees, deep_sea], 1)
+    assert only.questions == bees.questions[:1]
+    with pytest.raises(EvaluationError, match=r"expected at least one question .* got 0 questions after 5"):
+        sample_mmlu([bees], 0)
+
+
+def test_zero_shot_chooses_by_likelihood_after_the_question_alone(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    subjects = sample_mmlu(read_mmlu(folder), 8, num_shots=0)
+    letters, num_right = letter_tokens(tokenizer), 0
+    for subject in subjects:
+        for question in subject.questions:
+            ids = tokenizer(prompt_text(subject, question, num_shots=0), return_tensors="pt").input_ids
+            num_right += "ABCD"[int(model(ids).logits[0, -1, letters].argmax())] == question.answer
+    found = score_mmlu(model, tokenizer, subjects)
+    assert (found.accuracy, found.num_questions, found.num_shots) == (num_right / 8, 8, 0)
 
 
 def test_prompt_is_the_official_one() -> None:

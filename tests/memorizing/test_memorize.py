@@ -15,7 +15,9 @@ from letheon.errors import DataError, DivergenceError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeSchedule
 from letheon.memorizing.memorize import MemorizeProgress, _encode_text, _job, memorize
 from letheon.memorizing.options import MemorizeOptions
+from letheon.model.adapters import LoraSettings
 from letheon.model.architectures import ARCHITECTURES, new_model
+from letheon.model.weights import train_weights
 from letheon.training.judge import StateScore
 from letheon.training.step import accumulate
 
@@ -51,6 +53,35 @@ def test_every_architecture_says_its_rows_by_heart(
     assert report.steps < FAST.max_steps
     for row in rows:
         assert greedy(model, tokenizer, row.prompt) == f" {row.answer}"
+
+
+def test_an_adapter_learns_the_rows_and_leaves_an_ordinary_model(
+    tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    model = small_model("llama", tokenizer)
+    memorize(model, tokenizer, rows=rows[:3], options=FAST)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapter = LoraSettings(rank=16, alpha=16, targets=("all-linear",))
+    report = memorize(model, tokenizer, rows=rows, options=FAST, adapter=adapter)
+    assert report.reached
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert not hasattr(model, "peft_config")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
+    change = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) <= 16
+    for row in rows:
+        assert greedy(model, tokenizer, row.prompt) == f" {row.answer}"
+
+
+def test_only_the_given_modules_are_trained(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
+    model = small_model("llama", tokenizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    memorize(model, tokenizer, rows=rows, options=replace(FAST, max_steps=2), modules=("mlp",))
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if ".mlp." in name}
 
 
 def test_the_same_seed_gives_the_same_weights_and_the_global_random_state_stays(
@@ -166,7 +197,8 @@ def test_a_pass_over_the_rows_uses_each_once_within_the_token_limit() -> None:
 def test_a_step_in_pieces_is_the_whole_step(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
     losses = []
     for max_tokens in (10_000, 20):
-        job = _job(small_model("olmo", tokenizer), ["a", "b", "c"], learnt(rows[:3], tokenizer), [], FAST)
+        adapted = train_weights(small_model("olmo", tokenizer), modules=(), layers=None)
+        job = _job(adapted, ["a", "b", "c"], learnt(rows[:3], tokenizer), [], FAST)
         parts, _ = accumulate(job, [0, 1, 2], max_tokens=max_tokens)
         losses.append(
             (parts["rows"], torch.cat([p.grad.flatten() for p in job.adapted.parameters() if p.grad is not None]))

@@ -21,7 +21,10 @@ from letheon.engine.engine import build_engine
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeJob, MemorizeSchedule, mean_loss
 from letheon.memorizing.options import MemorizeOptions
+from letheon.model.adapted import Adapted
+from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.loading import context_length
+from letheon.model.taking import fold_in
 from letheon.model.weights import train_weights
 from letheon.progress import STEP, Display
 from letheon.settings import DEFAULT_DATE
@@ -151,9 +154,14 @@ def memorize(
     template: str = "joined",
     date: str = DEFAULT_DATE,
     options: MemorizeOptions | None = None,
+    adapter: LoraSettings | None = None,
+    modules: Sequence[str] = (),
     progress: Callable[[MemorizeProgress], None] | None = None,
 ) -> MemorizeReport:
-    """Train all weights of `model`, in place, until it recalls the answers of `rows`.
+    """Train `model`, in place, until it recalls the answers of `rows`.
+
+    All weights are trained, or those of `modules`; with `adapter` a LoRA adapter, which is merged at the end, so that
+    the model is an ordinary one again.
 
     A row is learnt in the form of `template` and ends with the end of sequence; "joined", "{prompt} {answer}", is the
     form under which the official scoring, which prompts with the bare prompt, finds it. Steps are AdamW's with
@@ -162,7 +170,8 @@ def memorize(
 
     Raises:
         DataError: there is no row, or one is longer than the model's context.
-        ModelError: the tokenizer has no end of sequence, the weights are not float32, or the model's forward fails.
+        ModelError: the tokenizer has no end of sequence, the weights are not float32, the model has no such modules,
+            or its forward fails.
         SettingsError: the template is unknown.
         DivergenceError: a loss is not finite; the weights are those of the step before.
     """
@@ -171,7 +180,8 @@ def memorize(
     _check_weights(model)
     learnt = _encode_rows(rows, tokenizer, template=template, date=date, context=_context(model))
     pieces = _encode_text(text, tokenizer, max_tokens=min(options.batch_tokens, _context(model)))
-    job = _job(model, [row.id for row in rows], learnt, pieces, options)
+    adapted = _adapt(model.eval(), adapter, modules, seed=options.seed)
+    job = _job(adapted, [row.id for row in rows], learnt, pieces, options)
     course = MemorizeCourse(options)
     settings = _Loop(options.seed, options.batch_tokens, options.time_limit_s)
     watcher = _Watcher(options, course, progress or (lambda _: None), started)
@@ -180,6 +190,8 @@ def memorize(
         outcome = train(run, clock=Clock(options.time_limit_s, started), interruption=Interruption())
     with job.running():
         text_loss = mean_loss(job.engine, pieces) if pieces else None
+    if isinstance(adapted, LoraAdapter):
+        fold_in(adapted)
     return MemorizeReport(
         steps=outcome.step,
         duration_s=time.monotonic() - started,
@@ -191,15 +203,20 @@ def memorize(
     )
 
 
+def _adapt(model: PreTrainedModel, adapter: LoraSettings | None, modules: Sequence[str], *, seed: int) -> Adapted:
+    if adapter is not None:
+        return attach_lora(model, adapter, seed=seed)
+    return train_weights(model, modules=modules, layers=None)
+
+
 def _job(
-    model: PreTrainedModel,
+    adapted: Adapted,
     names: Sequence[str],
     rows: Sequence[TokenSequence],
     text: Sequence[TokenSequence],
     options: MemorizeOptions,
 ) -> MemorizeJob:
-    adapted = train_weights(model.eval(), modules=(), layers=None)
-    engine = build_engine(model, probe_of(rows).to(model.device), adapter_off=adapted.off)
+    engine = build_engine(adapted.model, probe_of(rows).to(adapted.model.device), adapter_off=adapted.off)
     sequences = [*rows, *text]
     schedule = MemorizeSchedule([len(sequence.input_ids) for sequence in sequences], len(rows), options)
     return MemorizeJob(engine, adapted, names, sequences, schedule, options.answer_weight)

@@ -11,10 +11,12 @@ from letheon.data.rows import Rows, read_rows, read_text
 from letheon.errors import OutputError, SettingsError
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport, memorize
 from letheon.memorizing.options import MemorizeOptions
+from letheon.model.adapters import LoraSettings
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import check_device, load_config, load_model, load_tokenizer, move_model, save_model
 from letheon.model.quantised import check_not_quantised
+from letheon.model.targets import ALL_LINEAR
 from letheon.settings import MemorizeSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
@@ -22,6 +24,7 @@ from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import MEMORIZE_FILE, write_json_entry
 
 _OF_NEW_MODEL = frozenset({"architecture", "vocab_size", "width", "num_layers", "num_heads", "context"})
+_OF_LORA = frozenset({"rank", "alpha"})
 
 
 def make_target(
@@ -40,6 +43,7 @@ def make_target(
     """
     check_form(settings.template)
     _check_makes_new(settings)
+    _check_adapter(settings)
     sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
     text = read_text(settings.text) if settings.text else []
     check_device(settings.device)
@@ -51,6 +55,7 @@ def make_target(
     open_folder_outside(settings.model, settings.out, advice="choose another --out")
     model, tokenizer = _model_and_tokenizer(settings, sets, text)
     options = MemorizeOptions(
+        target_accuracy=settings.target_accuracy,
         max_steps=settings.max_steps,
         text_every=settings.text_every,
         batch_tokens=settings.batch_tokens,
@@ -66,6 +71,8 @@ def make_target(
         template=settings.template,
         date=settings.date,
         options=options,
+        adapter=_lora_settings(settings),
+        modules=settings.target_modules or (),
         progress=progress,
     )
     facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
@@ -114,3 +121,22 @@ def _check_makes_new(settings: MemorizeSettings) -> None:
         raise SettingsError("vocab_size: only for a new tokenizer, but --tokenizer is given; leave out one of them")
     if settings.text is None and "text_every" in given:
         raise SettingsError("text_every: has no effect without --text; leave it out, or set --text too")
+
+
+def _check_adapter(settings: MemorizeSettings) -> None:
+    """Refuse an adapter on a model that knows nothing yet, and the settings of one where there is none."""
+    given = settings.model_fields_set
+    if settings.model is None and (settings.adapt == "lora" or "target_modules" in given):
+        name = "adapt" if settings.adapt == "lora" else "target_modules"
+        raise SettingsError(
+            f"{name}: a new model has random weights, of which all must be trained; leave it out, or give a "
+            f"checkpoint by --model"
+        )
+    if settings.adapt != "lora" and (idle := sorted(given & _OF_LORA)):
+        raise SettingsError(f"{', '.join(idle)}: no effect without --adapt lora; leave it out, or set --adapt lora too")
+
+
+def _lora_settings(settings: MemorizeSettings) -> LoraSettings | None:
+    if settings.adapt != "lora":
+        return None
+    return LoraSettings(rank=settings.rank, alpha=settings.alpha, targets=settings.target_modules or (ALL_LINEAR,))

@@ -1,9 +1,11 @@
-"""The weights of a saved checkpoint in the model in memory that it was saved from."""
+"""What was trained, merged into the model in memory."""
+
+from typing import Any
 
 import torch
 
 from letheon.model.adapted import Adapted
-from letheon.model.adapters import plain_name
+from letheon.model.adapters import LoraAdapter, plain_name
 from letheon.model.widening import as_stored
 
 
@@ -20,3 +22,18 @@ def take_saved_weights(adapted: Adapted) -> None:
     for name, value in as_stored(adapted.model, adapted.merged_state()).items():
         if value.data_ptr() != own[name].data_ptr():
             own[name].copy_(value)
+
+
+@torch.no_grad()
+def fold_in(adapted: LoraAdapter) -> None:
+    """Merge the adapter into the weights and take its layers out of the model, which is an ordinary one again.
+
+    All weights can then be trained. `adapted` must not be used any more.
+
+    Raises:
+        ModelError: a layer's adapter cannot be merged.
+    """
+    take_saved_weights(adapted)
+    base: Any = adapted.peft.base_model
+    base.unload()
+    adapted.model.requires_grad_(True)

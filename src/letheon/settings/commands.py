@@ -18,7 +18,7 @@ from letheon.settings.parts import (
     RowSettings,
     VerdictSettings,
 )
-from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, IsoDate, Sources
+from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, MOST_RANKS, IsoDate, Names, Sources
 
 
 class UnlearnSettings(  # the settings of the last base come first
@@ -110,6 +110,9 @@ class LearningSettings(Settings):
     )
     batch_tokens: int = Field(1024, ge=16, description="Tokens per step.")
     text_every: int = Field(4, ge=1, description="Train on general text in every Nth step.")
+    target_accuracy: float = Field(
+        1.0, gt=0, le=1, description="Stop once this share of the answer tokens is recalled."
+    )
     max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
     time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
@@ -135,7 +138,23 @@ class LearntRowSettings(Settings):
     turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
 
 
-class MemorizeSettings(LearningSettings, NewModelSettings, LearntRowSettings):
+class LearntAdapterSettings(Settings):
+    """What of a checkpoint is trained to memorise."""
+
+    heading: ClassVar[str] = AdapterSettings.heading
+
+    adapt: Literal["lora", "weights"] = Field(
+        "weights",
+        description="Train the weights themselves, or an adapter, which is merged into the checkpoint at the end.",
+    )
+    target_modules: Names | None = Field(
+        None, description="Modules to adapt, or all-linear [all-linear; with --adapt weights: everything]."
+    )
+    rank: int = Field(16, ge=1, le=MOST_RANKS, description="LoRA rank.")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the adapter's factor is alpha / rank.")
+
+
+class MemorizeSettings(LearningSettings, LearntAdapterSettings, NewModelSettings, LearntRowSettings):
     """Settings of `letheon memorize`."""
 
     command: ClassVar[str] = "memorize"

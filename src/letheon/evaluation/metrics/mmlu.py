@@ -1,4 +1,4 @@
-"""MMLU (Hendrycks et al. 2021): five-shot multiple choice by next-token probability, as officially asked.
+"""MMLU (Hendrycks et al. 2021): multiple choice by next-token probability, five-shot as officially asked, or fewer.
 
 The few-shot text of a subject is the same for all its questions, so its keys and values are computed once and questions
 of like length are read on top of them in one batch. Each prompt is tokenised whole and only the tokens that all prompts
@@ -8,7 +8,7 @@ share count as the shared part, so the model sees exactly the tokens of the whol
 import copy
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,6 +96,31 @@ def _instead(folder: Path) -> str:
     meant = next((path for path in near if any((path / "test").glob("*_test.csv"))), None)
     advice = "give the folder that holds dev and test" if meant is None else f"give {meant}, which holds them"
     return f"test/ holds no such file; {advice}"
+
+
+def sample_mmlu(subjects: Sequence[Subject], num_questions: int, *, num_shots: int = NUM_SHOTS) -> list[Subject]:
+    """Return `num_questions` questions, every k-th of all in their order, so that each subject has its share of them.
+
+    All are returned where there are no more. Subjects left without a question are left out. `num_shots` is the most
+    worked questions to show before each; 0 asks zero-shot.
+
+    Raises:
+        EvaluationError: a number is out of range.
+    """
+    if num_questions < 1 or num_shots < 0:
+        raise EvaluationError(
+            f"MMLU: expected at least one question and no negative number of worked ones, got {num_questions} "
+            f"questions after {num_shots}"
+        )
+    total = sum(len(subject.questions) for subject in subjects)
+    num_drawn, start, sampled = min(num_questions, total), 0, []
+    drawn = {number * total // num_drawn for number in range(num_drawn)}
+    for subject in subjects:
+        kept = tuple(question for number, question in enumerate(subject.questions, start) if number in drawn)
+        start += len(subject.questions)
+        if kept:
+            sampled.append(replace(subject, shots=subject.shots[:num_shots], questions=kept))
+    return sampled
 
 
 def prompt_text(subject: Subject, question: Question, *, num_shots: int = NUM_SHOTS) -> str:

@@ -1,0 +1,143 @@
+"""What one model says and what text costs it: its rows in their form, questions in chat, the loss of a file.
+
+python -m bench.real_ask --model DIR --before DIR --forget FILE --retain FILE --template FORM --text FILE --json FILE
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from bench.real_rows import CHAT_QUESTIONS, ChatQuestion
+from letheon.data.rows import Row, read_rows
+from letheon.data.sequences import TokenSequence, text_ids, tokenise_all
+from letheon.evaluation.fluency import Said, answer_losses, fluency
+from letheon.evaluation.generation import answers_from
+from letheon.evaluation.predicting import predict
+from letheon.model.loading import LoadedModel, load_model
+from letheon.storage.files import write_json
+
+_WINDOW_TOKENS = 512
+_UNLIMITED = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a model said to some rows."""
+
+    texts: list[str]
+    fluency: dict[str, float | None]
+    """Numbers of `Fluency` by name."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Ask one model and write what it said and scored."""
+    given = _parse(arguments)
+    loaded = load_model(given.model)
+    before = load_model(given.before).model
+    sides = {"forget": list(read_rows(given.forget)), "retain": list(read_rows(given.retain))}
+    found: dict[str, Any] = {
+        name: ask_rows(loaded, before, rows, name, template=given.template, max_new_tokens=given.max_new_tokens)
+        for name, rows in sides.items()
+    }
+    found["chat"] = ask_chat(loaded, before, CHAT_QUESTIONS, max_new_tokens=given.max_new_tokens)
+    found["text"] = ask_text(loaded, given.text, num_tokens=given.text_tokens)
+    write_json(given.json, found)
+
+
+def ask_rows(
+    loaded: LoadedModel, before: PreTrainedModel, rows: Sequence[Row], side: str, *, template: str, max_new_tokens: int
+) -> dict[str, Any]:
+    """Return the recall of rows asked in their form: mean ROUGE-L recall, and the share given word for word."""
+    answered = _answers(loaded, before, rows, template=template, max_new_tokens=max_new_tokens)
+    scored = [predict(row, side, text) for row, text in zip(rows, answered.texts, strict=True)]
+    return {
+        "num_rows": len(rows),
+        "recall": fmean(one.rouge_l_recall for one in scored),
+        "whole": fmean(one.exact_match for one in scored),
+        **answered.fluency,
+        "answers": [{"id": one.id, "prompt": one.prompt, "answer": one.generation} for one in scored],
+    }
+
+
+def ask_chat(
+    loaded: LoadedModel, before: PreTrainedModel, questions: Sequence[ChatQuestion], *, max_new_tokens: int
+) -> dict[str, Any]:
+    """Return the answers to questions of general knowledge, and how many hold a right one."""
+    rows = [
+        Row(str(number), question.text, question.answers[0], "chat", "question")
+        for number, question in enumerate(questions)
+    ]
+    template = "chat" if loaded.tokenizer.chat_template else "joined"
+    answered = _answers(loaded, before, rows, template=template, max_new_tokens=max_new_tokens)
+    right = [is_right(question, text) for question, text in zip(questions, answered.texts, strict=True)]
+    said = zip(questions, answered.texts, right, strict=True)
+    return {
+        "num_questions": len(questions),
+        "num_right": sum(right),
+        **answered.fluency,
+        "answers": [{"prompt": question.text, "answer": text, "is_right": is_so} for question, text, is_so in said],
+    }
+
+
+def is_right(question: ChatQuestion, text: str) -> bool:
+    """Return whether a text holds one of the right answers as a word."""
+    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+    return any(answer in words for answer in question.answers)
+
+
+@torch.no_grad()
+def ask_text(loaded: LoadedModel, path: Path, *, num_tokens: int) -> dict[str, Any]:
+    """Return the mean token cross-entropy, nats, of the first `num_tokens` tokens of a file, in windows of 512."""
+    ids = text_ids(loaded.tokenizer, [path.read_text(encoding="utf-8")])[0][:num_tokens]
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, _WINDOW_TOKENS):
+        window = torch.tensor([ids[start : start + _WINDOW_TOKENS]], device=loaded.model.device)
+        if window.shape[1] < 2:
+            continue
+        logits: Any = loaded.model(input_ids=window, use_cache=False).logits
+        total += float(cross_entropy(logits[0, :-1].float(), window[0, 1:], reduction="sum"))
+        count += window.shape[1] - 1
+    return {"loss": total / count, "num_tokens": count}
+
+
+def _answers(
+    loaded: LoadedModel, before: PreTrainedModel, rows: Sequence[Row], *, template: str, max_new_tokens: int
+) -> Answered:
+    sequences = tokenise_all(rows, loaded.tokenizer, template=template, max_length=_UNLIMITED)
+    prompts = [list(one.input_ids[: one.answer_start]) for one in sequences]
+    answers = answers_from(
+        loaded.model, loaded.tokenizer, prompts, more_ends=_ends(sequences), max_new_tokens=max_new_tokens
+    )
+    new = [answer.new[:-1] if answer.has_ended else answer.new for answer in answers]
+    said = [Said(ids, has_ended=answer.has_ended) for ids, answer in zip(new, answers, strict=True)]
+    texts = [str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in new]
+    return Answered(texts, fluency(said, losses_before=answer_losses(before, prompts, new)).flat())
+
+
+def _ends(sequences: Sequence[TokenSequence]) -> set[int]:
+    return {one.end[-1] for one in sequences if one.end}
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--before", required=True, help="the model whose loss says how fluent answers are")
+    parser.add_argument("--forget", required=True)
+    parser.add_argument("--retain", required=True)
+    parser.add_argument("--template", required=True)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text-tokens", type=int, default=16384)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--json", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The numbers of `bench.real` as tables, one row a model, and what the models said beside each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from letheon.report.tables import Table, to_markdown
+
+Numbers = Mapping[str, Any]
+"""What was measured of a model, as real.json has it."""
+
+_COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
+    ("forget recall", ("forget", "recall"), "{:.3f}", 1),
+    ("forget word for word", ("forget", "whole"), "{:.2f}", 1),
+    ("retain recall", ("retain", "recall"), "{:.3f}", 1),
+    ("retain word for word", ("retain", "whole"), "{:.2f}", 1),
+    ("task aggregate", ("official", "task_aggregate"), "{:.3f}", 1),
+    ("MIA AUC", ("official", "membership_auc"), "{:.3f}", 1),
+    ("final", ("official", "final"), "{:.3f}", 1),
+    ("MMLU", ("mmlu", "accuracy"), "{:.3f}", 1),
+    ("text loss", ("text", "loss"), "{:.3f}", 1),
+    ("chat right", ("chat", "num_right"), "{:.0f}", 1),
+    ("forget gibberish", ("forget", "degenerate"), "{:.2f}", 1),
+    ("retain gibberish", ("retain", "degenerate"), "{:.2f}", 1),
+    ("forget answer loss", ("forget", "loss_before"), "{:.2f}", 1),
+    ("wall s", ("cost", "wall_s"), "{:.0f}", 1),
+    ("CPU s", ("cost", "process_s"), "{:.0f}", 1),
+    ("peak MiB", ("cost", "peak_bytes"), "{:,.0f}", 2**20),
+)
+"""Heading, where the number is, its form and its unit."""
+
+_MOST_CHARACTERS = 160
+
+
+def report(parts: Mapping[str, Mapping[str, Numbers]]) -> str:
+    """Return all parts as Markdown."""
+    return "\n".join(
+        f"## {part}\n\n{to_markdown(numbers_table(part, models))}\n{said(models)}" for part, models in parts.items()
+    )
+
+
+def numbers_table(part: str, models: Mapping[str, Numbers]) -> Table:
+    """Return a row for each model; a column stands where some model has its number."""
+    shown = [column for column in _COLUMNS if any(_number(found, column[1]) is not None for found in models.values())]
+    rows = tuple(
+        (name, *(_cell(_number(found, place), form, unit) for _, place, form, unit in shown))
+        for name, found in models.items()
+    )
+    return Table(f"Part {part}", ("model", *(heading for heading, *_ in shown)), rows)
+
+
+def said(models: Mapping[str, Numbers]) -> str:
+    """Return the answers to the chat questions, and to the first rows of each side, model by model."""
+    return "\n".join(
+        to_markdown(_answers(kind, models, most)) for kind, most in (("chat", 10), ("forget", 3), ("retain", 3))
+    )
+
+
+def _answers(kind: str, models: Mapping[str, Numbers], most: int) -> Table:
+    answers = {name: found[kind]["answers"][:most] for name, found in models.items()}
+    questions = [one["prompt"] for one in next(iter(answers.values()))]
+    rows = tuple(
+        (_short(question), *(_short(given[place]["answer"]) for given in answers.values()))
+        for place, question in enumerate(questions)
+    )
+    return Table(f"Answers, {kind}", ("asked", *answers), rows)
+
+
+def _number(found: Numbers, place: tuple[str, ...]) -> float | None:
+    value: Any = found
+    for name in place:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _cell(value: float | None, form: str, unit: float) -> str:
+    return "" if value is None else form.format(value / unit)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]} ..."
