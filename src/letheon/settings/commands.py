@@ -56,7 +56,22 @@ class EvaluateSettings(RowSettings):
         description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
         "of the run that --model or --out belongs to, else auto.",
     )
-    suite: Annotated[str, FIXED] = Field(DEFAULT_SUITE, description="Suite to score by.")
+    suite: Annotated[str, FIXED] = Field(
+        DEFAULT_SUITE,
+        description="Suite to score by: lume, or tofu, which brings its own rows.",
+    )
+    split: Annotated[str | None, FIXED] = Field(
+        None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."
+    )
+    data: Annotated[Path | None, FIXED] = Field(
+        None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
+    )
+    never: Annotated[str | None, FIXED, FILE] = Field(
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu)."
+    )
+    never_results: Annotated[Path | None, FIXED, FILE] = Field(
+        None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."
     )
