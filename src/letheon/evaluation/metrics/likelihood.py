@@ -16,7 +16,7 @@ from letheon.engine.patches.rotation import changes_rotation
 from letheon.evaluation.batches import StepProgress, reading
 from letheon.evaluation.templates import LabelledSequence
 
-PACK_TOKENS = 1024
+PACK_TOKENS = 512
 """Most tokens of one packed row; attention costs its square."""
 MAX_LOGITS = 2**27
 """Logits that one pass may hold: 0.5 GiB in float32."""
