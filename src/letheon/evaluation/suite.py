@@ -51,6 +51,9 @@ class Asked:
     """Documents and questions by name."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings that the suite alone knows."""
+    trained: Mapping[str, Rows] = field(default_factory=dict)
+    """The sets that runs train on, where these are other rows than are asked; runs and evaluations are paired by
+    them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from letheon.data.forms import CHAT, dated
+from letheon.data.system_message import DATE, SYSTEM, takes_system
 from letheon.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION_ANSWER = "question-answer"
-SYSTEM = "You are a helpful assistant."
-DATE = "2025-04-10"
 WRITTEN_DATE = "10 Apr 2025"
 """The date that open-unlearning gives the templates of Llama 3."""
 MAX_LENGTH = 512
@@ -127,7 +126,7 @@ def question_template(tokenizer: "PreTrainedTokenizerBase", name: str | None = N
         raise DataError("the tokenizer has no end-of-sequence token, which ends each answer; give it one")
     if name == QUESTION_ANSWER:
         return QuestionTemplate(tokenizer, name)
-    return QuestionTemplate(tokenizer, name, SYSTEM if _takes_system(tokenizer) else None)
+    return QuestionTemplate(tokenizer, name, SYSTEM if takes_system(tokenizer) else None)
 
 
 def filled(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
@@ -150,12 +149,3 @@ def filled(tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], *,
             f"the tokenizer's chat template cannot be filled in ({reason}); use --template question-answer"
         ) from error
     return str(text)
-
-
-def _takes_system(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "?"}]
-    try:
-        filled(tokenizer, turns, add_generation_prompt=True)
-    except DataError:
-        return False
-    return True

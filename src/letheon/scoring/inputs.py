@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.rows import Rows, check_disjoint, hash_rows
+from letheon.data.system_message import under_system
 from letheon.evaluation.evaluate import evaluate_suite
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.registry import suite_of
@@ -52,7 +53,7 @@ class EvaluatedInputs:
             "model_sha256": hash_checkpoint(local_folder(settings.model)),
             "weights_sha256": weights_sha256,
             "tokenizer_sha256": hash_tokenizer(self.tokenizer),
-            **{f"{name}_sha256": hash_rows(rows) for name, rows in asked.rows.items()},
+            **{f"{name}_sha256": hash_rows(asked.trained.get(name, rows)) for name, rows in asked.rows.items()},
             **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
         }
         return {
@@ -66,7 +67,7 @@ class EvaluatedInputs:
             **{
                 name: {
                     "source": self.source_of(name),
-                    "sha256": read[f"{name}_sha256"],
+                    "sha256": hash_rows(rows),
                     "num_rows": len(rows),
                 }
                 for name, rows in asked.rows.items()
@@ -122,7 +123,11 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     if form.template != AUTO:
         for row in [row for rows in bare.values() for row in rows][:1]:
             render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options), tokenizer, form)
+    trained = {
+        name: under_system(bare_rows(rows, tokenizer), tokenizer, settings.template)
+        for name, rows in asked.trained.items()
+    }
+    return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options, trained), tokenizer, form)
 
 
 def _plain(value: object) -> object:

@@ -1,9 +1,9 @@
 """The settings of each command."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
@@ -18,6 +18,7 @@ from letheon.settings.parts import (
     RowSettings,
     VerdictSettings,
 )
+from letheon.settings.suites import with_learnt_rows
 from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, IsoDate, Sources
 
 
@@ -137,6 +138,11 @@ class LearntRowSettings(Settings):
     heading: ClassVar[str] = "Model and rows"
 
     rows: Sources = Field(description="Files of rows to memorise.")
+    suite: str | None = Field(None, description="Suite whose rows to memorise, in the form that it asks in: tofu.")
+    split: str | None = Field(
+        None, description="Rows of the suite: full, or retain90 for a model that never knew forget10 [full]."
+    )
+    data: Path | None = Field(None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE].")
     text: Path | None = Field(None, description="General text, documents separated by blank lines.")
     out: Path = Field(description="Folder for the checkpoint.")
     model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
@@ -148,6 +154,11 @@ class LearntRowSettings(Settings):
     )
     fields: dict[str, str] | None = Field(None, description="Column names of your data.")
     turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_rows(cls, values: Any) -> Any:
+        return with_learnt_rows(values) if isinstance(values, dict) else values
 
 
 class MemorizeSettings(LearningSettings, NewModelSettings, LearntRowSettings):

@@ -18,6 +18,8 @@ class SuiteFiles:
 
     splits: Mapping[str, tuple[str, str]]
     """The rows to forget and to keep of each split; the first split is the default."""
+    whole: str
+    """All rows, which a target is made to know."""
 
     @property
     def default(self) -> str:
@@ -31,10 +33,15 @@ OWN_ROWS: Mapping[str, SuiteFiles] = {
             "forget10": ("forget10", "retain90"),
             "forget05": ("forget05", "retain95"),
             "forget01": ("forget01", "retain99"),
-        }
+        },
+        whole="full",
     ),
 }
 """The suites with rows of their own."""
+SUITE_FORMS = ("chat", "question-answer")
+"""The forms in which these suites ask: that of a tokenizer with a chat template, and that of others."""
+SUITE_DATE = "2025-04-10"
+"""The date that these suites give chat templates that write one."""
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
@@ -61,6 +68,28 @@ def rows_of_suite(suite: str, split: str | None, data: Path | None) -> dict[str,
     }
 
 
+def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of `memorize` with the rows of the suite that they name, unless they name rows themselves.
+
+    `split` is a split of the suite, whose rows to keep are meant (a model that never knew the others), or a file of it;
+    without one all rows are meant.
+
+    Raises:
+        ValueError: there is no such suite.
+    """
+    suite = values.get("suite")
+    if suite is None:
+        return dict(values)
+    if suite not in OWN_ROWS:
+        raise ValueError(f"a suite with rows of its own ({', '.join(OWN_ROWS)}){nearest(str(suite), OWN_ROWS)}")
+    files, given = OWN_ROWS[suite], values.get("data")
+    split = values.get("split") or files.whole
+    name = files.splits[split][1] if split in files.splits else str(split)
+    path = suite_file(data_folder(suite, None if given is None else Path(given)), name)
+    own = {"rows": (str(path),), "date": SUITE_DATE}
+    return {**values, **{name: value for name, value in own.items() if values.get(name) is None}}
+
+
 def suite_file(folder: Path, name: str) -> Path:
     """Return the file of a data set with this name: the one that is there, else its .jsonl."""
     found = (path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file())
@@ -78,4 +107,5 @@ def with_rows_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     given = values.get("data")
     rows = rows_of_suite(str(suite), values.get("split"), None if given is None else Path(given))
-    return {**values, **{side: path for side, path in rows.items() if values.get(side) is None}}
+    own = {**rows, "date": SUITE_DATE}
+    return {**values, **{name: value for name, value in own.items() if values.get(name) is None}}

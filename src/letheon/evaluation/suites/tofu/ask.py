@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.data.benchmarks.tofu import DEFAULT_SPLIT, Tofu, read_tofu
+from letheon.data.rows import read_rows
 from letheon.errors import SettingsError
 from letheon.evaluation.suite import Asked, Note
 from letheon.evaluation.suites.tofu.never import Never, read_never
@@ -14,6 +15,7 @@ MAX_NEW_TOKENS = 200
 SETS = ("forget", "retain", "real_authors", "world_facts")
 """The sets whose questions are asked."""
 HOLDOUT = "holdout"
+SIDES = ("forget", "retain")
 
 
 def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
@@ -36,7 +38,8 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
                 f"{never.source} has {len(never.truth_ratios)} truth ratios for {len(tofu.forget.rows)} rows to "
                 "forget; is it of another split?"
             )
-    return Asked(_rows(tofu), _answers(tofu), _options(settings, split, never))
+    trained = {side: read_rows(path) for side in SIDES if Path(path := str(getattr(settings, side))).is_file()}
+    return Asked(_rows(tofu), _answers(tofu), _options(settings, split, never), trained)
 
 
 def _rows(tofu: Tofu) -> dict[str, Any]:

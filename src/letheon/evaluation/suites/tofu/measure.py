@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from letheon.data.rows import Row, Rows
+from letheon.data.system_message import DATE
 from letheon.evaluation.generation import generate_from
 from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
 from letheon.evaluation.metrics.memorisation import (
@@ -22,6 +23,7 @@ from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.model.loading import load_model
 from letheon.scores.predictions import Prediction
+from letheon.scores.results import Form
 
 _IN_DETAIL = (FORGET, HOLDOUT)
 
@@ -39,7 +41,8 @@ def measure(target: Target, asked: Asked) -> Measured:
     }
     if never is not None:
         others["never"] = asdict(never)
-    return Measured(_predictions(target, asked, template), others=others)
+    form = Form(template.name, DATE, "the suite", differs=False)
+    return Measured(_predictions(target, asked, template), form=form, others=others)
 
 
 def row_values(
