@@ -220,7 +220,9 @@ def evaluate(
     finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
     inputs = read_evaluated(settings, note=note)
     if not replace and has_own_rows:
-        _check_replaced(settings, {name: inputs.source_of(name) for name in ("forget", "retain")}, note)
+        _check_replaced(
+            settings, {name: inputs.source_of(name) for name in ("forget", "retain") if name in inputs.asked.rows}, note
+        )
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)

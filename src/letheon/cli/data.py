@@ -39,6 +39,16 @@ def data_tofu(folder: Path) -> None:
         )
 
 
+@data.command("wmdp")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+def data_wmdp(folder: Path) -> None:
+    """Download the questions of WMDP (MIT) from the Hugging Face hub."""
+    from letheon.data.benchmarks.wmdp import download_wmdp
+
+    for path in download_wmdp(folder):
+        click.echo(path)
+
+
 @data.command("synthetic")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")

@@ -59,7 +59,7 @@ class EvaluateSettings(RowSettings):
     )
     suite: Annotated[str, FIXED] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by: lume, or tofu, which brings its own rows.",
+        description="Suite to score by: lume, or tofu or wmdp, which bring their own rows.",
     )
     split: Annotated[str | None, FIXED] = Field(
         None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."

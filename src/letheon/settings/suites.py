@@ -17,9 +17,10 @@ class SuiteFiles:
     """The files of a suite, by split, without ending."""
 
     splits: Mapping[str, tuple[str, str]]
-    """The rows to forget and to keep of each split; the first split is the default."""
-    whole: str
-    """All rows, which a target is made to know."""
+    """The rows to forget and to keep of each split; the first split is the default. Empty where there is nothing to
+    train on: the suite asks questions alone."""
+    whole: str = ""
+    """All rows, which a target is made to know; empty where there are none."""
 
     @property
     def default(self) -> str:
@@ -36,6 +37,7 @@ OWN_ROWS: Mapping[str, SuiteFiles] = {
         },
         whole="full",
     ),
+    "wmdp": SuiteFiles({}),
 }
 """The suites with rows of their own."""
 SUITE_FORMS = ("chat", "question-answer")
@@ -53,12 +55,14 @@ def data_folder(suite: str, data: Path | None) -> Path:
 
 
 def rows_of_suite(suite: str, split: str | None, data: Path | None) -> dict[str, str]:
-    """Return the paths of a suite's rows to forget and to keep.
+    """Return the paths of a suite's rows to forget and to keep; its folder where it has none.
 
     Raises:
         ValueError: the suite has no such split; says what was expected.
     """
     files = OWN_ROWS[suite]
+    if not files.splits:
+        return dict.fromkeys(("forget", "retain"), str(data_folder(suite, data)))
     split = split or files.default
     if split not in files.splits:
         raise ValueError(f"one of {', '.join(files.splits)} as split{nearest(split, files.splits)}")
@@ -80,8 +84,9 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     suite = values.get("suite")
     if suite is None:
         return dict(values)
-    if suite not in OWN_ROWS:
-        raise ValueError(f"a suite with rows of its own ({', '.join(OWN_ROWS)}){nearest(str(suite), OWN_ROWS)}")
+    known = [name for name, files in OWN_ROWS.items() if files.whole]
+    if suite not in known:
+        raise ValueError(f"a suite with rows to learn ({', '.join(known)}){nearest(str(suite), known)}")
     files, given = OWN_ROWS[suite], values.get("data")
     split = values.get("split") or files.whole
     name = files.splits[split][1] if split in files.splits else str(split)
