@@ -49,6 +49,17 @@ def data_wmdp(folder: Path) -> None:
         click.echo(path)
 
 
+@data.command("muse")
+@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--corpus", default="news", show_default=True, type=click.Choice(["news", "books"]), help="Which texts.")
+def data_muse(folder: Path, corpus: str) -> None:
+    """Download a corpus of MUSE (CC BY 4.0) from the Hugging Face hub."""
+    from letheon.data.benchmarks.muse import download_muse
+
+    for path in download_muse(folder, corpus):
+        click.echo(path)
+
+
 @data.command("synthetic")
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")

@@ -59,10 +59,12 @@ class EvaluateSettings(RowSettings):
     )
     suite: Annotated[str, FIXED] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by: lume, or tofu or wmdp, which bring their own rows.",
+        description="Suite to score by: lume, or tofu, muse or wmdp, which bring their own rows.",
     )
     split: Annotated[str | None, FIXED] = Field(
-        None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."
+        None,
+        description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news or books of "
+        "muse [news].",
     )
     data: Annotated[Path | None, FIXED] = Field(
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."

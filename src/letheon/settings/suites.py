@@ -38,6 +38,7 @@ OWN_ROWS: Mapping[str, SuiteFiles] = {
         whole="full",
     ),
     "wmdp": SuiteFiles({}),
+    "muse": SuiteFiles({}),
 }
 """The suites with rows of their own."""
 SUITE_FORMS = ("chat", "question-answer")
