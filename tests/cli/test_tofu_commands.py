@@ -15,6 +15,7 @@ from letheon.errors import SettingsError
 from letheon.evaluation.registry import read_results
 from letheon.report.files import read_run
 from letheon.settings import MemorizeSettings, UnlearnSettings
+from letheon.studies.spec import StudySettings
 from tofu_files import write_tofu
 
 
@@ -67,6 +68,13 @@ def test_a_study_scores_by_the_suite(tmp_path: Path, folder: Path) -> None:
     table = (tmp_path / "out" / "study.md").read_text("utf-8")
     assert "Model utility" in table
     assert folder.is_dir()
+
+
+def test_a_study_scores_the_split_and_data_of_its_runs(tmp_path: Path) -> None:
+    base = {"model": "m", "out": "o", "suite": "tofu", "split": "forget01", "data": str(tmp_path)}
+    study = StudySettings.of({"base": base, "evaluate": {"suite": "tofu"}})
+    found = study.evaluation(UnlearnSettings.of(base), model="m", out=tmp_path)
+    assert (found.split, found.data, found.forget) == ("forget01", tmp_path, str(tmp_path / "forget01.jsonl"))
 
 
 def test_settings_take_the_rows_of_the_suite_unless_rows_are_given(tmp_path: Path) -> None:

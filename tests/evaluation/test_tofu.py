@@ -312,3 +312,9 @@ def test_results_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
 def test_unknown_split_is_refused_before_anything_is_read() -> None:
     done = CliRunner().invoke(cli, ["evaluate", "--suite", "tofu", "--model", "x", "--out", "y", "--split", "forget2"])
     assert "expected one of forget10, forget05, forget01 as split" in str(done.exception)
+
+
+def test_a_form_that_the_suite_does_not_have_is_refused_before_the_model_is_looked_at(folder: Path) -> None:
+    command = ["evaluate", "--suite", "tofu", "--model", "x", "--out", "y", "--template", "joined"]
+    done = CliRunner().invoke(cli, [*command, "--data", str(folder)])
+    assert "template: expected chat or question-answer for the suite tofu, got 'joined'" in str(done.exception)

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from letheon.data.benchmarks.tofu import DEFAULT_SPLIT, Tofu, read_tofu
+from letheon.data.forms import AUTO
 from letheon.data.rows import read_rows
 from letheon.errors import SettingsError
 from letheon.evaluation.suite import Asked, Note
 from letheon.evaluation.suites.tofu.never import Never, read_never
 from letheon.settings import EvaluateSettings
-from letheon.settings.suites import data_folder
+from letheon.settings.suites import SUITE_FORMS, data_folder
 
 MAX_NEW_TOKENS = 200
 SETS = ("forget", "retain", "real_authors", "world_facts")
@@ -24,10 +25,15 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     Raises:
         DataError: the split is none of TOFU's, or a file is missing or not usable.
         EvaluationError: the results of the model that never knew the rows cannot be read.
-        SettingsError: that model and its results are both given.
+        SettingsError: that model and its results are both given, or the suite has no such form.
     """
     if settings.never is not None and settings.never_results is not None:
         raise SettingsError("never: expected a model or its results, got both; leave out --never or --never-results")
+    if settings.template not in (None, AUTO, *SUITE_FORMS):
+        raise SettingsError(
+            f"template: expected {' or '.join(SUITE_FORMS)} for the suite {settings.suite}, got '{settings.template}'; "
+            "leave it out for the form that the suite gives this tokenizer"
+        )
     split = settings.split or DEFAULT_SPLIT
     tofu = read_tofu(data_folder(settings.suite, settings.data), split)
     never = None if settings.never_results is None else read_never(Path(settings.never_results))
@@ -59,7 +65,7 @@ def _options(settings: EvaluateSettings, split: str, never: Never | None) -> dic
     is_asked = "max_new_tokens" in settings.model_fields_set
     return {
         "split": split,
-        "template": settings.template,
+        "template": None if settings.template == AUTO else settings.template,
         "max_new_tokens": settings.max_new_tokens if is_asked else MAX_NEW_TOKENS,
         "never": settings.never,
         "never_results": never,
