@@ -194,8 +194,9 @@ def partly_known(folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     return model
 
 
-def evaluate(out: Path, *options: Path | str) -> str:
-    command = ["evaluate", "--suite", "tofu", "--out", out, "--max-new-tokens", "20", *options]
+def evaluate(out: Path, *options: Path | str, num_new: int | None = 20) -> str:
+    most = [] if num_new is None else ["--max-new-tokens", str(num_new)]
+    command = ["evaluate", "--suite", "tofu", "--out", out, *most, *options]
     done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -293,8 +294,10 @@ def test_without_holdout_rows_attacks_are_missing(
     tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     (folder / "holdout10.jsonl").unlink()
-    evaluate(tmp_path / "out", "--model", saved(tmp_path / "model", tokenizer))
-    scores = read_results(tmp_path / "out" / "results.json").scores
+    evaluate(tmp_path / "out", "--model", saved(tmp_path / "model", tokenizer), num_new=None)
+    results = read_results(tmp_path / "out" / "results.json")
+    assert results.settings["max_new_tokens"] == 200
+    scores = results.scores
     found = scores.get("mia.min_k")
     assert found is not None
     assert found.missing == "the data folder has no holdout rows for this split"

@@ -53,7 +53,7 @@ def data_wmdp(folder: Path) -> None:
 @click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @click.option("--corpus", default="news", show_default=True, type=click.Choice(["news", "books"]), help="Which texts.")
 def data_muse(folder: Path, corpus: str) -> None:
-    """Download a corpus of MUSE (CC BY 4.0) from the Hugging Face hub."""
+    """Download a corpus of MUSE from the Hugging Face hub."""
     from letheon.data.benchmarks.muse import download_muse
 
     for path in download_muse(folder, corpus):

@@ -94,7 +94,7 @@ class EvaluatedInputs:
             exact=settings.exact,
             whole_generations=settings.whole_generations,
             batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=int(self.asked.options.get("max_new_tokens", settings.max_new_tokens)),
             progress=progress,
         )
         return evaluate_suite(

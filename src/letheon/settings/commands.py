@@ -91,7 +91,9 @@ class EvaluateSettings(RowSettings):
         False, description="Generate to the end even if the answer can no longer match; scores do not change."
     )
     batch_size: Annotated[int, FIXED] = Field(32, ge=1, description="Rows decoded at once.")
-    max_new_tokens: Annotated[int, FIXED] = Field(256, ge=1, description="Longest generation, in tokens.")
+    max_new_tokens: Annotated[int, FIXED] = Field(
+        256, ge=1, description="Longest generation, in tokens; tofu takes 200 unless it is given."
+    )
 
 
 class RescoreSettings(Settings):

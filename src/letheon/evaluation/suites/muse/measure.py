@@ -57,7 +57,11 @@ def measure(target: Target, asked: Asked) -> Measured:
     """Generate for every row, and read every text once."""
     template = question_template(target.tokenizer, "question-answer")
     predictions = [one for name in SETS for one in _predictions(target, asked, template, name)]
-    others: dict[str, Any] = {"texts": _texts(target, asked, template), "corpus": asked.options.get("corpus", "")}
+    others: dict[str, Any] = {
+        "texts": _texts(target, asked, template),
+        "parity": "open-unlearning",
+        "corpus": asked.options.get("corpus", ""),
+    }
     if asked.options.get("never_auc") is not None:
         others["never_auc"] = asked.options["never_auc"]
     return Measured(tuple(predictions), others=others)

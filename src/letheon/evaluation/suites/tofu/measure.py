@@ -17,7 +17,7 @@ from letheon.evaluation.metrics.memorisation import (
 )
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Target
-from letheon.evaluation.suites.tofu.ask import MAX_NEW_TOKENS, SETS
+from letheon.evaluation.suites.tofu.ask import SETS
 from letheon.evaluation.suites.tofu.never import Never, never_of
 from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
@@ -35,6 +35,7 @@ def measure(target: Target, asked: Asked) -> Measured:
     never = _never(target, asked, template)
     others: dict[str, Any] = {
         "likelihood": found,
+        "parity": "open-unlearning",
         "split": asked.options.get("split", ""),
         "template": template.name,
         "hides_turn_ends": _hides_turn_ends(asked, template),
@@ -121,7 +122,7 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate) -> tu
         [_visible(prompt, template) for prompt in prompts],
         guesses=[list(s.ids[len(p) :]) for s, p in zip(sequences, prompts, strict=True)],
         more_ends={template.end},
-        max_new_tokens=asked.options.get("max_new_tokens", MAX_NEW_TOKENS),
+        max_new_tokens=target.max_new_tokens,
         batch_size=target.batch_size,
         exact=target.exact,
         names=[f"{name} row {row.id}" for name, row in labelled],
