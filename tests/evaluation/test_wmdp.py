@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerBase
 
 from letheon.cli.main import cli
+from letheon.data.benchmarks import wmdp
 from letheon.data.benchmarks.wmdp import ChoiceQuestion, check_download, read_wmdp
 from letheon.errors import DataError
 from letheon.evaluation.registry import read_results
@@ -88,3 +92,32 @@ def test_accuracy_is_that_of_whole_prompts_one_by_one(tmp_path: Path, tokenizer:
     chem = scores.get("wmdp.chem")
     assert chem is not None
     assert (chem.value, chem.missing) == (None, "the data folder has no such questions")
+
+
+def test_the_command_downloads_the_parts_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, local_dir: Path, **given: Any) -> None:
+        asked.update(given, name=name)
+        write(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    command = ["data", "wmdp", "--to", str(tmp_path / "to")]
+    assert "expected {'bio': 1273" in str(CliRunner().invoke(cli, command).exception)
+    assert not (tmp_path / "to").exists()
+    monkeypatch.setattr(wmdp, "NUM_QUESTIONS", {"bio": 9, "cyber": 4})
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert (asked["name"], asked["revision"]) == ("cais/wmdp", "a revision")
+    assert asked["allow_patterns"] == ["wmdp-bio/*", "wmdp-chem/*", "wmdp-cyber/*"]
+    assert len(read_wmdp(tmp_path / "to")["bio"]) == 9
+
+
+class _Api:
+    """Stands in for the hub's index."""
+
+    def __init__(self, token: str | None) -> None: ...
+
+    def dataset_info(self, _: str) -> SimpleNamespace:
+        """Give a revision."""
+        return SimpleNamespace(sha="a revision")
