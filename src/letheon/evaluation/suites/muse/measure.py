@@ -18,7 +18,7 @@ from letheon.scores.predictions import Prediction
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
 
-VERBMEM, FORGET_QUESTIONS, RETAIN_QUESTIONS = "verbmem", "knowmem_forget", "knowmem_retain"
+VERBMEM, FORGET_QUESTIONS, RETAIN_QUESTIONS = "verbatim_memory", "knowmem_forget", "knowmem_retain"
 SETS = (VERBMEM, FORGET_QUESTIONS, RETAIN_QUESTIONS)
 NEW_TOKENS: Mapping[str, int] = {VERBMEM: 128, FORGET_QUESTIONS: 32, RETAIN_QUESTIONS: 32}
 STOPS = ("\n\n", "\nQuestion", "Question:")

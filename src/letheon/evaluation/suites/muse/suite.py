@@ -13,11 +13,11 @@ from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import MUSE_SUMMARY_FILE, Entry
 
 DEFAULT_AUC = 0.5
-SETS = ("verbmem", "knowmem_forget", "knowmem_retain")
+SETS = ("verbatim_memory", "knowmem_forget", "knowmem_retain")
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
 
 KNOWN = (
-    Score("verbmem", "Verbatim memorisation", "lower", "forgetting", is_headline=True),
+    Score("verbatim_memory", "Verbatim memorisation", "lower", "forgetting", is_headline=True),
     Score("knowmem_forget", "Forget knowledge", "lower", "forgetting", is_headline=True),
     Score("knowmem_retain", "Retain knowledge", "higher", "retention", is_headline=True),
     Score("mia.loss", "MIA AUC, loss", 0.5, "privacy"),
@@ -27,7 +27,7 @@ KNOWN = (
     Score("privacy_leak", "Privacy leak (%)", 0.0, "privacy", bounds=None, is_headline=True),
 )
 SUMMARY_NAMES: Mapping[str, str] = {
-    "verbmem": "forget_verbmem_ROUGE",
+    "verbatim_memory": "forget_verbmem_ROUGE",
     "knowmem_forget": "forget_knowmem_ROUGE",
     "knowmem_retain": "retain_knowmem_ROUGE",
     **{f"mia.{name}": f"mia_{name}" for name in ATTACKS},
