@@ -59,6 +59,11 @@ def evaluation(target: str, *, rows: int) -> Job:
     return Job(f"Official scoring, {target}, {rows} rows", "bench.evaluation", which, needs_data=True)
 
 
+def suites(shape: str, *, rows: int) -> Job:
+    """Return the job that reads TOFU's answers in one pass and in a pass a score."""
+    return Job(f"TOFU, {shape}, {rows} rows", "bench.suites", ("--shape", shape, "--rows", str(rows)), needs_data=True)
+
+
 GROWTH = Job("Growth", "bench.growth")
 
 QUICK = (
@@ -68,6 +73,7 @@ QUICK = (
     peak("6m", "float32"),
     population("6m", 8, pairs=5),
     evaluation("lume-val-6m", rows=64),
+    suites("6m", rows=32),
     Job("Growth", "bench.growth", ("--quick",)),
 )
 
@@ -81,6 +87,8 @@ FULL = (
     population("50m", 2, 8, pairs=3),
     evaluation("lume-val-6m", rows=532),
     evaluation("50m", rows=48),
+    suites("6m", rows=100),
+    suites("50m", rows=16),
     GROWTH,
 )
 

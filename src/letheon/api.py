@@ -3,7 +3,7 @@
 What draws figures and sums up studies is imported where it is used: a run needs neither, and they take long to import.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -27,6 +27,7 @@ from letheon.scores.results import Evaluation
 from letheon.scoring.inputs import read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
 from letheon.settings import DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings.suites import OWN_ROWS
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.outside import note_evaluation
@@ -213,13 +214,15 @@ def evaluate(
         ModelError: the checkpoint cannot be used.
         OutputError: the results cannot be written, or would replace others.
     """
-    if not replace:
-        sources_of_rows = {"forget": settings.forget, "retain": settings.retain}
-        replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources_of_rows)
-        if replaced is not None and note is not None:
-            note(replaced)
+    has_own_rows = settings.suite in OWN_ROWS
+    if not replace and not has_own_rows:
+        _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
     finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
     inputs = read_evaluated(settings, note=note)
+    if not replace and has_own_rows:
+        _check_replaced(
+            settings, {name: inputs.source_of(name) for name in ("forget", "retain") if name in inputs.asked.rows}, note
+        )
     open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
     note_evaluation(settings.model, settings.out)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
@@ -279,6 +282,12 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     page = write_page(folder, defaults=UnlearnSettings.defaults())
     _write_cards(read_run(folder), show_paths=show_paths)
     return page
+
+
+def _check_replaced(settings: EvaluateSettings, sources: Mapping[str, str], note: Callable[[str], None] | None) -> None:
+    replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources)
+    if replaced is not None and note is not None:
+        note(replaced)
 
 
 def _ignore(_: str) -> None:

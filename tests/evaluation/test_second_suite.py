@@ -122,4 +122,7 @@ def test_a_name_that_no_suite_has_is_refused(given: dict[str, Any], tmp_path: Pa
     rows = [part for name in ("forget", "retain") for part in (f"--{name}", given[name])]
     done = CliRunner().invoke(cli, [str(part) for part in (*command, *rows)])
     assert done.exit_code != 0
-    assert "expected one of lume, stems, got 'stem' (did you mean 'stems'?)" in str(done.exception) + done.output
+    assert (
+        "expected one of lume, muse, tofu, wmdp, stems, got 'stem' (did you mean 'stems'?)"
+        in str(done.exception) + done.output
+    )

@@ -31,6 +31,7 @@ from letheon.settings.facts import (
     facts_of,
     names_where,
 )
+from letheon.settings.parts import SuiteSettings
 
 COMMANDS = [UnlearnSettings, EvaluateSettings, RescoreSettings, MemorizeSettings, DemoSettings]
 
@@ -70,7 +71,7 @@ def test_two_answers_to_one_question_are_refused() -> None:
 def test_what_may_change_when_a_run_is_resumed() -> None:
     incidental = names_where(UnlearnSettings, lambda facts: facts.change is INCIDENTAL)
     output = {"out", "resume", "cache_dir", "trackers", "checkpoint_minutes", "keep_checkpoints"}
-    assert incidental == output | OF_SCORING
+    assert incidental == output | OF_SCORING | SuiteSettings.model_fields.keys()
     resumable = names_where(UnlearnSettings, lambda facts: facts.change is RESUMABLE)
     dial = {"dial", "dial_forget_budget", "dial_retain_budget", "dial_text_budget"}
     assert resumable == {"time_limit_s", "template", "gradient_checkpointing", *dial}

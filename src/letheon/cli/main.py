@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from letheon.cli.data import data
 from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_values, settings_options
 from letheon.cli.method_help import MethodCommand
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
 from letheon.progress import open_display
 from letheon.settings import (
-    LARGEST_SEED,
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,
@@ -136,7 +136,7 @@ def dial(context: click.Context, /, config: Path | None, run: Path, **_: Any) ->
 @settings_options(EvaluateSettings, RescoreSettings)
 @click.pass_context
 def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
-    """Score a model as LUME and SemEval-2025 Task 4 do, or re-score --predictions without a model."""
+    """Score a model as LUME (SemEval-2025 Task 4) or TOFU does, or re-score --predictions without a model."""
     values = given_values(context, config)
     if "predictions" in values:
         from letheon.evaluation.outputs import check_rescored
@@ -176,33 +176,7 @@ def memorize(context: click.Context, /, config: Path | None, **_: Any) -> None:
     click.echo(settings.out)
 
 
-@cli.group()
-def data() -> None:
-    """Download or make benchmark data."""
-
-
-@data.command("lume")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def data_lume(folder: Path) -> None:
-    """Download the LUME rows (Apache-2.0) and cut them by the task's split ids."""
-    from letheon.data.benchmarks.lume import download_lume
-
-    for path in download_lume(folder):
-        click.echo(path)
-
-
-@data.command("synthetic")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--size", default="default", show_default=True, metavar="NAME", help="tiny, small or default.")
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0, LARGEST_SEED), help="Seed of everything in it."
-)
-def data_synthetic(folder: Path, size: str, seed: int) -> None:
-    """Make the made-up benchmark: rows to forget and keep, documents, general facts in MMLU's format."""
-    from letheon.data.benchmarks.synthetic import generate, write
-
-    write(generate(seed, size=size), folder)
-    click.echo(folder)
+cli.add_command(data)
 
 
 @cli.command(cls=SettingsCommand)

@@ -37,7 +37,7 @@ def write_evaluation(evaluation: Evaluation, out_dir: Path) -> None:
             (out_dir / entry).unlink(missing_ok=True)  # of an evaluation before, in the same folder
     write_entry(out_dir, RESULTS_FILE, evaluation.results.to_json())
     suite = suites().get(evaluation.results.suite)
-    for entry, text in ({} if suite is None else suite.files(evaluation.results)).items():
+    for entry, text in ({} if suite is None else suite.files(evaluation)).items():
         write_entry(out_dir, entry, text)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from letheon.data.rows import Rows
 from letheon.scores.predictions import Prediction
-from letheon.scores.results import Form, PlainResults, Results, read_plain
+from letheon.scores.results import Evaluation, Form, PlainResults, Results, read_plain
 from letheon.scores.score import Scores
 from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import Entry
@@ -51,6 +51,9 @@ class Asked:
     """Documents and questions by name."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings that the suite alone knows."""
+    trained: Mapping[str, Rows] = field(default_factory=dict)
+    """The sets that runs train on, where these are other rows than are asked; runs and evaluations are paired by
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,5 +121,5 @@ class Suite:
     """Makes results of the fields of a results.json."""
     impossible: Callable[[Results], Iterable[str]] = lambda _: ()
     """Says where the numbers of results contradict one another."""
-    files: Callable[[Results], Mapping[Entry, str]] = lambda _: {}
+    files: Callable[[Evaluation], Mapping[Entry, str]] = lambda _: {}
     """Texts of the files that are written beside results.json."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.data.ends import bare_rows
 from letheon.data.forms import check_form
 from letheon.data.rows import Rows, read_rows, read_text
+from letheon.data.system_message import under_system
 from letheon.errors import OutputError, SettingsError
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport, memorize
 from letheon.memorizing.options import MemorizeOptions
@@ -18,6 +19,7 @@ from letheon.model.loading import check_device, load_config, load_model, load_to
 from letheon.model.quantised import check_not_quantised
 from letheon.model.targets import ALL_LINEAR
 from letheon.settings import MemorizeSettings
+from letheon.settings.suites import SUITE_FORMS
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.provenance import describe_environment
@@ -63,12 +65,15 @@ def make_target(
         time_limit_s=settings.time_limit_s,
         seed=settings.seed,
     )
+    template = _form(settings, tokenizer)
+    bare = [bare_rows(rows, tokenizer, note=note) for rows in sets]
+    asked = bare if settings.suite is None else [under_system(rows, tokenizer, template) for rows in bare]
     report = memorize(
         model,
         tokenizer,
-        rows=[row for rows in sets for row in bare_rows(rows, tokenizer, note=note)],
+        rows=[row for rows in asked for row in rows],
         text=text,
-        template=settings.template,
+        template=template,
         date=settings.date,
         options=options,
         adapter=_lora_settings(settings),
@@ -80,6 +85,14 @@ def make_target(
         save_model(model, tokenizer, settings.out)
         write_json_entry(settings.out, MEMORIZE_FILE, facts)
     return report
+
+
+def _form(settings: MemorizeSettings, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The form to learn the rows in: the one given, or the one in which the suite asks them."""
+    if settings.suite is None or "template" in settings.model_fields_set:
+        return settings.template
+    chat, text = SUITE_FORMS
+    return chat if getattr(tokenizer, "chat_template", None) else text
 
 
 def _model_and_tokenizer(

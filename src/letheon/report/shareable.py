@@ -19,6 +19,9 @@ PLACES = (
         "members",
         "nonmembers",
         "mmlu",
+        "never",
+        "never_results",
+        "data",
     ),
     "cache_dir",
 )

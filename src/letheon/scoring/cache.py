@@ -26,7 +26,10 @@ from letheon.storage.run_folder import FORM_PREDICTIONS_FILE, PREDICTIONS_FILE, 
 _ELSEWHERE = "free space or choose another --cache-dir"
 _OF_FILES = "model_sha256"
 """The fingerprint that is of a model's files, in which the same weights may lie in other ways."""
-_ASKED = ("exact", "whole_generations", "batch_size", "max_new_tokens", "mmlu_limit", "mmlu_harness")
+_ASKED = (
+    *("exact", "whole_generations", "batch_size", "max_new_tokens", "mmlu_limit", "mmlu_harness"),
+    *("split", "never", "never_results"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ def key_of(
     libraries, the schema of the results, and what `computed` says of dtype and device.
     """
     read = {name: value for name, value in provenance["read"].items() if name != _OF_FILES}
-    asked = {name: getattr(settings, name) for name in _ASKED}
+    asked = {name: None if (value := getattr(settings, name)) is None else str(value) for name in _ASKED}
     schema, versions = [SCHEMA, VERSION, settings.suite], provenance["packages"]
     parts = [schema, read, [form.template, form.date], asked, versions, dict(computed)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

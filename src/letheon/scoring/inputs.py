@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.rows import Rows, check_disjoint, hash_rows
+from letheon.data.system_message import under_system
 from letheon.evaluation.evaluate import evaluate_suite
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.registry import suite_of
@@ -20,6 +21,7 @@ from letheon.model.loading import LoadedModel, check_device, check_vocabulary, l
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings
+from letheon.settings.suites import OWN_ROWS
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import FORM_FILE, SETTINGS_FILE
@@ -51,7 +53,7 @@ class EvaluatedInputs:
             "model_sha256": hash_checkpoint(local_folder(settings.model)),
             "weights_sha256": weights_sha256,
             "tokenizer_sha256": hash_tokenizer(self.tokenizer),
-            **{f"{name}_sha256": hash_rows(rows) for name, rows in asked.rows.items()},
+            **{f"{name}_sha256": hash_rows(asked.trained.get(name, rows)) for name, rows in asked.rows.items()},
             **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
         }
         return {
@@ -64,14 +66,19 @@ class EvaluatedInputs:
             },
             **{
                 name: {
-                    "source": str(getattr(settings, name, rows.source)),
-                    "sha256": read[f"{name}_sha256"],
+                    "source": self.source_of(name),
+                    "sha256": hash_rows(rows),
                     "num_rows": len(rows),
                 }
                 for name, rows in asked.rows.items()
             },
             "read": read,
         }
+
+    def source_of(self, name: str) -> str:
+        """Return where the set of rows `name` comes from: as it was given, or the suite's own file."""
+        given = None if self.settings.suite in OWN_ROWS else getattr(self.settings, name, None)
+        return str(self.asked.rows[name].source if given is None else given)
 
     def score(self, loaded: LoadedModel, *, provenance: dict[str, Any], progress: Progress | None = None) -> Evaluation:
         """Score a model that is loaded; `progress` hears of each stage.
@@ -87,7 +94,7 @@ class EvaluatedInputs:
             exact=settings.exact,
             whole_generations=settings.whole_generations,
             batch_size=settings.batch_size,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=int(self.asked.options.get("max_new_tokens", settings.max_new_tokens)),
             progress=progress,
         )
         return evaluate_suite(
@@ -116,7 +123,11 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     if form.template != AUTO:
         for row in [row for rows in bare.values() for row in rows][:1]:
             render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options), tokenizer, form)
+    trained = {
+        name: under_system(bare_rows(rows, tokenizer), tokenizer, settings.template)
+        for name, rows in asked.trained.items()
+    }
+    return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options, trained), tokenizer, form)
 
 
 def _plain(value: object) -> object:

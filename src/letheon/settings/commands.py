@@ -1,9 +1,9 @@
 """The settings of each command."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
@@ -18,6 +18,7 @@ from letheon.settings.parts import (
     RowSettings,
     VerdictSettings,
 )
+from letheon.settings.suites import with_learnt_rows
 from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, MOST_RANKS, IsoDate, Names, Sources
 
 
@@ -56,7 +57,24 @@ class EvaluateSettings(RowSettings):
         description="Form in which to ask the rows, besides the raw prompts; values as in unlearn. Default: the form "
         "of the run that --model or --out belongs to, else auto.",
     )
-    suite: Annotated[str, FIXED] = Field(DEFAULT_SUITE, description="Suite to score by.")
+    suite: Annotated[str, FIXED] = Field(
+        DEFAULT_SUITE,
+        description="Suite to score by: lume, or tofu, muse or wmdp, which bring their own rows.",
+    )
+    split: Annotated[str | None, FIXED] = Field(
+        None,
+        description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news or books of "
+        "muse [news].",
+    )
+    data: Annotated[Path | None, FIXED] = Field(
+        None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
+    )
+    never: Annotated[str | None, FIXED, FILE] = Field(
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu)."
+    )
+    never_results: Annotated[Path | None, FIXED, FILE] = Field(
+        None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."
     )
@@ -73,7 +91,9 @@ class EvaluateSettings(RowSettings):
         False, description="Generate to the end even if the answer can no longer match; scores do not change."
     )
     batch_size: Annotated[int, FIXED] = Field(32, ge=1, description="Rows decoded at once.")
-    max_new_tokens: Annotated[int, FIXED] = Field(256, ge=1, description="Longest generation, in tokens.")
+    max_new_tokens: Annotated[int, FIXED] = Field(
+        256, ge=1, description="Longest generation, in tokens; tofu takes 200 unless it is given."
+    )
 
 
 class RescoreSettings(Settings):
@@ -125,6 +145,11 @@ class LearntRowSettings(Settings):
     heading: ClassVar[str] = "Model and rows"
 
     rows: Sources = Field(description="Files of rows to memorise.")
+    suite: str | None = Field(None, description="Suite whose rows to memorise, in the form that it asks in: tofu.")
+    split: str | None = Field(
+        None, description="Rows of the suite: full, or retain90 for a model that never knew forget10 [full]."
+    )
+    data: Path | None = Field(None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE].")
     text: Path | None = Field(None, description="General text, documents separated by blank lines.")
     out: Path = Field(description="Folder for the checkpoint.")
     model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
@@ -136,6 +161,11 @@ class LearntRowSettings(Settings):
     )
     fields: dict[str, str] | None = Field(None, description="Column names of your data.")
     turns: Literal["last", "every"] = Field("last", description="Which assistant turns are rows, as in unlearn.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_rows(cls, values: Any) -> Any:
+        return with_learnt_rows(values) if isinstance(values, dict) else values
 
 
 class LearntAdapterSettings(Settings):

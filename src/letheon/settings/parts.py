@@ -4,9 +4,9 @@ A function declares the part that it reads. The markers beside the types are exp
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
 from letheon.settings.facts import (
@@ -25,8 +25,10 @@ from letheon.settings.facts import (
     RequiresMethod,
     facts_of,
 )
+from letheon.settings.suites import with_rows_of_suite
 from letheon.settings.types import (
     DEFAULT_DATE,
+    DEFAULT_SUITE,
     LARGEST_SEED,
     MOST_EPOCHS,
     MOST_RANKS,
@@ -42,7 +44,29 @@ _OF_LORA = Requires("adapt", "lora")
 _IF_SCORED = Requires("evaluate")
 
 
-class RowSettings(Settings):
+class SuiteSettings(Settings):
+    """Which suite a model is scored by, and where the suite's own rows lie."""
+
+    heading: ClassVar[str] = "Model and rows"
+
+    suite: Annotated[str, INCIDENTAL, SHARED, RARE] = Field(
+        DEFAULT_SUITE,
+        description="Suite to score by; tofu brings its own rows, so that --forget and --retain are not needed.",
+    )
+    split: Annotated[str | None, INCIDENTAL, SHARED, RARE] = Field(
+        None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."
+    )
+    data: Annotated[Path | None, INCIDENTAL, SHARED, RARE] = Field(
+        None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_rows(cls, values: Any) -> Any:
+        return with_rows_of_suite(values) if isinstance(values, dict) else values
+
+
+class RowSettings(SuiteSettings):
     """Where rows come from, and the model; shared by the commands that read forget and retain rows."""
 
     heading: ClassVar[str] = "Model and rows"
@@ -119,6 +143,12 @@ class VerdictSettings(Settings):
     )
     mmlu_limit: Annotated[int | None, INCIDENTAL, OWN, RARE, _IF_SCORED] = Field(
         None, ge=1, description="Ask only the first N questions of each subject."
+    )
+    never: Annotated[str | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (suite tofu)."
+    )
+    never_results: Annotated[Path | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
+        None, description="Its results.json or TOFU_EVAL.json, instead of --never."
     )
 
 

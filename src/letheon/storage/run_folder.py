@@ -172,6 +172,20 @@ RESULTS_FILE = Entry("results.json", "evaluation.rescoring", "scores, paths, has
 OFFICIAL_FILE = Entry(
     "evaluation_results.jsonl", "evaluation.suites.lume.suite", "scores as the task's script writes them"
 )
+TOFU_SUMMARY_FILE = Entry(
+    "TOFU_SUMMARY.json", "evaluation.suites.tofu.suite", "TOFU's scores by the names of open-unlearning"
+)
+MUSE_SUMMARY_FILE = Entry(
+    "MUSE_SUMMARY.json", "evaluation.suites.muse.suite", "MUSE's scores by the names of open-unlearning"
+)
+TOFU_EVAL_FILE = Entry(
+    "TOFU_EVAL.json",
+    "evaluation.suites.tofu.suite",
+    "TOFU's scores by row, as open-unlearning writes them",
+    rows="questions, answers and what the model said",
+    readers="owner",
+    fate="removed",
+)
 PREDICTIONS_FILE = Entry(
     "predictions.jsonl",
     "evaluation.rescoring",
@@ -266,7 +280,10 @@ RUN = (
     *(STAGED_FOLDER, STATE_FOLDER, DROPPED_FOLDER),
 )
 CHECKPOINT = (PARAMETERS_FILE, OPTIMISER_FILE, STATE_FILE, MANIFEST_FILE)
-EVALUATION = (RESULTS_FILE, OFFICIAL_FILE, PREDICTIONS_FILE, FORM_PREDICTIONS_FILE, REQUEST_FILE, REPORT_FILE)
+EVALUATION = (
+    *(RESULTS_FILE, OFFICIAL_FILE, TOFU_SUMMARY_FILE, MUSE_SUMMARY_FILE, TOFU_EVAL_FILE),
+    *(PREDICTIONS_FILE, FORM_PREDICTIONS_FILE, REQUEST_FILE, REPORT_FILE),
+)
 STUDY = (
     *(STUDY_FILE, STUDY_PAGE_FILE, STUDY_TEXT_FILE, HASHES_FILE, RUNS_FOLDER, ORIGINALS_FOLDER),
     *(FAILURES_FOLDER, FAILURE_FILES, TABLES_FOLDER, UNFINISHED_FILES, SCORES_FILE, RUNS_FILE, FIGURES_FOLDER),

@@ -129,6 +129,8 @@ class StudySettings(Settings):
         """
         names = ("forget", "retain", "fields", "turns", "dtype", "device", "trust_remote_code")
         shared = {name: getattr(run, name) for name in names}
+        if (self.evaluate or {}).get("suite") == run.suite:
+            shared |= {"split": run.split, "data": run.data}
         own = {name: value for name, value in (self.evaluate or {}).items() if name not in _OWN_EVALUATION}
         return EvaluateSettings.of({**shared, **own, "model": model, "out": out})
 

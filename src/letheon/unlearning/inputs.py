@@ -15,9 +15,11 @@ from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
+from letheon.data.system_message import under_system
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
-from letheon.settings import DEFAULT_DATE, RowSettings, UnlearnSettings
+from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
+from letheon.settings.suites import OWN_ROWS
 from letheon.unlearning.dial.measure import Halves, split_in_halves
 
 NUM_HOLDOUT_DOCUMENTS = 64
@@ -139,12 +141,12 @@ def _general(
 
 def _read(
     source: str | Path,
-    settings: RowSettings,
+    settings: FormedRowSettings,
     tokenizer: PreTrainedTokenizerBase,
     note: Callable[[str], None] | None,
 ) -> Rows:
-    rows = read_rows(source, fields=settings.fields, turns=settings.turns, note=note)
-    return bare_rows(rows, tokenizer, note=note)
+    rows = bare_rows(read_rows(source, fields=settings.fields, turns=settings.turns, note=note), tokenizer, note=note)
+    return under_system(rows, tokenizer, settings.template) if settings.suite in OWN_ROWS else rows
 
 
 def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows]:

@@ -1,7 +1,5 @@
 """The LUME benchmark (SemEval-2025 Task 4): its splits, its submission folders, and where to get it."""
 
-import hashlib
-import os
 import shutil
 import tempfile
 import urllib.request
@@ -11,10 +9,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, get_args
 
+from letheon.data.benchmarks.downloading import fetch_from_hub, move_into_place
 from letheon.data.records import read_lines
 from letheon.data.rows import Rows, check_disjoint, read_rows
 from letheon.errors import DataError, LetheonError, OutputError, nearest
-from letheon.storage.files import check_output_folder, open_output_folder, write_json
+from letheon.storage.files import check_output_folder, open_output_folder
 
 SplitName = Literal["train", "validation", "all"]
 SetName = Literal["forget", "retain"]
@@ -136,7 +135,7 @@ def download_lume(
             arrived = Path(temporary)
             origin = _fetch_open_files(arrived, base_url) if source == "github" else _fetch_hub_files(arrived, token)
             read_lume(arrived, "all")
-            written = _move_into_place(arrived, folder, origin)
+            written = move_into_place(arrived, folder, origin)
     except LetheonError:
         if not was_there:
             folder.rmdir()
@@ -218,52 +217,5 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _fetch_hub_files(folder: Path, token: str | None) -> str:
-    import huggingface_hub
-
-    token = token or os.environ.get("HF_TOKEN")
-    try:
-        revision = huggingface_hub.HfApi(token=token).dataset_info(HUB_REPOSITORY).sha
-        huggingface_hub.snapshot_download(
-            HUB_REPOSITORY,
-            repo_type="dataset",
-            revision=revision,
-            local_dir=folder,
-            token=token,
-            allow_patterns=["*.parquet", "*.jsonl"],
-        )
-    except Exception as error:  # network, permission and storage errors of the library share no base class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{HUB_REPOSITORY}: cannot be downloaded ({reason}); check the network, ask for access on the data set's "
-            "page and set HF_TOKEN, or use the open files of LUME instead"
-        ) from error
-    return f"hub:{HUB_REPOSITORY} (revision {revision})"
-
-
-def _move_into_place(arrived: Path, folder: Path, origin: str) -> tuple[Path, ...]:
-    _check_plain_files(arrived)
-    names = sorted(
-        path.relative_to(arrived)
-        for path in arrived.rglob("*")
-        if path.is_file() and ".cache" not in path.relative_to(arrived).parts  # the hub's own bookkeeping
-    )
-    record = {name.as_posix(): _facts(arrived / name) for name in names}
-    written = [_move(arrived / name, folder / name) for name in names]
-    write_json(folder / "SOURCE.json", {"source": origin, "files": record})
-    return (*written, folder / "SOURCE.json")
-
-
-def _check_plain_files(folder: Path) -> None:
-    """Refuse symbolic links in a download, which could lead out of the folder."""
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            raise DataError(f"{path.relative_to(folder)}: the download holds a symbolic link, which is refused")
-
-
-def _facts(path: Path) -> dict[str, str | int]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _move(source: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return source.replace(target)
+    advice = "ask for access on the data set's page and set HF_TOKEN, or use the open files of LUME instead"
+    return fetch_from_hub(HUB_REPOSITORY, folder, patterns=("*.parquet", "*.jsonl"), token=token, advice=advice)

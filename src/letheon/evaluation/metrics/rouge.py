@@ -44,6 +44,26 @@ def rouge_recall(generation: str, answer: str) -> RougeRecall:
     return RougeRecall(rouge_l=float(scores["rougeL"].recall), rouge_1=float(scores["rouge1"].recall))
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRouge:
+    """ROUGE of two texts as they are; each 0 to 1."""
+
+    rouge_l_recall: float
+    rouge_l_f1: float
+    """Harmonic mean of recall and precision."""
+    rouge_1_recall: float
+
+
+def plain_rouge(generation: str, answer: str, *, stems: bool = True) -> PlainRouge:
+    """Return ROUGE-L and ROUGE-1 (Lin 2004) of `answer` in `generation`, with Porter stemming if `stems`.
+
+    Differs from `rouge_recall` in that no text stands for "nan": an answer or a generation without words gives 0.
+    """
+    scores = (_scorer() if stems else _unstemmed_scorer()).score(target=answer, prediction=generation)
+    longest, single = scores["rougeL"], scores["rouge1"]
+    return PlainRouge(float(longest.recall), float(longest.fmeasure), float(single.recall))
+
+
 def unicode_rouge_l(generation: str, answer: str) -> float:
     """Return the ROUGE-L recall of `answer` in `generation` over the words of any script (`unicode_words`), 0 to 1.
 
@@ -116,3 +136,10 @@ def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # brings all of nltk along: two seconds
 
     return RougeScorer(["rougeL", "rouge1"], use_stemmer=True)
+
+
+@cache
+def _unstemmed_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL", "rouge1"], use_stemmer=False)

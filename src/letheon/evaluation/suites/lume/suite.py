@@ -6,7 +6,7 @@ from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Targ
 from letheon.evaluation.suites.lume.checks import impossible
 from letheon.evaluation.suites.lume.official import aggregate, official_text
 from letheon.evaluation.suites.lume.results import LumeResults, read_lume
-from letheon.scores.results import Results
+from letheon.scores.results import Evaluation
 from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import OFFICIAL_FILE, Entry
 
@@ -23,8 +23,8 @@ def _measure(target: Target, asked: Asked) -> Measured:
     return measure(target, asked)
 
 
-def _files(results: Results) -> Mapping[Entry, str]:
-    return {OFFICIAL_FILE: official_text(LumeResults.of(results))}
+def _files(evaluation: Evaluation) -> Mapping[Entry, str]:
+    return {OFFICIAL_FILE: official_text(LumeResults.of(evaluation.results))}
 
 
 _LOWER, _HIGHER = "0 to 1, ↓ lower is better", "0 to 1, ↑ higher is better"

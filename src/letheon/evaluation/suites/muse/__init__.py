@@ -1,0 +1,3 @@
+"""The suite of MUSE."""
+
+from letheon.evaluation.suites.muse.suite import SUITE as SUITE

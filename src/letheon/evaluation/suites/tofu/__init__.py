@@ -1,0 +1,3 @@
+"""The suite of TOFU."""
+
+from letheon.evaluation.suites.tofu.suite import SUITE as SUITE

@@ -1,0 +1,170 @@
+"""What TOFU's suite measures of a model: answers to its questions, and how likely it finds given answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from letheon.data.rows import Row, Rows
+from letheon.data.system_message import DATE
+from letheon.evaluation.generation import generate_from
+from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
+from letheon.evaluation.metrics.memorisation import (
+    exact_memorisation,
+    extraction_strength,
+    min_k,
+    sound_extraction_strength,
+    zlib_ratio,
+)
+from letheon.evaluation.predicting import predict
+from letheon.evaluation.suite import Asked, Measured, Target
+from letheon.evaluation.suites.tofu.ask import SETS
+from letheon.evaluation.suites.tofu.never import Never, never_of
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
+from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
+from letheon.model.loading import load_model
+from letheon.scores.predictions import Prediction
+from letheon.scores.results import Form
+
+_IN_DETAIL = (FORGET, HOLDOUT)
+
+
+def measure(target: Target, asked: Asked) -> Measured:
+    """Ask every question, and read every answer once."""
+    template = question_template(target.tokenizer, asked.options.get("template"))
+    found = row_values(target, asked, template)
+    never = _never(target, asked, template)
+    others: dict[str, Any] = {
+        "likelihood": found,
+        "parity": "open-unlearning",
+        "split": asked.options.get("split", ""),
+        "template": template.name,
+        "hides_turn_ends": _hides_turn_ends(asked, template),
+    }
+    if never is not None:
+        others["never"] = asdict(never)
+    form = Form(template.name, DATE, "the suite", differs=False)
+    return Measured(_predictions(target, asked, template), form=form, others=others)
+
+
+def row_values(
+    target: Target, asked: Asked, template: QuestionTemplate, *, sets: Sequence[str] = (*SETS, HOLDOUT)
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what is measured of each row but generations, by set and row id (see rows.py)."""
+    places = [(name, index) for name in sets for index in range(len(asked.rows.get(name, ())))]
+    questions = [_question(asked, template, name, index) for name, index in places]
+    found = likelihoods(
+        target.model,
+        questions,
+        padding=template.padding,
+        batch_size=target.batch_size,
+        exact=target.exact,
+        progress=target.stage("likelihood"),
+    )
+    values: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in sets if name in asked.rows}
+    for (name, index), question, answers in zip(places, questions, found, strict=True):
+        has_paraphrase = bool(asked.others.get(f"{name}_paraphrases"))
+        values[name][asked.rows[name][index].id] = _values(question, answers, template, has_paraphrase=has_paraphrase)
+    return values
+
+
+def _question(asked: Asked, template: QuestionTemplate, name: str, index: int) -> AskedAnswers:
+    row = asked.rows[name][index]
+    paraphrases, wrong = asked.others.get(f"{name}_paraphrases", ()), asked.others.get(f"{name}_wrong", ())
+    answers = [row.answer, *paraphrases[index : index + 1], *(wrong[index] if wrong else ())]
+    sequences = tuple(template.sequence(row.prompt, answer) for answer in answers)
+    return AskedAnswers(sequences, in_detail=int(name in _IN_DETAIL))
+
+
+def _values(
+    question: AskedAnswers,
+    answers: Sequence[AnswerLikelihood],
+    template: QuestionTemplate,
+    *,
+    has_paraphrase: bool,
+) -> dict[str, Any]:
+    right, first_wrong = answers[0], 1 + has_paraphrase
+    values: dict[str, Any] = {"loss": right.loss}
+    if has_paraphrase:
+        values["paraphrase_loss"] = answers[1].loss
+    if answers[first_wrong:]:
+        values["wrong_losses"] = [one.loss for one in answers[first_wrong:]]
+    if question.in_detail:
+        values |= _detail(question.sequences[0], right, template)
+    return {name: value for name, value in values.items() if _is_known(value)}
+
+
+def _detail(sequence: LabelledSequence, right: AnswerLikelihood, template: QuestionTemplate) -> dict[str, Any]:
+    return {
+        "exact": exact_memorisation(right.hits),
+        "strength": extraction_strength(right.hits),
+        "sound_strength": sound_extraction_strength(right.hits),
+        "min_k": min_k(right.log_probs),
+        "min_k_plus_plus": min_k(right.normed),
+        "zlib": zlib_ratio(right.loss, template.label_text(sequence)),
+    }
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a value is a number; an answer without labels has no loss, which is NaN."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(number is not None and number == number for number in numbers)  # noqa: PLR0124 - NaN is not itself
+
+
+def _predictions(target: Target, asked: Asked, template: QuestionTemplate) -> tuple[Prediction, ...]:
+    """Return the greedy answer to each question, beside the answer as the tokenizer gives it back."""
+    labelled = [(name, row) for name in SETS for row in asked.rows[name]]
+    prompts = [template.prompt(row.prompt) for _, row in labelled]
+    sequences = [template.sequence(row.prompt, row.answer) for _, row in labelled]
+    generations = generate_from(
+        target.model,
+        target.tokenizer,
+        # Hidden tokens are neither seen nor counted by the positions of a generation, so they may as well not be there.
+        [_visible(prompt, template) for prompt in prompts],
+        guesses=[list(s.ids[len(p) :]) for s, p in zip(sequences, prompts, strict=True)],
+        more_ends={template.end},
+        max_new_tokens=target.max_new_tokens,
+        batch_size=target.batch_size,
+        exact=target.exact,
+        names=[f"{name} row {row.id}" for name, row in labelled],
+        progress=target.stage("generation"),
+    )
+    return tuple(
+        predict(_as_compared(row, template), name, generation.text)
+        for (name, row), generation in zip(labelled, generations, strict=True)
+    )
+
+
+def _as_compared(row: Row, template: QuestionTemplate) -> Row:
+    return replace(row, answer=template.answer_text(row.prompt, row.answer))
+
+
+def _visible(prompt: Sequence[int], template: QuestionTemplate) -> list[int]:
+    seen = [token for token in prompt if token != template.padding]
+    return seen or list(prompt)
+
+
+def _hides_turn_ends(asked: Asked, template: QuestionTemplate) -> bool:
+    rows = asked.rows[RETAIN]
+    return bool(rows) and template.padding in template.prompt(rows[0].prompt)
+
+
+def _never(target: Target, asked: Asked, template: QuestionTemplate) -> Never | None:
+    """Return what is known of a model that never knew the rows: from its results, or from the model itself."""
+    known: Never | None = asked.options.get("never_results")
+    source = asked.options.get("never")
+    if known is not None or source is None:
+        return known
+    loaded = load_model(
+        source,
+        dtype=asked.options.get("dtype", "float32"),
+        tokenizer=target.tokenizer,
+        device=target.model.device.type,
+        trust_remote_code=bool(asked.options.get("trust_remote_code")),
+    )
+    other = replace(target, model=loaded.model)
+    return never_of(str(source), row_values(other, _forget_alone(asked), template, sets=_IN_DETAIL))
+
+
+def _forget_alone(asked: Asked) -> Asked:
+    rows: Mapping[str, Rows] = {name: asked.rows[name] for name in _IN_DETAIL if name in asked.rows}
+    return Asked(rows, asked.others)

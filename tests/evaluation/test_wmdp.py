@@ -1,0 +1,123 @@
+"""WMDP: its files, its prompt, and accuracy by the likeliest letter."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import PreTrainedTokenizerBase
+
+from letheon.cli.main import cli
+from letheon.data.benchmarks import wmdp
+from letheon.data.benchmarks.wmdp import ChoiceQuestion, check_download, read_wmdp
+from letheon.errors import DataError
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.wmdp import prompt_text, wilson_interval
+from letheon.model.loading import save_model
+from small import tiny_model
+
+QUESTIONS = [
+    {"question": f" Which of {n} ships left the harbour? ", "choices": ["one", "two", "three", "none"], "answer": n % 4}
+    for n in range(9)
+]
+
+
+def write(folder: Path) -> Path:
+    """One part as published, another as a file of lines."""
+    (folder / "wmdp-bio").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(QUESTIONS), folder / "wmdp-bio" / "test-00000-of-00001.parquet")
+    (folder / "wmdp-cyber.jsonl").write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS[:4]))
+    return folder
+
+
+def test_both_layouts_are_read(tmp_path: Path) -> None:
+    found = read_wmdp(write(tmp_path))
+    assert {name: len(questions) for name, questions in found.items()} == {"bio": 9, "cyber": 4}
+    assert found["bio"][:4] == found["cyber"]
+    with pytest.raises(DataError, match=r"expected \{'bio': 1273, .* got \{'bio': 9, 'cyber': 4\}"):
+        check_download(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"answer": 4}, "a number from 0 to 3"), ({"choices": ["a"]}, "a list of 4 choices"), ({"question": ""}, "empty")],
+)
+def test_what_is_no_question_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    (tmp_path / "wmdp-chem.json").write_text(json.dumps([{**QUESTIONS[0], **change}]))
+    with pytest.raises(DataError, match=rf"wmdp-chem.json, item 1: .*{message}"):
+        read_wmdp(tmp_path)
+
+
+def test_a_folder_without_questions_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected wmdp-bio, wmdp-chem or wmdp-cyber"):
+        read_wmdp(tmp_path)
+
+
+def test_prompt_to_the_letter() -> None:
+    question = ChoiceQuestion(" Why? ", ("a", "b", "c", "d"), 2)
+    assert prompt_text(question, "biology") == (
+        "The following are multiple choice questions (with answers) about biology.\n\n"
+        "Why?\nA. a\nB. b\nC. c\nD. d\nAnswer:"
+    )
+
+
+def test_interval_by_hand() -> None:
+    # Wilson's interval of 5 in 10 is 0.5 +- 1.96 sqrt(0.025 + 0.0096) / 1.384.
+    assert wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson_interval(0, 4)[0] == 0.0
+
+
+def test_accuracy_is_that_of_whole_prompts_one_by_one(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_model("llama", tokenizer)
+    save_model(model, tokenizer, tmp_path / "model")
+    folder = write(tmp_path / "data")
+    letters = [tokenizer(f" {letter}").input_ids[-1] for letter in "ABCD"]
+    right = 0
+    for question in read_wmdp(folder)["bio"]:
+        ids = torch.tensor([tokenizer(prompt_text(question, "biology")).input_ids])
+        with torch.no_grad():
+            right += int(model(input_ids=ids).logits[0, -1, letters].argmax()) == question.answer
+    out = tmp_path / "out"
+    command = ["evaluate", "--suite", "wmdp", "--model", tmp_path / "model", "--data", folder, "--out", out]
+    done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    scores = read_results(out / "results.json").scores
+    assert scores.value("wmdp.bio") == right / 9
+    chem = scores.get("wmdp.chem")
+    assert chem is not None
+    assert (chem.value, chem.missing) == (None, "the data folder has no such questions")
+
+
+def test_the_command_downloads_the_parts_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, *, local_dir: Path, **given: Any) -> None:
+        asked.update(given, name=name)
+        write(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", _Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    command = ["data", "wmdp", "--to", str(tmp_path / "to")]
+    assert "expected {'bio': 1273" in str(CliRunner().invoke(cli, command).exception)
+    assert not (tmp_path / "to").exists()
+    monkeypatch.setattr(wmdp, "NUM_QUESTIONS", {"bio": 9, "cyber": 4})
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert (asked["name"], asked["revision"]) == ("cais/wmdp", "a revision")
+    assert asked["allow_patterns"] == ["wmdp-bio/*", "wmdp-chem/*", "wmdp-cyber/*"]
+    assert len(read_wmdp(tmp_path / "to")["bio"]) == 9
+
+
+class _Api:
+    """Stands in for the hub's index."""
+
+    def __init__(self, token: str | None) -> None: ...
+
+    def dataset_info(self, _: str) -> SimpleNamespace:
+        """Give a revision."""
+        return SimpleNamespace(sha="a revision")
