@@ -38,7 +38,7 @@ ALLOWED = {
         "evaluation.suite", "evaluation.rescoring",
     },
     "scoring": {*BASE, "data", "scores", "model", "engine", "training", "unlearning", "evaluation", "report.files"},
-    "audit": {*BASE, "data", "scores", "model", "engine", "training", "objective.methods", "evaluation"},
+    "audit": {*BASE, "data", "scores", "model", "engine", "training", "memorizing", "evaluation", "report.files"},
     "studies": {
         *BASE, "endings", "recipes", "data", "objective", "model", "engine", "training", "unlearning", "evaluation",
         "scores", "report",

@@ -33,6 +33,10 @@ class Given:
     """General text."""
     has_original: bool = False
     """Whether the model before is there."""
+    has_never: bool = False
+    """Whether a model that never saw the forget rows is there."""
+    has_holdout: bool = False
+    """Whether the placebo rows are the user's own, drawn as the forget rows were; else they are made up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Subject:
     given: Given = field(default_factory=Given)
     original: PreTrainedModel | None = None
     """The model before, where it is there; `model` itself if that is the one."""
+    reference: PreTrainedModel | None = None
+    """The model that never saw the rows, where it is there; `model` itself if that is the one."""
     max_new_tokens: int = 256
     """Longest answer that is generated."""
     batch_size: int = 32
@@ -113,6 +119,8 @@ class Attack:
     measure: Measure = "answers"
     passes: float = 1.0
     """About how many times the rows are generated on one model: the cheapest attacks come first."""
+    halves: bool = False
+    """Whether it trains on one half of the rows and asks for the other, so that it is given twice as many."""
     counts: bool = True
     """Whether it is part of the verdict; False where a model that never saw the rows gives in to it too."""
     is_default: bool = True
