@@ -45,13 +45,13 @@ ALLOWED = {
     },
     "api": {
         *BASE, "data", "model", "engine", "training", "memorizing", "unlearning", "evaluation", "scores", "scoring",
-        "report", "studies",
+        "report", "studies", "audit",
     },
     "purging": {"errors", "storage", "evaluation", "report", "studies", "api"},
     "semeval": {*BASE, "recipes", "data", "model", "unlearning"},
     "cli": {
         *BASE, "endings", "recipes", "data", "objective", "training", "memorizing", "unlearning",
-        "evaluation", "scores", "scoring", "report", "studies", "purging", "api",
+        "evaluation", "scores", "scoring", "report", "studies", "audit", "purging", "api",
     },
     "__init__": {"errors", "settings", "data.rows", "studies.spec", "api"},
     "__main__": {"cli"},
@@ -135,6 +135,7 @@ def test_public_names() -> None:
     import letheon
 
     assert letheon.__all__ == [
+        "AuditSettings",
         "EvaluateSettings",
         "LetheonError",
         "MemorizeSettings",

@@ -39,7 +39,7 @@ LEARNING_RATES = {"lora": 2e-4, "weights": 1e-5}
 FULL_WIDTH = 4096
 MOST_SCALED = 32
 """How many times the learning rate of a small model may be that of a large one."""
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 _UNLIMITED = 2**31
 _ENDLESS = 10**9
 

@@ -88,10 +88,10 @@ def _attack(name: str, title: str, what: What, material: Material, **facts: obje
 _SOURCE = "Lynch et al. 2024, arXiv 2402.16835; Hu et al. 2024, arXiv 2406.13356"
 
 ATTACKS = (
-    _attack("part", "half of the rows", "lora", _part, needs=_needs_halves, passes=4.0, halves=True),
-    _attack("part", "half of the rows", "weights", _part, needs=_needs_halves, passes=4.1, halves=True),
-    _attack("unrelated", "rows to keep", "lora", _unrelated, needs=_needs_retain, passes=4.2),
-    _attack("unrelated", "rows to keep", "weights", _unrelated, needs=_needs_retain, passes=4.3, is_default=False),
-    _attack("text", "general text", "lora", _text, needs=_needs_text, passes=4.4),
-    _attack("text", "general text", "weights", _text, needs=_needs_text, passes=4.5, is_default=False),
+    _attack("part", "half of the rows", "lora", _part, needs=_needs_halves, passes=12.0, halves=True),
+    _attack("part", "half of the rows", "weights", _part, needs=_needs_halves, passes=12.1, halves=True),
+    _attack("unrelated", "rows to keep", "lora", _unrelated, needs=_needs_retain, passes=12.2),
+    _attack("unrelated", "rows to keep", "weights", _unrelated, needs=_needs_retain, passes=12.3, is_default=False),
+    _attack("text", "general text", "lora", _text, needs=_needs_text, passes=12.4),
+    _attack("text", "general text", "weights", _text, needs=_needs_text, passes=12.5, is_default=False),
 )

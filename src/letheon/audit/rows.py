@@ -17,11 +17,13 @@ _MOST_SHARED = 0.1
 def subjects_of(rows: Sequence[Row]) -> list[list[int]]:
     """Return the places of the rows that speak of one subject together, in the order of their first rows.
 
-    Rows are of one subject if their ids name one document (LUME's `Xsc1` and `Xqa0`, `X#1` of a conversation) or if
-    they share a name: a capitalised word inside a sentence that at most a tenth of the rows have. Where names join most
-    of the rows, ids alone count.
+    Rows are of one subject if their ids name one document (LUME's `Xsc1` and `Xqa0`, `X#1` of a conversation). Where no
+    id does, they are if they share a name: a capitalised word inside a sentence that at most a tenth of the rows have.
+    Where such names join most of the rows, each row is a subject.
     """
     keys = [[f"id {_PART.sub('', row.id)}"] for row in rows]
+    if len({key for [key] in keys}) < len(rows):
+        return _joined(keys)
     named = [[*key, *_names(row)] for key, row in zip(keys, rows, strict=True)]
     counts: dict[str, int] = {}
     for found in named:
