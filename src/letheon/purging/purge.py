@@ -96,8 +96,8 @@ def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
     if not (folder / PURGE_FILE).is_file() and not any(home.path in own for home in homes_below(folder)):
         known = ", ".join(entry.name for entry in marks(RUN, EVALUATION, STUDY))
         raise OutputError(
-            f"{folder}: expected the folder of a run, a study, an evaluation or an audit ({known}), found none of these "
-            "files; give what was --out"
+            f"{folder}: expected the folder of a run, a study, an evaluation or an audit ({known}), found none of "
+            "these files; give what was --out"
         )
     with ExitStack() as stack:
         if not dry_run:
