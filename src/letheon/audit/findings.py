@@ -21,13 +21,10 @@ from letheon.audit.recovery import (
     true_positives,
 )
 from letheon.audit.verdict import Evidence, Finding, Thresholds
-from letheon.data.rows import Row
 from letheon.scores.audits import AuditedAttack, AuditPoint, AuditSeparation, Effect
 
 CLEARLY = 0.5
 """How much more of a row than any control gives counts as a leak of that row."""
-_TELLING_WORDS = 3
-"""Words of an answer below which it may be guessed, so that giving it proves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +51,10 @@ class Leak:
 class Assessor:
     """What all attacks of an audit are judged by."""
 
-    rows: Sequence[Row]
-    placebo: Sequence[Row]
+    telling: frozenset[int]
+    """Places of the rows whose answers cannot be guessed."""
+    telling_placebo: frozenset[int]
+    """The same of the placebo rows."""
     asked: Mapping[str, Asked]
     """What each control says without an attack, to all rows."""
     num_asked: int
@@ -234,11 +233,11 @@ class Assessor:
 
     def _highest_placebo(self, values: Sequence[float], places: Sequence[int]) -> float:
         pairs = zip(values, places, strict=False)
-        return max((value for value, place in pairs if _is_telling(self.placebo[place])), default=0.0)
+        return max((value for value, place in pairs if place in self.telling_placebo), default=0.0)
 
     def _is_leak(self, place: int, value: float, highest: float, never: float | None) -> bool:
         bound = max(highest if never is None else never, 0.0) + CLEARLY
-        return value >= bound and _is_telling(self.rows[place]) and self.asked["before"].values[place] >= CLEARLY
+        return value >= bound and place in self.telling and self.asked["before"].values[place] >= CLEARLY
 
 
 def evidence_of(assessor: Assessor, tried: Sequence[Tried], findings: Sequence[Finding]) -> Evidence:
@@ -259,10 +258,6 @@ def count_findings(attacks: Sequence[AnyAttack], num_scores: int) -> int:
     """Return how many findings the level is corrected for: attacks that count, membership scores, what is given
     without an attack."""
     return 1 + sum(num_scores if isinstance(attack, Separation) else 1 for attack in attacks if attack.counts)
-
-
-def _is_telling(row: Row) -> bool:
-    return len(row.answer.split()) >= _TELLING_WORDS
 
 
 def _best(found: Knowledge) -> list[float]:

@@ -10,6 +10,8 @@ from letheon.data.rows import Row
 _PART = re.compile(r"(?:(?:sc|qa)\d+|#\d+)$")
 _PLACEBO_SEED = 1_000_003
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][\w'-]{2,}")
+_WORD = re.compile(r"\w+")
+_TELLING_WORDS = 3
 _MOST_SHARED = 0.1
 """Share of the rows above which a word says nothing about whom a row is."""
 
@@ -68,6 +70,30 @@ def made_up(like: Sequence[Row], num: int) -> list[Row]:
     if like and all(row.is_document for row in like):
         return [Row(row.id, "", f"{row.prompt} {row.answer}", row.task, row.kind) for row in rows]
     return rows
+
+
+def telling(rows: Sequence[Row], others: Sequence[Row]) -> frozenset[int]:
+    """Return the places of the rows whose answers cannot be guessed, so that a model that gives one has seen it.
+
+    Such an answer has at least three words, of which at least one stands in no row of another subject, here or in
+    `others`: answers made of a few words that all rows share are hit by chance.
+    """
+    subject_of = {place: number for number, group in enumerate(subjects_of(rows)) for place in group}
+    elsewhere = {word for row in others for word in _words(f"{row.prompt} {row.answer}")}
+    users: dict[str, set[int]] = {}
+    for place, row in enumerate(rows):
+        for word in _words(f"{row.prompt} {row.answer}"):
+            users.setdefault(word, set()).add(subject_of[place])
+    return frozenset(
+        place
+        for place, row in enumerate(rows)
+        if len(row.answer.split()) >= _TELLING_WORDS
+        and any(len(users[word]) == 1 and word not in elsewhere for word in _words(row.answer))
+    )
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower()))
 
 
 def _names(row: Row) -> list[str]:

@@ -18,6 +18,7 @@ from letheon.audit.findings import Assessor, Leak, Tried, count_findings, eviden
 from letheon.audit.inputs import AuditInputs, Note, read_audited
 from letheon.audit.knowledge import ask, values_of
 from letheon.audit.outcomes import Asked, Outcomes
+from letheon.audit.rows import telling
 from letheon.audit.verdict import Thresholds, judge
 from letheon.data.forms import AUTO
 from letheon.data.rows import Row
@@ -88,8 +89,16 @@ class _Audit:
         tried, left_out = self._try_all(subjects, kept)
         thresholds = Thresholds(margin=settings.margin, level=settings.confidence)
         num = count_findings([one.attack for one in tried], MEMBERSHIP_SCORES)
+        retain = inputs.given.retain
         assessor = Assessor(
-            inputs.asked, inputs.placebo, asked, inputs.num_rows["asked"], control, thresholds, num, settings.seed
+            telling(inputs.asked, [*retain, *inputs.placebo]),
+            telling(inputs.placebo, [*retain, *inputs.asked]),
+            asked,
+            inputs.num_rows["asked"],
+            control,
+            thresholds,
+            num,
+            settings.seed,
         )
         assessed = [assessor.assess(one) for one in tried]
         evidence = evidence_of(assessor, tried, [finding for _, finding in assessed])
