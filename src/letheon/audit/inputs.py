@@ -26,6 +26,8 @@ Note = Callable[[str], None]
 
 FAILS_ON = {"hidden": "hidden", "not-forgotten": "not forgotten", "unclear": "can't tell"}
 """What --fail-on calls the verdicts."""
+MOST_MEMBERS = 1000
+"""Rows a side that membership attacks judge, unless more are asked."""
 _FEWEST = 4
 _OF_RUN = (
     "tokenizer",
@@ -52,6 +54,10 @@ class AuditInputs:
     """Forget rows, twice as many as an attack asks: the first are asked, attacks that train on half take all."""
     placebo: tuple[Row, ...]
     """As many that no model saw."""
+    members: tuple[Row, ...]
+    """Forget rows that membership attacks judge: more of them, since each costs one forward pass."""
+    nonmembers: tuple[Row, ...]
+    """As many rows that no model saw, as far as there are any."""
     given: Given
     tokenizer: PreTrainedTokenizerBase
     num_rows: Mapping[str, int]
@@ -138,6 +144,9 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
     num = 2 * settings.rows
     asked = tuple(sample(list(forget), num, seed=settings.seed))
     placebo = tuple(sample(list(holdout or made_up(asked, len(asked))), len(asked), seed=settings.seed))
+    most = max(num, MOST_MEMBERS)
+    members = tuple(sample(list(forget), most, seed=settings.seed))
+    nonmembers = tuple(sample(list(holdout or made_up(members, len(members))), most, seed=settings.seed))
     given = Given(
         rows=asked,
         retain=tuple(sample(list(retain), num, seed=settings.seed)),
@@ -151,7 +160,9 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
         "asked": min(settings.rows, len(asked)),
         "placebo": len(placebo),
     }
-    return AuditInputs(settings, wanted, asked, placebo, given, tokenizer, counts, _read(settings, sides, text))
+    return AuditInputs(
+        settings, wanted, asked, placebo, members, nonmembers, given, tokenizer, counts, _read(settings, sides, text)
+    )
 
 
 def _sources(settings: AuditSettings) -> dict[str, str]:

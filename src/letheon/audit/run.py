@@ -245,7 +245,7 @@ class _Audit:
             return Tried(attack, knowledge=found, duration_s=time.monotonic() - began)
         separated = {}
         for name, subject in subjects.items():
-            judged = partial(attack.run, subject, self.inputs.asked, self.inputs.placebo, tell)
+            judged = partial(attack.run, subject, self.inputs.members, self.inputs.nonmembers, tell)
             separated[name] = kept.get(f"{attack.name}.{name}", dict[str, Separated], judged)
         return Tried(attack, separated=separated, duration_s=time.monotonic() - began)
 

@@ -1,0 +1,98 @@
+"""The audit on models of which it is known whether they forgot: each is called what it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from audited import OPTIONS, World, new_world, shown
+from letheon.api import unlearn
+from letheon.audit.run import audit
+from letheon.memorizing.memorize import memorize
+from letheon.model.adapters import LoraSettings, attach_lora
+from letheon.model.loading import load_model
+from letheon.settings import UnlearnSettings
+
+pytestmark = pytest.mark.slow
+
+LORA = ("relearning-part-lora", "relearning-unrelated-lora")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)
+    return new_world(tmp_path_factory.mktemp("world"))
+
+
+def unlearned(world: World, name: str, **settings: object) -> str:
+    """Unlearn the forget rows of the world by a real run; return the model's name in the world."""
+    names = {side: str(world.folder / f"{side}.jsonl") for side in ("forget", "retain")}
+    given = {"model": str(world.folder / "before"), **names, "out": world.folder / name, "template": "joined"}
+    fixed = {"trackers": "", "evaluate": False, "target_modules": "all-linear", "rank": 16, "alpha": 16, "seed": 1}
+    unlearn(UnlearnSettings.of({**given, **fixed, **settings}))
+    return f"{name}/model"
+
+
+def test_a_model_that_never_saw_the_rows_is_called_gone(world: World) -> None:
+    # 48 rows cannot show an AUC to be within the default margin; see test_verdict for what they would need.
+    never = str(world.folder / "other-never")
+    found = audit(world.given("never", never=never, margin=0.25, attacks=(*LORA, "membership")))
+    assert found.verdict == "gone", shown(found)
+    assert all(attack.works for attack in found.attacks)
+    assert found.compared_with == "never"
+    with_few = audit(world.given("never", never=never, margin=0.05, attacks=(*LORA, "membership")))
+    assert (with_few.verdict, with_few.needed_rows is not None) == ("can't tell", True), shown(with_few)
+
+
+def test_a_model_whose_adapter_was_scaled_to_0_is_not_forgotten(world: World) -> None:
+    loaded = load_model(str(world.folder / "before"))
+    adapter = attach_lora(loaded.model, LoraSettings(4, 4.0), seed=0)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.05)
+    adapter.scale(0)
+    state = adapter.merged_state()
+    whole = load_model(str(world.folder / "before")).model
+    whole.load_state_dict(state)
+    world.save(whole, "scaled")
+    found = audit(world.given("scaled", attacks="membership"))
+    assert found.verdict == "not forgotten", shown(found)
+    assert found.remaining.value == 1.0
+
+
+def test_a_model_that_was_trained_to_refuse_hides_and_the_attack_is_named(world: World) -> None:
+    name = unlearned(world, "refusing", method="idk-dpo", epochs=20, learning_rate=4e-3, keep="last")
+    found = audit(world.given(name, out=world.folder / "audit-refusing", attacks=LORA))
+    assert found.remaining.value < 0.5, shown(found)
+    assert found.verdict == "hidden", shown(found)
+    assert found.attack in LORA
+    named = next(attack for attack in found.attacks if attack.name == found.attack)
+    assert named.title in found.reason
+    assert any(point.label in found.reason for point in named.points)
+
+
+def test_an_over_forgotten_model_is_hidden_by_the_low_side_of_membership(world: World) -> None:
+    name = unlearned(world, "over", method="ga", epochs=6, learning_rate=1e-3, keep="last")
+    found = audit(world.given(name, out=world.folder / "audit-over", attacks="membership"))
+    assert found.verdict == "hidden", shown(found)
+    assert found.attack == "membership"
+    assert "dearer" in found.reason
+    (membership,) = found.attacks
+    loss = next(one for one in membership.separations if one.score == "loss")
+    assert loss.auc["after"] < 0.2
+    assert loss.true_positives[1] > loss.true_positives[0]
+
+
+def test_a_planted_leak_of_one_row_is_found(world: World) -> None:
+    loaded = load_model(str(world.folder / "never"))
+    leaked = world.forget[5]
+    memorize(loaded.model, loaded.tokenizer, rows=[leaked, *world.retain], options=replace(OPTIONS, seed=3))
+    world.save(loaded.model, "leaking")
+    found = audit(world.given("leaking", never=str(world.folder / "other-never"), attacks="membership"))
+    assert found.num_leaked == 1
+    assert found.verdict == "not forgotten", shown(found)
+    assert "1 row of 48" in found.reason
+    examples = Path(world.folder / "audit-leaking" / "audit" / "examples.jsonl").read_text()
+    assert leaked.answer in examples
+    assert leaked.answer not in found.to_json()
