@@ -37,15 +37,15 @@ def subjects_of(rows: Sequence[Row]) -> list[list[int]]:
 
 
 def halves(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Return the places of the rows to ask and of those to train on, cut where a subject ends nearest to the middle.
+    """Return the places of the rows to ask and of those to train on: each subject goes to the half that is smaller.
 
     With one subject there is nothing to cut, and the second half is empty.
     """
     asked: list[int] = []
     trained: list[int] = []
     for group in subjects_of(rows):
-        into = asked if not asked or len(asked) + len(group) / 2 <= len(rows) / 2 else trained
-        into += group
+        smaller = asked if len(asked) <= len(trained) else trained
+        smaller += group
     return asked, trained
 
 
