@@ -9,6 +9,7 @@ import torch
 from audited import OPTIONS, World, new_world, shown
 from letheon.api import unlearn
 from letheon.audit.run import audit
+from letheon.data.alternatives import other_answers
 from letheon.memorizing.memorize import memorize
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.loading import load_model
@@ -73,8 +74,12 @@ def test_a_model_that_was_trained_to_refuse_hides_and_the_attack_is_named(world:
 
 
 def test_an_over_forgotten_model_is_hidden_by_the_low_side_of_membership(world: World) -> None:
-    name = unlearned(world, "over", method="ga", epochs=6, learning_rate=1e-3, keep="last")
-    found = audit(world.given(name, out=world.folder / "audit-over", attacks="membership"))
+    # Trained to give other answers, it finds the true ones less likely than it finds unseen ones.
+    loaded = load_model(str(world.folder / "before"))
+    wrong = other_answers(world.forget, per_row=1, seed=0)
+    memorize(loaded.model, loaded.tokenizer, rows=[*wrong, *world.retain], options=replace(OPTIONS, seed=3))
+    world.save(loaded.model, "over")
+    found = audit(world.given("over", attacks="membership"))
     assert found.verdict == "hidden", shown(found)
     assert found.attack == "membership"
     assert "dearer" in found.reason
