@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from audited import OPTIONS, World, new_world, shown
-from letheon.api import unlearn
+from letheon.audit.attack import Subject
+from letheon.audit.finetuning import row_sequences, tuning
 from letheon.audit.run import audit
-from letheon.data.alternatives import other_answers
+from letheon.data.alternatives import other_answers, refusals
+from letheon.evaluation.in_form import AskedForm
 from letheon.memorizing.memorize import memorize
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.loading import load_model
-from letheon.settings import UnlearnSettings
+from letheon.settings import DEFAULT_DATE
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +26,6 @@ LORA = ("relearning-part-lora", "relearning-unrelated-lora")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
     return new_world(tmp_path_factory.mktemp("world"))
-
-
-def unlearned(world: World, name: str, **settings: object) -> str:
-    """Unlearn the forget rows of the world by a real run; return the model's name in the world."""
-    names = {side: str(world.folder / f"{side}.jsonl") for side in ("forget", "retain")}
-    given = {"model": str(world.folder / "before"), **names, "out": world.folder / name, "template": "joined"}
-    fixed = {"trackers": "", "evaluate": False, "target_modules": "all-linear", "rank": 16, "alpha": 16, "seed": 1}
-    unlearn(UnlearnSettings.of({**given, **fixed, **settings}))
-    return f"{name}/model"
 
 
 def test_a_model_that_never_saw_the_rows_is_called_gone(world: World) -> None:
@@ -63,8 +56,14 @@ def test_a_model_whose_adapter_was_scaled_to_0_is_not_forgotten(world: World) ->
 
 
 def test_a_model_that_was_trained_to_refuse_hides_and_the_attack_is_named(world: World) -> None:
-    name = unlearned(world, "refusing", method="idk-dpo", epochs=20, learning_rate=4e-3, keep="last")
-    found = audit(world.given(name, out=world.folder / "audit-refusing", attacks=LORA))
+    before = load_model(str(world.folder / "before"))
+    form = AskedForm("joined", DEFAULT_DATE, "given")
+    subject = Subject("before", before.model, before.tokenizer, form, seed=9)
+    answers = row_sequences(subject, refusals(world.forget, per_row=1, seed=9))
+    with tuning(subject, answers, what="weights", learning_rate=1e-3) as trained:
+        trained.train_to(16, lambda done, total: None)
+        world.save(trained.subject.model, "refusing")
+    found = audit(world.given("refusing", attacks=LORA))
     assert found.remaining.value < 0.5, shown(found)
     assert found.verdict == "hidden", shown(found)
     assert found.attack in LORA

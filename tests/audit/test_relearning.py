@@ -94,7 +94,7 @@ def test_a_question_is_known_or_not_and_a_text_by_degrees(rows: list[Row]) -> No
 
 
 def test_the_learning_rate_of_a_small_model_follows_its_width(model: PreTrainedModel) -> None:
-    assert scaled_rate(model, "lora") == pytest.approx(32 * 2e-4)  # of width 32: 128 times, at most 32
+    assert scaled_rate(model, "lora") == pytest.approx(16 * 2e-4)  # of width 32: 128 times, at most 16
     model.config.hidden_size = 1024
     assert scaled_rate(model, "weights") == pytest.approx(4 * 1e-5)
     model.config.hidden_size = 8192

@@ -37,7 +37,7 @@ RANK, ALPHA = 128, 16.0
 LEARNING_RATES = {"lora": 2e-4, "weights": 1e-5}
 """Those of attacks on models of 7B parameters, whose width is `FULL_WIDTH`."""
 FULL_WIDTH = 4096
-MOST_SCALED = 32
+MOST_SCALED = 16
 """How many times the learning rate of a small model may be that of a large one."""
 BATCH_TOKENS = 512
 _UNLIMITED = 2**31
