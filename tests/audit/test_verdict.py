@@ -86,3 +86,11 @@ def test_rows_that_were_never_known_are_said_to_be() -> None:
     found = judge(replace(evidence(finding(NOTHING)), known=0.02), THRESHOLDS)
     assert found.word == "can't tell"
     assert "nothing to forget" in found.reason
+
+
+def test_nothing_is_gone_by_attacks_that_were_not_shown_to_work() -> None:
+    untried = finding(NOTHING, works=None)
+    assert judge(evidence(untried), THRESHOLDS).word == "can't tell"
+    assert judge(evidence(untried, finding(NOTHING)), THRESHOLDS).word == "gone"
+    # What comes back came back, whether or not it was tried elsewhere.
+    assert judge(evidence(finding(Interval(0.9, 0.8, 1.0), works=None)), THRESHOLDS).word == "hidden"

@@ -254,10 +254,10 @@ def evidence_of(assessor: Assessor, tried: Sequence[Tried], findings: Sequence[F
     )
 
 
-def count_findings(attacks: Sequence[AnyAttack], num_scores: int) -> int:
-    """Return how many findings the level is corrected for: attacks that count, membership scores, what is given
-    without an attack."""
-    return 1 + sum(num_scores if isinstance(attack, Separation) else 1 for attack in attacks if attack.counts)
+def count_findings(tried: Sequence[Tried]) -> int:
+    """Return how many findings the level is corrected for: attacks that count, each score of those on membership, and
+    what is given without an attack."""
+    return 1 + sum(len(one.separated.get("after", ())) or 1 for one in tried if one.attack.counts)
 
 
 def _best(found: Knowledge) -> list[float]:

@@ -5,7 +5,6 @@ recovery is a share of), the unlearned model, one that never saw the rows, one t
 unlearned model again for placebo rows. What each found is kept, so that an audit that was ended goes on.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +12,23 @@ from functools import partial
 from pathlib import Path
 
 from letheon.audit.attack import AnyAttack, Attack, Knowledge, Separated, Subject
+from letheon.audit.conclusion import Conclusion, Found, conclude
 from letheon.audit.controls import Hiding, hiding, load, make_never
-from letheon.audit.findings import Assessor, Leak, Tried, count_findings, evidence_of
+from letheon.audit.findings import Tried
 from letheon.audit.inputs import AuditInputs, Note, read_audited
 from letheon.audit.knowledge import ask, values_of
 from letheon.audit.outcomes import Asked, Outcomes
-from letheon.audit.rows import telling
-from letheon.audit.verdict import Thresholds, judge
 from letheon.data.forms import AUTO
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise
 from letheon.errors import EvaluationError
 from letheon.evaluation.in_form import AskedForm, resolve_form
 from letheon.progress import Progressed
-from letheon.scores.audits import AuditedAttack, AuditResults, Effect
-from letheon.scores.score import Score, Scores
+from letheon.scores.audits import AuditResults
 from letheon.settings import AuditSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_output_folder
 from letheon.storage.locks import folder_lock
-from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import (
     AUDIT_RESULTS_FILE,
     AUDITS_FOLDER,
@@ -41,8 +37,6 @@ from letheon.storage.run_folder import (
     write_entry,
 )
 
-MEMBERSHIP_SCORES = 5
-_MOST_EXAMPLES = 8
 _MOST_NEW_TOKENS = 256
 _UNLIMITED = 2**31
 _DEPENDS = ("rows", "samples", "max_new_tokens", "seed", "make_never", "dtype")
@@ -61,12 +55,11 @@ def audit(settings: AuditSettings, *, progress: Progressed | None = None, note: 
     folder = settings.out / AUDITS_FOLDER
     open_output_folder(folder, advice="choose another --out", private=True)
     with folder_lock(folder, note=note):
-        done = _Audit(inputs, folder, tell, note, began)
-        results, leaks = done.run()
+        found = _Audit(inputs, folder, tell, note, began).run()
         with finishing():
-            write_entry(folder, EXAMPLES_FILE, _examples(inputs.asked, leaks))
-            write_entry(folder, AUDIT_RESULTS_FILE, results.to_json())
-    return results
+            write_entry(folder, EXAMPLES_FILE, found.examples)
+            write_entry(folder, AUDIT_RESULTS_FILE, found.results.to_json())
+    return found.results
 
 
 @dataclass(slots=True)
@@ -79,62 +72,15 @@ class _Audit:
     note: Note
     began: float
 
-    def run(self) -> tuple[AuditResults, dict[str, list[Leak]]]:
-        """Run the attacks; return the results, and the rows that came back by attack."""
+    def run(self) -> Conclusion:
+        """Run the attacks and return what they come to."""
         settings, inputs = self.inputs.settings, self.inputs
         subjects, how, missing = self._subjects()
         kept = Outcomes(self.folder, {**inputs.read, **{name: settings.plain()[name] for name in _DEPENDS}})
         asked = self._asked(subjects, kept)
-        control, warnings = _control(asked, inputs, settings.margin)
         tried, left_out = self._try_all(subjects, kept)
-        thresholds = Thresholds(margin=settings.margin, level=settings.confidence)
-        num = count_findings([one.attack for one in tried], MEMBERSHIP_SCORES)
-        retain = inputs.given.retain
-        assessor = Assessor(
-            telling(inputs.asked, [*retain, *inputs.placebo]),
-            telling(inputs.placebo, [*retain, *inputs.asked]),
-            asked,
-            inputs.num_rows["asked"],
-            control,
-            thresholds,
-            num,
-            settings.seed,
-        )
-        assessed = [assessor.assess(one) for one in tried]
-        evidence = evidence_of(assessor, tried, [finding for _, finding in assessed])
-        verdict = judge(evidence, thresholds)
-        form = subjects["after"].form
-        audited = tuple(found for found, _ in assessed)
-        results = AuditResults(
-            verdict=verdict.word,
-            reason=verdict.reason,
-            attack=verdict.attack,
-            needed_rows=verdict.needed_rows,
-            thresholds={
-                "margin": thresholds.margin,
-                "level": thresholds.level,
-                "level_of_each": assessor.level,
-                "min_known": thresholds.min_known,
-                "not_forgotten_from": thresholds.not_forgotten_from,
-            },
-            controls=how,
-            missing=missing,
-            compared_with=control,
-            num_rows=inputs.num_rows,
-            known=assessor.known(),
-            remaining=Effect(evidence.remaining.value, evidence.remaining.low, evidence.remaining.high),
-            num_leaked=evidence.leaked_plainly,
-            attacks=audited,
-            left_out=left_out,
-            warnings=(*warnings, *_too_weak(audited)),
-            form={"template": form.template, "date": form.date, "source": form.source},
-            settings=settings.plain(),
-            provenance={**describe_environment(), "read": dict(inputs.read)},
-            duration_s=time.monotonic() - self.began,
-            scores=_scores(audited, evidence.remaining.value),
-        )
-        leaks = {"": assessor.plain_leaks()} | {one.attack.name: assessor.leaks(one) for one in tried}
-        return results, leaks
+        duration_s = time.monotonic() - self.began
+        return conclude(inputs, Found(subjects["after"].form, how, missing, asked, tried, left_out, duration_s))
 
     def _subjects(self) -> tuple[dict[str, Subject], dict[str, str], dict[str, str]]:
         """Load or make the controls; return them, what each is, and why others are missing."""
@@ -258,77 +204,6 @@ def _longest(inputs: AuditInputs, form: AskedForm) -> int:
     )
     longest = max(sequence.num_answer_tokens for sequence in found)
     return min(_MOST_NEW_TOKENS, longest + longest // 4 + 1)
-
-
-def _control(asked: dict[str, Asked], inputs: AuditInputs, margin: float) -> tuple[str, list[str]]:
-    """What recovery is measured against, and what a reader has to know of it."""
-    count = inputs.num_rows["asked"]
-    means = {name: sum(found.values[:count]) / count for name, found in asked.items()}
-    if "never" not in means:
-        made = "" if inputs.given.has_holdout else "made-up "
-        return "placebo", [f"there is no never-knew model; recovery is measured against {made}placebo rows"]
-    above = means["never"] - means["placebo"]
-    if above > max(margin, 0.25 * (means["before"] - means["placebo"])):
-        return "placebo", [
-            f"the model given as never-knew knows the forget rows ({means['never']:.2f}, placebo rows "
-            f"{means['placebo']:.2f}); recovery is measured against placebo rows instead"
-        ]
-    return "never", []
-
-
-def _too_weak(audited: Sequence[AuditedAttack]) -> list[str]:
-    weak = [found.title for found in audited if found.works is False and found.counts]
-    untried = [found.title for found in audited if found.works is None and found.counts]
-    said = []
-    if weak:
-        said.append(f"too weak to tell, since rows that are known to be hidden did not come back: {'; '.join(weak)}")
-    if untried:
-        said.append(f"not shown to work first, since there was no model that hides the rows: {'; '.join(untried)}")
-    return said
-
-
-def _scores(audited: Sequence[AuditedAttack], remaining: float) -> Scores:
-    """The findings as scores: lower is better."""
-    found = [Score("audit.remaining", "Given without an attack", "lower", "forgetting", remaining, bounds=None)]
-    for attack in audited:
-        effects = [point.recovery for point in attack.points if point.recovery is not None]
-        if effects:
-            most = max(effects, key=lambda effect: effect.value)
-            found.append(
-                Score(
-                    f"audit.{attack.name}",
-                    attack.title,
-                    "lower",
-                    "forgetting",
-                    most.value,
-                    (most.low, most.high),
-                    bounds=None,
-                )
-            )
-        for one in attack.separations:
-            interval = (one.interval.low, one.interval.high)
-            label = f"{attack.title} AUC, {one.score}"
-            found.append(Score(f"audit.{attack.name}.{one.score}", label, 0.5, "privacy", one.interval.value, interval))
-    return Scores(tuple(found))
-
-
-def _examples(rows: Sequence[Row], leaks: dict[str, list[Leak]]) -> str:
-    lines = []
-    for attack, found in leaks.items():
-        for leak in sorted(found, key=lambda one: -one.value)[:_MOST_EXAMPLES]:
-            row = rows[leak.row]
-            lines.append(
-                {
-                    "attack": attack,
-                    "strength": leak.strength,
-                    "id": row.id,
-                    "prompt": row.prompt,
-                    "answer": row.answer,
-                    "said": leak.text,
-                    "value": leak.value,
-                }
-            )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _ignore(_: str) -> None:

@@ -175,7 +175,7 @@ def _leaking(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:  # n
 
 
 def _untried(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:  # noqa: ARG001
-    if _telling(evidence):
+    if any(finding.works for finding in _telling(evidence)):
         return None
     return Verdict("can't tell", "no attack was shown to bring back rows that are known to be hidden")
 

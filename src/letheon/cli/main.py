@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from letheon.cli.audit import audit
 from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_values, settings_options
 from letheon.cli.method_help import MethodCommand
 from letheon.endings import Ending, run_to_end
@@ -16,7 +17,6 @@ from letheon.errors import without_secrets
 from letheon.progress import open_display
 from letheon.settings import (
     LARGEST_SEED,
-    AuditSettings,
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,
@@ -24,7 +24,7 @@ from letheon.settings import (
     RescoreSettings,
     UnlearnSettings,
 )
-from letheon.storage.run_folder import ADAPTER_FOLDER, AUDIT_RESULTS_FILE, AUDITS_FOLDER, MODEL_FOLDER, STUDY_PAGE_FILE
+from letheon.storage.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, STUDY_PAGE_FILE
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
@@ -158,36 +158,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
     _print_results(evaluation.results)
 
 
-@cli.command(cls=SettingsCommand)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@settings_options(AuditSettings)
-@click.option("--plan", is_flag=True, help="Say which attacks would be run, without running them.")
-@click.pass_context
-def audit(context: click.Context, /, config: Path | None, run: Path | None, plan: bool, **_: Any) -> None:
-    """Attack the result of the run in RUN, or --model, and say whether the forget rows are gone, hidden or still there.
-
-    The exit code is 0 whatever the verdict is, unless --fail-on names it.
-    """
-    given = {name: value for name, value in given_values(context, config).items() if name != "run"}
-    with open_display(Console(stderr=True), f"auditing {run or given.get('model')}") as display:
-        load_libraries()
-        from letheon.api import audit as attack
-        from letheon.audit.inputs import fails_on, settings_of_run
-        from letheon.audit.plan import plan_audit
-
-        settings = AuditSettings.of(given) if run is None else settings_of_run(run, given)
-        if plan:
-            lines = plan_audit(settings, note=display.note)
-        else:
-            results = attack(settings, progress=display.show, note=display.note)
-    if plan:
-        click.echo("\n".join(map(visible_line, lines)))
-        return
-    from letheon.report.audit import print_audit
-
-    print_audit(results, Console(highlight=False))
-    click.echo(settings.out / AUDITS_FOLDER / AUDIT_RESULTS_FILE)
-    context.exit(int(fails_on(settings, results.verdict)))
+cli.add_command(audit)
 
 
 @cli.command(cls=SettingsCommand)
