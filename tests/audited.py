@@ -73,18 +73,15 @@ def made_rows(side: str, num: int, *, seed: int) -> list[Row]:
     ]
 
 
-def new_world(folder: Path, *, num: int = 48) -> World:
-    """Make rows, a model that knows all of them, and two that were trained on those to keep alone."""
+def new_world(folder: Path, *, num: int = 48, models: tuple[str, ...] = ("before", "never", "other-never")) -> World:
+    """Make rows, a model that knows all of them, and others that were trained on those to keep alone."""
     sides = {side: made_rows(side, num, seed=seed) for seed, side in enumerate(("forget", "retain", "holdout"))}
     for side, rows in sides.items():
         write_rows(rows, folder / f"{side}.jsonl")
     tokenizer = train_tokenizer([f"{r.prompt} {r.answer}" for rows in sides.values() for r in rows], vocab_size=500)
     world = World(folder, sides["forget"], sides["retain"], tokenizer)
-    for name, rows, seed in (
-        ("before", [*sides["forget"], *sides["retain"]], 0),
-        ("never", sides["retain"], 1),
-        ("other-never", sides["retain"], 2),
-    ):
+    for seed, name in enumerate(models):
+        rows = sides["retain"] if seed else [*sides["forget"], *sides["retain"]]
         model = new_model("olmo", tokenizer=tokenizer, width=64, num_layers=2, num_heads=2, context=64, seed=seed)
         memorize(model, tokenizer, rows=rows, options=replace(OPTIONS, seed=seed))
         world.save(model, name)

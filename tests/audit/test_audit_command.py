@@ -1,6 +1,7 @@
 """The audit as a command and as a function: settings, files, errors, resuming, budget, purge, report."""
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from audited import World, made_rows, new_world
 from letheon import AuditSettings, Row
 from letheon.api import audit
 from letheon.audit import registry
@@ -22,7 +24,7 @@ from letheon.model.loading import save_model
 from letheon.purging.purge import purge
 from letheon.report.audit import masked
 from letheon.scores.audits import read_audit
-from running import knowing_model, run, short_run
+from running import run, short_run
 from small import tiny_model
 
 
@@ -30,26 +32,21 @@ def silent(*_: object) -> None:
     pass
 
 
-def spread(rows: list[Row]) -> list[Row]:
-    """Rows of subjects of their own, each twice under another name."""
-    return [
-        Row(f"{row.id[:2]}{copy}x{place}", f"{row.prompt} {copy}", row.answer, row.task, row.kind)
-        for copy in range(2)
-        for place, row in enumerate(rows)
-    ]
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Six rows a side, and a model that knows those to forget and those to keep."""
+    return new_world(tmp_path_factory.mktemp("world"), num=6, models=("before",))
 
 
 @pytest.fixture
-def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """An audit of a model that knows its rows against itself."""
-    model = knowing_model(tokenizer, rows)
-    save_model(model, tokenizer, tmp_path / "before")
-    save_model(tiny_model("olmo", tokenizer), tokenizer, tmp_path / "after")
-    write_rows(spread(rows[:3]), tmp_path / "forget.jsonl")
-    write_rows(rows[3:], tmp_path / "retain.jsonl")
+def given(tmp_path: Path, world: World) -> dict[str, Any]:
+    """An audit of a model that knows nothing against one that knows the rows."""
+    save_model(tiny_model("olmo", world.tokenizer), world.tokenizer, tmp_path / "after")
+    for name in ("forget", "retain"):
+        shutil.copy(world.folder / f"{name}.jsonl", tmp_path)
     names = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
-    models = {"model": str(tmp_path / "after"), "before": str(tmp_path / "before")}
-    return {**models, **names, "out": tmp_path / "out", "template": "joined", "max_new_tokens": 12}
+    models = {"model": str(tmp_path / "after"), "before": str(world.folder / "before")}
+    return {**models, **names, "out": tmp_path / "out", "template": "joined", "max_new_tokens": 16}
 
 
 def echo(gain: float, calls: list[str] | None = None) -> Attack:
@@ -90,14 +87,14 @@ def test_an_audit_leaves_results_outcomes_and_examples_for_whom_the_table_says(
 
 
 def test_an_audit_that_was_ended_goes_on_and_another_model_begins_anew(
-    given: dict[str, Any], with_echo: list[str], tokenizer: PreTrainedTokenizerBase
+    given: dict[str, Any], with_echo: list[str], world: World
 ) -> None:
     first = audit(AuditSettings.of(given))
     num = len(with_echo)
     again = audit(AuditSettings.of(given))
     assert len(with_echo) == num
     assert (again.known, again.verdict) == (first.known, first.verdict)
-    save_model(tiny_model("olmo", tokenizer, seed=5), tokenizer, Path(given["model"]))
+    save_model(tiny_model("olmo", world.tokenizer, seed=5), world.tokenizer, Path(given["model"]))
     audit(AuditSettings.of(given))
     assert len(with_echo) == 2 * num
 
@@ -173,8 +170,8 @@ def test_models_of_other_vocabularies_are_refused(given: dict[str, Any], tmp_pat
         read_audited(AuditSettings.of({**given, "never": str(tmp_path / "foreign")}), note=silent)
 
 
-def test_too_few_rows_are_refused(given: dict[str, Any], rows: list[Row]) -> None:
-    write_rows(rows[:2], Path(given["forget"]))
+def test_too_few_rows_are_refused(given: dict[str, Any], world: World) -> None:
+    write_rows(world.forget[:2], Path(given["forget"]))
     with pytest.raises(DataError, match="expected at least 4 rows, of which an interval can be told, got 2"):
         read_audited(AuditSettings.of(given), note=silent)
 
@@ -183,6 +180,32 @@ def test_a_model_given_as_never_knew_that_knows_is_said_to(given: dict[str, Any]
     found = audit(AuditSettings.of({**given, "never": given["before"]}))
     assert found.compared_with == "placebo"
     assert any("given as never-knew knows the forget rows" in warning for warning in found.warnings)
+
+
+def test_a_never_knew_model_is_made_of_the_rows_to_keep_and_used_again(
+    given: dict[str, Any], with_echo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = audit(AuditSettings.of({**given, "make_never": True}))
+    never = given["out"] / "audit" / "never"
+    assert found.controls["never"] == str(never)
+    assert found.known["never"] < 0.5 < found.known["before"]
+    assert "never" in with_echo
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr("letheon.audit.run.make_never", fail)
+    audit(AuditSettings.of({**given, "make_never": True}))
+
+
+def test_an_attack_whose_training_breaks_down_at_once_says_nothing(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Attack("echo", "Echo", "no paper", "steps", lambda subject, rows, tell: Knowledge((0, 1), (), ("broke",)))
+    monkeypatch.setattr(registry, "attacks", lambda: {"echo": broken})
+    found = audit(AuditSettings.of(given))
+    assert found.verdict == "can't tell"
+    assert found.attacks[0].notes == ("broke",)
 
 
 def test_rows_that_no_model_knew_cannot_be_forgotten(given: dict[str, Any], with_echo: list[str]) -> None:
@@ -195,9 +218,9 @@ def test_rows_that_no_model_knew_cannot_be_forgotten(given: dict[str, Any], with
 def finished(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """A finished run with four forget rows."""
+    """A finished run with six forget rows."""
     values = {**short_run(tmp_path, rows, model, tokenizer), "epochs": 1}
-    write_rows(spread(rows[:3]), tmp_path / "forget.jsonl")
+    write_rows(made_rows("forget", 6, seed=0), tmp_path / "forget.jsonl")
     run(values)
     return values
 

@@ -98,7 +98,7 @@ class Assessor:
     def leaks(self, tried: Tried) -> list[Leak]:
         """Return the rows that an attack brings back, each at the lowest strength at which it gives most."""
         found = tried.knowledge.get("after")
-        if found is None or not isinstance(tried.attack, Attack) or tried.attack.measure != "answers":
+        if not isinstance(tried.attack, Attack) or tried.attack.measure != "answers" or not found or not found.points:
             return []
         placebo, never = tried.knowledge["placebo"], tried.knowledge.get("never")
         highest = self._highest_placebo(_best(placebo), placebo.rows)

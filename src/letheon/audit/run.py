@@ -29,6 +29,7 @@ from letheon.settings import AuditSettings
 from letheon.signals import finishing
 from letheon.storage.files import open_output_folder
 from letheon.storage.locks import folder_lock
+from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import (
     AUDIT_RESULTS_FILE,
     AUDITS_FOLDER,
@@ -76,7 +77,8 @@ class _Audit:
         """Run the attacks and return what they come to."""
         settings, inputs = self.inputs.settings, self.inputs
         subjects, how, missing = self._subjects()
-        kept = Outcomes(self.folder, {**inputs.read, **{name: settings.plain()[name] for name in _DEPENDS}})
+        depends = {name: settings.plain()[name] for name in _DEPENDS} | {"packages": describe_environment()["packages"]}
+        kept = Outcomes(self.folder, {**inputs.read, **depends})
         asked = self._asked(subjects, kept)
         tried, left_out = self._try_all(subjects, kept)
         duration_s = time.monotonic() - self.began
