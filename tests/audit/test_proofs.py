@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from audited import OPTIONS, World, new_world, shown
+from letheon.api import unlearn
 from letheon.audit.attack import Subject
 from letheon.audit.finetuning import row_sequences, tuning
 from letheon.audit.run import audit
-from letheon.data.alternatives import other_answers, refusals
+from letheon.data.alternatives import refusals
 from letheon.evaluation.in_form import AskedForm
 from letheon.memorizing.memorize import memorize
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.loading import load_model
-from letheon.settings import DEFAULT_DATE
+from letheon.settings import DEFAULT_DATE, UnlearnSettings
 
 pytestmark = pytest.mark.slow
 
@@ -73,19 +74,20 @@ def test_a_model_that_was_trained_to_refuse_hides_and_the_attack_is_named(world:
 
 
 def test_an_over_forgotten_model_is_hidden_by_the_low_side_of_membership(world: World) -> None:
-    # Trained to give other answers, it finds the true ones less likely than it finds unseen ones.
-    loaded = load_model(str(world.folder / "before"))
-    wrong = other_answers(world.forget, per_row=1, seed=0)
-    memorize(loaded.model, loaded.tokenizer, rows=[*wrong, *world.retain], options=replace(OPTIONS, seed=3))
-    world.save(loaded.model, "over")
-    found = audit(world.given("over", attacks="membership"))
+    # Gradient ascent on the forget rows, held back on those to keep alone, ends beyond rows that were never seen.
+    names = {side: str(world.folder / f"{side}.jsonl") for side in ("forget", "retain")}
+    given = {"model": str(world.folder / "before"), **names, "out": world.folder / "over", "template": "joined"}
+    how = {"method": "gd", "epochs": 8, "learning_rate": 1e-3, "keep": "last", "rank": 16, "alpha": 16, "seed": 1}
+    fixed = {"target_modules": "all-linear", "trackers": "", "evaluate": False}
+    unlearn(UnlearnSettings.of({**given, **how, **fixed}))
+    found = audit(world.given("over/model", out=world.folder / "audit-over", attacks="membership"))
     assert found.verdict == "hidden", shown(found)
     assert found.attack == "membership"
     assert "dearer" in found.reason
     (membership,) = found.attacks
-    loss = next(one for one in membership.separations if one.score == "loss")
-    assert loss.auc["after"] < 0.2
-    assert loss.true_positives[1] > loss.true_positives[0]
+    lowest = min(membership.separations, key=lambda one: one.auc["after"])
+    assert lowest.auc["after"] < 0.35
+    assert lowest.true_positives[1] > lowest.true_positives[0]
 
 
 def test_a_planted_leak_of_one_row_is_found(world: World) -> None:
