@@ -394,8 +394,9 @@ RESULTS = [
         "nothing to purge",
         lambda p: ["purge", p.at / "target"],
         (
-            "{at}/target: expected the folder of a run, a study or an evaluation (run.yaml, log.jsonl, form.json, "
-            "provenance.json, outside.json, results.json, study.json), found none of these files; give what was --out"
+            "{at}/target: expected the folder of a run, a study, an evaluation or an audit (run.yaml, log.jsonl, "
+            "form.json, provenance.json, outside.json, results.json, study.json), found none of these files; give what "
+            "was --out"
         ),
     ),
 ]

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from letheon.api import dial, evaluate, memorize, study, unlearn, unlearn_population, write_report
     from letheon.data.rows import Row, read_rows
     from letheon.errors import LetheonError
-    from letheon.settings import EvaluateSettings, MemorizeSettings, RedialSettings, UnlearnSettings
+    from letheon.settings import AuditSettings, EvaluateSettings, MemorizeSettings, RedialSettings, UnlearnSettings
     from letheon.studies.spec import StudySettings
 
 _HOMES = {
+    "AuditSettings": "letheon.settings",
     "EvaluateSettings": "letheon.settings",
     "LetheonError": "letheon.errors",
     "MemorizeSettings": "letheon.settings",
@@ -32,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AuditSettings",
     "EvaluateSettings",
     "LetheonError",
     "MemorizeSettings",

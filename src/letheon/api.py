@@ -9,6 +9,8 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from letheon.audit.inputs import settings_of_run
+from letheon.audit.run import audit as run_audit
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
 from letheon.evaluation.rescoring import write_evaluation
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
@@ -23,10 +25,11 @@ from letheon.model.precision import choose_precision
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_run
 from letheon.report.pairing import doubt, refusal
+from letheon.scores.audits import AuditResults
 from letheon.scores.results import Evaluation
 from letheon.scoring.inputs import read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
-from letheon.settings import DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings import AuditSettings, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.settings.suites import OWN_ROWS
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
@@ -37,6 +40,7 @@ from letheon.storage.run_folder import (
     EVALUATIONS_FOLDER,
     MODEL_FOLDER,
     RESULTS,
+    SETTINGS_FILE,
     STUDY_FILE,
     STUDY_TEXT_FILE,
     write_entry,
@@ -239,6 +243,29 @@ def evaluate(
     with finishing():
         write_evaluation(evaluation, settings.out)
     return evaluation
+
+
+def audit(
+    settings: AuditSettings | Path,
+    *,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    **changes: Any,
+) -> AuditResults:
+    """Attack an unlearned model and say whether the rows are gone; leaves audit/ in `settings.out`.
+
+    A path is the folder of a run, whose settings `changes` change: `audit(Path("run"), attacks=("membership",))`. The
+    report of a run gets a section on the audit.
+
+    Raises:
+        LetheonError: models, rows or settings are not usable or do not go together.
+    """
+    if isinstance(settings, Path):
+        settings = settings_of_run(settings, changes)
+    results = run_audit(settings, progress=progress, note=note)
+    if (settings.out / SETTINGS_FILE).is_file():
+        write_report(settings.out)
+    return results
 
 
 @_no_empty_folder

@@ -191,7 +191,7 @@ def test_tables_that_cannot_be_written_anew_are_gone(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(OutputError, match="expected the folder of a run, a study or an evaluation"):
+    with pytest.raises(OutputError, match="expected the folder of a run, a study, an evaluation or an audit"):
         purge(tmp_path, note=silent)
     assert (tmp_path / "checkpoints").is_dir()
 

@@ -140,7 +140,7 @@ def test_a_run_writes_what_the_table_says_for_whom_it_says_and_purge_does_too(
     found = checked(folder, (*run_folder.RUN, *ANYWHERE))
     never = {
         "POPULATION_FILE", "PURGE_FILE", "LOCK_FILE", "OWNER_FILE", "LEFTOVERS", "STATE_FOLDER", "DROPPED_FOLDER",
-        "STAGED_FOLDER",
+        "STAGED_FOLDER", "AUDITS_FOLDER",
     }  # fmt: skip
     assert {entry for entry in found.values() if entry in run_folder.RUN} == {
         entry for name, entry in ENTRIES.items() if entry in run_folder.RUN and name not in never

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from letheon.cli.audit import audit
 from letheon.cli.data import data
 from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_values, settings_options
 from letheon.cli.method_help import MethodCommand
@@ -155,6 +156,9 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
             evaluation = run(settings, progress=display.show, note=display.note)
             display.note(evaluation.results.provenance["model"]["precision"])
     _print_results(evaluation.results)
+
+
+cli.add_command(audit)
 
 
 @cli.command(cls=SettingsCommand)

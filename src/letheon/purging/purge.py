@@ -32,6 +32,7 @@ from letheon.storage.files import write_text
 from letheon.storage.locks import file_lock_if_free, folder_lock
 from letheon.storage.outside import EVALUATIONS, outside_of
 from letheon.storage.run_folder import (
+    AUDITS_FOLDER,
     CHECKPOINTS_FOLDER,
     EVALUATION,
     FAILURE_FILES,
@@ -78,24 +79,25 @@ class _Reworded:
 
 
 def purge(folder: Path, *, dry_run: bool = False, note: Note) -> Purge:
-    """Remove every trace of the rows to forget that Letheon wrote for the run, study or evaluation in `folder`.
+    """Remove every trace of the rows to forget that Letheon wrote for the run, study, evaluation or audit in `folder`.
 
-    These are the checkpoints, the predictions, the samples in the report (which is written anew without them),
-    temporary files of killed processes, and the reference stores and cached scores that its runs noted in outside.json,
-    wherever they lie. Symbolic links are removed, not followed. The reasons of failed runs, which may name rows, give
-    way to a sentence that does not; their states stay. purge.json keeps what was removed. With `dry_run` nothing is
-    changed.
+    These are the checkpoints, the predictions, what attacks brought back, the samples in the report (which is written
+    anew without them), temporary files of killed processes, and the reference stores and cached scores that its runs
+    noted in outside.json, wherever they lie. Symbolic links are removed, not followed. The reasons of failed runs,
+    which may name rows, give way to a sentence that does not; their states stay. purge.json keeps what was removed.
+    With `dry_run` nothing is changed.
 
     Raises:
         EvaluationError: there is no such folder.
         OutputError: the folder is none of these or is in use, or files cannot be removed; all others are removed then.
     """
     check_is_folder(folder)
-    if not (folder / PURGE_FILE).is_file() and not any(home.path == folder for home in homes_below(folder)):
+    own = (folder, folder / AUDITS_FOLDER)
+    if not (folder / PURGE_FILE).is_file() and not any(home.path in own for home in homes_below(folder)):
         known = ", ".join(entry.name for entry in marks(RUN, EVALUATION, STUDY))
         raise OutputError(
-            f"{folder}: expected the folder of a run, a study or an evaluation ({known}), found none of these files; "
-            "give what was --out"
+            f"{folder}: expected the folder of a run, a study, an evaluation or an audit ({known}), found none of "
+            "these files; give what was --out"
         )
     with ExitStack() as stack:
         if not dry_run:

@@ -15,6 +15,9 @@ from letheon.storage.cache import default_cache_dir, store_path
 from letheon.storage.files import is_leftover, leftovers_of
 from letheon.storage.outside import CACHED_SCORES, STORES, outside_of
 from letheon.storage.run_folder import (
+    AUDIT,
+    AUDIT_RESULTS_FILE,
+    AUDITS_FOLDER,
     CACHED_FOLDERS,
     CHECKPOINTS_FOLDER,
     EVALUATION,
@@ -22,6 +25,7 @@ from letheon.storage.run_folder import (
     FORM_PREDICTIONS_FILE,
     LOG_FILE,
     MEMBER_PREFIX,
+    OUTCOMES_FILE,
     PREDICTIONS_FILE,
     PROVENANCE_FILE,
     RESULTS,
@@ -58,20 +62,25 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A folder that a run, an evaluation or a study has."""
+    """A folder that a run, an evaluation, an audit or a study has."""
 
     path: Path
     is_run: bool
     is_evaluation: bool
+    is_audit: bool = False
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What Letheon writes into it as a run or an evaluation."""
-        return (*(RUN if self.is_run else ()), *(EVALUATION if self.is_evaluation else ()))
+        """What Letheon writes into it as a run, an evaluation or an audit."""
+        return (
+            *(RUN if self.is_run else ()),
+            *(EVALUATION if self.is_evaluation else ()),
+            *(AUDIT if self.is_audit else ()),
+        )
 
 
 def homes_below(folder: Path) -> list[Home]:
-    """Return the folders of runs, evaluations and studies in `folder`, itself among them."""
+    """Return the folders of runs, evaluations, audits and studies in `folder`, itself among them."""
     return [home for path, names in _walk(folder) if (home := _home(path, names)) is not None]
 
 
@@ -145,7 +154,17 @@ def _home(path: Path, names: Collection[str]) -> Home | None:
         or any(_are_predictions(path / name) for name in _PREDICTIONS if name in names)
     )
     is_study = any(mark.name in names for mark in marks(STUDY))
-    return Home(path, is_run, is_evaluation) if is_run or is_evaluation or is_study else None
+    is_audit = _is_audit(path, names)
+    if not (is_run or is_evaluation or is_study or is_audit):
+        return None
+    return Home(path, is_run, is_evaluation, is_audit)
+
+
+def _is_audit(path: Path, names: Collection[str]) -> bool:
+    """Whether an audit writes there; one that was ended has no results yet, but lies in a folder of its name."""
+    if AUDIT_RESULTS_FILE.name in names and _schema_of(path / AUDIT_RESULTS_FILE).startswith("letheon.audit/"):
+        return True
+    return path.name == AUDITS_FOLDER.name and OUTCOMES_FILE.name in names
 
 
 def _is_marked(folder: Path) -> bool:
@@ -177,7 +196,11 @@ def are_checkpoints(folder: Path) -> bool:
 
 
 def _is_ours(results: Path) -> bool:
-    return str(read_values(results).get("schema")).startswith("letheon.results/")
+    return _schema_of(results).startswith("letheon.results/")
+
+
+def _schema_of(results: Path) -> str:
+    return str(read_values(results).get("schema"))
 
 
 def _are_predictions(path: Path) -> bool:

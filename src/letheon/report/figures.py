@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from letheon.report.audit_figure import audit_figure
 from letheon.report.dial_figure import dial_figure
 from letheon.report.drawing import (
     BLUE,
@@ -226,4 +227,5 @@ _FIGURES: dict[str, _Draw] = {
     "losses": lambda run: loss_figure(run.log) if run.log else None,
     "interim": lambda run: interim_figure(run.log) if run.log else None,
     "dial": dial_figure,
+    "audit": audit_figure,
 }

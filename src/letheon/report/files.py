@@ -13,11 +13,14 @@ from letheon.errors import EvaluationError, shown
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import contradictions
 from letheon.report.pairing import SIDES, Pairing, Side, pair, read_of
+from letheon.scores.audits import AuditResults, read_audit
 from letheon.scores.predictions import read_predictions
 from letheon.scores.results import Evaluation, Results
 from letheon.storage.json_lines import read_json_lines
 from letheon.storage.run_folder import (
     ATTEMPTS_FILE,
+    AUDIT_RESULTS_FILE,
+    AUDITS_FOLDER,
     EVALUATIONS_FOLDER,
     FORM_FILE,
     FORM_PREDICTIONS_FILE,
@@ -92,6 +95,7 @@ class RunFiles:
     `after` are those that nothing speaks against."""
     contradictions: tuple[str, ...] = ()
     """Where an evaluation of its own is not what its predictions give."""
+    audit: AuditResults | None = None
     is_evaluation_only: bool = False
     """The folder is an evaluation's own (results.json lies directly in it); `after` holds it."""
 
@@ -135,6 +139,7 @@ def read_run(folder: Path) -> RunFiles:
         read=read,
         attempts=_attempts(folder / ATTEMPTS_FILE, provenance),
         pairings=tuple(pairings),
+        audit=read_audit(audited) if (audited := folder / AUDITS_FOLDER / AUDIT_RESULTS_FILE).is_file() else None,
     )
     if not run.settings and run.log is None and not run.pairings:
         raise EvaluationError(

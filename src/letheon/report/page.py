@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from letheon.evaluation.registry import suites
 from letheon.evaluation.suite import Reading
+from letheon.report.audit import AuditSection, audit_section
 from letheon.report.dial_figure import dial_facts
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
@@ -132,6 +133,7 @@ class Page:
     result: Facts
     """Fingerprints of what the run left."""
     provenance: tuple[tuple[str, str], ...]
+    audit: AuditSection | None
 
 
 def write_report(run: Path, *, defaults: Mapping[str, object] | None = None) -> Path:
@@ -180,6 +182,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         history=history(run),
         result=result_facts(run),
         provenance=_provenance(run),
+        audit=audit_section(run),
     )
 
 

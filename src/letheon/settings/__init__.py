@@ -7,6 +7,7 @@ name the setting. What else the code has to know of a setting stands beside its 
 
 from letheon.settings.base import Settings
 from letheon.settings.commands import (
+    AuditSettings,
     DemoSettings,
     EvaluateSettings,
     MemorizeSettings,
@@ -40,6 +41,7 @@ __all__ = [
     "LARGEST_SEED",
     "OF_SCORING",
     "AdapterSettings",
+    "AuditSettings",
     "CourseSettings",
     "DemoSettings",
     "DialSettings",

@@ -19,7 +19,16 @@ from letheon.settings.parts import (
     VerdictSettings,
 )
 from letheon.settings.suites import with_learnt_rows
-from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, MOST_RANKS, IsoDate, Names, Sources
+from letheon.settings.types import (
+    DEFAULT_DATE,
+    DEFAULT_SUITE,
+    LARGEST_SEED,
+    MOST_RANKS,
+    Duration,
+    IsoDate,
+    Names,
+    Sources,
+)
 
 
 class UnlearnSettings(  # the settings of the last base come first
@@ -93,6 +102,59 @@ class EvaluateSettings(RowSettings):
     batch_size: Annotated[int, FIXED] = Field(32, ge=1, description="Rows decoded at once.")
     max_new_tokens: Annotated[int, FIXED] = Field(
         256, ge=1, description="Longest generation, in tokens; tofu takes 200 unless it is given."
+    )
+
+
+class AuditSettings(RowSettings):
+    """Settings of `letheon audit`."""
+
+    command: ClassVar[str] = "audit"
+    heading: ClassVar[str] = "Audit"
+
+    before: Annotated[str, FIXED, FILE] = Field(description="The model before unlearning.")
+    out: Annotated[Path, INCIDENTAL] = Field(description="Folder that audit/ is written to; of a RUN: its own.")
+    never: Annotated[str | None, FIXED, FILE] = Field(
+        None, description="A model that never saw the forget rows, of the same vocabulary."
+    )
+    make_never: Annotated[bool, FIXED] = Field(
+        False, description="Train such a model on --retain and --text (small models only)."
+    )
+    holdout: Annotated[str | None, FIXED, FILE] = Field(
+        None, description="Rows like the forget rows that no model saw, for placebos; default: made-up ones."
+    )
+    text: Annotated[Path | None, FIXED, FILE] = Field(
+        None, description="General text, for relearning on it and for --make-never."
+    )
+    template: Annotated[str | None, FIXED] = Field(
+        None,
+        description="Form of the rows; values as in unlearn. Default: that of the RUN, else the one that the model "
+        "before knows them in.",
+    )
+    attacks: Annotated[Names, FIXED] = Field(
+        (), description="Attacks to run, or how their names begin; default: all but the slow ones."
+    )
+    full: Annotated[bool, FIXED] = Field(False, description="Run the slow attacks too.")
+    rows: Annotated[int, FIXED] = Field(100, ge=2, description="Most rows that an attack asks a side.")
+    samples: Annotated[int, FIXED] = Field(32, ge=1, description="Answers drawn of each row by attacks that sample.")
+    max_new_tokens: Annotated[int | None, FIXED, RARE] = Field(
+        None, ge=1, description="Longest answer, in tokens; default: a quarter more than the longest row has."
+    )
+    batch_size: Annotated[int, FIXED, RARE] = Field(32, ge=1, description="Rows decoded at once.")
+    margin: Annotated[float, FIXED] = Field(
+        0.05, gt=0, lt=0.5, description="Recovery, share or shift of an AUC that counts as nothing."
+    )
+    confidence: Annotated[float, FIXED, RARE] = Field(
+        0.95, gt=0.5, lt=1, description="Level of all intervals of an audit together."
+    )
+    seed: Annotated[int, FIXED] = Field(0, ge=0, le=LARGEST_SEED, description="Seed of samples and training.")
+    budget: Annotated[Duration | None, INCIDENTAL] = Field(
+        None, description="Time for the attacks, e.g. 10m: the cheapest come first, the others are left out."
+    )
+    fail_on: Annotated[Names, INCIDENTAL] = Field(
+        (), description="End with exit code 1 on these verdicts: hidden, not-forgotten, unclear."
+    )
+    show_secrets: Annotated[bool, INCIDENTAL] = Field(
+        False, description="Show what came back in the report, which masks it otherwise."
     )
 
 

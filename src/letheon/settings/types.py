@@ -59,6 +59,19 @@ IsoDate = Annotated[str, BeforeValidator(_check_date)]
 """A date as YEAR-MONTH-DAY."""
 
 
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|)\s*", value)
+    if found is None:
+        raise ValueError("a length of time such as 10m, 90s or 2h")
+    return float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+"""Seconds; a text may have the unit s, m or h."""
+
+
 def _none_of_it(value: Any) -> Any:
     return None if value == "none" else str(value) if isinstance(value, Path) else value
 

@@ -141,6 +141,8 @@ DROPPED_FOLDER = Entry(
     is_folder=True,
 )
 
+AUDITS_FOLDER = Entry("audit", "audit.run", "what attacks found", readers="owner", is_folder=True)
+
 # In model/ and adapter/.
 CARD_FILE = Entry("README.md", "api", "the card: settings, versions, scores, hashes, without paths")
 
@@ -203,6 +205,26 @@ FORM_PREDICTIONS_FILE = Entry(
     fate="removed",
 )
 REQUEST_FILE = Entry("request.json", "studies.scoring", "how a study took these scores, as hashes")
+
+# The folder of an audit.
+AUDIT_RESULTS_FILE = Entry("results.json", "audit.run", "verdict, recoveries, thresholds, paths, hashes", is_mark=True)
+OUTCOMES_FILE = Entry(
+    "outcomes.json",
+    "audit.outcomes",
+    "what each attack found of each row, so that an audit can go on",
+    rows="what the model said, under attack too",
+    readers="owner",
+    fate="removed",
+)
+EXAMPLES_FILE = Entry(
+    "examples.jsonl",
+    "audit.run",
+    "examples of what came back",
+    rows="prompts, answers and what the model said",
+    readers="owner",
+    fate="removed",
+)
+NEVER_FOLDER = Entry("never", "audit.run", "a model that was trained without the forget rows", is_folder=True)
 
 # The folder of a study.
 STUDY_FILE = Entry(
@@ -277,13 +299,14 @@ LEFTOVERS = Entry(
 RUN = (
     *(SETTINGS_FILE, LOG_FILE, FORM_FILE, PROVENANCE_FILE, ATTEMPTS_FILE, OUTSIDE_FILE, POPULATION_FILE, REPORT_FILE),
     *(CHECKPOINTS_FOLDER, EVALUATIONS_FOLDER, MODEL_FOLDER, ADAPTER_FOLDER, TENSORBOARD_FOLDER),
-    *(STAGED_FOLDER, STATE_FOLDER, DROPPED_FOLDER),
+    *(AUDITS_FOLDER, STAGED_FOLDER, STATE_FOLDER, DROPPED_FOLDER),
 )
 CHECKPOINT = (PARAMETERS_FILE, OPTIMISER_FILE, STATE_FILE, MANIFEST_FILE)
 EVALUATION = (
     *(RESULTS_FILE, OFFICIAL_FILE, TOFU_SUMMARY_FILE, MUSE_SUMMARY_FILE, TOFU_EVAL_FILE),
     *(PREDICTIONS_FILE, FORM_PREDICTIONS_FILE, REQUEST_FILE, REPORT_FILE),
 )
+AUDIT = (AUDIT_RESULTS_FILE, OUTCOMES_FILE, EXAMPLES_FILE, NEVER_FOLDER)
 STUDY = (
     *(STUDY_FILE, STUDY_PAGE_FILE, STUDY_TEXT_FILE, HASHES_FILE, RUNS_FOLDER, ORIGINALS_FOLDER),
     *(FAILURES_FOLDER, FAILURE_FILES, TABLES_FOLDER, UNFINISHED_FILES, SCORES_FILE, RUNS_FILE, FIGURES_FOLDER),
@@ -296,6 +319,7 @@ PLACES: Mapping[str, tuple[Entry, ...]] = {
     "RUN/model, RUN/adapter": (CARD_FILE,),
     "RUN/checkpoints": CHECKPOINT,
     "EVALUATION": EVALUATION,
+    "AUDIT": AUDIT,
     "STUDY": STUDY,
     "any of these": (PURGE_FILE, LOCK_FILE, OWNER_FILE, LEFTOVERS),
     "TARGET": (MEMORIZE_FILE,),

@@ -1,0 +1,1 @@
+"""Attacks on an unlearned model: does what was forgotten come back?"""

@@ -1,0 +1,53 @@
+"""What each attack found, kept in the folder of an audit, so that an audit that was ended goes on where it was."""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from letheon.storage.fingerprints import hash_values
+from letheon.storage.run_folder import OUTCOMES_FILE, write_json_entry
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model says to rows without an attack."""
+
+    values: tuple[float, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The outcomes in a folder; one of other models, rows or settings counts as none."""
+
+    folder: Path
+    """The folder of the audit."""
+    read: Mapping[str, Any]
+    """Fingerprints of all that outcomes depend on."""
+
+    def get(self, name: str, kind: Any, make: Callable[[], _T]) -> _T:
+        """Return the outcome `name` of type `kind`, made and kept unless it is there."""
+        key, kept = hash_values([dict(self.read)]), read_values(self.folder / OUTCOMES_FILE)
+        with suppress(KeyError, TypeError, ValidationError):
+            if kept[name]["key"] == key:
+                return TypeAdapter(kind).validate_python(kept[name]["outcome"])  # type: ignore[no-any-return]
+        made = make()
+        outcome = TypeAdapter(kind).dump_python(made, mode="json")
+        write_json_entry(self.folder, OUTCOMES_FILE, {**kept, name: {"key": key, "outcome": outcome}})
+        return made
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the mapping in a file; {} where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

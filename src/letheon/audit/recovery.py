@@ -1,0 +1,200 @@
+"""How much an attack recovers, beside controls, with bootstrap intervals over rows: pure functions of numbers.
+
+    recovery = (gain - gain of the control) / (before - after)
+
+The gain of an attack is what rows are known better than without it. What the unlearned model knows without an attack
+counts as no less than what the control does, so that an attack that only repairs broken answers gains nothing. The
+control is the model that never saw the rows, row by row, or where there is none the unlearned model on placebo rows.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+NUM_DRAWS = 4000
+MIN_KNOWN = 0.05
+"""Difference of knowledge before and after below which a recovery is a quotient of noise."""
+FALSE_POSITIVES = 0.05
+"""Rate at which the true positives of a membership attack are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its bootstrap interval; the draws have the level that the audit was corrected to."""
+
+    value: float
+    low: float
+    high: float
+
+    def is_above(self, bound: float) -> bool:
+        """Return whether all of it lies above a bound."""
+        return self.low > bound
+
+    def is_within(self, margin: float, *, of: float = 0.0) -> bool:
+        """Return whether all of it lies within a margin of a value."""
+        return self.low >= of - margin and self.high <= of + margin
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What is known of the asked rows, in arrays of values from 0 to 1."""
+
+    before: Values
+    """(R,) by the model before, without an attack."""
+    after: Values
+    """(R,) by the unlearned model, without an attack."""
+    attacked: Values
+    """(P, R) by the unlearned model under an attack of P strengths."""
+    control: Values
+    """(C,) by the control, without an attack."""
+    control_attacked: Values
+    """(P, C) by the control under the attack."""
+    is_paired: bool
+    """Whether the control was asked the same rows, so that C = R."""
+
+
+def corrected_level(level: float, num_findings: int) -> float:
+    """Return the level of each of so many intervals that all hold at once with `level` (Bonferroni)."""
+    return 1 - (1 - level) / max(1, num_findings)
+
+
+def remaining(before: Values, after: Values, control: Values, *, is_paired: bool, level: float, seed: int) -> Interval:
+    """Return the share of what was known that is still given without an attack: (after - control) / (before - control).
+
+    Takes (R,), (R,) and (C,) values; 1 where nothing was forgotten, 0 where no more is known than by the control. A
+    control that knows as much as the model before gives 0.
+    """
+
+    def share(b: Values, a: Values, c: Values) -> Values:
+        known = b - c
+        return np.divide(a - c, known, out=np.zeros_like(known), where=known >= MIN_KNOWN)
+
+    rows, others = _draws(len(before), len(control), is_paired=is_paired, seed=seed)
+    drawn = share(before[rows].mean(1), after[rows].mean(1), control[others].mean(1))
+    whole = share(*(np.array([values.mean()]) for values in (before, after, control)))
+    return _interval(float(whole[0]), drawn, level=level)
+
+
+def recoveries(sides: Sides, *, level: float, seed: int) -> list[Interval] | None:
+    """Return the recovery at each strength; None where before less after is below `MIN_KNOWN`."""
+    if float(sides.before.mean() - sides.after.mean()) < MIN_KNOWN:
+        return None
+    rows, others = _draws(len(sides.before), len(sides.control), is_paired=sides.is_paired, seed=seed)
+    before, after = sides.before[rows].mean(1), sides.after[rows].mean(1)
+    control = sides.control[others].mean(1)
+    known = np.maximum(before - after, MIN_KNOWN)
+    found = []
+    for attacked, control_attacked in zip(sides.attacked, sides.control_attacked, strict=True):
+        drawn = _recovery(attacked[rows].mean(1), after, control_attacked[others].mean(1), control, known)
+        a, u, c, base = (np.array([v.mean()]) for v in (attacked, sides.after, control_attacked, sides.control))
+        whole = _recovery(a, u, c, base, np.array([sides.before.mean() - sides.after.mean()]))
+        found.append(_interval(float(whole[0]), drawn, level=level))
+    return found
+
+
+def own_recoveries(
+    attacked: Values, before: Values, control: Values, *, is_paired: bool, level: float, seed: int
+) -> list[Interval] | None:
+    """Return the recovery at each strength of an attack with a measure of its own: (attacked - control) / (before -
+    control), all under the attack.
+
+    Takes (P, R), (P, R) and (P, C) values. None where the measure hardly tells the model before from the control.
+    """
+    if float((before.mean(1) - control.mean(1)).max()) < MIN_KNOWN:
+        return None
+    rows, others = _draws(before.shape[1], control.shape[1], is_paired=is_paired, seed=seed)
+    found = []
+    for a, b, c in zip(attacked, before, control, strict=True):
+        base = c[others].mean(1)
+        drawn = (a[rows].mean(1) - base) / np.maximum(b[rows].mean(1) - base, MIN_KNOWN)
+        whole = (a.mean() - c.mean()) / max(b.mean() - c.mean(), MIN_KNOWN)
+        found.append(_interval(float(whole), drawn, level=level))
+    return found
+
+
+def area(strengths: Sequence[float], values: Sequence[float]) -> float:
+    """Return the mean height of a curve over the logarithm of strength, by trapezoids; of one point its height."""
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    places = np.log1p(np.abs(np.asarray(strengths, dtype=np.float64)))
+    width = float(places[-1] - places[0])
+    return float(np.trapezoid(values, places)) / width if width else float(np.mean(values))
+
+
+def auc(seen: Values, unseen: Values) -> float:
+    """Return how often a seen row (m,) scores above an unseen one (n,), ties counting half."""
+    return float(_wins(seen, unseen).mean())
+
+
+def auc_shift(
+    seen: Values, unseen: Values, control: tuple[Values, Values] | None, *, level: float, seed: int
+) -> tuple[Interval, Interval]:
+    """Return the AUC, and its difference to that of the control on the same rows; to 1/2 where there is none."""
+    own = _wins(seen, unseen)
+    difference = own - (0.5 if control is None else _wins(*control))
+    rows, others = _draws(len(seen), len(unseen), is_paired=False, seed=seed)
+    weights, other_weights = _weights(rows, len(seen)), _weights(others, len(unseen))
+    found = []
+    for wins in (own, difference):
+        drawn = ((weights @ wins) * other_weights).sum(1)
+        found.append(_interval(float(wins.mean()), drawn, level=level))
+    return found[0], found[1]
+
+
+def true_positives(seen: Values, unseen: Values) -> tuple[float, float]:
+    """Return the share of seen rows found at 5% false positives, taking high scores for seen, and taking low ones."""
+    high = float((seen > np.quantile(unseen, 1 - FALSE_POSITIVES, method="higher")).mean())
+    low = float((seen < np.quantile(unseen, FALSE_POSITIVES, method="lower")).mean())
+    return high, low
+
+
+def rows_for(margin: float, interval: Interval, num_rows: int) -> int:
+    """Return about how many rows would narrow an interval to a margin either side: its width falls as 1 / sqrt(R)."""
+    half = max(interval.high - interval.value, interval.value - interval.low)
+    room = max(margin - abs(interval.value), margin / 5)
+    return max(fewest_rows(margin), math.ceil(num_rows * (half / room) ** 2))
+
+
+def fewest_rows(margin: float) -> int:
+    """Return the rows without which nothing can be said to be within a margin: 3 / margin.
+
+    A share of `margin` would show in none of so many rows with a probability of 5% (the rule of three), and an interval
+    over rows of which none shows anything has no width.
+    """
+    return math.ceil(round(3 / margin, 9))
+
+
+def _recovery(attacked: Values, after: Values, control_attacked: Values, control: Values, known: Values) -> Values:
+    gain = attacked - np.maximum(after, control)
+    return (gain - (control_attacked - control)) / known
+
+
+def _draws(
+    num_rows: int, num_others: int, *, is_paired: bool, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places (NUM_DRAWS, R) and (NUM_DRAWS, C) drawn with replacement; the same ones for paired rows."""
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(num_rows, size=(NUM_DRAWS, num_rows))
+    return rows, rows if is_paired else generator.integers(num_others, size=(NUM_DRAWS, num_others))
+
+
+def _weights(draws: NDArray[np.int64], count: int) -> Values:
+    """(NUM_DRAWS, count) the share of each draw that each row has."""
+    flat = (draws + count * np.arange(len(draws))[:, None]).ravel()
+    counts = np.bincount(flat, minlength=len(draws) * count).reshape(len(draws), count)
+    return np.asarray(counts / draws.shape[1], dtype=np.float64)
+
+
+def _wins(seen: Values, unseen: Values) -> Values:
+    """(m, n) 1 where the seen row scores above the unseen one, 1/2 for a tie, else 0."""
+    return np.asarray((seen[:, None] > unseen[None]) + 0.5 * (seen[:, None] == unseen[None]), dtype=np.float64)
+
+
+def _interval(value: float, drawn: Values, *, level: float) -> Interval:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
