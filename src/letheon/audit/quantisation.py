@@ -157,7 +157,7 @@ def _matrices_in(module: nn.Module) -> Iterator[Matrix]:
 ATTACKS = (
     Attack(
         name="quantisation",
-        title="quantisation",
+        title="Rounding to 8 and 4 bits",
         source="Zhang et al. 2024, arXiv 2410.16454",
         unit="bits",
         run=attack,
