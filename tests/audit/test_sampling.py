@@ -14,7 +14,7 @@ from letheon.audit.attack import Subject
 from letheon.audit.sampling import attack, counts_up_to, leak_at, sample
 from letheon.data.sequences import text_ids
 from letheon.evaluation import decoding
-from letheon.evaluation.generation import draw, generate_from, samples_from
+from letheon.evaluation.generation import answers_from, draw, generate_from, samples_from
 from letheon.evaluation.in_form import AskedForm
 from running import knowing_model
 from small import tiny_model
@@ -138,9 +138,8 @@ def test_samples_of_a_prompt_share_the_pass_over_it(
 def test_an_answer_has_no_more_tokens_than_its_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     cast("Any", model.generation_config).eos_token_id = None
     prompts = text_ids(tokenizer, ["Mira", "Which harbour"])
-    found = samples_from(model, tokenizer, prompts, num_samples=6, seed=0, rooms=[1, 9], max_new_tokens=5)
-    lengths = [max(len(text_ids(tokenizer, [one.text])[0]) for one in samples) for samples in found]
-    assert lengths[0] <= 2 < lengths[1]
+    answers = answers_from(model, tokenizer, prompts, rooms=[1, 9], max_new_tokens=5, generator=torch.Generator())
+    assert [len(answer.new) for answer in answers] == [1, 5]
 
 
 def test_a_model_that_knows_the_rows_leaks_all_of_them(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:

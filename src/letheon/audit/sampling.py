@@ -5,7 +5,7 @@ leak@k = 1 - C(n - c, k) / C(n, k) is the chance that k of n answers, of which c
 drawn at temperature 1 from the whole vocabulary, after the text before the answer in the form of the rows. One gives a
 question away by an exact match, a text by a ROUGE-L recall of .5 or more.
 
-Differs from the paper: no nucleus, no other temperatures, and an answer has at most twice the row's tokens.
+Differs from the paper: no nucleus, no other temperatures, and an answer has at most 16 tokens more than the row's.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,8 @@ from letheon.progress import Progressed
 
 LONGEST = 128
 """The most samples for which leak@k is given."""
-_TIMES_AS_LONG = 2
-_SPARE_TOKENS = 8
-"""A sample may have `_TIMES_AS_LONG` the tokens of the answer and these: what rambles on is not waited for."""
+SPARE_TOKENS = 16
+"""Tokens that a sample may have more than the row's answer; what rambles on is not waited for."""
 
 
 def leak_at(k: int, *, num_samples: int, num_leaks: int) -> float:
@@ -67,7 +66,7 @@ def sample(subject: Subject, rows: Sequence[Row], tell: Progressed) -> list[list
         num_samples=subject.num_samples,
         seed=subject.seed,
         to_match=[_to_match(row, way) for row, way in zip(rows, ways, strict=True)],
-        rooms=[_TIMES_AS_LONG * len(way.guess) + _SPARE_TOKENS for way in ways],
+        rooms=[len(way.guess) + SPARE_TOKENS for way in ways],
         more_ends={way.stop for way in ways if way.stop is not None},
         max_new_tokens=subject.max_new_tokens,
         batch_size=subject.batch_size,
@@ -89,6 +88,6 @@ ATTACKS = (
         unit="samples",
         run=attack,
         measure="own",
-        passes=16.0,
+        passes=6.0,
     ),
 )
