@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from architecture_table import CASES, random_model
 from letheon import Row
 from letheon.audit.attack import Attack, Given, Subject
 from letheon.audit.extraction import (
     ATTACKS,
     NUM_CANDIDATES,
     answer_hits,
+    answer_losses,
     exact_memorisation,
     expose,
     exposure,
@@ -25,7 +27,7 @@ from letheon.audit.extraction import (
     shared_digits,
 )
 from letheon.data.sequences import tokenise_all
-from letheon.evaluation.in_form import AskedForm
+from letheon.evaluation.in_form import AskedForm, answer_values
 from running import knowing_model
 
 
@@ -120,6 +122,19 @@ def test_hits_are_those_of_a_naive_loop(
                 logits = model(torch.tensor([sequence.input_ids[:place]])).logits[0, -1]
             naive.append(int(logits.argmax()) == sequence.input_ids[place])
         assert hits.tolist() == naive
+
+
+@pytest.mark.parametrize("name", ["olmo", "gpt-2", "gemma-2", "bloom"])
+def test_losses_after_a_shared_prompt_are_those_of_whole_sequences(
+    name: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letheon.audit.extraction._BATCH_TOKENS", 60)
+    model = random_model(CASES[name].config(len(tokenizer)))
+    answers = ["555-0134 992", "555", "Veldhaven and the sea", "Mira"]
+    rows = [Row(str(i), "Which harbour did the ship", answer, "", "question") for i, answer in enumerate(answers)]
+    sequences = tokenise_all(rows, tokenizer, template="joined", max_length=256)
+    expected = answer_values(model, sequences).losses
+    assert answer_losses(model, sequences) == pytest.approx(list(expected), rel=1e-5)
 
 
 def reading_attacks() -> list[Attack]:

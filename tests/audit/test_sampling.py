@@ -123,13 +123,13 @@ def test_samples_of_a_prompt_share_the_pass_over_it(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    logits_at = decoding._logits_at
+    logits_at = decoding.logits_at
 
     def counting(model: Any, places: Any, **inputs: Any) -> Tensor:
         sizes.append(len(inputs["input_ids"]))
         return logits_at(model, places, **inputs)
 
-    monkeypatch.setattr(decoding, "_logits_at", counting)
+    monkeypatch.setattr(decoding, "logits_at", counting)
     prompts = text_ids(tokenizer, ["Mira Tolland keeps", "Which harbour did the ship"])
     samples_from(model, tokenizer, prompts, num_samples=8, seed=0, max_new_tokens=4, batch_size=16)
     assert sizes == [2]

@@ -17,20 +17,23 @@ form share (a prefix) the candidates have too.
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
-from itertools import groupby
+from itertools import groupby, takewhile
 from math import log2
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, PreTrainedModel
 
 from letheon.audit.attack import Attack, Given, Knowledge, Point, Subject
 from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, tokenise
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
+from letheon.evaluation.decoding import can_be_batched, logits_at
 from letheon.evaluation.in_form import answer_values
 from letheon.evaluation.metrics.membership import MAX_LOGITS
 from letheon.progress import Progressed
@@ -44,6 +47,7 @@ _FEWEST_ALIKE = 3
 """Secrets of one form from which what they share counts as the form's."""
 _DRAWS_PER_PEER = 20
 _ROWS_AT_ONCE = 32
+_BATCH_TOKENS = 4096
 _UNLIMITED = 2**31
 _DIGIT = re.compile("[0-9]")
 _DATE = re.compile(r"\b(?:19|20)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])\b")
@@ -124,12 +128,53 @@ def answer_hits(model: PreTrainedModel, sequences: Sequence[TokenSequence], prog
         most = max(1, MAX_LOGITS // int(plain.config.get_text_config().vocab_size))
         for batch in length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most):
             ids, _ = padded([sequences[i].input_ids for i in batch], side="right", device=plain.device)
-            likeliest = plain(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
-            for place, index in enumerate(batch):
-                start, end = sequences[index].answer_start, lengths[index]
-                found[index] = (likeliest[place, start - 1 : end - 1] == ids[place, start:end]).cpu()
+            likeliest = logits_at(plain, _places(sequences, batch), input_ids=ids, use_cache=False).argmax(-1)
+            counts = [sequences[index].num_answer_tokens for index in batch]
+            for place, (index, chosen) in enumerate(zip(batch, likeliest.split(counts), strict=True)):
+                found[index] = (chosen == ids[place, sequences[index].answer_start : lengths[index]]).cpu()
             progress(len(found), len(sequences))
     return [found[index] for index in range(len(sequences))]
+
+
+@torch.no_grad()
+def answer_losses(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[float]:
+    """Return the summed cross-entropy, nats, of the answers of sequences that begin alike, which is read once."""
+    columns = zip(*(sequence.input_ids[: sequence.answer_start - 1] for sequence in sequences), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    with reading(model) as plain:
+        if not shared or not can_be_batched(plain):
+            return list(answer_values(plain, sequences).losses)
+        cache = DynamicCache()
+        start, _ = padded([sequences[0].input_ids[:shared]], side="right", device=plain.device)
+        plain(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        lengths = [len(sequence.input_ids) for sequence in sequences]
+        found: dict[int, float] = {}
+        for batch in length_batches(lengths, max_rows=len(lengths), max_tokens=_BATCH_TOKENS):
+            found.update(zip(batch, _losses_after(plain, cache, [sequences[i] for i in batch], shared), strict=True))
+    return [found[index] for index in range(len(sequences))]
+
+
+def _losses_after(
+    model: PreTrainedModel, cache: DynamicCache, sequences: Sequence[TokenSequence], shared: int
+) -> list[float]:
+    """The losses of sequences of which the first `shared` tokens are in `cache`, one row, which stays as it is."""
+    own = deepcopy(cache)
+    own.batch_repeat_interleave(len(sequences))
+    ids, _ = padded([sequence.input_ids[shared:] for sequence in sequences], side="right", device=model.device)
+    places = [(row, place - shared) for row, place in _places(sequences, range(len(sequences)))]
+    logits = logits_at(model, places, input_ids=ids, past_key_values=own, use_cache=True).float()
+    labels = torch.tensor([label for sequence in sequences for label in sequence.labels], device=model.device)
+    losses = cross_entropy(logits, labels, reduction="none").double()
+    return [float(part.sum()) for part in losses.split([sequence.num_answer_tokens for sequence in sequences])]
+
+
+def _places(sequences: Sequence[TokenSequence], batch: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the answers' tokens of a batch are predicted: (row, position)."""
+    return [
+        (row, place)
+        for row, index in enumerate(batch)
+        for place in range(sequences[index].answer_start - 1, len(sequences[index].input_ids) - 1)
+    ]
 
 
 def read(subject: Subject, rows: Sequence[Row], tell: Progressed, *, value: Callable[[Tensor], float]) -> Knowledge:
@@ -149,7 +194,7 @@ def expose(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge
     places = [place for place, found in peers.items() if len(found) > _FEWEST_PEERS]
     values = []
     for done, place in enumerate(places, 1):
-        losses = answer_values(subject.model, peers[place]).losses
+        losses = answer_losses(subject.model, peers[place])
         values.append(exposure(losses[0], losses[1:]))
         tell("ranking secrets", done, len(places))
     num_sure = sum(value == 1.0 for value in values)
@@ -204,6 +249,6 @@ ATTACKS = (
         run=expose,
         needs=_needs_secrets,
         measure="own",
-        passes=3.0,
+        passes=2.0,
     ),
 )

@@ -182,7 +182,7 @@ class _Batch:
             (k, len(a.prompt) - 1 + i) for k, a in zip(rows, answers, strict=True) for i in range(len(a.guess) + 1)
         ]
         cache = DynamicCache()
-        logits = _logits_at(self.model, places, input_ids=input_ids, past_key_values=cache, use_cache=True)
+        logits = logits_at(self.model, places, input_ids=input_ids, past_key_values=cache, use_cache=True)
         said: list[int] = self.choose(logits).tolist()
         for answer in answers:
             num_said = len(answer.guess) + 1
@@ -252,8 +252,8 @@ class _Batch:
         return len(row.answer.prompt) + row.age - 1 + self.clock - row.joined
 
 
-def _logits_at(model: Any, places: Sequence[tuple[int, int]], **inputs: Any) -> Tensor:
-    """Logits (N, V) at N places (row, position) of what a forward pass over `inputs` gives.
+def logits_at(model: Any, places: Sequence[tuple[int, int]], **inputs: Any) -> Tensor:
+    """Return logits (N, V) at N places (row, position) of what a forward pass over `inputs` gives.
 
     The head sees no other places. A model that does not call its head as a module computes all, of which these are
     taken.
