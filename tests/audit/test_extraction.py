@@ -182,7 +182,8 @@ def test_secrets_that_were_never_seen_are_ranked_by_chance(
     assert sum(found.points[0].values) / 30 == pytest.approx(0.23, abs=0.12)
 
 
-def test_exposure_needs_secrets(rows: list[Row]) -> None:
-    attack = ATTACKS[-1]
-    assert attack.needs(Given(rows=rows)) is None
-    assert "6 digits" in str(attack.needs(Given(rows=rows[2:])))
+def test_exposure_needs_secrets_on_both_sides(rows: list[Row]) -> None:
+    needs = ATTACKS[-1].needs
+    assert needs(Given(rows=secrets(10), unseen=secrets(10))) is None
+    assert str(needs(Given(rows=rows, unseen=secrets(10)))).startswith("1 of the 6 forget rows")
+    assert str(needs(Given(rows=secrets(10), unseen=rows))).startswith("1 of the 6 placebo rows")

@@ -42,6 +42,8 @@ NUM_CANDIDATES = 64
 """A secret among its made-up peers: 6 bits."""
 FEWEST_DIGITS = 6
 """Digits of an answer from which it is a secret; a year is none."""
+FEWEST_SECRETS = 10
+"""Rows with a secret, of either side, below which an interval says nothing."""
 _FEWEST_PEERS = 15
 _FEWEST_ALIKE = 3
 """Secrets of one form from which what they share counts as the form's."""
@@ -227,9 +229,14 @@ def _sequence(subject: Subject, row: Row) -> TokenSequence:
 
 
 def _needs_secrets(given: Given) -> str | None:
-    if any(is_secret(row) for row in given.rows):
-        return None
-    return f"no answer has {FEWEST_DIGITS} digits or more, so there is no number or address to rank"
+    for name, rows in (("forget", given.rows), ("placebo", given.unseen)):
+        count = sum(is_secret(row) for row in rows)
+        if count < FEWEST_SECRETS:
+            return (
+                f"{count} of the {len(rows)} {name} rows have an answer with {FEWEST_DIGITS} digits or more, at least "
+                f"{FEWEST_SECRETS} numbers or addresses to rank are needed"
+            )
+    return None
 
 
 def _attack(name: str, title: str, source: str, value: Callable[[Tensor], float]) -> Attack:
