@@ -138,7 +138,7 @@ def test_losses_after_a_shared_prompt_are_those_of_whole_sequences(
 
 
 def reading_attacks() -> list[Attack]:
-    return [attack for attack in ATTACKS if attack.unit == "pass"]
+    return [attack for attack in ATTACKS if attack.unit == "passes"]
 
 
 def test_a_model_that_knows_the_rows_is_read_whole(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:

@@ -186,7 +186,9 @@ def read(subject: Subject, rows: Sequence[Row], tell: Progressed, *, value: Call
     runs = [round(longest_run(one) * len(one)) for one in hits]
     best = max(range(len(rows)), key=runs.__getitem__)
     note = f"the longest verbatim run has {runs[best]} of {len(hits[best])} tokens (row {rows[best].id})"
-    return Knowledge(tuple(range(len(rows))), (Point(1.0, tuple(value(one) for one in hits)),), notes=(note,))
+    return Knowledge(
+        tuple(range(len(rows))), (Point(1.0, tuple(value(one) for one in hits), label="one pass"),), notes=(note,)
+    )
 
 
 def expose(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge:
@@ -241,7 +243,7 @@ def _needs_secrets(given: Given) -> str | None:
 
 def _attack(name: str, title: str, source: str, value: Callable[[Tensor], float]) -> Attack:
     run = partial(read, value=value)
-    return Attack(f"extraction-{name}", title, source, "pass", run, measure="own", passes=0.2)
+    return Attack(f"extraction-{name}", title, source, "passes", run, measure="own", passes=0.2)
 
 
 ATTACKS = (

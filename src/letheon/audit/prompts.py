@@ -193,7 +193,7 @@ def _notes(answers: Sequence[Mapping[str, tuple[float, str]]], prompts: Mapping[
     return (
         f"the prompt with the best answer, and to how many rows: {won}" if won else "no prompt brought anything back",
         f"what each gives alone: {alone}",
-        *([f"prompts that fit no row: {missing}"] if missing else []),
+        *([f"prompts that fit no row, or ask as another does: {missing}"] if missing else []),
     )
 
 
