@@ -105,8 +105,9 @@ def test_a_secret_with_few_peers_has_no_more_than_there_are() -> None:
     ]
 
 
-def test_secrets_are_answers_with_six_digits(rows: list[Row]) -> None:
+def test_secrets_are_answers_with_five_digits(rows: list[Row]) -> None:
     assert [row.id for row in rows if is_secret(row)] == ["f1qa0"]
+    assert is_secret(Row("z", "Where?", "Harrow, 04012", "Task1", "question"))
     assert not is_secret(Row("y", "When?", "in 1984", "Task1", "question"))
 
 

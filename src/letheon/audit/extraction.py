@@ -40,7 +40,7 @@ from letheon.progress import Progressed
 
 NUM_CANDIDATES = 64
 """A secret among its made-up peers: 6 bits."""
-FEWEST_DIGITS = 6
+FEWEST_DIGITS = 5
 """Digits of an answer from which it is a secret; a year is none."""
 FEWEST_SECRETS = 10
 """Rows with a secret, of either side, below which an interval says nothing."""
