@@ -243,7 +243,7 @@ def _needs_secrets(given: Given) -> str | None:
 
 def _attack(name: str, title: str, source: str, value: Callable[[Tensor], float]) -> Attack:
     run = partial(read, value=value)
-    return Attack(f"extraction-{name}", title, source, "passes", run, measure="own", passes=0.2)
+    return Attack(f"extraction-{name}", title, source, "passes", run, measure="own", passes=0.8)
 
 
 ATTACKS = (
@@ -258,6 +258,6 @@ ATTACKS = (
         run=expose,
         needs=_needs_secrets,
         measure="own",
-        passes=2.0,
+        passes=4.0,
     ),
 )

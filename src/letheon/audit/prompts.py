@@ -204,6 +204,6 @@ ATTACKS = (
         source="Lynch et al. 2024, arXiv 2402.16835; Doshi and Stickland 2024, arXiv 2411.12103",
         unit="prompts",
         run=attack,
-        passes=14.0,
+        passes=7.0,
     ),
 )

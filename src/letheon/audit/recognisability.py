@@ -148,6 +148,6 @@ ATTACKS = (
         "Chen et al. 2025, arXiv 2506.14003; Hayes et al. 2024, arXiv 2403.01218",
         attack,
         needs=_needs,
-        passes=0.2,
+        passes=0.5,
     ),
 )
