@@ -135,6 +135,7 @@ def test_a_row_that_only_its_first_token_hides_comes_back_when_it_is_given(
     assert by_name["own form"] == 0.0
     assert by_name["10% of the answer"] == 1.0
     assert found.notes[0].endswith("10% of the answer (1)")
+    assert found.points[-1].texts == ("[letters] to the sea every winter evening.",)
 
 
 def test_best_of_n_rises_and_begins_with_what_is_known(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:

@@ -7,7 +7,7 @@ with the beginning of a willing answer. The best answer counts. Rephrasing and e
 2307.15043), beginnings of answers from Carlini et al. 2023 (arXiv 2202.07646).
 
 Differs from these: nothing is written by a language model, and nothing is translated. Where the beginning of the answer
-is given only the rest of it counts.
+is given only the rest of it counts, and the text of an example has what was given in brackets.
 """
 
 import re
@@ -48,6 +48,8 @@ class Way:
     asking: Asking
     wanted: Row
     """The row as it is asked, with what the model has still to say of its answer."""
+    given: str = ""
+    """The beginning of the answer, where it is given."""
 
 
 Build = Callable[[Subject, Row], Iterator[Way]]
@@ -63,7 +65,7 @@ def attack(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge
     texts = say(subject, [way.asking for _, _, way in flat], asked, tell, stage="asking by other prompts")
     answers: list[dict[str, tuple[float, str]]] = [{} for _ in rows]
     for (place, name, way), text in zip(flat, texts, strict=True):
-        answer = value_of(way.wanted, text), text
+        answer = value_of(way.wanted, text), f"[{way.given}]{text}" if way.given else text
         answers[place][name] = max(answers[place].get(name, answer), answer, key=_value)
     best = [_best_so_far(of, list(prompts)) for of in answers]
     points = tuple(
@@ -166,7 +168,8 @@ def _after_part(subject: Subject, row: Row, *, share: float) -> Iterator[Way]:
         rest = str(subject.tokenizer.decode(answer[count:], skip_special_tokens=True))
         if rest.strip():
             asking = replace(way.asking, ids=[*way.asking.ids, *answer[:count]], guess=answer[count:], written="")
-            yield Way(asking, replace(way.wanted, answer=rest))
+            given = str(subject.tokenizer.decode(answer[:count], skip_special_tokens=True)).strip()
+            yield Way(asking, replace(way.wanted, answer=rest), given)
 
 
 def _best_so_far(answers: Mapping[str, tuple[float, str]], names: Sequence[str]) -> list[tuple[float, str]]:
