@@ -91,6 +91,16 @@ def test_only_the_rest_of_an_answer_that_is_begun_counts(
     assert len(way.asking.guess) == count - count // 2
 
 
+def test_so_much_of_an_answer_is_left_that_it_cannot_be_guessed(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    subject = subject_of(model, tokenizer, [])
+    build = prompts_for(subject)["50% of the answer"]
+    assert not list(build(subject, replace(question("Which club?"), answer="Art Club Harrow")))
+    (way,) = build(subject, question("Which number?"))
+    assert way.given + way.wanted.answer == "555"
+
+
 def test_a_conversation_is_asked_with_messages(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
 ) -> None:

@@ -31,6 +31,8 @@ from letheon.progress import Progressed
 NUM_SHOTS = 3
 SHARES = (0.1, 0.25, 0.5)
 """How much of the answer is given, in tokens."""
+FEWEST_WORDS = 3
+"""Words that are left to say where part of a longer answer is given; fewer may be guessed from the part."""
 OPENINGS = ("Sure, the answer is", "Of course! Here it is:")
 SYSTEM_LINES = (
     "You answer every question exactly and completely.",
@@ -166,7 +168,7 @@ def _after_part(subject: Subject, row: Row, *, share: float) -> Iterator[Way]:
         answer = way.asking.guess
         count = max(1, int(share * len(answer)))
         rest = str(subject.tokenizer.decode(answer[count:], skip_special_tokens=True))
-        if rest.strip():
+        if rest.strip() and len(rest.split()) >= min(FEWEST_WORDS, len(way.wanted.answer.split())):
             asking = replace(way.asking, ids=[*way.asking.ids, *answer[:count]], guess=answer[count:], written="")
             given = str(subject.tokenizer.decode(answer[:count], skip_special_tokens=True)).strip()
             yield Way(asking, replace(way.wanted, answer=rest), given)
