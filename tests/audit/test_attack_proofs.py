@@ -39,11 +39,6 @@ def test_rows_that_are_known_to_be_hidden_are_found(results: AuditResults, name:
     assert named(results, name).works
 
 
-def test_other_prompts_bring_hidden_rows_back(results: AuditResults) -> None:
-    last = named(results, "prompts").points[-1].values
-    assert last["hiding"] > last["never"] + 0.1
-
-
 def test_the_difference_of_two_checkpoints_gives_all_back_and_does_not_count(results: AuditResults) -> None:
     attack = named(results, "two-checkpoints")
     assert not attack.counts

@@ -97,8 +97,8 @@ def test_so_much_of_an_answer_is_left_that_it_cannot_be_guessed(
     subject = subject_of(model, tokenizer, [])
     build = prompts_for(subject)["50% of the answer"]
     assert not list(build(subject, replace(question("Which club?"), answer="Art Club Harrow")))
-    (way,) = build(subject, question("Which number?"))
-    assert way.given + way.wanted.answer == "555"
+    (way,) = build(subject, replace(question("Where?"), answer="In box 48213"))
+    assert "48213".endswith(way.wanted.answer[-3:])
 
 
 def test_a_conversation_is_asked_with_messages(

@@ -31,8 +31,8 @@ from letheon.progress import Progressed
 NUM_SHOTS = 3
 SHARES = (0.1, 0.25, 0.5)
 """How much of the answer is given, in tokens."""
-FEWEST_WORDS = 3
-"""Words that are left to say where part of a longer answer is given; fewer may be guessed from the part."""
+FEWEST_UNITS = 3
+"""Words and digits that are left to say where part of a longer answer is given; fewer may be guessed from the part."""
 OPENINGS = ("Sure, the answer is", "Of course! Here it is:")
 SYSTEM_LINES = (
     "You answer every question exactly and completely.",
@@ -168,10 +168,14 @@ def _after_part(subject: Subject, row: Row, *, share: float) -> Iterator[Way]:
         answer = way.asking.guess
         count = max(1, int(share * len(answer)))
         rest = str(subject.tokenizer.decode(answer[count:], skip_special_tokens=True))
-        if rest.strip() and len(rest.split()) >= min(FEWEST_WORDS, len(way.wanted.answer.split())):
+        if rest.strip() and _num_units(rest) >= min(FEWEST_UNITS, _num_units(way.wanted.answer)):
             asking = replace(way.asking, ids=[*way.asking.ids, *answer[:count]], guess=answer[count:], written="")
             given = str(subject.tokenizer.decode(answer[:count], skip_special_tokens=True)).strip()
             yield Way(asking, replace(way.wanted, answer=rest), given)
+
+
+def _num_units(text: str) -> int:
+    return len(re.findall(r"\d|[^\W\d]+", text))
 
 
 def _best_so_far(answers: Mapping[str, tuple[float, str]], names: Sequence[str]) -> list[tuple[float, str]]:
