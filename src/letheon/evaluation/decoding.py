@@ -1,15 +1,17 @@
-"""Greedy decoding of many rows at once: rows join and leave a running batch, and none waits for the others.
+"""Decoding of many rows at once: rows join and leave a running batch, and none waits for the others.
 
 A row joins by one forward pass over its prompt and a guess at its answer. The guess's tokens that the model would have
 said anyway are its first new tokens (Leviathan et al. 2023, whose draft is here the known answer), so a row that the
 model knows by heart takes no step at all, and the others go on from where they leave the guess.
+
+Answers to the same prompt that join together share its pass, so that many can be drawn of one.
 
 The slot of a row that has ended is taken by the last row at once, and free slots are filled from the rows that wait,
 longest first, so that nearly all columns of a batch are in use.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, cast
@@ -55,8 +57,15 @@ class Answer:
         return not self.has_ended and not self.is_cut and len(self.new) < self.room
 
 
+Choose = Callable[[Tensor], Tensor]
+"""Returns the next tokens (N,) int64 for logits (N, V)."""
 Judge = Callable[[Sequence[Answer]], None]
 """Sets `is_cut` of the answers whose new tokens can no longer become what is wanted."""
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the most likely token (N,) of each row of logits (N, V)."""
+    return logits.argmax(dim=-1)
 
 
 def can_be_batched(model: PreTrainedModel) -> bool:
@@ -78,14 +87,16 @@ def decode(
     batch_size: int,
     judge: Judge,
     on_done: Callable[[int], None],
+    choose: Choose = likeliest,
 ) -> None:
-    """Generate greedily until each of `answers` has ended, fills its room or is cut; needs `can_be_batched(model)`.
+    """Generate until each of `answers` has ended, fills its room or is cut; needs `can_be_batched(model)`.
 
     `ends` are the tokens that end an answer and `batch_size` is how many rows run together. `judge` is asked about
-    answers with something to match, `on_done` told how many have just been completed.
+    answers with something to match, `on_done` told how many have just been completed. `choose` takes the next token;
+    answers have no guess where it draws.
     """
     waiting = sorted(answers, key=lambda a: -len(a.prompt) - len(a.guess))
-    batch = _Batch(model, num_slots=min(batch_size, len(answers)), ends=frozenset(ends), judge=judge)
+    batch = _Batch(model, num_slots=min(batch_size, len(answers)), ends=frozenset(ends), judge=judge, choose=choose)
     fewest = batch_size - max(1, batch_size // 4)  # in a batch that is fuller a prefill does not pay
     while waiting or batch.rows:
         if waiting and len(batch.rows) <= fewest:
@@ -113,9 +124,12 @@ class _Row:
 class _Batch:
     """The rows that run, one to a slot, slots 0 to len(rows) - 1 without gaps; the clock counts their steps."""
 
-    def __init__(self, model: PreTrainedModel, *, num_slots: int, ends: frozenset[int], judge: Judge) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, num_slots: int, ends: frozenset[int], judge: Judge, choose: Choose
+    ) -> None:
         self.model: Any = model
         self.judge = judge
+        self.choose = choose
         self.ends = ends
         self.end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=model.device)
         self.columns = Columns(num_slots, model.device)
@@ -128,16 +142,16 @@ class _Batch:
     def admit(self, answers: Sequence[Answer]) -> int:
         """Read prompts and guesses of `answers`, give each its first tokens, return how many that completes."""
         for group in self._groups(answers):
-            states = self._prefill(group)
+            places, states = self._prefill(group)
             self.judge([answer for answer in group if answer.is_open])
-            self._join({k: answer for k, answer in enumerate(group) if answer.is_open}, states)
+            self._join([(k, answer) for k, answer in zip(places, group, strict=True) if answer.is_open], states)
         return sum(not answer.is_open for answer in answers)
 
     def step(self) -> int:
         """Give every row one more token, let those go that it completes, return how many it does."""
         self.columns.reserve()
         output = self.model(**self.columns.inputs(), logits_to_keep=1)
-        newest = output.logits[:, -1].argmax(dim=-1)
+        newest = self.choose(output.logits[:, -1])
         self.columns.advance(newest)
         self.clock += 1
         return self._retire([self.rows[slot] for slot in torch.isin(newest, self.end_ids).nonzero().flatten().tolist()])
@@ -155,22 +169,27 @@ class _Batch:
             yield answers[:num_rows]
             answers = answers[num_rows:]
 
-    def _prefill(self, answers: Sequence[Answer]) -> list[tuple[Tensor, Tensor]]:
-        """Set the first new tokens of `answers`; return the keys and values of each layer, (B, H, T, D) each.
+    def _prefill(self, answers: Sequence[Answer]) -> tuple[list[int], list[tuple[Tensor, Tensor]]]:
+        """Set the first new tokens of `answers`, of which those that read the same share a row of the pass.
 
-        Rows are padded on the right, where causal attention never looks, so neither mask nor positions are needed.
+        Returns the row of each, and the keys and values of each layer, (B, H, T, D) each. Rows are padded on the right,
+        where causal attention never looks, so neither mask nor positions are needed.
         """
-        input_ids, _ = padded([a.prompt + a.guess for a in answers], side="right", device=self.columns.tokens.device)
-        places = [(k, len(a.prompt) - 1 + i) for k, a in enumerate(answers) for i in range(len(a.guess) + 1)]
+        row_of: dict[tuple[int, ...], int] = {}
+        rows = [row_of.setdefault((*a.prompt, *a.guess), len(row_of)) for a in answers]
+        input_ids, _ = padded(list(row_of), side="right", device=self.columns.tokens.device)
+        places = [
+            (k, len(a.prompt) - 1 + i) for k, a in zip(rows, answers, strict=True) for i in range(len(a.guess) + 1)
+        ]
         cache = DynamicCache()
-        logits = _logits_at(self.model, places, input_ids=input_ids, past_key_values=cache, use_cache=True)
-        said: list[int] = logits.argmax(dim=-1).tolist()
+        logits = logits_at(self.model, places, input_ids=input_ids, past_key_values=cache, use_cache=True)
+        said: list[int] = self.choose(logits).tolist()
         for answer in answers:
             num_said = len(answer.guess) + 1
             self._accept(answer, said[:num_said])
             del said[:num_said]
         layers: Any = cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
+        return rows, [(layer.keys, layer.values) for layer in layers]
 
     def _accept(self, answer: Answer, said: Sequence[int]) -> None:
         """Take the model's tokens after the prompt and after each guessed token, up to the first wrong guess."""
@@ -181,12 +200,12 @@ class _Batch:
         self.num_guessed += len(answer.guess)
         self.num_right += num_right
 
-    def _join(self, answers: Mapping[int, Answer], states: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Give each of `answers`, by its row in `states`, a slot; it reads its last token next."""
-        sizes = {k: len(answer.prompt) + len(answer.new) - 1 for k, answer in answers.items()}
-        self.columns.make_way(max(sizes.values(), default=0))
-        for k, answer in answers.items():
-            self.columns.join(states, k, size=sizes[k], token=answer.new[-1])
+    def _join(self, answers: Sequence[tuple[int, Answer]], states: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Give each of `answers`, beside its row in `states`, a slot; it reads its last token next."""
+        sizes = [len(answer.prompt) + len(answer.new) - 1 for _, answer in answers]
+        self.columns.make_way(max(sizes, default=0))
+        for (k, answer), size in zip(answers, sizes, strict=True):
+            self.columns.join(states, k, size=size, token=answer.new[-1])
             row = _Row(answer, slot=len(self.rows), age=len(answer.new), joined=self.clock)
             self.rows.append(row)
             self._note(row)
@@ -233,8 +252,8 @@ class _Batch:
         return len(row.answer.prompt) + row.age - 1 + self.clock - row.joined
 
 
-def _logits_at(model: Any, places: Sequence[tuple[int, int]], **inputs: Any) -> Tensor:
-    """Logits (N, V) at N places (row, position) of what a forward pass over `inputs` gives.
+def logits_at(model: Any, places: Sequence[tuple[int, int]], **inputs: Any) -> Tensor:
+    """Return logits (N, V) at N places (row, position) of what a forward pass over `inputs` gives.
 
     The head sees no other places. A model that does not call its head as a module computes all, of which these are
     taken.

@@ -1,23 +1,31 @@
-"""Greedy answers to prompts: raw ones, as the official script gives them to the model, or tokens in the rows' form."""
+"""Answers to prompts: raw ones, as the official script gives them to the model, or tokens in the rows' form.
+
+They are greedy, but for `samples_from`.
+"""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, position_limit, reading, token_ids
-from letheon.evaluation.decoding import Answer, can_be_batched, decode
+from letheon.evaluation.decoding import Answer, Choose, can_be_batched, decode, likeliest
 from letheon.evaluation.matching import can_still_match, decodes_in_order
 from letheon.model.loading import context_length
 
 FIRST_CUT = 80
 """New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""
+
+
+_WHOLE_VOCABULARY: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,49 @@ def generate_from(
     return [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
 
 
+def samples_from(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[list[int]],
+    *,
+    num_samples: int,
+    seed: int,
+    to_match: Sequence[str | None] | None = None,
+    rooms: Sequence[int] | None = None,
+    more_ends: Collection[int] = (),
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    names: Sequence[str] | None = None,
+    progress: StepProgress | None = None,
+) -> list[list[Generation]]:
+    """Return `num_samples` continuations of each prompt, drawn at temperature 1 from the whole vocabulary.
+
+    Samples of one prompt that run together share the pass over it. `seed` fixes all of them for one batch size;
+    `rooms` are the most new tokens of each prompt, where that is less than `max_new_tokens`. All else is as in
+    `generate_from`.
+
+    Raises:
+        EvaluationError: as `generate_from`.
+    """
+    places = [place for place in range(len(rows)) for _ in range(num_samples)]
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    answers = answers_from(
+        model,
+        tokenizer,
+        [rows[place] for place in places],
+        to_match=None if to_match is None else [to_match[place] for place in places],
+        rooms=None if rooms is None else [rooms[place] for place in places],
+        more_ends=more_ends,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        names=None if names is None else [names[place] for place in places],
+        progress=progress,
+        generator=generator,
+    )
+    said = [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
+    return [said[start : start + num_samples] for start in range(0, len(said), num_samples)]
+
+
 def answers_from(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -154,8 +205,12 @@ def answers_from(
     exact: bool = False,
     names: Sequence[str] | None = None,
     progress: StepProgress | None = None,
+    rooms: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
 ) -> list[Answer]:
     """Return the continuations of `generate_from` as tokens, the end of those that have ended included.
+
+    With a `generator` they are drawn, as in `samples_from`, which says what `rooms` are.
 
     Raises:
         EvaluationError: as `generate_from`.
@@ -165,19 +220,21 @@ def answers_from(
     guessed = [[]] * len(rows) if guesses is None or exact else guesses
     with reading(model) as plain_model:
         limit = position_limit(plain_model) or inf
-        rooms = [int(min(max_new_tokens, limit - len(row))) for row in rows]
+        most = [max_new_tokens] * len(rows) if rooms is None else [min(max_new_tokens, room) for room in rooms]
+        rooms = [int(min(room, limit - len(row))) for row, room in zip(rows, most, strict=True)]
         answers = [
             Answer(row, room, guess=guess[: room - 1], wanted=text)
             for row, room, guess, text in zip(rows, rooms, guessed, wanted, strict=True)
         ]
         ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
-        run = _Run(plain_model, tokenizer, ends, len(answers), progress)
+        run = _Run(plain_model, tokenizer, ends, len(answers), progress, generator)
         lengths = [len(row) + room for row, room in zip(rows, rooms, strict=True)]
         if exact or not can_be_batched(plain_model) or changes_rotation(plain_model.config, lengths):
             run.through_transformers(answers, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
         else:
             decode(
                 plain_model, answers, ends=run.ends, batch_size=batch_size, judge=run.judge, on_done=run.count,
+                choose=run.choose,
             )  # fmt: skip
     return answers
 
@@ -191,7 +248,13 @@ class _Run:
     ends: list[int]
     num_answers: int
     progress: StepProgress | None
+    generator: torch.Generator | None = None
     num_done: int = 0
+
+    @property
+    def choose(self) -> Choose:
+        """How the next token is chosen."""
+        return likeliest if self.generator is None else partial(draw, generator=self.generator)
 
     def judge(self, answers: Sequence[Answer]) -> None:
         """Cut the answers that can no longer match."""
@@ -217,7 +280,7 @@ class _Run:
         """Generate with transformers' own loop: rows of equal length, until the last of a batch has ended."""
         for cut in (max_new_tokens,) if whole else (min(FIRST_CUT, max_new_tokens), max_new_tokens):
             for batch in _batches(answers, cut, batch_size=batch_size):
-                _extend(self.model, batch, cut, self.ends)
+                _extend(self.model, batch, cut, self.ends, self.generator)
                 self.judge([answer for answer in batch if answer.is_open])
                 self.count(sum(not answer.is_open for answer in batch))
 
@@ -232,6 +295,14 @@ def _guessed(
     ]
     joined = token_ids(tokenizer, texts)
     return [tokens[len(row) :] if tokens[: len(row)] == row else [] for tokens, row in zip(joined, rows, strict=True)]
+
+
+def draw(logits: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return a token (N,) drawn from the softmax of each row of logits (N, V); a broken row gives any token."""
+    # Ten times as fast on a CPU as torch.multinomial. Without float64 a sum over a large vocabulary would be too rough.
+    sums = logits.float().nan_to_num(nan=0.0).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    places = torch.rand(len(sums), 1, generator=generator, device=sums.device, dtype=torch.float64) * sums[:, -1:]
+    return torch.searchsorted(sums, places, right=True).squeeze(-1).clamp(max=sums.shape[-1] - 1)
 
 
 def _steps_to(answer: Answer, cut: int) -> int:
@@ -259,17 +330,24 @@ def _batches(answers: Sequence[Answer], cut: int, *, batch_size: int) -> list[li
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
-def _extend(model: PreTrainedModel, answers: Sequence[Answer], cut: int, ends: Sequence[int]) -> None:
+def _extend(
+    model: PreTrainedModel,
+    answers: Sequence[Answer],
+    cut: int,
+    ends: Sequence[int],
+    generator: torch.Generator | None,
+) -> None:
     config = GenerationConfig(
         max_new_tokens=_steps_to(answers[0], cut),
-        do_sample=False,
+        do_sample=generator is not None,
+        **({} if generator is None else _WHOLE_VOCABULARY),
         num_beams=1,
         use_cache=True,
         eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,
     )
     input_ids = torch.tensor([a.prompt + a.new for a in answers], device=model.device)
-    with _own_settings(model, config):
+    with _own_settings(model, config), _seeded(generator):
         output = cast("Any", model).generate(
             inputs=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
         )
@@ -297,6 +375,17 @@ def _own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[
         yield
     finally:
         model.generation_config = original
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Let transformers, which takes no generator, draw from a seed of `generator`."""
+    if generator is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+        yield
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
