@@ -1,16 +1,17 @@
 """What the kept state says to rows that it forgot and to rows that it keeps, and a warning where that is gibberish."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from letheon.data.sequences import TokenSequence
 from letheon.errors import LetheonError
 from letheon.evaluation.fluency import Said, answer_losses, fluency
 from letheon.evaluation.generation import answers_from
 from letheon.model.loading import LoadedModel
+from letheon.scores.fluency import Fluencies
 from letheon.unlearning.problem import Problem
 
-NUM_ASKED = 8
+NUM_ASKED = 16
 """How many rows of a side are asked, evenly drawn."""
 NEW_TOKENS = 48
 """The most tokens of an answer."""
@@ -18,9 +19,6 @@ MANY = 0.25
 """Share of degenerate answers to forgotten rows, above that to kept rows, from which there is a warning."""
 
 _logger = logging.getLogger(__name__)
-
-Fluencies = Mapping[str, Mapping[str, float | None]]
-"""Of each side, "forget" and "retain", the numbers of `Fluency` by name."""
 
 
 def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
