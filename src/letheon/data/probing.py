@@ -36,6 +36,9 @@ class AnswerValues:
     """The summed cross-entropy of the answer, nats."""
     num_tokens: tuple[int, ...]
     """The tokens of the answer."""
+    repetitions: tuple[float | None, ...] = ()
+    """By how much more the tokens that greedy decoding gives after the true ones repeat themselves than the true ones
+    do (seq-rep-2, -1 to 1); None for a short answer. Empty where that was not looked at."""
 
 
 Read = Callable[[Sequence[TokenSequence]], AnswerValues]
