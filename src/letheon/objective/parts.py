@@ -67,6 +67,11 @@ def general_terms(weight: float) -> tuple[Term, ...]:
     return (Term("general_kl", "general", weight, value, needs=Needs(general_kl=True)),) if weight else ()
 
 
+def instead_terms(weight: float) -> tuple[Term, ...]:
+    """Return the NLL of other answers to the forget prompts; nothing for weight 0."""
+    return terms_on("alternative", "instead_nll", weight, retain.nll)
+
+
 def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = None) -> tuple[Term, ...]:
     """Return NPO in the dialect of the coefficient `npo`, or in the one given."""
     beta, chosen = c.number("beta"), dialect or c.choice("npo")

@@ -31,6 +31,7 @@ from letheon.settings.types import (
     MOST_EPOCHS,
     MOST_RANKS,
     General,
+    Instead,
     IsoDate,
     Names,
     Numbers,
@@ -153,6 +154,14 @@ class MethodSettings(Settings):
         RequiresMethod("alternatives", "a method that trains on other answers, such as idk-dpo"),
     ] = Field(
         None, description="File of other answers to the forget rows, with the same ids, for methods that train on them."
+    )
+    instead: Annotated[Instead, FIXED, SHARED, FILE] = Field(
+        None,
+        description="Answers to learn for the forget rows: a file as for --alternatives, refusal, auto (what the model "
+        "itself makes up), or none [none].",
+    )
+    instead_weight: Annotated[float, FIXED, OWN, RARE, Requires("instead")] = Field(
+        1.0, gt=0, description="Weight of the NLL on these answers."
     )
 
 

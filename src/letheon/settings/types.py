@@ -66,6 +66,9 @@ def _none_of_it(value: Any) -> Any:
 General = Annotated[str | None, BeforeValidator(_none_of_it)]
 """A file, "auto", or None, which a text writes as "none"."""
 
+Instead = Annotated[str | None, BeforeValidator(_none_of_it)]
+"""A file, "refusal", "auto", or None, which a text writes as "none"."""
+
 
 def _check_named(value: str) -> str:
     if not value.strip():

@@ -19,6 +19,7 @@ from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, RowSettings, UnlearnSettings
 from letheon.unlearning.dial.measure import Halves, split_in_halves
+from letheon.unlearning.resolve import instead_file
 
 NUM_HOLDOUT_DOCUMENTS = 64
 UNLIMITED = 10**9
@@ -92,7 +93,8 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
-    alternatives = _read(settings.alternatives, settings, tokenizer, note) if settings.alternatives else None
+    others = settings.alternatives or instead_file(settings)
+    alternatives = _read(others, settings, tokenizer, note) if others else None
     if alternatives is not None:
         # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.
         given_alternatives(forget, alternatives, per_row=1, left_out={row.id for row in left_out_forget})
