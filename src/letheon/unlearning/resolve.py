@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from letheon.data.forms import AUTO
+from letheon.data.general import HOLDOUT
 from letheon.data.rows import Rows
 from letheon.data.schedules import MixedSchedule, PairedSchedule, Schedule, annealed, chunked
 from letheon.errors import SettingsError
@@ -49,6 +50,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     resolved = {"coefficients": others or None, "target_modules": modules}
     settings = UnlearnSettings.of({**settings.model_dump(), **flags, **resolved})
     method_of(settings)
+    _check_general(settings, method)
     _check_method(settings, method)
     return settings
 
@@ -275,6 +277,18 @@ def _check_dial(settings: UnlearnSettings) -> None:
         raise SettingsError(
             f"dial: '{settings.dial}' scales a low-rank product, but --dora also trains magnitudes; use --dial none, "
             f"or leave out --dora"
+        )
+
+
+def _check_general(settings: UnlearnSettings, method: Method) -> None:
+    if any(term.needs.run_losses for term in terms_of(method, settings, layer=0)) and settings.general != HOLDOUT:
+        raise SettingsError(
+            f"general: method '{method.name}' moves losses to those of the documents that it holds; leave --general "
+            f"out, or use --general {HOLDOUT}"
+        )
+    if settings.general == HOLDOUT and settings.holdout is None:
+        raise SettingsError(
+            f"general: '{HOLDOUT}' holds documents that the model never saw where they are; give them by --holdout FILE"
         )
 
 
