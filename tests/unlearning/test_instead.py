@@ -46,11 +46,14 @@ def test_a_run_learns_the_answers_that_it_is_given(given: dict[str, Any], rows: 
     file = tmp_path / "instead.jsonl"
     lines = [{"id": row.id, "prompt": row.prompt, "answer": "no"} for row in rows[:3]]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    report = run({**given, "epochs": 40, "learning_rate": 2e-2}, instead=str(file))
+    report = run({**given, "epochs": 40, "learning_rate": 2e-2}, instead=str(file), instead_weight=1.0)
     losses = [one["terms"]["instead_nll"] for one in events(report.folder, "step")]
     known = [loss for loss in losses if loss is not None]
     assert known[0] > 2 > 4 * known[-1]
     assert "alternatives_sha256" in report.provenance["read"]
+    # A refusal may be unlikely before, so that its loss says nothing.
+    assert report.fluency["forget"]["loss_before"] is None
+    assert report.fluency["retain"]["loss_before"] is not None
     assert f"instead: {file}" in (report.folder / "run.yaml").read_text()
 
 
@@ -58,6 +61,7 @@ def test_a_run_goes_on_with_the_answers_that_the_model_made_up(given: dict[str, 
     first = run({**given, "epochs": 1}, instead="auto")
     # Refused if the answers were others: their tokens are among what the run has read.
     again = run({**given, "epochs": 1, "resume": True}, instead="auto")
+    assert first.fluency["forget"]["loss_before"] is not None
     assert first.provenance["result"]["adapter_sha256"] == again.provenance["result"]["adapter_sha256"]
 
 

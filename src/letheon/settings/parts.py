@@ -179,7 +179,7 @@ class GeneralSettings(Settings):
         "itself makes up), or none [none].",
     )
     instead_weight: Annotated[float, FIXED, OWN, RARE, Requires("instead")] = Field(
-        1.0, gt=0, description="Weight of the NLL on these answers."
+        0.1, gt=0, description="Weight of the NLL on these answers."
     )
 
 
