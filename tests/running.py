@@ -15,6 +15,7 @@ from letheon.data.sequences import tokenise_all
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
+from letheon.objective.catalogue import METHODS
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
 from letheon.training.tracking import Silent
@@ -78,6 +79,18 @@ def knowing_model(
 def run(given: Mapping[str, Any], **changed: Any) -> RunReport:
     """Run with these settings."""
     return unlearn(UnlearnSettings.of({**given, **changed}))
+
+
+def unseen_for(method: str, folder: Path) -> dict[str, Any]:
+    """The documents, written to `folder`, that a method needs which compares with text the model never saw."""
+    if METHODS[method].settings.get("general") != "holdout":
+        return {}
+    texts = [
+        f"Nobody in Harrow has heard of the {word} ferry." for word in ("red", "old", "new", "last", "grey", "slow")
+    ]
+    write_text = "".join(json.dumps({"document": text}) + "\n" for text in texts)
+    (folder / "unseen.jsonl").write_text(write_text, encoding="utf-8")
+    return {"holdout": folder / "unseen.jsonl", "dial": "none"}
 
 
 def model_of(report: RunReport) -> dict[str, Tensor]:

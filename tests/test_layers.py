@@ -28,8 +28,8 @@ ALLOWED = {
     "training": {"errors", "storage", "progress", "signals", "data", "objective.methods", "objective.control", "model"},
     "memorizing": {*BASE, "data", "objective.methods", "model", "engine", "training"},
     "unlearning": {
-        *BASE, "data", "scores.numbers", "objective", "model", "engine", "training", "evaluation.fluency",
-        "evaluation.generation",
+        *BASE, "data", "scores.fluency", "scores.numbers", "objective", "model", "engine", "training",
+        "evaluation.fluency", "evaluation.generation",
     },
     "evaluation": {*BASE, "data", "scores", "model", "engine"},
     # Reports are made from files; of the other layers they know the schemas, scoring without a model, and who a row is.

@@ -178,7 +178,8 @@ def test_the_dual_steps_of_pdu_add_up_to_those_of_four_forwards() -> None:
 
 
 def test_every_method_has_a_recipe_of_another_name() -> None:
-    assert {read_recipe(name)["method"] for name in recipe_names()} == set(METHODS)
+    unpublished = {"quantile"}
+    assert {read_recipe(name)["method"] for name in recipe_names()} == set(METHODS) - unpublished
     # `letheon methods NAME` takes either.
     assert not set(METHODS) & set(recipe_names())
 

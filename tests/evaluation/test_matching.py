@@ -193,7 +193,12 @@ def test_no_score_changes_for_a_known_text(text: str) -> None:
 def test_a_cut_comes_at_once_and_only_where_asked_for() -> None:
     model = parrot(BYTE_LEVEL, " Zoë 😀 ok")
     found = generate(model, BYTE_LEVEL, ["?"] * 3, to_match=["Veldhaven", None, "zoë 😀 OK"])
-    assert found[1:] == [Generation(" Zoë 😀 ok"), Generation(" Zoë 😀 ok")]
+    assert found[1:] == [Generation(" Zoë 😀 ok", has_ended=True)] * 2
     assert found[0].is_cut
     assert len(BYTE_LEVEL(found[0].text).input_ids) <= 2
-    assert generate(model, BYTE_LEVEL, ["?"], to_match=["Veldhaven"], exact=True) == [Generation(" Zoë 😀 ok")]
+    assert generate(model, BYTE_LEVEL, ["?"], to_match=["Veldhaven"], exact=True) == [
+        Generation(" Zoë 😀 ok", has_ended=True)
+    ]
+    (late,) = generate(model, BYTE_LEVEL, ["?"], to_match=["Veldhaven"], uncut_tokens=[3])
+    assert late.is_cut
+    assert len(BYTE_LEVEL(late.text).input_ids) >= 3

@@ -169,10 +169,10 @@ def test_files_of_an_earlier_version_can_be_read_and_scored_again(evaluation: Ev
 def test_cut_generations_score_as_whole_ones_and_say_so(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], tmp_path: Path
 ) -> None:
-    (said,) = generate_answers(model, tokenizer, [rows[1].prompt], max_new_tokens=6)
+    (said,) = generate_answers(model, tokenizer, [rows[1].prompt], max_new_tokens=40)
     evaluate = partial(
         evaluate_model, model, tokenizer, forget=[rows[0], replace(rows[1], answer=said), rows[2]], retain=rows[3:],
-        max_new_tokens=6,
+        max_new_tokens=40,
     )  # fmt: skip
     early, whole, exact = evaluate(), evaluate(whole_generations=True), evaluate(exact=True)
     assert [p.is_cut for p in early.predictions] == [False, False, True, False, True, False]

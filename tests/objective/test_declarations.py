@@ -7,7 +7,7 @@ from letheon.data.packing import pack
 from letheon.data.sequences import TokenSequence
 from letheon.objective.catalogue import METHODS
 from letheon.objective.methods import Coefficients, Method, Term, Value, compose, resolve
-from letheon.objective.terms import TokenTerms, roles_of
+from letheon.objective.terms import RunLosses, TokenTerms, roles_of
 
 
 def reads_the_reference(method: Method) -> bool:
@@ -25,6 +25,7 @@ def reads_the_reference(method: Method) -> bool:
         activations=torch.zeros(num_tokens, 3),
         reference_activations=of_two,
         reference_norm=1.0,
+        run_losses=RunLosses(forget=torch.ones(1), general=torch.ones(1), row_index=batch.row_index),
     )
     return compose(terms_with(method), values, roles_of(batch)).total.requires_grad
 

@@ -27,7 +27,7 @@ from letheon.unlearning.prepare import prepare
 from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings, terms_of
 from letheon.unlearning.run import unlearn
-from running import After, answer_loss, events, knowing_model, model_of, run, same, short_run
+from running import After, answer_loss, events, knowing_model, model_of, run, same, short_run, unseen_for
 
 SMALL_RISE = {
     "simnpo": "its forget term weighs 0.125",
@@ -67,7 +67,12 @@ IN_DTYPES = [
 
 def settings_of(method: str, given: dict[str, Any], **changed: Any) -> UnlearnSettings:
     by_weights = METHODS[method].settings.get("adapt") == "weights"
-    shared = {"learning_rate": 1e-3 if by_weights else 1e-2, "learning_rate_schedule": "linear", "keep": "last"}
+    shared: dict[str, Any] = {
+        "learning_rate": 1e-3 if by_weights else 1e-2,
+        "learning_rate_schedule": "linear",
+        "keep": "last",
+    }
+    shared |= unseen_for(method, Path(given["out"]).parent)
     return UnlearnSettings.of({**given, **shared, "method": method, "checkpoint_epochs": 3, **changed})
 
 

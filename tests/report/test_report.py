@@ -277,6 +277,35 @@ def test_an_early_end_makes_nothing_better() -> None:
     assert verdict(BEFORE, BEFORE, ending=Ending("signal 15", 9)).level == "bad"
 
 
+def _answering(results: LumeResults, forget: tuple[float, float | None], retain: float = 0.0) -> LumeResults:
+    """Results with the share of stuck forget answers and their loss under the model before, and the share of others."""
+    of_forget = {"degenerate": forget[0], "loss_before": forget[1]}
+    return results.with_fluency({"forget": of_forget, "retain": {"degenerate": retain}})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ((0.0, None), (0.25, None), "gibberish, which shows what it forgot (25% repeat themselves)"),
+        ((0.0, None), (0.25, 11.8), "(25% repeat themselves, a token costs the model before 11.8 nats)"),
+        ((0.0, None), (0.0, 6.0), "gibberish, which shows what it forgot (0% repeat themselves, a token costs"),
+        ((0.0, None), (0.2, 5.9), "read as text (20% repeat themselves, a token costs the model before 5.9 nats)"),
+        ((0.5, None), (0.6, 3.0), "read as text"),  # it never spoke better
+    ],
+)
+def test_gibberish_is_said_and_is_no_good_news(
+    before: tuple[float, float | None], after: tuple[float, float | None], words: str
+) -> None:
+    found = verdict(_answering(BEFORE, before), _answering(AFTER, after))
+    assert words in found.sentence
+    assert found.level == ("mixed" if "gibberish" in words or "costs the model before 11.8" in words else "good")
+
+
+def test_answers_that_were_not_looked_at_are_not_spoken_of() -> None:
+    for after in (AFTER, _answering(AFTER, (0.2, None)), _answering(AFTER, (0.5, None), retain=0.5)):
+        assert "answers" not in verdict(BEFORE, after).sentence
+
+
 def test_verdict_without_both_sides() -> None:
     assert verdict(None, None).sentence == "Nothing has been measured: this folder holds no evaluation."
     assert "without the scores before it" in verdict(None, AFTER).sentence

@@ -69,6 +69,12 @@ class Distance:
     def collapse(self, score: StateScore) -> str | None:
         return None
 
+    def noise(self, score: StateScore) -> float:
+        return 0.0
+
+    def is_preferred(self, score: StateScore) -> bool:
+        return False
+
     def describe(self, score: StateScore) -> str:
         return f"{score.score:.3g} away"
 

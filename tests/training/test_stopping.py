@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from letheon.training.stopping import Clock, Pace, choose_kept, why_stop, writin
 from letheon.training.tracking import Silent
 from letheon.unlearning import judging
 from letheon.unlearning.inputs import read_inputs
-from letheon.unlearning.interim import interim_score, score_of_losses
+from letheon.unlearning.interim import Probes, interim_score, more_repetition, score_of_losses
 from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
 from letheon.unlearning.prepare import prepare
 from letheon.unlearning.resolve import resolve_settings
@@ -143,6 +144,58 @@ def test_the_best_state_is_the_one_that_is_best_in_the_direction_of_the_judge() 
     assert best(history, lower).step == 2
     assert why_stop(history, lower, patience=1, waits_on="score") is not None
     assert best(history, judge_of()).step == 1
+
+
+def judge_of_rows(num_forget_rows: int) -> UnlearningJudge:
+    """A judge of so many forget rows, which it does not look at."""
+    return replace(judge_of(), probes=Probes(rows=(), answers=(), num_forget_rows=num_forget_rows))
+
+
+def spoken(step: int, score: float, repetition: float | None) -> StateScore:
+    found = state_score(step, score=score)
+    return replace(found, values={**found.values, "forget_repetition": repetition})
+
+
+def test_repetition_counts_what_the_true_answer_does_not_repeat() -> None:
+    true = [1, 2, 3, 4, 5, 6, 1, 2, 7]  # 8 pairs, 7 distinct
+    assert more_repetition(true, true) == 0
+    assert more_repetition([9] * 9, true) == pytest.approx(7 / 8 - 1 / 8)
+    assert more_repetition([9] * 7, true[:7]) is None
+
+
+def test_the_noise_of_a_score_is_that_of_a_share_of_the_rows() -> None:
+    judge = judge_of_rows(12)
+    # (12 * 0.5 + 2) / 16 = 1/2: sqrt(1/4 / 16); (12 + 2) / 16 = 7/8: sqrt(7/64 / 16).
+    assert judge.noise(state_score(1, score=0.5)) == pytest.approx(0.125)
+    assert judge.noise(state_score(1, score=1.0)) == pytest.approx(math.sqrt(7) / 32)
+
+
+def test_of_states_that_are_equal_within_the_noise_one_that_does_not_stutter_is_kept() -> None:
+    judge = judge_of_rows(12)  # a noise of 0.083 at 1
+    history = [spoken(1, 0.90, 0.0), spoken(2, 0.93, 0.02), spoken(3, 0.94, 0.5), spoken(4, 1.0, 0.4)]
+    assert best(history, judge).step == 2
+    assert choose_kept(history, judge, keep="best").step == 2
+    assert choose_kept(history, judge, keep="last").step == 4
+    why = judge.why_kept(history, history[1])
+    assert why is not None
+    assert "epoch 2 is kept (score 0.930), not epoch 4 (1.000)" in why
+    assert "(0.083)" in why
+    assert judge.why_kept(history, history[3]) is None
+    # Too far behind; nothing known of what it says; nothing to gain.
+    for other in (spoken(2, 0.91, 0.02), spoken(2, 0.93, None), spoken(2, 0.93, 0.11)):
+        assert best([other, history[3]], judge).step == 4
+    assert judge.why_kept([spoken(1, 0.93, 0.0), spoken(2, 1.0, 0.0)], spoken(2, 1.0, 0.0)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_state_that_is_kept_is_the_one_before_or_the_new_one(seed: int) -> None:
+    draw = random.Random(seed)
+    judge = judge_of_rows(draw.choice((1, 4, 24, 254)))
+    history: list[StateScore] = []
+    for number in range(1, 60):
+        before = best(history, judge).step if history else 0
+        history.append(spoken(number, draw.random() ** draw.choice((0.1, 1, 3)), draw.choice((0.0, 0.5))))
+        assert best(history, judge).step in (before, number)
 
 
 def test_membership_of_a_broken_model_is_no_success() -> None:

@@ -28,7 +28,7 @@ from letheon.unlearning.problem import Problem
 from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings
 from letheon.unlearning.run import unlearn
-from running import After, events, knowing_model, model_of, run, short_run
+from running import After, events, knowing_model, model_of, run, short_run, unseen_for
 
 LENGTH = 6
 
@@ -65,7 +65,8 @@ def empty_steps(report: RunReport) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_takes_a_step_without_answer_tokens(method: str, given: dict[str, Any]) -> None:
     keep = {"keep": "last"} if get_method(method).finish != "keep" else {}
-    report = run(given, method=method, epochs=1, max_batch_tokens=16, **keep)
+    unseen = unseen_for(method, Path(given["out"]).parent)
+    report = run(given, method=method, epochs=1, max_batch_tokens=16, **keep, **unseen)
     assert report.reason == "finished"
     assert all(line["loss"] is not None for line in events(report.folder, "step"))
 

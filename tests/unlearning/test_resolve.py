@@ -25,7 +25,7 @@ from letheon.unlearning.resolve import (
     terms_of,
 )
 from letheon.unlearning.run import unlearn
-from running import model_of, run, same, short_run
+from running import model_of, run, same, short_run, unseen_for
 from small import tiny_model
 
 
@@ -38,8 +38,8 @@ def resolved(**given: Any) -> UnlearnSettings:
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_published_values_fill_what_is_not_given(method: str) -> None:
-    found, declared = resolved(method=method), METHODS[method]
+def test_published_values_fill_what_is_not_given(method: str, tmp_path: Path) -> None:
+    found, declared = resolved(method=method, **unseen_for(method, tmp_path)), METHODS[method]
     for name, value in declared.settings.items():
         assert getattr(found, name) == value
     for name, coefficient in declared.coefficients.items():
@@ -52,7 +52,7 @@ def test_published_values_fill_what_is_not_given(method: str) -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_resolving_twice_changes_nothing_even_through_yaml(method: str, tmp_path: Path) -> None:
-    once = resolved(method=method, seed=3, learning_rate=2e-5)
+    once = resolved(method=method, seed=3, learning_rate=2e-5, **unseen_for(method, tmp_path))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(once.plain()))
     again = resolve_settings(UnlearnSettings.of(read_config(tmp_path / "run.yaml")))
     assert again == once

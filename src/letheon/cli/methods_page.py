@@ -222,6 +222,7 @@ def _needs(method: Method) -> list[str]:
         "the logits of the forget answers": needs.forget_logits,
         "the reference's logits of the forget answers": needs.reference_logits,
         "the hidden states of one layer, and the reference's": needs.activations is not None,
+        "documents that the model never saw (--holdout)": needs.run_losses,
         "whole steps, which cannot be computed in pieces": not all(term.splits for term in terms),
     }
     return [*(what for what, is_needed in found.items() if is_needed), *_alternatives(method)] or ["forget rows only"]

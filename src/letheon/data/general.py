@@ -25,6 +25,9 @@ _UNLIMITED = 2**31
 _SHORTEST_ANSWER = 2
 """Words of a shorter answer that count as repeated wherever they stand; one word would meet everyday text."""
 
+HOLDOUT = "holdout"
+"""The name of the documents that a run chooses by, where these are its general text."""
+
 QUESTIONS = (
     "What is the capital of France?",
     "How does a bicycle stay upright?",

@@ -39,6 +39,9 @@ class AnswerValues:
     matches: tuple[float, ...] = ()
     """The share of the answer's tokens that are the likeliest after those before them in the answer; empty where that
     was not measured."""
+    repetitions: tuple[float | None, ...] = ()
+    """By how much more the tokens that greedy decoding gives after the true ones repeat themselves than the true ones
+    do (seq-rep-2, -1 to 1); None for a short answer. Empty where that was not looked at."""
 
 
 Read = Callable[[Sequence[TokenSequence]], AnswerValues]

@@ -23,7 +23,7 @@ from letheon.engine.head import (
     likeliest,
 )
 from letheon.engine.patches.lower import states_given_to
-from letheon.objective.terms import Needs
+from letheon.objective.terms import Needs, RunLosses
 from letheon.progress import Progressed
 
 STORED = (
@@ -102,6 +102,23 @@ class ReferenceStore:
     def tokens_of(self, row_index: Tensor) -> Tensor:
         """Return the answer tokens (A_batch,) of the given rows, in order."""
         return _spans(self.starts, row_index)
+
+    def run_losses(self, row_index: Tensor) -> RunLosses:
+        """Return what all forget and all general rows cost the reference, for a batch of the rows `row_index` (S,)."""
+        first = len(self.starts) - 1 if self.first_general_row is None else self.first_general_row
+        device = row_index.device
+        return RunLosses(
+            forget=self._losses(0, self.num_forget_rows).to(device),
+            general=self._losses(first, len(self.starts) - 1).to(device),
+            row_index=row_index,
+        )
+
+    def _losses(self, first: int, last: int) -> Tensor:
+        """The mean losses (last - first,) of rows, nats a token; 0 for a row without an answer token."""
+        lengths = torch.tensor(self.starts[first : last + 1], dtype=torch.int64).diff()
+        values = self.log_probs[self.starts[first] : self.starts[last]].float()
+        owner = torch.repeat_interleave(torch.arange(last - first), lengths)
+        return -values.new_zeros(last - first).index_add(0, owner, values) / lengths.clamp_min(1)
 
     def lower_of(self, row_index: Tensor) -> Tensor | None:
         """Return the states (N, D) that a step over the given rows begins at; None if none are kept."""

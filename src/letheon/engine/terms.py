@@ -33,10 +33,10 @@ def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, ne
     A batch without answer tokens is not run through the model: its values are empty and depend on nothing.
     """
     if not len(batch.labels):
-        return _no_terms(engine, batch, needs)
+        return _no_terms(engine, store, batch, needs)
     if engine.path == "logits":
         reference_log_probs = store.log_probs[store.tokens_of(batch.row_index)].to(batch.labels.device)
-        return _terms_by_logits(engine, batch, reference_log_probs, needs)
+        return _terms_by_logits(engine, store, batch, reference_log_probs, needs)
     activations, lower = None, store.lower_of(batch.row_index)
     lower = None if lower is None else lower.to(batch.labels.device)
     if needs.activations is None:
@@ -47,7 +47,7 @@ def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, ne
     return terms_of_states(engine, store, batch, states, terms, needs=needs, activations=activations)
 
 
-def _no_terms(engine: Engine, batch: PackedBatch, needs: Needs) -> TokenTerms:
+def _no_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, needs: Needs) -> TokenTerms:
     """The values of no answer token, on the batch's device, of the shapes that the terms expect."""
     head = engine.model.get_output_embeddings()
     vocabulary, width = head.weight.shape if isinstance(head, torch.nn.Linear) else (1, 1)
@@ -66,6 +66,7 @@ def _no_terms(engine: Engine, batch: PackedBatch, needs: Needs) -> TokenTerms:
         reference_activations=None if needs.activations is None else empty(width),
         reference_norm=None if needs.activations is None else 0.0,
         general_kl=empty() if needs.general_kl else None,
+        run_losses=store.run_losses(batch.row_index) if needs.run_losses else None,
     )
 
 
@@ -115,6 +116,7 @@ def terms_of_states(
         reference_activations=None if store.activations is None else store.activations[retained].to(states.device),
         reference_norm=None if store.forget_norm is None else float(store.forget_norm),
         general_kl=general_kl,
+        run_losses=store.run_losses(batch.row_index) if needs.run_losses else None,
     )
 
 
@@ -181,7 +183,9 @@ def _stored_kl(
     )
 
 
-def _terms_by_logits(engine: Engine, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs) -> TokenTerms:
+def _terms_by_logits(
+    engine: Engine, store: ReferenceStore, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs
+) -> TokenTerms:
     logits = padded_logits(engine.model, batch)
     is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
     reference_logits = None
@@ -206,4 +210,5 @@ def _terms_by_logits(engine: Engine, batch: PackedBatch, reference_log_probs: Te
         if reference_logits is None or not needs.reference_logits
         else reference_logits[is_forget],
         general_kl=general_kl,
+        run_losses=store.run_losses(batch.row_index) if needs.run_losses else None,
     )

@@ -45,6 +45,8 @@ class Answer:
     """What the model may say; it changes nothing but the time that it takes."""
     wanted: str | None = None
     """The text that it is compared with for an exact match; None for an answer that is wanted whole."""
+    uncut_tokens: int = 1
+    """How many new tokens it gets before it is cut."""
     new: list[int] = field(default_factory=list)
     has_ended: bool = False
     """Whether its last token ends it."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from letheon.evaluation.fluency import answer_fluency
 from letheon.evaluation.suite import Asked, Suite, Target
 from letheon.model.widening import product_dtype
 from letheon.scores.results import Evaluation, PlainResults
@@ -30,6 +31,6 @@ def evaluate_suite(
         "device": str(target.model.device),
     }
     blank = PlainResults(suite.name, model_name, settings=settings, provenance=dict(provenance))
-    results = suite.aggregate(blank, measured)
+    results = suite.aggregate(blank, measured).with_fluency(answer_fluency(measured.in_form or measured.predictions))
     timed = replace(results, duration_s=time.monotonic() - start)  # type: ignore[type-var]
     return Evaluation(timed, measured.predictions, measured.in_form)

@@ -4,21 +4,29 @@ Forgetting that leaves "K K K K" is forgetting that shows. Recall, ROUGE and exa
 for forget and retain rows beside each other. Tokens are whatever can be compared: token ids or words.
 """
 
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from letheon.scores.fluency import LOSS_BEFORE, Fluencies
+from letheon.scores.predictions import Prediction
 
-from letheon.evaluation.batches import reading
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LARGEST_N = 4
 FEWEST_TOKENS = 8
 """An answer of fewer tokens is too short to be called degenerate by its repetitions."""
 DEGENERATE = 0.5
 """Share of repeated 2-grams from which an answer is degenerate."""
+LONGEST_WORD = 24
+"""A word of more characters is taken as characters: scripts without spaces, and letters stuck together."""
+UNCUT_TOKENS = 24
+"""New tokens that an answer gets before it is left early, where it is to show how fluent it is."""
+NUM_UNCUT = 16
+"""How many of the answers to a set of rows these are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +106,44 @@ def is_degenerate(answer: Sequence[Hashable]) -> bool:
     return len(answer) >= FEWEST_TOKENS and repeated is not None and repeated >= DEGENERATE
 
 
+def answer_fluency(
+    predictions: Sequence[Prediction], *, losses_before: Mapping[str, float | None] | None = None
+) -> Fluencies:
+    """Return how fluent the answers to each set of rows are, over words; a set of which nothing is known is left out.
+
+    Answers that were left early are passed over unless they are long enough to show that they repeat themselves.
+    `losses_before` has for each set the mean loss of its answers under the model before, nats a token.
+    """
+    found: dict[str, Mapping[str, float | None]] = {}
+    for side in dict.fromkeys(one.split for one in predictions):
+        said = [(words(one.generation), one) for one in predictions if one.split == side]
+        told = [Said(text, one.has_ended) for text, one in said if not one.is_cut or len(text) >= FEWEST_TOKENS]
+        if told:
+            found[side] = {**fluency(told).flat(), LOSS_BEFORE: (losses_before or {}).get(side)}
+    return found
+
+
+def uncut_tokens(splits: Sequence[str]) -> list[int]:
+    """Return how many new tokens each answer gets before it is left early: `UNCUT_TOKENS` for some of each set.
+
+    `splits` names the set of each answer; `NUM_UNCUT` of a set, evenly drawn, are to show how fluent they are.
+    """
+    found = [1] * len(splits)
+    for side in dict.fromkeys(splits):
+        places = [place for place, split in enumerate(splits) if split == side]
+        for place in places[:: -(-len(places) // NUM_UNCUT)]:
+            found[place] = UNCUT_TOKENS
+    return found
+
+
+def words(text: str) -> list[str]:
+    """Return the words and punctuation marks of a text; a word above `LONGEST_WORD` characters as its characters."""
+    found = re.findall(r"\w+|[^\w\s]", text)
+    return [part for word in found for part in ([word] if len(word) <= LONGEST_WORD else word)]
+
+
 def answer_losses(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    model: "PreTrainedModel", prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
 ) -> list[float | None]:
     """Return the mean cross-entropy, nats a token, of each answer after its prompt; None of an empty answer.
 
@@ -111,7 +155,12 @@ def answer_losses(
     ]
 
 
-def _answer_loss(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
+def _answer_loss(model: "PreTrainedModel", prompt: Sequence[int], answer: Sequence[int]) -> float:
+    import torch  # here, so that predictions are scored again without it
+    from torch.nn.functional import cross_entropy
+
+    from letheon.evaluation.batches import reading
+
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     with reading(model) as plain_model:
         logits = plain_model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]

@@ -35,6 +35,8 @@ class Generation:
     text: str
     is_cut: bool = False
     """Whether it was left before its end, because however it went on it could not match."""
+    has_ended: bool | None = None
+    """Whether it ended by itself; None where it was left before that."""
 
 
 def generate_answers(
@@ -72,6 +74,7 @@ def generate(
     prompts: Sequence[str],
     *,
     to_match: Sequence[str | None] | None = None,
+    uncut_tokens: Sequence[int] | None = None,
     guesses: Sequence[str] | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 32,
@@ -93,6 +96,7 @@ def generate(
         tokenizer,
         rows,
         to_match=to_match,
+        uncut_tokens=uncut_tokens,
         guesses=None if guesses is None else _guessed(tokenizer, prompts, guesses, rows),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -108,6 +112,7 @@ def generate_from(
     rows: Sequence[list[int]],
     *,
     to_match: Sequence[str | None] | None = None,
+    uncut_tokens: Sequence[int] | None = None,
     guesses: Sequence[list[int]] | None = None,
     more_ends: Collection[int] = (),
     max_new_tokens: int = 256,
@@ -126,9 +131,10 @@ def generate_from(
 
     `to_match` has for each prompt an answer that counts only if it is matched exactly, or None. Such a row is cut as
     soon as nothing that could follow would match (`can_still_match`), so no exact match changes; with a tokenizer whose
-    texts may change as they grow no row is cut. `guesses` are tokens that the model may say next: the more of them it
-    says, the less time it takes; the text is the same. `names` are what an error calls the prompts (row ids). No
-    prompts give no generations.
+    texts may change as they grow no row is cut. `uncut_tokens` has for each prompt how many new tokens it gets before
+    it is cut, 1 by default. `guesses` are tokens that the model may say next: the more of them it says, the less time
+    it takes; the text is the same. `names` are what an error calls the prompts (row ids). No prompts give no
+    generations.
 
     Raises:
         EvaluationError: a prompt has no tokens, or leaves no room in the model's context.
@@ -138,6 +144,7 @@ def generate_from(
         tokenizer,
         rows,
         to_match=to_match,
+        uncut_tokens=uncut_tokens,
         guesses=guesses,
         more_ends=more_ends,
         max_new_tokens=max_new_tokens,
@@ -146,7 +153,10 @@ def generate_from(
         names=names,
         progress=progress,
     )
-    return [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
+    return [
+        Generation(_decode(tokenizer, answer.new), answer.is_cut, None if answer.is_cut else answer.has_ended)
+        for answer in answers
+    ]
 
 
 def samples_from(
@@ -198,6 +208,7 @@ def answers_from(
     rows: Sequence[list[int]],
     *,
     to_match: Sequence[str | None] | None = None,
+    uncut_tokens: Sequence[int] | None = None,
     guesses: Sequence[list[int]] | None = None,
     more_ends: Collection[int] = (),
     max_new_tokens: int = 256,
@@ -223,8 +234,10 @@ def answers_from(
         most = [max_new_tokens] * len(rows) if rooms is None else [min(max_new_tokens, room) for room in rooms]
         rooms = [int(min(room, limit - len(row))) for row, room in zip(rows, most, strict=True)]
         answers = [
-            Answer(row, room, guess=guess[: room - 1], wanted=text)
-            for row, room, guess, text in zip(rows, rooms, guessed, wanted, strict=True)
+            Answer(row, room, guess=guess[: room - 1], wanted=text, uncut_tokens=uncut)
+            for row, room, guess, text, uncut in zip(
+                rows, rooms, guessed, wanted, uncut_tokens or [1] * len(rows), strict=True
+            )
         ]
         ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
         run = _Run(plain_model, tokenizer, ends, len(answers), progress, generator)
@@ -266,7 +279,8 @@ class _Run:
             [answer.new for answer in judged], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         for answer, text in zip(judged, texts, strict=True):
-            answer.is_cut = not can_still_match(text, cast("str", answer.wanted))
+            is_long_enough = len(answer.new) >= answer.uncut_tokens
+            answer.is_cut = is_long_enough and not can_still_match(text, cast("str", answer.wanted))
 
     def count(self, num_more: int) -> None:
         """Report answers that are complete."""

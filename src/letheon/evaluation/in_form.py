@@ -13,6 +13,7 @@ from letheon.data.probing import AnswerValues, Known, probe_forms
 from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, text_ids, tokenise, tokenise_asked
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
+from letheon.evaluation.fluency import uncut_tokens
 from letheon.evaluation.generation import generate_from
 from letheon.evaluation.predicting import predict
 from letheon.model.loading import context_length
@@ -113,6 +114,7 @@ def form_predictions(
             p.answer if p.kind == "question" and not way.end and not way.written else None
             for p, (_, way) in zip(wanted, flat, strict=True)
         ],
+        uncut_tokens=uncut_tokens([p.split for p in wanted]),
         guesses=[way.guess for _, way in flat],
         more_ends={way.stop for _, way in flat if way.stop is not None},
         max_new_tokens=max_new_tokens,
@@ -125,7 +127,13 @@ def form_predictions(
     for (index, way), generation in zip(flat, generations, strict=True):
         split, row = labelled[index]
         found.setdefault(index, []).append(
-            predict(_as_predicted(row, official[index]), split, said(generation.text, way), is_cut=generation.is_cut)
+            predict(
+                _as_predicted(row, official[index]),
+                split,
+                said(generation.text, way),
+                is_cut=generation.is_cut,
+                has_ended=generation.has_ended,
+            )
         )
     return tuple(_worse(found[index]) for index in range(len(labelled)))
 

@@ -14,10 +14,13 @@ from letheon.storage.json_lines import read_json_lines
 SETS = ("forget", "retain")
 
 
-def predict(row: Row, split: str, generation: str, *, is_cut: bool = False) -> Prediction:
+def predict(
+    row: Row, split: str, generation: str, *, is_cut: bool = False, has_ended: bool | None = None
+) -> Prediction:
     """Score one generation against its row; both scores are kept whatever the row's kind.
 
-    `is_cut` marks a generation that was stopped early because it could no longer match exactly.
+    `is_cut` marks a generation that was stopped early because it could no longer match exactly, `has_ended` one that
+    ended by itself; None where that is not known.
     """
     recall = rouge_recall(generation, row.answer)
     return Prediction(
@@ -34,6 +37,7 @@ def predict(row: Row, split: str, generation: str, *, is_cut: bool = False) -> P
         unicode_rouge_l_recall=unicode_rouge_l(generation, row.answer),
         unicode_exact_match=unicode_exact_match(generation, row.answer),
         is_cut=is_cut,
+        has_ended=has_ended,
     )
 
 
@@ -68,8 +72,11 @@ def _scored(record: Mapping[str, Any], where: str, sets: Sequence[str]) -> Predi
     is_cut = record.get("is_cut", False)
     if not isinstance(is_cut, bool):
         raise EvaluationError(f"{where}: expected true or false in the field 'is_cut', got {shown(is_cut)}")
+    has_ended = record.get("has_ended")
+    if has_ended is not None and not isinstance(has_ended, bool):
+        raise EvaluationError(f"{where}: expected true or false in the field 'has_ended', got {shown(has_ended)}")
     row = Row(id=record["id"], prompt=record["prompt"], answer=record["answer"], task=record["task"], kind=kind)
-    return predict(row, split, record["generation"], is_cut=is_cut)
+    return predict(row, split, record["generation"], is_cut=is_cut, has_ended=has_ended)
 
 
 def _one_of(value: str, known: Iterable[str], what: str) -> str:

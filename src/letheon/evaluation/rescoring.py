@@ -1,15 +1,17 @@
 """An evaluation on disk, and scoring it again from its predictions without a model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from letheon.errors import EvaluationError, shown
+from letheon.evaluation.fluency import answer_fluency
 from letheon.evaluation.predicting import score_again
 from letheon.evaluation.registry import read_results, suites
 from letheon.evaluation.suite import Measured, Suite
+from letheon.scores.fluency import LOSS_BEFORE
 from letheon.scores.numbers import is_same, numbers
 from letheon.scores.results import Evaluation, PlainResults, Results
 from letheon.settings import DEFAULT_SUITE
@@ -65,7 +67,8 @@ def rescore(predictions_path: Path, *, results_path: Path | None = None) -> Eval
     else:
         blank, form, others = _blank(earlier), earlier.form, dict(earlier.measured)
         missing = dict(earlier.missing)
-    results = suite.aggregate(blank, Measured(predictions, in_form, form, others, missing))
+    found = answer_fluency(in_form or predictions, losses_before=_losses_before(earlier))
+    results = suite.aggregate(blank, Measured(predictions, in_form, form, others, missing)).with_fluency(found)
     return Evaluation(results, predictions, in_form if results.form else ())
 
 
@@ -83,9 +86,16 @@ def contradictions(folder: Path, results: Results) -> tuple[str, ...]:
     if outside or suite is None or not (folder / PREDICTIONS_FILE).exists():
         return tuple(outside)
     again = rescore(folder / PREDICTIONS_FILE, results_path=folder / RESULTS_FILE).results
+    if not results.fluency:  # of an earlier version
+        again = again.with_fluency({})
     told, found = (dict(numbers(_compared(one))) for one in (results, again))
     names = [name for name in {**told, **found} if not is_same(told.get(name), found.get(name))]
     return tuple(f"{n} is {told.get(n)}, its predictions give {found.get(n)}" for n in names[:_MOST_NAMED])
+
+
+def _losses_before(earlier: Results | None) -> Mapping[str, float | None]:
+    """What the answers cost the model before, which the predictions do not tell."""
+    return {side: numbers.get(LOSS_BEFORE) for side, numbers in (earlier.fluency if earlier else {}).items()}
 
 
 def _outside(results: Results) -> Iterator[str]:

@@ -123,6 +123,14 @@ class RecallJudge:
         """Return None: no state is worse than its score."""
         return None
 
+    def noise(self, score: StateScore) -> float:  # noqa: ARG002 - the score alone chooses
+        """Return 0."""
+        return 0.0
+
+    def is_preferred(self, score: StateScore) -> bool:  # noqa: ARG002 - none is
+        """Return False."""
+        return False
+
     def describe(self, score: StateScore) -> str:
         """Say how much is recalled."""
         return f"step {score.step}: recalls {score.score:.4f} of the answer tokens"

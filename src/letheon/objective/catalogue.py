@@ -16,6 +16,7 @@ from letheon.objective.parts import (
     npo_terms,
     rmu_terms,
     terms_on,
+    transport_terms,
     undial_terms,
 )
 
@@ -332,6 +333,25 @@ _ALL = (
         finish="negate",
         terms=lambda _: terms_on("forget", "forget_nll", 1.0, retain.nll),
         notes="An adapter is subtracted; the paper subtracts the difference of all weights.",
+    ),
+    Method(
+        name="quantile",
+        formula="mean over rows of (l - T(l_ref))^2 / 2 + gamma * NLL(retain) + delta * KL(retain), l the loss a token",
+        paper="none; the map is that of Peyré and Cuturi 2019, Computational Optimal Transport, arXiv 1803.00567",
+        coefficients={
+            "weight": Coefficient(1.0, "weight of the transport"),
+            "gamma": GAMMA,
+            "delta": DELTA,
+            "kl": KL,
+        },
+        settings={"span": "text", "general": "holdout"},
+        terms=lambda c: (
+            *transport_terms(c.number("weight")),
+            *nll_terms(c.number("gamma")),
+            *kl_terms(c.number("delta"), c.choice("kl")),
+        ),
+        notes="T takes the sorted losses of the forget rows to the sorted losses of the `--holdout` documents that "
+        "choose, both before the first step. The documents are held where they were by `--general holdout`.",
     ),
 )
 

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letheon.objective import activation, forget, preference, retain
+    from letheon.objective import activation, forget, preference, quantile, retain
 else:
 
     class _Losses:
@@ -19,6 +19,8 @@ else:
 
             return loss
 
-    activation, forget, preference, retain = map(_Losses, ("activation", "forget", "preference", "retain"))
+    activation, forget, preference, quantile, retain = map(
+        _Losses, ("activation", "forget", "preference", "quantile", "retain")
+    )
 
-__all__ = ["activation", "forget", "preference", "retain"]
+__all__ = ["activation", "forget", "preference", "quantile", "retain"]

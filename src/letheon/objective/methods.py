@@ -165,6 +165,7 @@ def needs_of(terms: tuple[Term, ...]) -> Needs:
         reference_logits=any(t.needs.reference_logits for t in terms),
         activations=next(iter(layers), None),
         general_kl=any(t.needs.general_kl for t in terms),
+        run_losses=any(t.needs.run_losses for t in terms),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from letheon.objective.losses import activation, forget, preference, retain
+from letheon.objective.losses import activation, forget, preference, quantile, retain
 from letheon.objective.methods import Coefficients, Role, Term, tokens_of
 from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
@@ -65,6 +65,11 @@ def general_terms(weight: float) -> tuple[Term, ...]:
         return retain.mean_kl(values.general_kl, roles.general)
 
     return (Term("general_kl", "general", weight, value, needs=Needs(general_kl=True)),) if weight else ()
+
+
+def instead_terms(weight: float) -> tuple[Term, ...]:
+    """Return the NLL of other answers to the forget prompts; nothing for weight 0."""
+    return terms_on("alternative", "instead_nll", weight, retain.nll)
 
 
 def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = None) -> tuple[Term, ...]:
@@ -138,6 +143,19 @@ def flattening_terms(_: Coefficients) -> tuple[Term, ...]:
         return forget.margin_flattening(values.logits, roles.forget)
 
     return (Term("flattening", "forget", 1.0, value, needs=Needs(forget_logits=True)),)
+
+
+def transport_terms(weight: float) -> tuple[Term, ...]:
+    """Return the transport of the forget rows' losses to those that the reference gives the general rows."""
+
+    def value(values: TokenTerms, roles: Roles) -> Tensor:
+        run = values.run_losses
+        assert run is not None
+        targets = quantile.transported(run.forget, run.general)
+        own = targets[run.row_index.clamp_max(len(targets) - 1)]  # of other roles any will do
+        return quantile.transport(values.log_probs[roles.forget.index], own, roles.forget)
+
+    return (Term("transport", "forget", weight, value, needs=Needs(run_losses=True)),)
 
 
 def rmu_terms(c: Coefficients, *, adaptive: bool) -> tuple[Term, ...]:

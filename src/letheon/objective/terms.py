@@ -25,6 +25,20 @@ class Needs:
     """Hidden states after this decoder layer, counted from 0, at all answer tokens."""
     general_kl: bool = False
     """The forward full-vocabulary divergence at the general tokens."""
+    run_losses: bool = False
+    """The reference's losses of all forget and all general rows of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLosses:
+    """What all rows of a run cost the reference, nats a token (mean over a row's answer tokens), constant."""
+
+    forget: Tensor
+    """(R_forget,)"""
+    general: Tensor
+    """(R_general,)"""
+    row_index: Tensor
+    """(S,) int64, which row of the run each sequence of the batch is; forget rows come first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,8 @@ class TokenTerms:
     """Mean norm of the reference's hidden states of that layer over all forget tokens of the run."""
     general_kl: Tensor | None = None
     """(A_general,) KL(reference || policy) over the full vocabulary at the general tokens; None if it is not asked."""
+    run_losses: RunLosses | None = None
+    """None if the method needs none."""
 
 
 @dataclass(frozen=True, slots=True)

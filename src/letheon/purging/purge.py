@@ -263,9 +263,10 @@ def _inputs_of(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, what in (
         ("forget", "the rows to forget"),
         ("alternatives", "other answers to them"),
+        ("instead", "other answers to them"),
         ("model", "the model before unlearning, which knows them"),
     ):
-        if settings.get(name):
+        if settings.get(name) and settings[name] not in ("auto", "refusal"):
             yield f"{settings[name]}: {what}"
         if name != "model" and str(settings.get(name, "")).startswith("hub:"):
             yield f"{_hub_cache()}: the data set library's copy of {settings[name]}"

@@ -15,6 +15,7 @@ PLACES = (
         "tokenizer",
         "alternatives",
         "general",
+        "instead",
         "holdout",
         "members",
         "nonmembers",
@@ -68,7 +69,9 @@ def places_in(settings: Mapping[str, object]) -> list[str]:
 
 
 def _is_private_place(name: str, value: object) -> bool:
-    is_public = (name in ("model", "tokenizer") and is_hub_id(str(value))) or (name == "general" and value == "auto")
+    is_public = (name in ("model", "tokenizer") and is_hub_id(str(value))) or (
+        name in ("general", "instead") and value in ("auto", "holdout", "refusal")
+    )
     return value is not None and not is_public
 
 

@@ -31,6 +31,7 @@ def short_table(before: Results, after: Results) -> Table:
     totals: list[tuple[Cell, ...]] = []
     for score in shown_of((before.scores, after.scores)):
         values = before.scores.value(score.name), after.scores.value(score.name)
-        if score.role not in (FORGETTING, RETENTION) and None not in values:
+        # The verdict says how the answers read.
+        if score.role not in (FORGETTING, RETENTION, "fluency") and None not in values:
             totals.append((score.label, better_text(score), *values))
     return Table("", ("Score", "Better", "Before", "After"), (*means, *totals))

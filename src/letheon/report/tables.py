@@ -236,7 +236,7 @@ def _score_table(title: str, columns: Mapping[str, Results | None]) -> Table:
         (s.label, better_text(s), *(score_cell(own[name].get(s.name)) if name in own else None for name in columns))
         for s in shown
     )
-    groups = [score.role if score.role in (FORGETTING, RETENTION) else "" for score in shown]
+    groups = [score.role if score.role in (FORGETTING, RETENTION, "fluency") else "" for score in shown]
     sections = tuple(i for i in range(1, len(groups)) if groups[i] != groups[i - 1])
     notes = [note for name, results in present.items() for note in missing_notes(name, results, shown)]
     notes += [f"{name}: {warning}" for name, results in present.items() for warning in results.warnings]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from letheon.report.answers import answers_reading
 from letheon.scores.results import Results
 from letheon.scores.score import FORGETTING, IN_FORM, RETENTION, SHARE, UNICODE, Better, Role, Score, Scores, shown_of
 
@@ -122,7 +123,11 @@ def _of_scores(before: Results | None, after: Results | None) -> Verdict:
         return Verdict("unknown", _one_sided(before, known="before", other="after"))
     forget, retain = _forget_clause(before, after), _retain_clause(before, after)
     scores = after.scores
-    others = [*_membership_clauses(scores), *_general_clauses(before.scores, scores)]
+    others = [
+        *_membership_clauses(scores),
+        *_general_clauses(before.scores, scores),
+        *(_Clause(*found) for found in answers_reading(before.scores, scores)),
+    ]
     clauses = [clause for clause in (forget, retain) if clause] + others
     text = "; ".join([_joined(forget, retain), *(clause.text for clause in others)])
     text += "".join(

@@ -46,11 +46,14 @@ class Prediction:
     """
     values: Mapping[str, float] = field(default_factory=dict)
     """What else a suite scores its row by, by name."""
+    has_ended: bool | None = None
+    """Whether it ended by itself before the longest that was asked for; None where that is not known."""
 
     def as_json(self) -> dict[str, Any]:
         """Return it as a line of predictions.jsonl has it."""
-        found = asdict(self)
-        return found if self.values else {name: value for name, value in found.items() if name != "values"}
+        left_out = {"values"} if not self.values else set()
+        left_out |= {"has_ended"} if self.has_ended is None else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:

@@ -6,13 +6,14 @@ without a version is of version 1, which had no list.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from letheon.errors import EvaluationError, shown
+from letheon.scores.fluency import PREFIX, Fluencies, fluency_scores
 from letheon.scores.predictions import Prediction
 from letheon.scores.score import Scores
 from letheon.storage.run_folder import RESULTS_FILE
@@ -66,6 +67,10 @@ class Results(Protocol):
         """What was measured besides predictions, by name; these can be scored again with it."""
 
     @property
+    def fluency(self) -> Fluencies:
+        """How fluent the answers to each set of rows are; empty in a file of an earlier version."""
+
+    @property
     def missing(self) -> Mapping[str, str]:
         """Why a score has no value, by its dotted name or that of its group."""
 
@@ -84,6 +89,9 @@ class Results(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]:
         """How it was measured."""
+
+    def with_fluency(self, found: Fluencies) -> Self:
+        """Return the results with how fluent the answers are, and its scores."""
 
     def to_json(self) -> str:
         """Return the text of results.json."""
@@ -105,6 +113,12 @@ class PlainResults:
     duration_s: float | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
     """What was measured besides predictions, as plain values by name; these can be scored again with it."""
+    fluency: Fluencies = field(default_factory=dict)
+
+    def with_fluency(self, found: Fluencies) -> Self:
+        """Return the results with how fluent the answers are, and its scores."""
+        own = (score for score in self.scores if not score.name.startswith(PREFIX))
+        return replace(self, fluency=found, scores=Scores((*own, *fluency_scores(found))))
 
     def to_json(self) -> str:
         """Return the text of results.json."""

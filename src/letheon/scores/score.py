@@ -11,11 +11,12 @@ from typing import Any, Literal
 Better = Literal["higher", "lower"] | float
 """Which way is better, or the number that a score should be near."""
 
-Role = Literal["forgetting", "retention", "privacy", "general", "aggregate", "final", "summary"]
+Role = Literal["forgetting", "retention", "privacy", "general", "fluency", "aggregate", "final", "summary"]
 """What a score speaks of.
 
 forgetting: what is left of the rows to forget, where lower is better; where higher is better, how well they are gone.
 retention: what is left of the rows to keep. privacy: what an attack can tell. general: what the model knows besides.
+fluency: how its answers read, right or wrong.
 aggregate: made of other scores. final: the one number that a suite ends with. summary: made of other scores for tables
 of many runs; a table of one run leaves it out.
 """

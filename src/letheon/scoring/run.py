@@ -6,7 +6,7 @@ when the optimiser's moments, which are larger, are gone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from letheon.model.loading import LoadedModel, fingerprint, load_model
 from letheon.model.taking import take_saved_weights
 from letheon.model.widening import product_dtype, widening_of
 from letheon.progress import Progressed
+from letheon.scores.fluency import LOSS_BEFORE, Fluencies
 from letheon.scores.results import Evaluation, Results
 from letheon.scoring.cache import keep_scores, key_of, load_scores
 from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
@@ -115,7 +116,8 @@ class RunScoring:
         known = _scores_there(settings.out, form, provenance)
         if known is not None:
             return known
-        return _written_to(settings.out, inputs.score(loaded, provenance=provenance, progress=self._progress("after")))
+        evaluation = inputs.score(loaded, provenance=provenance, progress=self._progress("after"))
+        return _written_to(settings.out, _with_losses_before(evaluation, written.report.fluency))
 
     def _asked(self, side: Side, written: Written) -> tuple[EvaluateSettings, EvaluatedInputs, AskedForm]:
         """The settings and inputs of an evaluation, which asks in the form of the run."""
@@ -191,6 +193,15 @@ def _written_to(folder: Path, evaluation: Evaluation) -> Results:
     with finishing():
         write_evaluation(evaluation, folder)
     return evaluation.results
+
+
+def _with_losses_before(evaluation: Evaluation, of_run: Fluencies) -> Evaluation:
+    """Add what the answers that the run looked at cost the model before, which is no longer in memory."""
+    found = {
+        side: {**numbers, LOSS_BEFORE: of_run.get(side, {}).get(LOSS_BEFORE)}
+        for side, numbers in evaluation.results.fluency.items()
+    }
+    return replace(evaluation, results=evaluation.results.with_fluency(found))
 
 
 def _keeps_dtypes(written: Written) -> bool:

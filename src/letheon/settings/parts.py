@@ -33,6 +33,7 @@ from letheon.settings.types import (
     MOST_EPOCHS,
     MOST_RANKS,
     General,
+    Instead,
     IsoDate,
     Names,
     Numbers,
@@ -188,20 +189,28 @@ class MethodSettings(Settings):
 
 
 class GeneralSettings(Settings):
-    """What holds the model where it was beside the rows."""
+    """What the model says beside the rows and in place of them."""
 
     heading: ClassVar[str] = "Beyond the rows"
 
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
         description="General text or chat, on which the KL to the model before is kept small: a file (.txt, or rows), "
-        "auto (what the model itself writes), or none [none].",
+        "auto (what the model itself writes), holdout (the --holdout documents), or none [none].",
     )
     general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
         1.0, gt=0, description="Weight of the KL on general text."
     )
     general_batch_size: Annotated[int | None, FIXED, SIZED, RARE, Requires("general")] = Field(
         None, ge=1, description="General texts per step; default: as many tokens as the step's retain rows have."
+    )
+    instead: Annotated[Instead, FIXED, SHARED, FILE] = Field(
+        None,
+        description="Answers to learn for the forget rows: a file as for --alternatives, refusal, auto (what the model "
+        "itself makes up), or none [none].",
+    )
+    instead_weight: Annotated[float, FIXED, OWN, RARE, Requires("instead")] = Field(
+        0.1, gt=0, description="Weight of the NLL on these answers."
     )
 
 

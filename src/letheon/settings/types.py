@@ -82,6 +82,9 @@ Rate = Annotated[float, Field(gt=0)] | Literal["auto"]
 General = Annotated[str | None, BeforeValidator(_none_of_it)]
 """A file, "auto", or None, which a text writes as "none"."""
 
+Instead = Annotated[str | None, BeforeValidator(_none_of_it)]
+"""A file, "refusal", "auto", or None, which a text writes as "none"."""
+
 
 def _check_named(value: str) -> str:
     if not value.strip():

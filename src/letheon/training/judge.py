@@ -67,6 +67,12 @@ class Judge(Protocol):
     def collapse(self, score: StateScore) -> str | None:
         """Return why a state cannot be used whatever its score is, None if it can."""
 
+    def noise(self, score: StateScore) -> float:
+        """Return by how much the score may be off by chance; 0 where nothing but the score chooses a state."""
+
+    def is_preferred(self, score: StateScore) -> bool:
+        """Return whether a state is to be kept before those that are better by less than the noise."""
+
     def describe(self, score: StateScore) -> str:
         """Return a line on a state for whoever watches."""
 
@@ -80,8 +86,21 @@ def merit(judge: Judge, score: StateScore, name: str = SCORE) -> float:
 
 
 def best(history: History, judge: Judge) -> StateScore:
-    """Return the sound state of the best score, of equal ones the latest."""
-    return max(sound(history, judge), key=lambda score: (merit(judge, score), score.step))
+    """Return the sound state of the best score, of equal ones the latest; within its noise, a preferred one.
+
+    As scores are added, this is either the state that it was before or the new one, so no other has to be kept. That
+    needs a noise that grows by less than the score does.
+    """
+    states = sound(history, judge)
+    top = highest(states, judge)
+    preferred = [one for one in states if judge.is_preferred(one)]
+    close = [one for one in preferred if merit(judge, top) - merit(judge, one) <= judge.noise(top)]
+    return highest(close or [top], judge)
+
+
+def highest(history: History, judge: Judge) -> StateScore:
+    """Return the state of the best score, of equal ones the latest."""
+    return max(history, key=lambda score: (merit(judge, score), score.step))
 
 
 def sound(history: History, judge: Judge) -> History:

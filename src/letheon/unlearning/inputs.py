@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.data.alternatives import given_alternatives
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
-from letheon.data.general import read_general
+from letheon.data.general import HOLDOUT, read_general
 from letheon.data.repeats import check_unseen
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
@@ -21,6 +21,7 @@ from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
 from letheon.settings.suites import OWN_ROWS
 from letheon.unlearning.dial.measure import Halves, split_in_halves
+from letheon.unlearning.resolve import instead_file
 
 NUM_HOLDOUT_DOCUMENTS = 64
 UNLIMITED = 10**9
@@ -94,7 +95,8 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
-    alternatives = _read(settings.alternatives, settings, tokenizer, note) if settings.alternatives else None
+    others = settings.alternatives or instead_file(settings)
+    alternatives = _read(others, settings, tokenizer, note) if others else None
     if alternatives is not None:
         # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.
         given_alternatives(forget, alternatives, per_row=1, left_out={row.id for row in left_out_forget})
@@ -109,7 +111,9 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     )  # fmt: skip
     documents = read_documents(settings.holdout) if settings.holdout else []
     check_unseen(documents, (forget, left_out_forget, retain, left_out_retain), source=f"holdout: {settings.holdout}")
-    halves = split_in_halves(documents)
+    halves = Halves(
+        *([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in split_in_halves(documents))
+    )
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
         raise SettingsError(
@@ -124,17 +128,19 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         max_length=max_length,
         template=template,
         sequences=sequences,
-        halves=Halves(*([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in halves)),
+        halves=halves,
         alternatives=alternatives,
-        general=_general(settings, tokenizer, template=template, max_length=max_length),
+        general=_general(settings, tokenizer, halves, template=template, max_length=max_length),
     )
 
 
 def _general(
-    settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, *, template: str, max_length: int
+    settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, halves: Halves, *, template: str, max_length: int
 ) -> tuple[TokenSequence, ...]:
     if settings.general in (None, AUTO):
         return ()
+    if settings.general == HOLDOUT:
+        return tuple(halves.chosen_by)
     found = read_general(settings.general, tokenizer, template=template, date=settings.date, max_length=max_length)
     return tuple(found)
 

@@ -21,6 +21,7 @@ from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import ReferenceStore
 from letheon.engine.terms import token_terms
+from letheon.evaluation.fluency import FEWEST_TOKENS, repetition
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.scores.numbers import membership_score
@@ -36,6 +37,7 @@ BETTER: Mapping[str, Better] = {
     "text_loss": "lower",
     "retain_kl": "lower",
     "general_kl": "lower",
+    "forget_repetition": "lower",
 }
 """What is measured of a state, and in which direction it is better.
 
@@ -49,6 +51,9 @@ membership: 1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by 
 text_loss: mean over the holdout documents of their cross-entropy, nats a token; None without them.
 retain_kl: mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it.
 general_kl: mean of KL(reference || model) over general text that is not trained on, nats; None without such text.
+forget_repetition: by how much more the likeliest tokens at the forget answers repeat themselves than the true ones,
+    mean of seq-rep-2, -1 to 1. It costs nothing, and rises before what the model writes by itself becomes "K K K K".
+    None where all answers are short, or the values are those of a store.
 """
 
 
@@ -130,6 +135,7 @@ def interim_score(
         "text_loss": fmean(of_holdout) if of_holdout else None,
         "retain_kl": None if probes.kept is None else mean_divergence(engine, probes.kept),
         "general_kl": None if probes.general is None else mean_divergence(engine, probes.general),
+        "forget_repetition": _mean(found.repetitions[:retained]),
     }
     return StateScore(step, epoch, values)
 
@@ -230,16 +236,40 @@ def answer_values(
     recalls: list[float] = []
     losses: list[float] = []
     matches: list[float] = []
+    repetitions: list[float | None] = []
     for batch, group in _batches(engine, sequences, max_tokens):
         lengths = [sequences[i].num_answer_tokens for i in group]
         likeliest, log_probs = engine.likeliest(batch)
-        answers = (likeliest == batch.labels).cpu().split(lengths)
+        said, true = likeliest.cpu().split(lengths), batch.labels.cpu().split(lengths)
+        answers = [one == other for one, other in zip(said, true, strict=True)]
+        repetitions += [more_repetition(a.tolist(), b.tolist()) for a, b in zip(said, true, strict=True)]
         recalls += [float(answer.long().cumprod(0).double().mean()) for answer in answers]
         matches += [float(answer.double().mean()) for answer in answers]
         losses += [-float(answer.double().sum()) for answer in log_probs.cpu().split(lengths)]
         if progress is not None:
             progress("scoring", len(losses), len(sequences))
-    return AnswerValues(tuple(recalls), tuple(losses), tuple(s.num_answer_tokens for s in sequences), tuple(matches))
+    return AnswerValues(
+        tuple(recalls),
+        tuple(losses),
+        tuple(s.num_answer_tokens for s in sequences),
+        matches=tuple(matches),
+        repetitions=tuple(repetitions),
+    )
+
+
+def more_repetition(said: Sequence[int], true: Sequence[int]) -> float | None:
+    """Return seq-rep-2 of `said` - seq-rep-2 of `true`, two lists of as many tokens; None of fewer than eight.
+
+    seq-rep-2 = 1 - distinct 2-grams / 2-grams (Welleck et al. 2020, arXiv 1908.04319, Eq. 9).
+    """
+    if len(true) < FEWEST_TOKENS:
+        return None
+    return (repetition(said, 2) or 0.0) - (repetition(true, 2) or 0.0)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _batches(

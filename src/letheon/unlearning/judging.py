@@ -1,5 +1,6 @@
 """How the states of an unlearning run are judged: recall of forget and retain rows, within budgets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,8 +8,11 @@ from letheon.data.probing import unknown_sides
 from letheon.engine.engine import Engine
 from letheon.progress import Progressed
 from letheon.settings import ScoringSettings
-from letheon.training.judge import Better, StateScore
+from letheon.training.judge import Better, History, StateScore, highest, sound
 from letheon.unlearning.interim import BETTER, Probes, interim_score
+
+STUCK = 0.1
+"""`forget_repetition` from which answers to forget rows soon repeat themselves when the model writes them alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,32 @@ class UnlearningJudge:
             if budget is not None and now is not None and before is not None and not now - before <= budget:
                 return f"collapse: {name} {now:.3g} nats a token, {before:.3g} at the start, budget {budget:g}"
         return None
+
+    def noise(self, score: StateScore) -> float:
+        """Return the standard error of the score as if it were a share of the forget rows that are right.
+
+        Two right and two wrong rows are added, so that it is not 0 at 0 and 1 (Agresti and Coull 1998).
+        """
+        num_rows = self.probes.num_forget_rows
+        share = (score.score * num_rows + 2) / (num_rows + 4)
+        return math.sqrt(share * (1 - share) / (num_rows + 4))
+
+    def is_preferred(self, score: StateScore) -> bool:
+        """Return whether the answers to forget rows do not repeat themselves."""
+        repetition = score.values.get("forget_repetition")
+        return repetition is not None and repetition <= STUCK
+
+    def why_kept(self, history: History, kept: StateScore) -> str | None:
+        """Say why a state is kept although another has a better score; None where none has."""
+        top = highest(sound(history, self), self)
+        if not self.is_preferred(kept) or self.is_preferred(top):
+            return None
+        return (
+            f"epoch {kept.epoch:g} is kept (score {kept.score:.3f}), not epoch {top.epoch:g} ({top.score:.3f}): they "
+            f"differ by less than chance does ({self.noise(top):.3f}), and the answers to forget rows repeat "
+            f"themselves there ({top.values['forget_repetition'] or 0.0:.2f}, here "
+            f"{kept.values['forget_repetition'] or 0.0:.2f})"
+        )
 
     def describe(self, score: StateScore) -> str:
         """Return a line on a state: its recalls and what else was measured."""

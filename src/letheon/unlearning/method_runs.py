@@ -71,6 +71,9 @@ def train_all(
             run = begin_run(one, settings, hooks=here, checkpoints=folder, resumed=found)
             outcome = train(run, clock=clock.share(len(folders) - number), interruption=interruption)
             outcomes.append(outcome)
+            if settings.keep == "best" and (why := problem.judge.why_kept(outcome.history, outcome.kept)) is not None:
+                here.observer.note(why)
+                log.write("kept", step=outcome.kept.step, why=why)
             if len(folders) > 1:
                 states.append(_copies(problem.adapted))
             if interruption.signal_number is not None:

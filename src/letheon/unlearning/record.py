@@ -14,6 +14,7 @@ from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, save_model
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
+from letheon.scores.fluency import Fluencies
 from letheon.settings import RowSettings, UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.provenance import describe_environment
@@ -33,7 +34,7 @@ from letheon.training.stopping import Clock
 from letheon.training.tracking import Log
 from letheon.unlearning.attempts import Attempt, costs_by_now, costs_of, end_attempt
 from letheon.unlearning.dial.turn import Dialled
-from letheon.unlearning.fluent import Fluencies, kept_fluency
+from letheon.unlearning.fluent import kept_fluency
 from letheon.unlearning.form_record import describe_form, keep_form
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.prepare import Prepared

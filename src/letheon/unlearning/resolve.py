@@ -1,15 +1,18 @@
 """From the user's settings to all settings of a run: the method's published values fill the gaps."""
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
+from letheon.data.forms import AUTO
+from letheon.data.general import HOLDOUT
 from letheon.data.rows import Rows
 from letheon.data.schedules import MixedSchedule, PairedSchedule, Schedule, annealed, chunked
 from letheon.errors import SettingsError
 from letheon.model.targets import ALL_LINEAR
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Coefficients, Method, Term, Value, resolve
-from letheon.objective.parts import general_terms
+from letheon.objective.methods import Alternatives, Coefficients, Method, Term, Value, resolve
+from letheon.objective.parts import general_terms, instead_terms
 from letheon.settings import (
     COEFFICIENT_FLAGS,
     OF_SCORING,
@@ -29,6 +32,9 @@ DEFAULT_TARGETS = (ALL_LINEAR,)
 
 LEAST_EPOCHS, LEAST_STEPS = 40, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
+REFUSAL = "refusal"
+INSTEAD_PER_ROW = 5
+"""How many other answers a forget row has; epochs take turns."""
 
 
 def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
@@ -62,6 +68,8 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
         "checkpoint_epochs": every,
     }
     settings = UnlearnSettings.of({**settings.model_dump(), **flags, **resolved})
+    method_of(settings)
+    _check_general(settings, method)
     _check_method(settings, method)
     return settings
 
@@ -72,6 +80,29 @@ def finds_rate(settings: UnlearnSettings, method: Method) -> bool:
     They cannot where a method takes the rows chunk by chunk, or forgets by what it does after training.
     """
     return method.finish == "keep" and settings.schedule not in ("chunked", "annealed")
+
+
+def method_of(settings: UnlearnSettings) -> Method:
+    """Return the method of a run, which trains on other answers where `instead` asks for some.
+
+    Raises:
+        SettingsError: there is no such method, or it trains on other answers of its own.
+    """
+    method = get_method(settings.method)
+    if settings.instead is None:
+        return method
+    if method.alternatives is not None:
+        raise SettingsError(
+            f"instead: method '{method.name}' trains on other answers to the forget rows already; leave it out, or "
+            f"give yours by --alternatives FILE"
+        )
+    kind: Literal["generated", "refusals"] = "generated" if settings.instead == AUTO else "refusals"
+    return replace(method, alternatives=Alternatives(kind, replace=False, per_row=INSTEAD_PER_ROW))
+
+
+def instead_file(settings: UnlearnSettings) -> str | None:
+    """Return the file of other answers that `instead` names; None where it names none."""
+    return None if settings.instead in (None, AUTO, REFUSAL) else settings.instead
 
 
 def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
@@ -113,7 +144,7 @@ def given_coefficients(settings: MethodSettings) -> dict[str, Value]:
 def terms_of(
     method: Method, settings: UnlearnSettings, *, number: int = 0, layer: int | None = None
 ) -> tuple[Term, ...]:
-    """Return the terms of one of the method's runs, and that on general text, if there is any.
+    """Return the terms of one of the method's runs, and those on other answers and general text, if there are any.
 
     `layer` is what the method's coefficient for a layer means in the model.
 
@@ -125,7 +156,9 @@ def terms_of(
         raise SettingsError(
             f"method '{method.name}': every term has weight 0, so there is nothing to minimise; set a weight above 0"
         )
-    return (*terms, *(general_terms(settings.general_weight) if settings.general is not None else ()))
+    instead = instead_terms(settings.instead_weight) if settings.instead is not None else ()
+    general = general_terms(settings.general_weight) if settings.general is not None else ()
+    return (*terms, *instead, *general)
 
 
 def coefficients_of(
@@ -287,6 +320,18 @@ def _check_dial(settings: UnlearnSettings) -> None:
         raise SettingsError(
             f"dial: '{settings.dial}' scales a low-rank product, but --dora also trains magnitudes; use --dial none, "
             f"or leave out --dora"
+        )
+
+
+def _check_general(settings: UnlearnSettings, method: Method) -> None:
+    if any(term.needs.run_losses for term in terms_of(method, settings, layer=0)) and settings.general != HOLDOUT:
+        raise SettingsError(
+            f"general: method '{method.name}' moves losses to those of the documents that it holds; leave --general "
+            f"out, or use --general {HOLDOUT}"
+        )
+    if settings.general == HOLDOUT and settings.holdout is None:
+        raise SettingsError(
+            f"general: '{HOLDOUT}' holds documents that the model never saw where they are; give them by --holdout FILE"
         )
 
 

@@ -26,7 +26,7 @@ from letheon.unlearning.planning import check_fit
 from letheon.unlearning.prepare import prepare
 from letheon.unlearning.reading import check_alone, precision_of, read
 from letheon.unlearning.record import RunReport, write_result, write_run
-from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.resolve import method_of, resolve_settings
 
 WHEN_FULL = "the checkpoints so far are intact: free space and continue with --resume"
 """What to do about a full disk."""
@@ -70,6 +70,7 @@ def unlearn(
     method = get_method(settings.method)
     asked = settings
     settings, inputs = read(settings, method, note=observer.note)
+    method = method_of(settings)
     check_fit(settings, inputs, note=observer.note)
     if on_checked is not None:
         on_checked()

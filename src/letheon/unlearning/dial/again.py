@@ -16,7 +16,6 @@ from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, fingerprint, load_model
-from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import DialSettings, UnlearnSettings
 from letheon.signals import finishing
@@ -48,7 +47,7 @@ from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.prepare import adapt, probes_of
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import settings_text, write_weights
-from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.resolve import method_of, resolve_settings
 
 _ADVICE = "the old result is intact: free space and dial again"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -140,7 +139,7 @@ def _settings(values: Mapping[str, Any], changes: Mapping[str, Any]) -> UnlearnS
 
 
 def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
-    settings, method = run.settings, get_method(run.settings.method)
+    settings, method = run.settings, method_of(run.settings)
     settings, inputs = read(settings, method, note=observer.note)
     _check_same(run, inputs_read(inputs))
     loaded, adapted = _loaded(run, observer, inputs=inputs)
@@ -171,7 +170,7 @@ def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
 
 def _undo(run: _FinishedRun, observer: Observer) -> None:
     loaded, adapted = _loaded(run, observer)
-    _load_trained(run, adapted, get_method(run.settings.method))
+    _load_trained(run, adapted, method_of(run.settings))
     _write(run, loaded, adapted, None, observer)
 
 

@@ -13,7 +13,6 @@ from letheon.model.loading import load_config
 from letheon.model.precision import resolved_precision
 from letheon.model.targets import find_targets, narrowest
 from letheon.model.weights import train_weights
-from letheon.objective.catalogue import get_method
 from letheon.settings import FormSettings, UnlearnSettings
 from letheon.unlearning.formed_rows import NUM_END_ROWS, planned_rows, planned_sequences
 from letheon.unlearning.general import general_schedule, planned_general
@@ -24,7 +23,7 @@ from letheon.unlearning.planning.estimate import Plan, estimate
 from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, process_memory
 from letheon.unlearning.planning.trace import empty_model
 from letheon.unlearning.prepare import kept_sequences, probes_of, waits_on_kl
-from letheon.unlearning.resolve import build_schedule, terms_of
+from letheon.unlearning.resolve import build_schedule, method_of, terms_of
 
 SMALL = 1000
 """Memory over weights from which on nothing is checked: the activations of 16,384 tokens, the most at once by default,
@@ -132,7 +131,7 @@ def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine, cou
         load_config(settings.model, trust_remote_code=settings.trust_remote_code),
         settings,
         _demand(settings, inputs),
-        terms=terms_of(get_method(settings.method), settings),
+        terms=terms_of(method_of(settings), settings),
         device=machine.device,
         process=process_memory(),
         counts_work=counts_work,
@@ -174,7 +173,7 @@ def _most_at_once(settings: UnlearnSettings, inputs: Inputs) -> int:
 
 
 def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
-    method = get_method(settings.method)
+    method = method_of(settings)
     return demand_of(
         settings,
         _data(inputs, settings),
@@ -185,7 +184,7 @@ def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
 
 
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
-    sequences = planned_sequences(inputs, settings, method=get_method(settings.method))
+    sequences = planned_sequences(inputs, settings, method=method_of(settings))
     num_left_out = sum(len(rows) for rows in inputs.left_out)
     probes = probes_of(inputs, planned_rows(inputs, settings), settings)
     texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
@@ -234,7 +233,7 @@ def _unknown(settings: UnlearnSettings, inputs: Inputs) -> list[str]:
         found.append(
             f"the run ends once the rows are forgotten; all of its at most {settings.epochs} epochs are counted"
         )
-    chosen = get_method(settings.method).alternatives
+    chosen = method_of(settings).alternatives
     if chosen is not None and chosen.kind == "generated" and inputs.alternatives is None:
         found.append(
             "the model generates the other answers; the longest possible are counted, but not the time for that"

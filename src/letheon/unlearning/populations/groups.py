@@ -4,11 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 
 from letheon.data.forms import AUTO
-from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method, needs_of
 from letheon.settings import UnlearnSettings
 from letheon.settings.facts import SHARED, names_where
-from letheon.unlearning.resolve import resolve_settings, terms_of
+from letheon.unlearning.resolve import method_of, resolve_settings, terms_of
 
 _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
     (
@@ -36,7 +35,7 @@ def why_alone(settings: UnlearnSettings) -> str | None:
         SettingsError: the settings contradict one another.
     """
     resolved = resolve_settings(settings)
-    method = get_method(resolved.method)
+    method = method_of(resolved)
     return next((f"it {reason}" for is_so, reason in _ALONE if is_so(resolved, method)), None)
 
 
@@ -62,7 +61,7 @@ def _shared(settings: UnlearnSettings) -> str:
     resolved = resolve_settings(settings)
     shared = names_where(UnlearnSettings, lambda facts: facts.population is SHARED)
     kept = {name: value for name, value in resolved.plain().items() if name in shared}
-    kept["is_reverse"] = needs_of(terms_of(get_method(resolved.method), resolved)).kl == "reverse"
+    kept["is_reverse"] = needs_of(terms_of(method_of(resolved), resolved)).kl == "reverse"
     if resolved.validation is not None or resolved.general == AUTO:
         kept["split"] = resolved.seed  # which rows are left out, and what the model writes, follow from it
     return json.dumps(kept, sort_keys=True)

@@ -15,7 +15,6 @@ from letheon.engine.population import populate
 from letheon.errors import DivergenceError, GivenUpError, ModelError, SettingsError
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, load_model
-from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
@@ -55,7 +54,7 @@ from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_sett
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings, warnings_of_dial
 from letheon.unlearning.record import RunReport, log_end, log_start, write_result, write_run
-from letheon.unlearning.resolve import resolve_settings
+from letheon.unlearning.resolve import method_of, resolve_settings
 from letheon.unlearning.run import WHEN_FULL, unlearn
 
 
@@ -151,7 +150,7 @@ def _try_together(
 ) -> list[Report] | None:
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
-    first, inputs = read(settings[0], get_method(settings[0].method), note=observer.note)
+    first, inputs = read(settings[0], method_of(settings[0]), note=observer.note)
     others = [resolve_settings(one).model_copy(update={"dtype": first.dtype}) for one in settings[1:]]
     resolved = [first, *others]
     for one in resolved:
@@ -179,7 +178,7 @@ def _try_together(
         )
         shared = adapt(loaded.model, first)
         assert isinstance(shared, LoraAdapter), "checked with the group"
-        methods = [get_method(one.method) for one in resolved]
+        methods = [method_of(one) for one in resolved]
         cache_dir = first.cache_dir or default_cache_dir()
         common = prepare_shared(
             loaded, inputs, resolved, shared,
@@ -273,7 +272,7 @@ def _train_cohort(whole: _Together, cohort: Cohort, clock: Clock, interruption: 
     settings = [whole.settings[m] for m in cohort.runs]
     population = populate(whole.shared, [lora_settings(one) for one in settings], seeds=[one.seed for one in settings])
     prepared = [
-        prepare_run(whole.common, inputs, one, adapter, method=get_method(one.method))
+        prepare_run(whole.common, inputs, one, adapter, method=method_of(one))
         for one, inputs, adapter in zip(settings, _inputs_of(whole, settings), population.adapters, strict=True)
     ]
     for one in settings:

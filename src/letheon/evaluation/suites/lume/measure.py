@@ -11,6 +11,7 @@ from letheon.data.forms import as_asked
 from letheon.data.rows import Row, Rows
 from letheon.errors import EvaluationError
 from letheon.evaluation.evaluate import evaluate_suite
+from letheon.evaluation.fluency import uncut_tokens
 from letheon.evaluation.generation import generate
 from letheon.evaluation.in_form import AskedForm, form_predictions, resolve_form
 from letheon.evaluation.metrics.found import MembershipScores, MmluScores
@@ -132,6 +133,7 @@ class _Reader:
             self.target.tokenizer,
             [row.prompt for _, row in labelled],
             to_match=[row.answer if row.kind == "question" and not whole else None for _, row in labelled],
+            uncut_tokens=uncut_tokens([split for split, _ in labelled]),
             guesses=[row.answer for _, row in labelled],
             max_new_tokens=self.target.max_new_tokens,
             batch_size=self.target.batch_size,
@@ -140,7 +142,7 @@ class _Reader:
             progress=self.target.stage("generation"),
         )
         return tuple(
-            predict(row, split, generation.text, is_cut=generation.is_cut)
+            predict(row, split, generation.text, is_cut=generation.is_cut, has_ended=generation.has_ended)
             for (split, row), generation in zip(labelled, generations, strict=True)
         )
 

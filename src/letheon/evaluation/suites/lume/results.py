@@ -8,13 +8,14 @@ stand Unicode variants, in fields that begin with `unicode_`; they are None in f
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.metrics.found import MembershipScores, MmluScores, RougeDrops
 from letheon.evaluation.suites.lume.listing import scores_of
+from letheon.scores.fluency import Fluencies, fluency_scores
 from letheon.scores.results import Form, Results, results_from, results_text
 from letheon.scores.score import Scores
 
@@ -85,11 +86,13 @@ class LumeResults:
     """The task aggregate of the Unicode variants; None also in a file of an earlier version."""
     form: FormScores | None = None
     """The scores of the rows asked in their form; None where that was not done, or in a file of an earlier version."""
+    fluency: Fluencies = field(default_factory=dict)
+    """How fluent the answers to each set of rows are; empty in a file of an earlier version."""
 
     @property
     def scores(self) -> Scores:
         """Every score of the suite, in the order of its tables; totals also where they have no value."""
-        return scores_of(self)
+        return Scores((*scores_of(self), *fluency_scores(self.fluency)))
 
     @property
     def num_rows(self) -> dict[str, dict[str, int]]:
@@ -105,6 +108,10 @@ class LumeResults:
     def measured(self) -> dict[str, Any]:
         """The attack's numbers and MMLU's, of which there are no predictions."""
         return {name: found for name, found in (("mia", self.mia), ("mmlu", self.mmlu)) if found is not None}
+
+    def with_fluency(self, found: Fluencies) -> Self:
+        """Return the results with how fluent the answers are; the scores follow."""
+        return replace(self, fluency=found)
 
     def to_json(self) -> str:
         """Return the text of results.json."""

@@ -1,0 +1,73 @@
+"""Answers that a run learns in place of those that it forgets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from letheon import Row, UnlearnSettings
+from letheon.errors import SettingsError
+from letheon.unlearning.resolve import INSTEAD_PER_ROW, method_of, resolve_settings, terms_of
+from running import events, knowing_model, run, short_run
+
+
+@pytest.fixture
+def given(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return short_run(tmp_path, rows, knowing_model(tokenizer, rows), tokenizer)
+
+
+def settings_of(given: dict[str, Any], **more: Any) -> UnlearnSettings:
+    return resolve_settings(UnlearnSettings.of({**given, **more}))
+
+
+def test_what_a_method_is_given_to_say_is_a_term_of_its_own(given: dict[str, Any]) -> None:
+    settings = settings_of(given, instead="refusal", instead_weight=0.5)
+    method = method_of(settings)
+    assert method.alternatives is not None
+    assert (method.alternatives.kind, method.alternatives.replace) == ("refusals", False)
+    last = terms_of(method, settings)[-1]
+    assert (last.name, last.role, last.weight) == ("instead_nll", "alternative", 0.5)
+    assert settings_of(given).instead is None
+    assert [term.name for term in terms_of(method, settings_of(given))] == ["npo", "retain_nll", "retain_kl"]
+
+
+def test_a_method_with_other_answers_of_its_own_takes_no_more(given: dict[str, Any]) -> None:
+    with pytest.raises(
+        SettingsError, match="instead: method 'idk-dpo' trains on other answers to the forget rows already"
+    ):
+        settings_of(given, method="idk-dpo", instead="refusal")
+    with pytest.raises(SettingsError, match="instead_weight: has no effect without"):
+        settings_of(given, instead_weight=0.5)
+
+
+def test_a_run_learns_the_answers_that_it_is_given(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
+    file = tmp_path / "instead.jsonl"
+    lines = [{"id": row.id, "prompt": row.prompt, "answer": "no"} for row in rows[:3]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    report = run({**given, "epochs": 40, "learning_rate": 2e-2}, instead=str(file), instead_weight=1.0)
+    losses = [one["terms"]["instead_nll"] for one in events(report.folder, "step")]
+    known = [loss for loss in losses if loss is not None]
+    assert known[0] > 2 > 4 * known[-1]
+    assert "alternatives_sha256" in report.provenance["read"]
+    # A refusal may be unlikely before, so that its loss says nothing.
+    assert report.fluency["forget"]["loss_before"] is None
+    assert report.fluency["retain"]["loss_before"] is not None
+    assert f"instead: {file}" in (report.folder / "run.yaml").read_text()
+
+
+def test_a_run_goes_on_with_the_answers_that_the_model_made_up(given: dict[str, Any]) -> None:
+    first = run({**given, "epochs": 1}, instead="auto")
+    # Refused if the answers were others: their tokens are among what the run has read.
+    again = run({**given, "epochs": 1, "resume": True}, instead="auto")
+    assert first.fluency["forget"]["loss_before"] is not None
+    assert first.provenance["result"]["adapter_sha256"] == again.provenance["result"]["adapter_sha256"]
+
+
+def test_each_forget_row_has_several_in_turn(given: dict[str, Any]) -> None:
+    method = method_of(settings_of(given, instead="auto"))
+    assert method.alternatives is not None
+    assert method.alternatives.per_row == INSTEAD_PER_ROW
+    steps = [method.alternatives.beside([1, 4], num_forget=3, num_rows=6, epoch=epoch) for epoch in (0, 1)]
+    assert steps == [[1, 4, 6 + INSTEAD_PER_ROW], [1, 4, 6 + INSTEAD_PER_ROW + 1]]
