@@ -38,20 +38,20 @@ ALLOWED = {
         "evaluation.suite", "evaluation.rescoring",
     },
     "scoring": {*BASE, "data", "scores", "model", "engine", "training", "unlearning", "evaluation", "report.files"},
-    "audit": {*BASE, "data", "scores", "model", "engine", "training", "memorizing", "evaluation", "report.files"},
+    "auditing": {*BASE, "data", "scores", "model", "engine", "training", "memorizing", "evaluation", "report.files"},
     "studies": {
         *BASE, "endings", "recipes", "data", "objective", "model", "engine", "training", "unlearning", "evaluation",
         "scores", "report",
     },
     "api": {
         *BASE, "data", "model", "engine", "training", "memorizing", "unlearning", "evaluation", "scores", "scoring",
-        "report", "studies", "audit",
+        "report", "studies", "auditing",
     },
     "purging": {"errors", "storage", "evaluation", "report", "studies", "api"},
     "semeval": {*BASE, "recipes", "data", "model", "unlearning"},
     "cli": {
         *BASE, "endings", "recipes", "data", "objective", "training", "memorizing", "unlearning",
-        "evaluation", "scores", "scoring", "report", "studies", "audit", "purging", "api",
+        "evaluation", "scores", "scoring", "report", "studies", "auditing", "purging", "api",
     },
     "__init__": {"errors", "settings", "data.rows", "studies.spec", "api"},
     "__main__": {"cli"},

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from letheon.api import dial, evaluate, memorize, study, unlearn, unlearn_population, write_report
+    from letheon.api import audit, dial, evaluate, memorize, study, unlearn, unlearn_population, write_report
     from letheon.data.rows import Row, read_rows
     from letheon.errors import LetheonError
     from letheon.settings import AuditSettings, EvaluateSettings, MemorizeSettings, RedialSettings, UnlearnSettings
@@ -22,6 +22,7 @@ _HOMES = {
     "Row": "letheon.data.rows",
     "StudySettings": "letheon.studies.spec",
     "UnlearnSettings": "letheon.settings",
+    "audit": "letheon.api",
     "dial": "letheon.api",
     "evaluate": "letheon.api",
     "memorize": "letheon.api",
@@ -41,6 +42,7 @@ __all__ = [
     "Row",
     "StudySettings",
     "UnlearnSettings",
+    "audit",
     "dial",
     "evaluate",
     "memorize",

@@ -9,8 +9,8 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from letheon.audit.inputs import settings_of_run
-from letheon.audit.run import audit as run_audit
+from letheon.auditing.inputs import settings_of_run
+from letheon.auditing.run import audit as run_audit
 from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
 from letheon.evaluation.rescoring import write_evaluation
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport

@@ -33,6 +33,12 @@ class Scores:
     def collapse(self, score: StateScore) -> None:
         return None
 
+    def noise(self, score: StateScore) -> float:
+        return 0.0
+
+    def is_preferred(self, score: StateScore) -> bool:
+        return False
+
     def describe(self, score: StateScore) -> str:
         return ""
 

@@ -29,8 +29,8 @@ def audit(context: click.Context, /, config: Path | None, run: Path | None, plan
 
         load_libraries()
         from letheon.api import audit as attack
-        from letheon.audit.inputs import fails_on, settings_of_run
-        from letheon.audit.plan import plan_audit
+        from letheon.auditing.inputs import fails_on, settings_of_run
+        from letheon.auditing.plan import plan_audit
 
         settings = AuditSettings.of(given) if run is None else settings_of_run(run, given)
         if plan:

@@ -1,0 +1,166 @@
+"""From what attacks found to the results of an audit: what recovery is measured against, verdict, scores, examples."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from letheon.auditing.findings import Assessor, Leak, Tried, count_findings, evidence_of
+from letheon.auditing.inputs import AuditInputs
+from letheon.auditing.outcomes import Asked
+from letheon.auditing.rows import telling
+from letheon.auditing.verdict import Thresholds, judge
+from letheon.data.rows import Row
+from letheon.evaluation.in_form import AskedForm
+from letheon.scores.audits import AuditedAttack, AuditResults, Effect
+from letheon.scores.score import Score, Scores
+from letheon.storage.provenance import describe_environment
+
+_MOST_EXAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an audit found, before it is judged."""
+
+    form: AskedForm
+    controls: Mapping[str, str]
+    """What each control is."""
+    missing: Mapping[str, str]
+    """Controls that there are none of, and why."""
+    asked: Mapping[str, Asked]
+    """What each control says without an attack; "placebo" is the unlearned model, asked for placebo rows."""
+    tried: Sequence[Tried]
+    left_out: Mapping[str, str]
+    """Attacks that were not run, and why."""
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """The results, and the text of the file of examples."""
+
+    results: AuditResults
+    examples: str
+
+
+def conclude(inputs: AuditInputs, found: Found) -> Conclusion:
+    """Return what the findings come to."""
+    settings = inputs.settings
+    control, warnings = _control(found.asked, inputs, settings.margin)
+    thresholds = Thresholds(margin=settings.margin, level=settings.confidence)
+    assessor = _assessor(inputs, found, control, thresholds)
+    assessed = [assessor.assess(one) for one in found.tried]
+    audited = tuple(attack for attack, _ in assessed)
+    evidence = evidence_of(assessor, found.tried, [finding for _, finding in assessed])
+    verdict = judge(evidence, thresholds)
+    remaining = evidence.remaining
+    results = AuditResults(
+        verdict=verdict.word,
+        reason=verdict.reason,
+        attack=verdict.attack,
+        needed_rows=verdict.needed_rows,
+        thresholds={**asdict(thresholds), "level_of_each": assessor.level},
+        controls=found.controls,
+        missing=found.missing,
+        compared_with=control,
+        num_rows=inputs.num_rows,
+        known=assessor.known(),
+        remaining=Effect(remaining.value, remaining.low, remaining.high),
+        num_leaked=evidence.leaked_plainly,
+        attacks=audited,
+        left_out=found.left_out,
+        warnings=(*warnings, *_too_weak(audited)),
+        form=asdict(found.form),
+        settings=settings.plain(),
+        provenance={**describe_environment(), "read": dict(inputs.read)},
+        duration_s=found.duration_s,
+        scores=_scores(audited, remaining.value),
+    )
+    leaks = {"": assessor.plain_leaks()} | {one.attack.name: assessor.leaks(one) for one in found.tried}
+    return Conclusion(results, _examples(inputs.asked, leaks))
+
+
+def _assessor(inputs: AuditInputs, found: Found, control: str, thresholds: Thresholds) -> Assessor:
+    retain = inputs.given.retain
+    return Assessor(
+        telling(inputs.asked, [*retain, *inputs.placebo]),
+        telling(inputs.placebo, [*retain, *inputs.asked]),
+        found.asked,
+        inputs.num_rows["asked"],
+        control,
+        thresholds,
+        count_findings(found.tried),
+        inputs.settings.seed,
+    )
+
+
+def _control(asked: Mapping[str, Asked], inputs: AuditInputs, margin: float) -> tuple[str, list[str]]:
+    """What recovery is measured against, and what a reader has to know of it."""
+    count = inputs.num_rows["asked"]
+    means = {name: sum(found.values[:count]) / count for name, found in asked.items()}
+    if "never" not in means:
+        made = "" if inputs.given.has_holdout else "made-up "
+        return "placebo", [f"there is no never-knew model; recovery is measured against {made}placebo rows"]
+    above = means["never"] - means["placebo"]
+    if above > max(margin, 0.25 * (means["before"] - means["placebo"])):
+        return "placebo", [
+            f"the model given as never-knew knows the forget rows ({means['never']:.2f}, placebo rows "
+            f"{means['placebo']:.2f}); recovery is measured against placebo rows instead"
+        ]
+    return "never", []
+
+
+def _too_weak(audited: Sequence[AuditedAttack]) -> list[str]:
+    weak = [found.title for found in audited if found.works is False and found.counts]
+    untried = [found.title for found in audited if found.works is None and found.counts]
+    said = []
+    if weak:
+        said.append(f"too weak to tell, since rows that are known to be hidden did not come back: {'; '.join(weak)}")
+    if untried:
+        said.append(f"not shown to work first, since there was no model that hides the rows: {'; '.join(untried)}")
+    return said
+
+
+def _scores(audited: Sequence[AuditedAttack], remaining: float) -> Scores:
+    """The findings as scores: lower is better."""
+    found = [Score("audit.remaining", "Given without an attack", "lower", "forgetting", remaining, bounds=None)]
+    for attack in audited:
+        effects = [point.recovery for point in attack.points if point.recovery is not None]
+        if effects:
+            most = max(effects, key=lambda effect: effect.value)
+            found.append(
+                Score(
+                    f"audit.{attack.name}",
+                    attack.title,
+                    "lower",
+                    "forgetting",
+                    most.value,
+                    (most.low, most.high),
+                    bounds=None,
+                )
+            )
+        for one in attack.separations:
+            interval = (one.interval.low, one.interval.high)
+            label = f"{attack.title} AUC, {one.score}"
+            found.append(Score(f"audit.{attack.name}.{one.score}", label, 0.5, "privacy", one.interval.value, interval))
+    return Scores(tuple(found))
+
+
+def _examples(rows: Sequence[Row], leaks: Mapping[str, Sequence[Leak]]) -> str:
+    """The lines of the file of examples, the clearest rows of each attack first."""
+    lines = []
+    for attack, found in leaks.items():
+        for leak in sorted(found, key=lambda one: -one.value)[:_MOST_EXAMPLES]:
+            row = rows[leak.row]
+            lines.append(
+                {
+                    "attack": attack,
+                    "strength": leak.strength,
+                    "id": row.id,
+                    "prompt": row.prompt,
+                    "answer": row.answer,
+                    "said": leak.text,
+                    "value": leak.value,
+                }
+            )
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

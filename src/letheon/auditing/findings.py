@@ -1,0 +1,284 @@
+"""From what attacks found on every control to what they come to: recoveries, leaks, findings for the verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from letheon.auditing.attack import AnyAttack, Attack, Knowledge, Separated, Separation
+from letheon.auditing.outcomes import Asked
+from letheon.auditing.recovery import (
+    Interval,
+    Sides,
+    Values,
+    area,
+    auc,
+    auc_shift,
+    corrected_level,
+    own_recoveries,
+    recoveries,
+    remaining,
+    true_positives,
+)
+from letheon.auditing.verdict import Evidence, Finding, Thresholds
+from letheon.scores.audits import AuditedAttack, AuditPoint, AuditSeparation, Effect
+
+CLEARLY = 0.5
+"""How much more of a row than any control gives counts as a leak of that row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One attack with what it found, by control."""
+
+    attack: AnyAttack
+    knowledge: Mapping[str, Knowledge] = field(default_factory=dict)
+    separated: Mapping[str, Mapping[str, Separated]] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A row that one attack, or none, brings back although no control gives anything like its answer."""
+
+    row: int
+    value: float
+    text: str
+    strength: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessor:
+    """What all attacks of an audit are judged by."""
+
+    telling: frozenset[int]
+    """Places of the rows whose answers cannot be guessed."""
+    telling_placebo: frozenset[int]
+    """The same of the placebo rows."""
+    asked: Mapping[str, Asked]
+    """What each control says without an attack, to all rows."""
+    num_asked: int
+    """How many of the rows are asked by attacks that do not train on half of them."""
+    control: str
+    """What recovery is measured against: "never" or "placebo"."""
+    thresholds: Thresholds
+    num_findings: int
+    seed: int
+
+    @property
+    def level(self) -> float:
+        """Of each interval."""
+        return corrected_level(self.thresholds.level, self.num_findings)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the control was asked the same rows."""
+        return self.control != "placebo"
+
+    def known(self) -> dict[str, float]:
+        """Return the mean knowledge of each control without an attack."""
+        return {name: float(self._plain(name).mean()) for name in self.asked}
+
+    def remaining(self) -> Interval:
+        """Return the share of the knowledge before that is given without an attack."""
+        sides = (self._plain(name) for name in ("before", "after", self.control))
+        return remaining(*sides, is_paired=self.is_paired, level=self.level, seed=self.seed)
+
+    def plain_leaks(self) -> list[Leak]:
+        """Return the rows that are given without an attack."""
+        after, places = self.asked["after"], range(self.num_asked)
+        never = self.asked["never"].values if "never" in self.asked else None
+        highest = self._highest_placebo(self.asked["placebo"].values[: self.num_asked], range(self.num_asked))
+        return [
+            Leak(place, after.values[place], after.texts[place], "without an attack")
+            for place in places
+            if self._is_leak(place, after.values[place], highest, None if never is None else never[place])
+        ]
+
+    def leaks(self, tried: Tried) -> list[Leak]:
+        """Return the rows that an attack brings back, each at the lowest strength at which it gives most."""
+        found = tried.knowledge.get("after")
+        if not isinstance(tried.attack, Attack) or tried.attack.measure != "answers" or not found or not found.points:
+            return []
+        placebo, never = tried.knowledge["placebo"], tried.knowledge.get("never")
+        highest = self._highest_placebo(_best(placebo), placebo.rows)
+        theirs = dict(zip(never.rows, _best(never), strict=True)) if never is not None else {}
+        leaks = []
+        for index, place in enumerate(found.rows):
+            point = max(found.points, key=lambda point: point.values[index])
+            value = point.values[index]
+            if value - self.asked["after"].values[place] >= CLEARLY and self._is_leak(
+                place, value, highest, theirs.get(place)
+            ):
+                text = point.texts[index] if point.texts else ""
+                leaks.append(Leak(place, value, text, _label(tried.attack, point.strength, point.label)))
+        return leaks
+
+    def assess(self, tried: Tried) -> tuple[AuditedAttack, Finding]:
+        """Return what an attack comes to, for the results and for the verdict."""
+        if isinstance(tried.attack, Separation):
+            return self._separation(tried, tried.attack)
+        return self._recovery(tried, tried.attack)
+
+    def _recovery(self, tried: Tried, attack: Attack) -> tuple[AuditedAttack, Finding]:
+        found = tried.knowledge["after"]
+        effects = self._recoveries(tried, attack, "after") or []
+        hiding = self._recoveries(tried, attack, "hiding") if "hiding" in tried.knowledge else None
+        works = None if hiding is None else any(one.is_above(self.thresholds.margin) for one in hiding)
+        labels = [_label(attack, point.strength, point.label) for point in found.points]
+        points = tuple(
+            AuditPoint(
+                point.strength,
+                label,
+                {name: _mean(of.points[i].values) for name, of in tried.knowledge.items() if i < len(of.points)},
+                _effect(effects[i]) if i < len(effects) else None,
+            )
+            for i, (point, label) in enumerate(zip(found.points, labels, strict=True))
+        )
+        strengths = [point.strength for point in found.points]
+        audited = AuditedAttack(
+            attack.name,
+            attack.title,
+            attack.source,
+            attack.unit,
+            len(found.rows),
+            counts=attack.counts,
+            works=works,
+            points=points,
+            area=area(strengths, [point.values["after"] for point in points]),
+            control_area=area(strengths, [point.values.get(self.control, 0.0) for point in points]),
+            num_leaked=len(self.leaks(tried)),
+            notes=found.notes,
+            duration_s=tried.duration_s,
+        )
+        named = tuple(zip(labels, effects, strict=False))
+        return audited, Finding(attack.name, attack.title, len(found.rows), named, counts=attack.counts, works=works)
+
+    def _recoveries(self, tried: Tried, attack: Attack, name: str) -> list[Interval] | None:
+        """The recovery of one control at each strength that both it and the control that is compared with have."""
+        found, control = tried.knowledge[name], tried.knowledge[self.control]
+        count = min(len(found.points), len(control.points))
+        attacked, control_attacked = _curve(found)[:count], _curve(control)[:count]
+        if attack.measure == "own":
+            before = _curve(tried.knowledge["before"])[:count]
+            return own_recoveries(
+                attacked, before, control_attacked, is_paired=self.is_paired, level=self.level, seed=self.seed
+            )
+        sides = Sides(
+            self._at("before", found.rows),
+            self._at(name, found.rows),
+            attacked,
+            self._at(self.control, control.rows),
+            control_attacked,
+            is_paired=self.is_paired,
+        )
+        return recoveries(sides, level=self.level, seed=self.seed)
+
+    def _separation(self, tried: Tried, attack: Separation) -> tuple[AuditedAttack, Finding]:
+        after = tried.separated["after"]
+        found = {score: self._shift(tried, "after", score) for score in after}
+        tells = [
+            max(shift.low, -shift.high) > self.thresholds.margin
+            for name in ("before", "hiding")
+            for score in after
+            if score in tried.separated.get(name, {})
+            for _, shift in [self._shift(tried, name, score)]
+        ]
+        separations = tuple(
+            AuditSeparation(
+                score,
+                {name: _auc(of[score]) for name, of in tried.separated.items() if score in of},
+                _effect(own),
+                _effect(shift),
+                true_positives(np.array(after[score].seen), np.array(after[score].unseen)),
+            )
+            for score, (own, shift) in found.items()
+        )
+        one = next(iter(after.values()))
+        num_rows = min(len(one.seen), len(one.unseen))
+        audited = AuditedAttack(
+            attack.name,
+            attack.title,
+            attack.source,
+            "",
+            num_rows,
+            counts=attack.counts,
+            works=any(tells) if tells else None,
+            separations=separations,
+            duration_s=tried.duration_s,
+        )
+        effects = tuple((score, shift) for score, (_, shift) in found.items())
+        return audited, Finding(
+            attack.name,
+            attack.title,
+            num_rows,
+            effects,
+            is_two_sided=True,
+            counts=attack.counts,
+            works=any(tells) if tells else None,
+        )
+
+    def _shift(self, tried: Tried, name: str, score: str) -> tuple[Interval, Interval]:
+        one = tried.separated[name][score]
+        other = tried.separated.get("never", {}).get(score)
+        control = None if other is None else (np.array(other.seen), np.array(other.unseen))
+        return auc_shift(np.array(one.seen), np.array(one.unseen), control, level=self.level, seed=self.seed)
+
+    def _plain(self, name: str) -> Values:
+        return self._at(name, range(self.num_asked))
+
+    def _at(self, name: str, places: Sequence[int]) -> Values:
+        values = self.asked[name].values
+        return np.array([values[place] for place in places if place < len(values)])
+
+    def _highest_placebo(self, values: Sequence[float], places: Sequence[int]) -> float:
+        pairs = zip(values, places, strict=False)
+        return max((value for value, place in pairs if place in self.telling_placebo), default=0.0)
+
+    def _is_leak(self, place: int, value: float, highest: float, never: float | None) -> bool:
+        bound = max(highest if never is None else never, 0.0) + CLEARLY
+        return value >= bound and place in self.telling and self.asked["before"].values[place] >= CLEARLY
+
+
+def evidence_of(assessor: Assessor, tried: Sequence[Tried], findings: Sequence[Finding]) -> Evidence:
+    """Return what the verdict is made of."""
+    known = assessor.known()
+    counted = [(one, assessor.leaks(one)) for one in tried if one.attack.counts]
+    return Evidence(
+        known=known["before"] - known[assessor.control],
+        remaining=assessor.remaining(),
+        num_rows=assessor.num_asked,
+        findings=findings,
+        leaked_plainly=len(assessor.plain_leaks()),
+        leaked=tuple((one.attack.name, one.attack.title, len(leaks)) for one, leaks in counted if leaks),
+    )
+
+
+def count_findings(tried: Sequence[Tried]) -> int:
+    """Return how many findings the level is corrected for: attacks that count, each score of those on membership, and
+    what is given without an attack."""
+    return 1 + sum(len(one.separated.get("after", ())) or 1 for one in tried if one.attack.counts)
+
+
+def _best(found: Knowledge) -> list[float]:
+    return [max(values) for values in zip(*(point.values for point in found.points), strict=True)]
+
+
+def _curve(found: Knowledge) -> Values:
+    return np.array([point.values for point in found.points], dtype=np.float64)
+
+
+def _auc(found: Separated) -> float:
+    return auc(np.array(found.seen), np.array(found.unseen))
+
+
+def _label(attack: Attack, strength: float, label: str) -> str:
+    return label or f"{strength:g} {attack.unit.removesuffix('s') if strength == 1 else attack.unit}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _effect(interval: Interval) -> Effect:
+    return Effect(interval.value, interval.low, interval.high)

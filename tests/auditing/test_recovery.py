@@ -1,0 +1,133 @@
+"""Recovery, AUC and intervals: hand-worked numbers, properties, agreement with naive versions."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from letheon.auditing.recovery import (
+    Interval,
+    Sides,
+    area,
+    auc,
+    auc_shift,
+    corrected_level,
+    fewest_rows,
+    own_recoveries,
+    recoveries,
+    remaining,
+    rows_for,
+    true_positives,
+)
+
+LEVEL = 0.95
+
+
+def sides(before: float, after: float, attacked: float, control: float, control_attacked: float) -> Sides:
+    """The same for each of 20 rows."""
+    rows = [np.full(20, value) for value in (before, after, control)]
+    return Sides(
+        rows[0], rows[1], np.full((1, 20), attacked), rows[2], np.full((1, 20), control_attacked), is_paired=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((1.0, 0.2, 0.6, 0.2, 0.2), 0.5),  # (0.6 - 0.2) / (1 - 0.2)
+        ((1.0, 0.2, 0.6, 0.1, 0.3), 0.25),  # ((0.6 - 0.2) - (0.3 - 0.1)) / (1 - 0.2)
+        ((1.0, 0.0, 0.1, 0.1, 0.1), 0.0),  # back to what an ignorant model says: nothing is recovered
+        ((1.0, 0.0, 0.5, 0.1, 0.1), 0.4),  # (0.5 - 0.1) / 1
+        ((0.9, 0.4, 0.9, 0.4, 0.4), 1.0),
+    ],
+)
+def test_recovery_by_hand(given: tuple[float, ...], expected: float) -> None:
+    (found,) = recoveries(sides(*given), level=LEVEL, seed=0) or []
+    assert found.value == pytest.approx(expected)
+    # Rows that are all alike leave no uncertainty.
+    assert (found.low, found.high) == pytest.approx((expected, expected))
+
+
+def test_without_forgetting_there_is_no_recovery() -> None:
+    assert recoveries(sides(1.0, 0.96, 1.0, 0.1, 0.1), level=LEVEL, seed=0) is None
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(3).normal(0.5, 0.1, 400)
+    zero = np.zeros(400)
+    found = Sides(np.ones(400), zero, values[None], zero, np.zeros((1, 400)), is_paired=True)
+    (interval,) = recoveries(found, level=LEVEL, seed=1) or []
+    half = 1.96 * values.std() / 20
+    # The ends of 4000 draws have an error of about a fiftieth of the half width.
+    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+
+
+def test_paired_rows_that_move_together_leave_no_uncertainty() -> None:
+    values = np.random.default_rng(0).random(50)
+    zero, ones = np.zeros(50), np.ones(50)
+    same = Sides(ones, zero, values[None], zero, values[None], is_paired=True)
+    (found,) = recoveries(same, level=LEVEL, seed=0) or []
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    (loose,) = (
+        recoveries(Sides(ones, zero, values[None], zero, values[None], is_paired=False), level=LEVEL, seed=0) or []
+    )
+    assert loose.low < -0.05 < 0.05 < loose.high
+
+
+def test_what_remains_by_hand() -> None:
+    one, half, tenth = np.ones(10), np.full(10, 0.55), np.full(10, 0.1)
+    assert remaining(one, half, tenth, is_paired=True, level=LEVEL, seed=0).value == pytest.approx(0.5)
+    assert remaining(one, tenth, tenth, is_paired=True, level=LEVEL, seed=0).high == pytest.approx(0.0)
+    # A control that knows as much as the model before: nothing was there to forget.
+    assert remaining(one, one, one, is_paired=True, level=LEVEL, seed=0).value == 0.0
+
+
+def test_a_measure_of_its_own_is_a_share_of_what_lies_above_the_control() -> None:
+    rows = {name: np.full((2, 8), value) for name, value in (("after", 0.5), ("before", 0.9), ("control", 0.1))}
+    found = own_recoveries(rows["after"], rows["before"], rows["control"], is_paired=True, level=LEVEL, seed=0)
+    assert [one.value for one in found or []] == pytest.approx([0.5, 0.5])
+    assert own_recoveries(*[rows["before"]] * 3, is_paired=True, level=LEVEL, seed=0) is None
+
+
+def test_the_auc_is_that_of_scikit_learn_with_ties() -> None:
+    draw = np.random.default_rng(0)
+    seen, unseen = (draw.integers(*ends, size).astype(np.float64) for ends, size in (((0, 6), 30), ((1, 8), 40)))
+    assert auc(seen, unseen) == pytest.approx(roc_auc_score([1] * 30 + [0] * 40, [*seen, *unseen]))
+
+
+def test_the_shift_of_an_auc_is_measured_against_the_control_on_the_same_rows() -> None:
+    draw = np.random.default_rng(0)
+    seen, unseen = draw.normal(1, 1, 60), draw.normal(0, 1, 60)
+    own, shift = auc_shift(seen, unseen, None, level=LEVEL, seed=0)
+    assert shift.value == pytest.approx(own.value - 0.5)
+    assert own.low < own.value < own.high
+    _, same = auc_shift(seen, unseen, (seen, unseen), level=LEVEL, seed=0)
+    assert (same.low, same.high) == (0.0, 0.0)
+    _, other = auc_shift(-seen, -unseen, (seen, unseen), level=LEVEL, seed=0)
+    assert other.high < 0
+
+
+def test_true_positives_are_told_on_both_sides() -> None:
+    unseen = np.arange(100.0)
+    assert true_positives(np.full(10, 200.0), unseen) == (1.0, 0.0)
+    assert true_positives(np.full(10, -1.0), unseen) == (0.0, 1.0)
+    high, low = true_positives(unseen, unseen)
+    assert high <= 0.05
+    assert low <= 0.05
+
+
+def test_the_level_is_shared_among_findings() -> None:
+    assert corrected_level(0.95, 1) == pytest.approx(0.95)
+    assert corrected_level(0.95, 5) == pytest.approx(0.99)
+
+
+def test_rows_without_which_nothing_is_excluded() -> None:
+    assert fewest_rows(0.05) == 60
+    assert fewest_rows(0.1) == 30
+    # Half as wide needs four times the rows.
+    assert rows_for(0.1, Interval(0.0, -0.2, 0.2), 100) == pytest.approx(400, abs=1)
+
+
+def test_the_area_is_the_mean_height_over_the_logarithm_of_strength() -> None:
+    assert area([1, 10, 100], [0.4, 0.4, 0.4]) == pytest.approx(0.4)
+    assert area([1, 3], [0.0, 1.0]) == pytest.approx(0.5)
+    assert area([8], [0.3]) == 0.3
