@@ -88,8 +88,8 @@ class RowSettings(SuiteSettings):
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "widened"], FIXED, SHARED] = Field(
         "auto",
-        description="Precision of the weights. auto: the checkpoint's own if this machine is fast in it, else widened "
-        "(16 bits in memory, multiplied in float32).",
+        description="Precision of the weights; auto: the checkpoint's own if that is fast here, else widened (16 bits "
+        "in memory, multiplied in float32).",
     )
     device: Annotated[Literal["cpu", "cuda"] | None, FIXED, SHARED] = Field(
         None, description="Device; default: a GPU if there is one."
@@ -195,8 +195,8 @@ class GeneralSettings(Settings):
 
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
-        description="General text or chat, on which the KL to the model before is kept small: a file (.txt, or rows), "
-        "auto (what the model itself writes), holdout (the --holdout documents), or none [none].",
+        description="General text to hold in place by a KL: a file, auto (what the model itself writes), holdout (the "
+        "--holdout documents), or none [none].",
     )
     general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
         1.0, gt=0, description="Weight of the KL on general text."
@@ -268,7 +268,7 @@ class OptimiserSettings(Settings):
 
     learning_rate: Annotated[Rate, FIXED, OWN, FIRST, Alias("--lr")] = Field(
         "auto",
-        description="Step size; auto: rises until rows are being forgotten, falls once they are, and ends the run.",
+        description="Step size; auto finds it, and the end of the run, by the scores.",
     )
     optimiser: Annotated[Literal["adamw", "adam"], FIXED, OWN, RARE] = Field("adamw", description="Optimiser.")
     weight_decay: Annotated[float, FIXED, OWN, RARE] = Field(
@@ -338,7 +338,7 @@ class FormSettings(Settings):
         "answer",
         description="Where to take the retain KL; all: at every position of rows padded to --max-length.",
     )
-    max_length: Annotated[int, FIXED, SHARED] = Field(2048, ge=2, description="Longest row, in tokens.")
+    max_length: Annotated[int, FIXED, SHARED, RARE] = Field(2048, ge=2, description="Longest row, in tokens.")
     overlong: Annotated[Literal["refuse", "truncate", "truncate-prompt"], FIXED, SHARED, RARE] = Field(
         "refuse",
         description="What to do with rows longer than --max-length: truncate trains on their first tokens; "
@@ -379,7 +379,7 @@ class ScoringSettings(Settings):
     holdout_task: Annotated[str | None, FIXED, SHARED, RARE, Requires("holdout")] = Field(
         None, description="Task whose forget rows are like the holdout documents."
     )
-    patience: Annotated[int | None, FIXED, OWN] = Field(
+    patience: Annotated[int | None, FIXED, OWN, RARE] = Field(
         None, ge=1, description="Stop after N scorings without improvement."
     )
     patience_on: Annotated[
@@ -409,8 +409,8 @@ class DialSettings(Settings):
 
     dial: Annotated[Literal["membership", "forgotten", "none"], RESUMABLE, OWN] = Field(
         "none",
-        description="How to scale what was trained, after training: so that membership attacks do worst on --holdout "
-        "(membership, the default with --holdout), or as little as forget recall allows (forgotten).",
+        description="How to scale the result: so that membership attacks do worst on --holdout (membership, the "
+        "default with it), or as little as forget recall allows (forgotten).",
     )
     dial_forget_budget: Annotated[float, RESUMABLE, OWN, RARE, _BY_MEMBERSHIP] = Field(
         0.1, ge=0, le=1, description="By how much the dial may raise forget recall above what training reached."
