@@ -91,7 +91,7 @@ SETTINGS = [
         (
             "method: expected one of low-rank-npo, neko, ga, gd, kl-min, npo, simnpo, idk-dpo, alt-po, rmu, "
             "adaptive-rmu, undial, wga, satimp, ce-u, pdu, sugd, agad, npo-ties, constrained, stat, llmu, "
-            "task-vector, got 'simnp' (did you mean 'simnpo'?)"
+            "task-vector, quantile, got 'simnp' (did you mean 'simnpo'?)"
         ),
     ),
     Bad(
@@ -100,7 +100,7 @@ SETTINGS = [
         (
             "method: expected one of low-rank-npo, neko, ga, gd, kl-min, npo, simnpo, idk-dpo, alt-po, rmu, "
             "adaptive-rmu, undial, wga, satimp, ce-u, pdu, sugd, agad, npo-ties, constrained, stat, llmu, "
-            "task-vector, got 'IDK-DPO' (did you mean 'idk-dpo'?)"
+            "task-vector, quantile, got 'IDK-DPO' (did you mean 'idk-dpo'?)"
         ),
     ),
     Bad(

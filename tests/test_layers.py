@@ -143,6 +143,7 @@ def test_public_names() -> None:
         "Row",
         "StudySettings",
         "UnlearnSettings",
+        "audit",
         "dial",
         "evaluate",
         "memorize",

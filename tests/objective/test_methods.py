@@ -179,7 +179,7 @@ def step_gradient(method: str, given: dict[str, Any]) -> Tensor:
     """The gradient of a method's loss on all rows at once, at a state away from the reference, adapter trained."""
     declared = METHODS[method]
     layer = {"coefficients": {declared.layer: 1}} if declared.layer else {}
-    settings = resolve_settings(settings_of(method, given, adapt="lora", **layer))
+    settings = resolve_settings(settings_of(method, given, adapt="lora", target_modules=("q_proj", "v_proj"), **layer))
     loaded, inputs = load_model(settings.model), read_inputs(settings)
     problem = prepare(loaded, inputs, settings, method=declared, cache_dir=None, observer=Silent()).problem
     generator = torch.Generator().manual_seed(3)

@@ -264,6 +264,7 @@ def study(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -
         **{name: value for name, value in given.items() if name not in ("out", "evaluate")},
         "epochs": 6,
         "keep": "last",
+        "target_modules": ["q_proj", "v_proj"],
     }
     values = {
         "base": base,

@@ -247,8 +247,8 @@ def _attack(name: str, title: str, source: str, value: Callable[[Tensor], float]
 
 
 ATTACKS = (
-    _attack("memorisation", "Exact memorisation", "Tirumala et al. 2022, arXiv 2205.10770", exact_memorisation),
-    _attack("strength", "Extraction strength", "Carlini et al. 2021, arXiv 2012.07805", extraction_strength),
+    _attack("memorisation", "Memorised tokens", "Tirumala et al. 2022, arXiv 2205.10770", exact_memorisation),
+    _attack("strength", "Extraction from the start", "Carlini et al. 2021, arXiv 2012.07805", extraction_strength),
     _attack("run", "Longest verbatim run", "Carlini et al. 2023, arXiv 2202.07646", longest_run),
     Attack(
         name="extraction-exposure",

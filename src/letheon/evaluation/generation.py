@@ -198,7 +198,10 @@ def samples_from(
         progress=progress,
         generator=generator,
     )
-    said = [Generation(_decode(tokenizer, answer.new), answer.is_cut) for answer in answers]
+    said = [
+        Generation(_decode(tokenizer, answer.new), answer.is_cut, None if answer.is_cut else answer.has_ended)
+        for answer in answers
+    ]
     return [said[start : start + num_samples] for start in range(0, len(said), num_samples)]
 
 

@@ -73,7 +73,7 @@ class RowSettings(SuiteSettings):
     heading: ClassVar[str] = "Model and rows"
 
     model: Annotated[str, FIXED, SHARED, FILE, FIRST] = Field(description="Checkpoint: a local folder or a hub id.")
-    tokenizer: Annotated[str | None, FIXED, SHARED, FILE] = Field(
+    tokenizer: Annotated[str | None, FIXED, SHARED, FILE, RARE] = Field(
         None, description="Tokenizer folder or hub id, if the checkpoint has no tokenizer."
     )
     forget: Annotated[str, FIXED, SHARED, FILE, FIRST] = Field(
@@ -119,7 +119,7 @@ class OutputSettings(Settings):
     keep_checkpoints: Annotated[int, INCIDENTAL, OWN, RARE] = Field(
         2, ge=1, description="How many of the newest checkpoints to keep, besides the best one."
     )
-    cache_dir: Annotated[Path | None, INCIDENTAL, SHARED] = Field(
+    cache_dir: Annotated[Path | None, INCIDENTAL, SHARED, RARE] = Field(
         None, description="Cache folder (default ~/.cache/letheon)."
     )
     trackers: Annotated[Names, INCIDENTAL, OWN, RARE] = Field(
@@ -300,7 +300,7 @@ class AdapterSettings(Settings):
         None, description='Decoder layers to train, as a slice: "-8:" is the last eight, "0:6" the first six.'
     )
     rank: Annotated[int, FIXED, OWN, FIRST, _OF_LORA] = Field(5, ge=1, le=MOST_RANKS, description="LoRA rank.")
-    alpha: Annotated[float, FIXED, OWN, _OF_LORA] = Field(
+    alpha: Annotated[float, FIXED, OWN, _OF_LORA, RARE] = Field(
         5.0, gt=0, description="LoRA alpha; the adapter's factor is alpha / rank."
     )
     rslora: Annotated[bool, FIXED, OWN, RARE, _OF_LORA] = Field(

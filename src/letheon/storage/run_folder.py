@@ -141,7 +141,7 @@ DROPPED_FOLDER = Entry(
     is_folder=True,
 )
 
-AUDITS_FOLDER = Entry("audit", "audit.run", "what attacks found", readers="owner", is_folder=True)
+AUDITS_FOLDER = Entry("audit", "auditing.run", "what attacks found", readers="owner", is_folder=True)
 
 # In model/ and adapter/.
 CARD_FILE = Entry("README.md", "api", "the card: settings, versions, scores, hashes, without paths")
@@ -207,10 +207,12 @@ FORM_PREDICTIONS_FILE = Entry(
 REQUEST_FILE = Entry("request.json", "studies.scoring", "how a study took these scores, as hashes")
 
 # The folder of an audit.
-AUDIT_RESULTS_FILE = Entry("results.json", "audit.run", "verdict, recoveries, thresholds, paths, hashes", is_mark=True)
+AUDIT_RESULTS_FILE = Entry(
+    "results.json", "auditing.run", "verdict, recoveries, thresholds, paths, hashes", is_mark=True
+)
 OUTCOMES_FILE = Entry(
     "outcomes.json",
-    "audit.outcomes",
+    "auditing.outcomes",
     "what each attack found of each row, so that an audit can go on",
     rows="what the model said, under attack too",
     readers="owner",
@@ -218,13 +220,13 @@ OUTCOMES_FILE = Entry(
 )
 EXAMPLES_FILE = Entry(
     "examples.jsonl",
-    "audit.run",
+    "auditing.run",
     "examples of what came back",
     rows="prompts, answers and what the model said",
     readers="owner",
     fate="removed",
 )
-NEVER_FOLDER = Entry("never", "audit.run", "a model that was trained without the forget rows", is_folder=True)
+NEVER_FOLDER = Entry("never", "auditing.run", "a model that was trained without the forget rows", is_folder=True)
 
 # The folder of a study.
 STUDY_FILE = Entry(
