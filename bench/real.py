@@ -78,7 +78,7 @@ REAL = Plan(
 
 SMALL = replace(
     REAL,
-    memorize={**REAL.memorize, "learning_rate": 5e-3, "max_steps": 600},
+    memorize={**REAL.memorize, "learning_rate": 5e-3, "target_accuracy": 1.0, "max_steps": 600},
     ours={**REAL.ours, **ADAPTER, "learning_rate": 5e-3, "epochs": 8},
     plain={**REAL.plain, "learning_rate": 5e-3, "epochs": 8},
     ask={"text_tokens": 1024, "max_new_tokens": 48},
