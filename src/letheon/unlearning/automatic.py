@@ -6,20 +6,15 @@ cool-down that ends short of the goals is followed by more training. This is a r
 arXiv 1506.01186) on the run's own steps, so that none of them is thrown away.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
-from letheon.data.schedules import Schedule
-from letheon.settings import CourseSettings, UnlearnSettings
-from letheon.training.judge import History, Judge, StateScore
-from letheon.training.optimiser import build_optimiser
+from letheon.settings import UnlearnSettings
+from letheon.training.judge import History, StateScore
 from letheon.training.stopping import choose_kept, why_stop
 from letheon.unlearning.course import SetCourse
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.resolve import is_to_score, scoring_interval, steps_to_score, total_steps
+from letheon.unlearning.resolve import is_to_score, scoring_interval
 
 FORGOTTEN = 0.05
 """Recall of the forget rows at which they count as forgotten, once what matches of their answers has settled."""
@@ -66,12 +61,9 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class AutomaticCourse:
+class AutomaticCourse(SetCourse):
     """A course that follows the scores: each phase follows from those so far, so that a run can be resumed."""
 
-    settings: CourseSettings
-    schedule: Schedule
-    judge: Judge
     start: StateScore
     """The model before the first step."""
     first_rate: float
@@ -79,29 +71,8 @@ class AutomaticCourse:
     """Their names."""
 
     @property
-    def total_steps(self) -> int:
-        """Steps after which it is given up."""
-        return total_steps(self.settings, self.schedule)
-
-    @property
-    def held_steps(self) -> frozenset[int]:
-        """Those that `score_at` names."""
-        due = self.settings.score_at is not None
-        return frozenset(steps_to_score(self.settings, self.schedule)) if due else frozenset()
-
-    @property
-    def ends_on_collapse(self) -> bool:
-        """Whether there is a budget."""
-        return self.settings.retain_budget is not None or self.settings.text_budget is not None
-
-    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a new optimiser."""
-        return build_optimiser(
-            parameters,
-            name=self.settings.optimiser,
-            learning_rate=self.first_rate,
-            weight_decay=self.settings.weight_decay,
-        )
+    def _peak(self) -> float:
+        return self.first_rate
 
     def learning_rate(self, step: int, history: History) -> float:
         """Return that of the present phase; it rises linearly up to the first scoring."""
