@@ -77,7 +77,8 @@ def line_of(target: Target, out: Path, seed: int) -> list[str]:
     run = out / "runs" / target.name / f"seed-{seed}"
     if not (run / "report.html").exists():
         rows = ["--forget", target.forget, "--retain", target.retain]
-        _letheon("unlearn", "--model", target.model, *rows, "--seed", seed, "--out", run)
+        goes_on = ["--resume"] if run.exists() else []
+        _letheon("unlearn", "--model", target.model, *rows, "--seed", seed, "--out", run, *goes_on)
     facts = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["result"]
     events = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     kept: dict[str, Any] = facts["kept"]

@@ -14,8 +14,9 @@ from letheon.auditing.attack import Subject
 from letheon.auditing.sampling import attack, counts_up_to, leak_at, sample
 from letheon.data.sequences import text_ids
 from letheon.evaluation import decoding
-from letheon.evaluation.generation import answers_from, draw, generate_from, samples_from
+from letheon.evaluation.generation import answers_from, draw, generate_from
 from letheon.evaluation.in_form import AskedForm
+from letheon.evaluation.sampling import samples_from
 from running import knowing_model
 from small import tiny_model
 

@@ -262,6 +262,11 @@ def test_verdict_follows_the_scores(after: LumeResults, level: str, words: str) 
         (Ending("finished", 9), "good", "The model forgot"),
         (Ending("patience: score not better for 3 scorings", 9), "good", "The model forgot"),
         (Ending("signal 15", 9), "mixed", "The run was ended early after 9 steps (signal 15). The model forgot"),
+        (
+            Ending("finished without reaching a retain recall of 0.950: recall forget 0.000, retain 0.900", 9),
+            "mixed",
+            "The run finished without reaching a retain recall of 0.950: recall forget 0.000, retain 0.900. The model",
+        ),
         (Ending("time limit of 60 s", 9), "mixed", "ended early after 9 steps (time limit of 60 s)"),
         (Ending("time limit of 60 s", 0), "bad", "Nothing was trained: the run took no step (time limit of 60 s)"),
         (Ending(None, 9, is_over=False), "unknown", "The run is not over, so"),

@@ -161,6 +161,18 @@ def test_a_run_that_reaches_its_last_step_says_which_goal_it_missed(last: tuple[
     )
 
 
+def test_rows_that_were_never_known_are_not_called_forgotten() -> None:
+    found = history((0.02, 1.0), (0.02, 1.0), (0.02, 1.0))
+    assert (course(start=(0.02, 1.0)).why_stop(found) or "").startswith("nothing to forget, as before: ")
+
+
+def test_phases_are_those_of_the_history_that_is_asked_about() -> None:
+    """What is remembered of one history has no say in another."""
+    one, damaged, other = course(), history((1.0, 1.0), (0.6, 0.8)), history((1.0, 1.0), (0.6, 0.99), (0.3, 0.99))
+    phases = [one.phase(found) for found in (damaged, other, damaged[:1], other[:2], [], damaged)]
+    assert phases == [course().phase(found) for found in (damaged, other, damaged[:1], other[:2], [], damaged)]
+
+
 def test_of_the_states_that_reached_both_goals_the_best_is_kept() -> None:
     found = history((0.06, 1.0), (0.04, 0.96), (0.03, 0.97), (0.0, 0.94))
     assert course().kept(found).step == 30
@@ -200,6 +212,12 @@ def test_methods_whose_forgetting_scores_cannot_follow_have_a_fixed_rate(name: s
     assert finds_rate(given, get_method(name)) is finds
     assert given.learning_rate == ("auto" if finds else FIXED_RATE)
     assert given.checkpoint_epochs == (1 if finds else 5)
+
+
+def test_rows_that_are_left_out_of_training_cannot_be_followed() -> None:
+    with pytest.raises(SettingsError, match=r"validation: .* set --learning-rate"):
+        settings(validation=0.1)
+    assert settings(validation=0.1, learning_rate=1e-3).validation == 0.1
 
 
 @pytest.mark.parametrize("changes", [{"warm_up": 1.0}, {"learning_rate_schedule": "linear"}])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -156,6 +157,20 @@ def test_eight_mixed_runs_are_what_they_are_alone(given: dict[str, Any]) -> None
         assert difference(merged, other) < TOLERANCE
 
 
+def test_runs_find_their_own_learning_rates_and_ends_as_they_do_alone(given: dict[str, Any]) -> None:
+    free = {name: value for name, value in given.items() if name not in ("epochs", "learning_rate")}
+    seeds = [{"seed": 1}, {"seed": 2, "epochs": 5}, {"seed": 3}]
+    together = run_population(population_of(free, *seeds))
+    for alone, found in zip(population_of(free, *seeds, to="alone"), together, strict=True):
+        expected = unlearn(alone)
+        assert isinstance(found, RunReport)
+        assert (found.reason.split(":")[0], found.num_steps) == (expected.reason.split(":")[0], expected.num_steps)
+        runs = [yaml.safe_load((one.folder / "run.yaml").read_text()) for one in (found, expected)]
+        assert runs[0]["epochs"] == runs[1]["epochs"]
+        rates = [[step["learning_rate"] for step in events(one.folder, "step")] for one in (found, expected)]
+        assert rates[0] == pytest.approx(rates[1])
+
+
 def test_runs_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) -> None:
     shared = {"gamma": 0.0, "positions": "all", "max_length": 48, "overlong": "truncate", "validation": 0.34}
     shared |= {"patience": 9, "patience_on": "retain_kl", "schedule": "alternating", "checkpoint_steps": 2, "seed": 3}
@@ -267,7 +282,9 @@ def test_groups_hold_what_can_share_a_model() -> None:
 
 def test_a_random_split_is_shared_by_one_seed() -> None:
     seeds = (1, 2, 1)
-    assert groups_of([settings_of(seed=seed, validation=0.2, rank=n + 1) for n, seed in enumerate(seeds)]) == [
+    assert groups_of(
+        [settings_of(seed=seed, validation=0.2, learning_rate=1e-3, rank=n + 1) for n, seed in enumerate(seeds)]
+    ) == [
         [0, 2],
         [1],
     ]

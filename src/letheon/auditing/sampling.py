@@ -16,8 +16,8 @@ from letheon.auditing.attack import Attack, Knowledge, Point, Subject
 from letheon.auditing.knowledge import RECALLED, is_success, value_of
 from letheon.data.forms import as_asked
 from letheon.data.rows import Row
-from letheon.evaluation.generation import samples_from
 from letheon.evaluation.in_form import Asking, askings, said
+from letheon.evaluation.sampling import samples_from
 from letheon.progress import Progressed
 
 LONGEST = 128

@@ -1,6 +1,6 @@
 """Answers to prompts: raw ones, as the official script gives them to the model, or tokens in the rows' form.
 
-They are greedy, but for `samples_from`.
+They are greedy, but for those of sampling.py.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -153,56 +153,15 @@ def generate_from(
         names=names,
         progress=progress,
     )
+    return decoded(tokenizer, answers)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Answer]) -> list[Generation]:
+    """Return answers as text."""
     return [
         Generation(_decode(tokenizer, answer.new), answer.is_cut, None if answer.is_cut else answer.has_ended)
         for answer in answers
     ]
-
-
-def samples_from(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[list[int]],
-    *,
-    num_samples: int,
-    seed: int,
-    to_match: Sequence[str | None] | None = None,
-    rooms: Sequence[int] | None = None,
-    more_ends: Collection[int] = (),
-    max_new_tokens: int = 256,
-    batch_size: int = 32,
-    names: Sequence[str] | None = None,
-    progress: StepProgress | None = None,
-) -> list[list[Generation]]:
-    """Return `num_samples` continuations of each prompt, drawn at temperature 1 from the whole vocabulary.
-
-    Samples of one prompt that run together share the pass over it. `seed` fixes all of them for one batch size;
-    `rooms` are the most new tokens of each prompt, where that is less than `max_new_tokens`. All else is as in
-    `generate_from`.
-
-    Raises:
-        EvaluationError: as `generate_from`.
-    """
-    places = [place for place in range(len(rows)) for _ in range(num_samples)]
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    answers = answers_from(
-        model,
-        tokenizer,
-        [rows[place] for place in places],
-        to_match=None if to_match is None else [to_match[place] for place in places],
-        rooms=None if rooms is None else [rooms[place] for place in places],
-        more_ends=more_ends,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        names=None if names is None else [names[place] for place in places],
-        progress=progress,
-        generator=generator,
-    )
-    said = [
-        Generation(_decode(tokenizer, answer.new), answer.is_cut, None if answer.is_cut else answer.has_ended)
-        for answer in answers
-    ]
-    return [said[start : start + num_samples] for start in range(0, len(said), num_samples)]
 
 
 def answers_from(
@@ -224,7 +183,7 @@ def answers_from(
 ) -> list[Answer]:
     """Return the continuations of `generate_from` as tokens, the end of those that have ended included.
 
-    With a `generator` they are drawn, as in `samples_from`, which says what `rooms` are.
+    With a `generator` they are drawn, as in sampling.py, which says what `rooms` are.
 
     Raises:
         EvaluationError: as `generate_from`.

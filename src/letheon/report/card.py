@@ -10,7 +10,7 @@ from letheon.report.files import flat_items
 from letheon.report.shareable import PLACES, shareable_provenance, shareable_settings, shareable_text
 from letheon.report.tables import compare, to_markdown
 from letheon.report.text import to_markdown_text, visible_line
-from letheon.report.verdict import CUT_SHORT, attacks_in, membership_reading
+from letheon.report.verdict import CUT_SHORT, SHORT_OF_GOALS, attacks_in, membership_reading
 from letheon.scores.results import Results
 from letheon.scores.score import SHARE, shown_of
 from letheon.storage.hub import is_hub_id
@@ -94,6 +94,8 @@ def _what_was_done(provenance: Mapping[str, object]) -> str:
     if reason.startswith(CUT_SHORT):
         why = to_markdown_text(reason)
         return f"**Training was ended early** ({why}, after {steps} steps): it had begun {aim}"
+    if reason.startswith(SHORT_OF_GOALS):
+        return f"**Training {to_markdown_text(reason)}**: it was {aim}"
     return f"This checkpoint was trained {aim}"
 
 

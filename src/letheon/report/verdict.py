@@ -25,6 +25,8 @@ UNTELLING_SHARE = 0.15
 of the range of possible values: for an AUC, 0.35 to 0.65."""
 CUT_SHORT = ("signal", "time limit", "collapse", "diverged")
 """How the reasons of runs begin that ended before they were done."""
+SHORT_OF_GOALS = "finished without reaching"
+"""How the reason of a run begins that took all its steps and missed a goal of its own (unlearning/automatic.py)."""
 _SIDES: tuple[tuple[str, Role], ...] = (("forget", FORGETTING), ("retain", RETENTION))
 _MEANS: Mapping[Role, Better] = {FORGETTING: "lower", RETENTION: "higher"}
 """Which scores of a role its mean is over: those of which less, or more, is better."""
@@ -67,6 +69,8 @@ class Ending:
         if not self.is_over:
             why = f" ({self.reason})" if self.reason else ""
             return f"the run is not over{why}, so what was scored is not its result; go on with it by --resume"
+        if self.reason is not None and self.reason.startswith(SHORT_OF_GOALS):
+            return f"the run {self.reason}"
         if self.reason is None or not self.reason.startswith(CUT_SHORT):
             return None
         steps = "" if self.num_steps is None else f" after {self.num_steps} steps"

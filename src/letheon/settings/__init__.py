@@ -6,6 +6,7 @@ name the setting. What else the code has to know of a setting stands beside its 
 """
 
 from letheon.settings.base import Settings
+from letheon.settings.beyond import DialSettings
 from letheon.settings.commands import (
     AuditSettings,
     DemoSettings,
@@ -21,7 +22,6 @@ from letheon.settings.parts import (
     OF_SCORING,
     AdapterSettings,
     CourseSettings,
-    DialSettings,
     FormedRowSettings,
     FormSettings,
     MethodSettings,

@@ -6,13 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
+from letheon.settings.beyond import DialSettings, GeneralSettings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
     CourseSettings,
-    DialSettings,
     FormedRowSettings,
-    GeneralSettings,
     MethodSettings,
     OutputSettings,
     RowSettings,

@@ -7,7 +7,8 @@ arXiv 1506.01186) on the run's own steps, so that none of them is thrown away.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import History, StateScore
@@ -69,6 +70,8 @@ class AutomaticCourse(SetCourse):
     first_rate: float
     forget_terms: tuple[str, ...]
     """Their names."""
+    _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
 
     @property
     def _peak(self) -> float:
@@ -99,7 +102,8 @@ class AutomaticCourse(SetCourse):
             return early
         last = history[-1]
         if self.phase(history).is_over:
-            return f"forgotten: {_recalls(last)}"
+            was_known = _recall(self.start, "forget") > FORGOTTEN
+            return f"{'forgotten' if was_known else 'nothing to forget, as before'}: {_recalls(last)}"
         if last.step >= self.total_steps:
             return f"finished without reaching {self._missed(history)}: {_recalls(last)}"
         return None
@@ -111,11 +115,13 @@ class AutomaticCourse(SetCourse):
 
     def phase(self, history: History) -> Phase:
         """Return where the run stands after these scores."""
-        phase = Phase(self.first_rate, MOST_RISE * self.first_rate)
-        for number in range(1, len(history) + 1):
-            if not phase.is_over:
-                phase = self._next(phase, history[:number])
-        return phase
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1][0], zip(history, self._seen, strict=False)))
+        del self._seen[known:]
+        for number in range(known, len(history)):
+            before = self._seen[-1][1] if self._seen else Phase(self.first_rate, MOST_RISE * self.first_rate)
+            phase = before if before.is_over else self._next(before, history[: number + 1])
+            self._seen.append((history[number], phase))
+        return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
 
     def _next(self, phase: Phase, history: History) -> Phase:
         score, last = history[-1], history[-2] if len(history) > 1 else self.start

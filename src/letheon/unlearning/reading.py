@@ -22,7 +22,7 @@ from letheon.unlearning.folder import recorded_dtype
 from letheon.unlearning.formed_rows import check_answers
 from letheon.unlearning.inputs import Inputs, read_inputs
 from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
-from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_settings, with_enough_epochs
+from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_end, resolve_settings
 
 
 def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:
@@ -53,7 +53,7 @@ def read(
     Raises:
         LetheonError: whatever in settings, rows or checkpoint stands in the way of the run.
     """
-    finds_end = "epochs" not in settings.model_fields_set and "max_steps" not in settings.model_fields_set
+    asked = settings
     settings = resolve_settings(settings)
     check_form(settings.template)
     check_trackers(settings.trackers)
@@ -69,8 +69,12 @@ def read(
     inputs = replace(inputs, warnings=(*warnings, *warnings_of_dial(settings, inputs, note=note)))
     check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
-    if settings.learning_rate == "auto" and finds_end:
-        settings = with_enough_epochs(settings, inputs.forget, inputs.retain)
+    if asked.learning_rate == "auto" and settings.learning_rate != "auto" and note is not None:
+        note(
+            f"learning rate {settings.learning_rate:g}, since runs of method '{method.name}' cannot find their own; it "
+            f"is meant for adapters of 7B models, so set --learning-rate for others"
+        )
+    settings = resolve_end(asked, settings, inputs.forget, inputs.retain)
     check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
     return settings, inputs
 

@@ -210,8 +210,10 @@ def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedu
     )
 
 
-def with_enough_epochs(settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
-    """Return the settings of a run that finds its own end, with epochs enough to find it over these rows."""
+def resolve_end(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
+    """Return resolved settings, with epochs enough for a run to find its own end where it was `asked` for no limit."""
+    if settings.learning_rate != "auto" or not {"epochs", "max_steps"}.isdisjoint(asked.model_fields_set):
+        return settings
     steps_per_epoch = build_schedule(settings, forget, retain).steps_per_epoch
     return settings.model_copy(update={"epochs": max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))})
 
@@ -309,6 +311,11 @@ def _check_rate(settings: UnlearnSettings, method: Method) -> None:
             raise SettingsError(
                 f"{name}: has no effect with --learning-rate auto, which follows the scores; leave it out"
             )
+    if settings.validation is not None:
+        raise SettingsError(
+            "validation: scores are then taken on rows that are not trained on, so --learning-rate auto cannot follow "
+            "them; set --learning-rate"
+        )
 
 
 def _check_dial(settings: UnlearnSettings) -> None:

@@ -54,7 +54,7 @@ from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_sett
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings, warnings_of_dial
 from letheon.unlearning.record import RunReport, log_end, log_start, write_result, write_run
-from letheon.unlearning.resolve import method_of, resolve_settings
+from letheon.unlearning.resolve import method_of, resolve_end, resolve_settings
 from letheon.unlearning.run import WHEN_FULL, unlearn
 
 
@@ -151,7 +151,10 @@ def _try_together(
     """Train them together; None, saying why, where the model's architecture does not allow that."""
     clock = Clock(None)
     first, inputs = read(settings[0], method_of(settings[0]), note=observer.note)
-    others = [resolve_settings(one).model_copy(update={"dtype": first.dtype}) for one in settings[1:]]
+    others = [
+        resolve_end(one, resolve_settings(one), inputs.forget, inputs.retain).model_copy(update={"dtype": first.dtype})
+        for one in settings[1:]
+    ]
     resolved = [first, *others]
     for one in resolved:
         check_trackers(one.trackers)
