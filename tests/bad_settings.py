@@ -184,10 +184,18 @@ SETTINGS = [
     ),
     Bad(
         "a validation set of all rows",
-        setting("--validation", 0.99),
+        setting("--validation", 0.99, "--lr", 1e-3),
         (
             "validation: a share of 0.99 of 3 forget rows leaves 3 rows to score on; at least one row must be left "
             "for scoring and one for training"
+        ),
+    ),
+    Bad(
+        "rows left out that a learning rate follows",
+        setting("--validation", 0.5),
+        (
+            "validation: scores are then taken on rows that are not trained on, so --learning-rate auto cannot follow "
+            "them; set --learning-rate"
         ),
     ),
     Bad(
