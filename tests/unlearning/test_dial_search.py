@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -233,6 +234,19 @@ def test_recall_that_rises_again_below_a_scale_stops_the_way_down() -> None:
     choice = by_recall(lambda s: 0.0 if s >= 0.6 or 0.25 <= s <= 0.35 else 0.4)
     assert choice.point.scale == pytest.approx(0.6, abs=0.01)
     assert choice.point.scale >= 0.6
+
+
+def test_texts_that_still_match_keep_the_scale_up() -> None:
+    """Greedy decoding departs from them at every scale; how much of them matches falls from 1 at 0 to 0 at 1."""
+
+    def measure(scale: float) -> Point:
+        recall = 0.0 if scale > 0.1 else 1.0
+        one = point(scale, None, forget=recall)
+        return replace(one, values={**one.values, "forget_match": 1 - scale})
+
+    choice = choose_by_recall(measure)
+    assert choice.point.scale == pytest.approx(0.95, abs=0.01)
+    assert choice.point.scale >= 0.95
 
 
 def test_recall_that_only_the_last_step_brings_down_leaves_the_scale_near_1() -> None:

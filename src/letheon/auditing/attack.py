@@ -90,7 +90,7 @@ class Knowledge:
 
 
 Measure = Literal["answers", "own"]
-"""What values mean. "answers": knowledge of a row as the core measures it without an attack (audit/knowledge.py), so
+"""What values mean. "answers": knowledge of a row as the core measures it without an attack (knowledge.py), so
 that an attack's gain is a difference to that. "own": a measure of the attack's own, 0 to 1, higher for rows that are
 known, which the core compares with that of placebo rows and of the never-knew model at the same strength."""
 

@@ -22,6 +22,8 @@ CLOSE_ENOUGH = 0.98
 """A membership score that ends the search: what is left is far below its sampling error."""
 SAME_RECALL = 0.01
 """By how much forget recall may exceed its value at scale 1 and still be at that level."""
+SAME_MATCH = 0.05
+"""By how much what matches of the forget answers may exceed its value at scale 1 and still be at that level."""
 _NARROWEST = 0.01
 """Intervals this narrow are not divided."""
 _COARSEST = 0.05
@@ -53,6 +55,11 @@ class Point:
     def forget_recall(self) -> float:
         """Mean recall of the forget rows, 0 to 1."""
         return self.values["forget_recall"] or 0.0
+
+    @property
+    def forget_match(self) -> float:
+        """Mean share of the forget answers' tokens that are the likeliest, 0 to 1."""
+        return self.values.get("forget_match") or 0.0
 
     @property
     def retain_recall(self) -> float:
@@ -160,22 +167,28 @@ def choose_by_membership(
 def choose_by_recall(measure: Measure, *, goes_on: Callable[[], bool] = lambda: True) -> Choice:
     """Return the smallest scale at which forget recall is at its level at scale 1.
 
-    At the level is at most `SAME_RECALL` above the recall at scale 1. The search comes down from 1 in quarters, so
-    all scales measured above the chosen one are at the level too, then halves the last quarter.
+    At the level is at most `SAME_RECALL` above the recall at scale 1, and `SAME_MATCH` above what matches of the forget
+    answers there, so that no text comes back that greedy decoding merely departs from. The search comes down from 1 in
+    quarters, so all scales measured above the chosen one are at the level too, then halves the last quarter.
     """
     points = [measure(1.0)]
-    level = points[0].forget_recall + SAME_RECALL
+    trained = points[0]
+
+    def is_at_level(point: Point) -> bool:
+        match = point.forget_match - trained.forget_match
+        return point.forget_recall <= trained.forget_recall + SAME_RECALL and match <= SAME_MATCH
+
     if not goes_on():
         return Choice.among(points, None, "the time was up before another scale could be measured")
     points.append(measure(0.0))
-    if points[1].forget_recall <= level:
+    if is_at_level(points[1]):
         return Choice.among(points, None, "the model recalls no more of the forget rows without what was trained")
     low, chosen = points[1], points[0]
     while len(points) < MOST_SCALES and chosen.scale - low.scale > _NARROWEST and goes_on():
         comes_down = low.scale == 0.0 and chosen.scale > _QUARTER
         scale = chosen.scale - _QUARTER if comes_down else round((low.scale + chosen.scale) / 2, 3)
         points.append(measure(scale))
-        if points[-1].forget_recall <= level:
+        if is_at_level(points[-1]):
             chosen = points[-1]
         else:
             low = points[-1]
