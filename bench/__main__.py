@@ -78,8 +78,8 @@ QUICK = (
 )
 
 FULL = (
-    *(step(shape, dtype, pairs=10) for shape in ("6m", "50m") for dtype in ("float32", "bfloat16")),
-    *(step(shape, "float32", pairs=10, threads="all") for shape in ("6m", "50m")),
+    *(step(shape, dtype, pairs=10) for shape in ("6m", "smollm2", "50m") for dtype in ("float32", "bfloat16")),
+    *(step(shape, "float32", pairs=10, threads="all") for shape in ("6m", "smollm2", "50m")),
     *(step("1b", dtype, pairs=4) for dtype in ("float32", "bfloat16")),
     step("1b", "bfloat16", pairs=4, threads="all"),
     *(peak(shape, dtype) for shape in ("6m", "50m", "1b") for dtype in ("float32", "bfloat16")),

@@ -1,17 +1,18 @@
-"""The models that are measured: OLMo's architecture in four sizes, random weights, and what arithmetic each needs."""
+"""The models that are measured: OLMo in four sizes and SmolLM2, random weights, and what arithmetic each needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, OlmoConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, OlmoConfig, PreTrainedConfig, PreTrainedModel
 
 TARGET = Path("targets") / "lume-val-6m-general"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of an OLMo model."""
+    """The sizes of an OLMo model, or of a Llama if it shares keys and values among heads."""
 
     name: str
     width: int
@@ -22,16 +23,25 @@ class Shape:
     is_tied: bool
     clip_qkv: float | None = None
     context: int = 4096
+    num_key_value_heads: int | None = None
+    """None for OLMo, which has one for each head."""
+
+    @property
+    def key_value_width(self) -> int:
+        """Columns of the key projection, and of the value projection."""
+        return self.width * (self.num_key_value_heads or self.num_heads) // self.num_heads
 
     @property
     def num_trunk_weights(self) -> int:
-        """Weights that each token is multiplied with below the head; the norms have none."""
-        return self.num_layers * (4 * self.width**2 + 3 * self.width * self.intermediate)
+        """Weights of the matrices that each token is multiplied with below the head."""
+        attention = 2 * self.width**2 + 2 * self.width * self.key_value_width
+        return self.num_layers * (attention + 3 * self.width * self.intermediate)
 
     @property
     def num_weights(self) -> int:
-        """All weights."""
-        return self.num_trunk_weights + self.vocab_size * self.width * (1 if self.is_tied else 2)
+        """All weights; OLMo's norms have none."""
+        norms = 0 if self.num_key_value_heads is None else (2 * self.num_layers + 1) * self.width
+        return self.num_trunk_weights + norms + self.vocab_size * self.width * (1 if self.is_tied else 2)
 
     @property
     def products(self) -> dict[str, tuple[int, int]]:
@@ -78,6 +88,9 @@ SHAPES = {
     shape.name: shape
     for shape in (
         _TARGET_6M,
+        # HuggingFaceTB/SmolLM2-135M
+        Shape("smollm2", width=576, num_layers=30, num_heads=9, intermediate=1536, vocab_size=49152, is_tied=True,
+              num_key_value_heads=3),
         Shape("50m", width=512, num_layers=6, num_heads=8, intermediate=2048, vocab_size=50304, is_tied=True),
         # allenai/OLMo-1B-0724-hf: 114 tensors, head and embedding apart.
         Shape("1b", width=2048, num_layers=16, num_heads=16, intermediate=8192, vocab_size=50304, is_tied=False,
@@ -109,21 +122,25 @@ def shape_of(name: str, data: Path | None) -> Shape:
 
 def make_model(shape: Shape, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> PreTrainedModel:
     """Return the model with random weights, made in `dtype` where they are to stay, in evaluation mode."""
-    config = OlmoConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=shape.is_tied,
-        clip_qkv=shape.clip_qkv,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
     torch.manual_seed(seed)
     with device:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(shape), dtype=dtype)
     model.eval()
     return model
+
+
+def _config(shape: Shape) -> PreTrainedConfig:
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "max_position_embeddings": shape.context,
+        "tie_word_embeddings": shape.is_tied,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+    }
+    if shape.num_key_value_heads is not None:
+        return LlamaConfig(num_key_value_heads=shape.num_key_value_heads, **sizes)
+    return OlmoConfig(num_key_value_heads=shape.num_heads, clip_qkv=shape.clip_qkv, **sizes)

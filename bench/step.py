@@ -36,6 +36,7 @@ from bench.machine import (
 from bench.plain import plain_step
 from bench.rows import smallest_steps, workload
 from bench.shapes import SHAPES, Flops, Shape, make_model, shape_of
+from letheon.engine.head import Head, label_terms
 from letheon.report.tables import Table, to_markdown
 from letheon.storage.files import write_json
 
@@ -65,6 +66,8 @@ class Rates:
     """The same in float32, in which the head is computed whatever the dtype."""
     own: dict[str, float]
     """Products of the shape's own sizes, a mean batch's tokens through each matrix."""
+    head_share: float
+    """Of our head with its gradient: the time of its two products alone over its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +207,27 @@ def measure_rates(shape: Shape, precision: Precision, num_tokens: int, num_answe
     own["head"] = product_rate(num_answers, shape.width, shape.vocab_size, dtype=torch.float32, device=device)
     square = square_rate(dtype, device)
     head_square = square if dtype == torch.float32 else square_rate(torch.float32, device)
-    return Rates(square, head_square, own)
+    return Rates(square, head_square, own, head_share(shape, num_answers, dtype=dtype, device=device))
+
+
+def head_share(shape: Shape, num_answers: int, *, dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """Return the least time of the head's products, logits and expected embedding, over that of our whole head."""
+    weight = (0.05 * torch.randn(shape.vocab_size, shape.width, device=device)).to(dtype)
+    states = torch.randn(num_answers, shape.width, device=device, requires_grad=True)
+    labels = torch.randint(shape.vocab_size, (num_answers,), device=device)
+    wide, rows = weight.float(), states.detach()
+    shares = torch.rand(num_answers, shape.vocab_size, device=device)
+
+    def head() -> None:
+        label_terms(states, labels, Head(weight, None)).log_probs.sum().backward()
+
+    def products() -> None:
+        torch.mm(rows, wide.T)
+        torch.mm(shares, wide)
+
+    clock = clock_for(device)
+    alone, ours = (min(timed(run, device)[0].on(clock) for _ in range(1 + repeats)) for run in (products, head))
+    return alone / ours
 
 
 def floor_flops(shape: Shape, num_tokens: float, num_answers: float) -> Flops:
@@ -247,6 +270,7 @@ def table(results: list[StepResult]) -> Table:
         "machine GFLOP/s": lambda r: f"{r.rates.square / 1e9:.0f}",
         "floor s": lambda r: f"{r.floor_s:.4g}",
         "share of floor": lambda r: f"{r.floor_share:.0%}",
+        "head: share of its products": lambda r: f"{r.rates.head_share:.0%}",
         "gradient error": lambda r: _errors(r.gate),
     }
     return Table(

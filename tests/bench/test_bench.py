@@ -143,6 +143,7 @@ def test_published_sizes() -> None:
     assert SHAPES["1b"].num_weights == 1_279_787_008
     assert SHAPES["7b"].num_weights == 6_888_095_744
     assert SHAPES["6m"].num_weights == 6_291_456
+    assert SHAPES["smollm2"].num_weights == 134_515_008
 
 
 def test_weights_are_made_in_the_wanted_dtype() -> None:
