@@ -182,6 +182,7 @@ def test_a_model_given_as_never_knew_that_knows_is_said_to(given: dict[str, Any]
     assert any("given as never-knew knows the forget rows" in warning for warning in found.warnings)
 
 
+@pytest.mark.slow
 def test_a_never_knew_model_is_made_of_the_rows_to_keep_and_used_again(
     given: dict[str, Any], with_echo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,7 @@ def test_counts_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_a_whole_measurement(precision: str) -> None:
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     adapted = adapt(make_model(TINY, dtype=dtype, device=CPU))
@@ -304,6 +305,7 @@ def test_reports() -> None:
     assert shown.rows == ((8, "500.0", None, "1.0"),)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_or_has_no_time_is_said_so() -> None:
     (failed,) = run_all([Job("no such flag", "json.tool", ("--no-such-flag",))], None)
     assert failed.found == {"not_measured": "exit status 2"}

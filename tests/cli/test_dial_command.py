@@ -62,6 +62,7 @@ def test_unlearn_dials_and_dial_undoes_it(files: Path) -> None:
     assert all((run / part / "README.md").is_file() for part in ("model", "adapter"))
 
 
+@pytest.mark.slow
 def test_without_documents_a_run_is_dialled_by_what_it_forgot(files: Path) -> None:
     run = unlearn(files)
     assert "dial" not in result_of(run)
@@ -70,6 +71,7 @@ def test_without_documents_a_run_is_dialled_by_what_it_forgot(files: Path) -> No
     assert "dial: forgotten\n" in (run / "run.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_left_as_published_unless_a_dial_is_asked_for(files: Path) -> None:
     recipe = ["--recipe", "atyaephyra-1b", "--holdout", files / "unseen.jsonl", "--checkpoint-epochs", 3]
     assert "dial" not in result_of(unlearn(files, *recipe))

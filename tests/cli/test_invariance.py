@@ -46,6 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
     "rmu, annealed": {"method": "rmu", "coefficients": "layer=1", "schedule": "annealed", "chunk_size": 8},
     "idk-dpo": {"method": "idk-dpo"},
 }
+FAST = ("low-rank-npo", "idk-dpo")
+"""The others run with the slow tests."""
 UNSPLIT = {"idk-dpo"}
 """Pairs of answers, which are compared within a batch."""
 
@@ -134,7 +136,7 @@ def dealt(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     yield from (found for start in range(3) if (found := list(range(start, len(lengths), 3))))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES])
 def test_the_way_a_step_is_computed_changes_nothing(
     case: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

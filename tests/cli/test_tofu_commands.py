@@ -40,6 +40,7 @@ def learn(out: Path, *options: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_four_commands(tmp_path: Path, folder: Path) -> None:
     assert learn(tmp_path / "target")["rows"] == [str(folder / "full.jsonl")]
     assert learn(tmp_path / "never", "--split", "forget10")["rows"] == [str(folder / "retain90.jsonl")]
@@ -59,6 +60,7 @@ def test_four_commands(tmp_path: Path, folder: Path) -> None:
     assert "Model utility" in (run / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_study_scores_by_the_suite(tmp_path: Path, folder: Path) -> None:
     learn(tmp_path / "target")
     study = tmp_path / "study.yaml"

@@ -105,6 +105,7 @@ def test_marks_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase, ll
     assert len(heard) == 1
 
 
+@pytest.mark.slow
 def test_a_run_and_an_evaluation_see_the_bare_rows(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -34,6 +34,7 @@ TEXTS = st.text(st.sampled_from([*"aN nß.'s?ΣςİıǰͅᾳﬁΩé１한👩�
 )
 
 
+@pytest.mark.slow
 def test_what_a_match_has_in_common_is_independent_of_how_it_is_written() -> None:
     changes = (str.lower, str.casefold, *(lambda text, form=form: unicodedata.normalize(form, text) for form in FORMS))
     for start in range(0, 0x110000, 256):

@@ -100,6 +100,7 @@ def test_report_verdict_and_card_speak_of_its_scores_alone(given: dict[str, Any]
     assert not [label for label in OF_LUME if label in card]
 
 
+@pytest.mark.slow
 def test_a_study_judges_by_its_score_and_tables_it(given: dict[str, Any], tmp_path: Path) -> None:
     base = {name: value for name, value in given.items() if name != "out"}
     settings = StudySettings.of(

@@ -208,6 +208,7 @@ def summary(out: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("chat", [None, TURNS])
+@pytest.mark.slow
 def test_every_score_is_that_of_the_naive_version(
     chat: str | None, tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_run_on_a_mixture_with_dense_blocks(
     assert torch.allclose(logits(loaded.eval()), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_ended(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     given = short_run(tmp_path, rows, made("mixtral", tokenizer), tokenizer) | {"target_modules": "all-linear"}
     whole = run(given, out=tmp_path / "whole")
@@ -254,6 +255,7 @@ def test_what_a_method_makes_of_its_adapters_in_the_end_is_made_of_experts_too(
     assert torch.allclose(logits(loaded), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_runs_on_a_mixture_go_one_after_another(
     tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -294,6 +294,7 @@ def test_a_run_chooses_it_records_it_and_ends_where_a_float32_run_does(given: di
     ],
     ids=["checkpointing", "dora", "weights", "lower"],
 )
+@pytest.mark.slow
 def test_runs_of_other_kinds_end_where_float32_runs_do(
     changed: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -304,6 +305,7 @@ def test_runs_of_other_kinds_end_where_float32_runs_do(
 
 
 @pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.slow
 def test_adapted_experts_end_where_float32_ones_do(
     name: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -316,6 +318,7 @@ def test_adapted_experts_end_where_float32_ones_do(
     assert same(found, {name: value.bfloat16() for name, value in expected.items()})
 
 
+@pytest.mark.slow
 def test_the_reference_of_one_precision_is_not_taken_for_that_of_another(given: dict[str, Any], tmp_path: Path) -> None:
     # OLMo has neither norms' weights nor biases: in memory both modes hold the same bytes.
     widened, rounded = (load_model(given["model"], dtype=d, device="cpu").model for d in ("widened", "bfloat16"))
@@ -328,6 +331,7 @@ def test_the_reference_of_one_precision_is_not_taken_for_that_of_another(given: 
     assert len(stores) == 3
 
 
+@pytest.mark.slow
 def test_resumed_on_a_machine_that_multiplies_otherwise_it_goes_on_as_it_began(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +354,7 @@ def test_resumed_on_a_machine_that_multiplies_otherwise_it_goes_on_as_it_began(
         run(given, resume=True, dtype="bfloat16")
 
 
+@pytest.mark.slow
 def test_members_of_a_population_are_those_of_float32_ones(given: dict[str, Any], tmp_path: Path) -> None:
     def members(dtype: str) -> list[UnlearnSettings]:
         return [
@@ -388,6 +393,7 @@ def test_evaluation_of_a_widened_model_is_that_of_the_float32_one(given: dict[st
     assert found[0].results.settings["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_plan_knows_the_bytes(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "measure_rates", lambda *_, **__: Rates(trunk=1e11, head=1e11))
     dtypes = ("auto", "bfloat16", "float32")

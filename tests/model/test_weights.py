@@ -419,6 +419,7 @@ def test_scaling_by_minus_one_subtracts_what_was_learned(model: PreTrainedModel)
     assert all(torch.allclose(after[name], -2 * value, atol=1e-4) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_in_bfloat16_moves_as_far_as_in_float32(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -195,6 +195,7 @@ def step_gradient(method: str, given: dict[str, Any]) -> Tensor:
     return torch.cat([p.grad.flatten() for p in problem.adapted.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 def test_no_method_is_another_under_a_second_name(given: dict[str, Any]) -> None:
     found = {method: step_gradient(method, given) for method in METHODS}
     assert {len(gradient) for gradient in found.values()} == {len(found["ga"])}

@@ -65,6 +65,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_no_text_of_a_forget_row_is_left_and_results_scores_and_hashes_stay(
     given: dict[str, Any], rows: list[Row]
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_dry_run_names_the_same_and_removes_nothing(given: dict[str, Any]) -> 
     assert named == {str(trace.path) for trace in purge(folder, note=silent).traces}
 
 
+@pytest.mark.slow
 def test_a_store_named_in_two_ways_is_one(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = whole_run(given)
     path = folder / "provenance.json"
@@ -152,6 +154,7 @@ def test_all_runs_of_a_study_are_purged_and_results_named_alike_elsewhere_are_no
     assert (tmp_path / "study" / "notes" / "predictions.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_the_reasons_of_failed_runs_name_no_rows_any_more(
     given: dict[str, Any], rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +333,7 @@ def test_a_store_that_another_process_is_making_is_left_and_said(given: dict[str
     assert not store.exists()
 
 
+@pytest.mark.slow
 def test_predictions_are_removed_when_the_scores_beside_them_are_gone(given: dict[str, Any], tmp_path: Path) -> None:
     folder = whole_run(given)
     for name in ("before", "after"):

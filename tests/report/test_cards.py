@@ -40,6 +40,7 @@ def texts_in(*folders: Path) -> dict[str, str]:
     return {str(path): path.read_text() for path in paths if path.suffix != ".safetensors"}
 
 
+@pytest.mark.slow
 def test_what_is_shared_tells_nothing_of_the_machine_unless_asked(given: dict[str, Any], tmp_path: Path) -> None:
     flags = {name: value for name, value in given.items() if name not in ("trackers", "evaluate")}
     pairs = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]

@@ -223,6 +223,7 @@ def scored(
     return job_in(tmp_path, rows, tokenizer)
 
 
+@pytest.mark.slow
 def test_evaluations_of_the_run_are_taken_and_named(scored: Job) -> None:
     verdict = page_of(scored)
     assert "No verdict" not in verdict
@@ -346,6 +347,7 @@ def attempts_of(job: Job) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_an_interrupted_state_is_not_that_of_the_result(job: Job) -> None:
     job.interrupt()
     assert job.evaluate("before")[0] == job.evaluate("after")[0] == 0

@@ -404,11 +404,13 @@ def test_ids_on_the_page_are_unique_and_links_lead_somewhere(standard: tuple[str
     assert set(targets) <= set(ids)
 
 
+@pytest.mark.slow
 def test_same_files_give_the_same_page(run: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
 
 
+@pytest.mark.slow
 def test_saved_figures_are_the_same_each_time(run: Path, tmp_path: Path) -> None:
     first, second = (save_figures(run, tmp_path / name) for name in ("one", "two"))
     suffixes = ("svg", "png", "pdf")
@@ -441,6 +443,7 @@ def test_scant_logs_are_drawn_as_far_as_they_go(
     assert "Nothing has been measured" in _report(tmp_path)[1].text
 
 
+@pytest.mark.slow
 def test_drawing_leaves_the_program_s_matplotlib_alone(run: Path) -> None:
     code = (
         "import sys, pathlib, matplotlib as m; before = dict(m.rcParams)\n"

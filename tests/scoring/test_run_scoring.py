@@ -104,15 +104,19 @@ def cached(given: dict[str, Any]) -> list[Path]:
 @pytest.mark.parametrize(
     "changed",
     [
-        {},
-        {"target_modules": "all-linear", "dora": True},
-        {"adapt": "weights", "learning_rate": 1e-3},
-        {"dtype": "bfloat16", "learning_rate": 3e-2},
-        {"dtype": "widened", "learning_rate": 3e-2},
-        {"dtype": "widened", "adapt": "weights", "learning_rate": 3e-3},
-        {"template": "auto"},
+        pytest.param({}, id="adapter"),
+        *(
+            pytest.param(changed, id=name, marks=pytest.mark.slow)
+            for name, changed in {
+                "dora": {"target_modules": "all-linear", "dora": True},
+                "weights": {"adapt": "weights", "learning_rate": 1e-3},
+                "bfloat16": {"dtype": "bfloat16", "learning_rate": 3e-2},
+                "widened": {"dtype": "widened", "learning_rate": 3e-2},
+                "widened weights": {"dtype": "widened", "adapt": "weights", "learning_rate": 3e-3},
+                "form found": {"template": "auto"},
+            }.items()
+        ),
     ],
-    ids=["adapter", "dora", "weights", "bfloat16", "widened", "widened weights", "form found"],
 )
 def test_both_evaluations_are_those_of_evaluate(
     changed: dict[str, Any], given: dict[str, Any], tokenizer: PreTrainedTokenizerBase
@@ -174,6 +178,7 @@ def test_the_model_in_memory_is_scored(
 # The cache
 
 
+@pytest.mark.slow
 def test_the_scores_before_are_taken_once_for_a_model_and_its_rows(given: dict[str, Any], tmp_path: Path) -> None:
     first, second = unlearn(given), Stages()
     elsewhere = str(shutil.copytree(given["model"], tmp_path / "copy"))
@@ -196,6 +201,7 @@ def test_the_scores_before_are_taken_once_for_a_model_and_its_rows(given: dict[s
 
 
 @pytest.mark.parametrize("changed", ["rows", "weights", "form", "documents", "dtype", "versions"])
+@pytest.mark.slow
 def test_whatever_the_scores_depend_on_makes_them_be_taken_anew(
     changed: str,
     given: dict[str, Any],
@@ -231,6 +237,7 @@ def test_whatever_the_scores_depend_on_makes_them_be_taken_anew(
 
 
 @pytest.mark.parametrize("spoil", ["results.json", "predictions.jsonl"])
+@pytest.mark.slow
 def test_cached_scores_that_are_not_whole_are_taken_anew(spoil: str, given: dict[str, Any], tmp_path: Path) -> None:
     first = unlearn(given)
     path = cached(given)[0] / spoil
@@ -243,6 +250,7 @@ def test_cached_scores_that_are_not_whole_are_taken_anew(spoil: str, given: dict
     assert again.unscored is None
 
 
+@pytest.mark.slow
 def test_purge_removes_the_cached_scores_of_the_run_and_no_others(given: dict[str, Any], tmp_path: Path) -> None:
     folder = unlearn(given).folder
     ours = cached(given)[0]
@@ -257,6 +265,7 @@ def test_purge_removes_the_cached_scores_of_the_run_and_no_others(given: dict[st
     assert {trace.path.name for trace in purge(folder, note=lambda _: None).traces} == {"report.html"}  # written anew
 
 
+@pytest.mark.slow
 def test_purge_leaves_a_folder_that_holds_other_things(given: dict[str, Any]) -> None:
     folder = unlearn(given).folder
     (cached(given)[0] / "thesis.txt").write_text("not ours")
@@ -275,6 +284,7 @@ def test_without_evaluation_the_model_is_all_that_is_said(given: dict[str, Any])
     assert cached(given) == []
 
 
+@pytest.mark.slow
 def test_scoring_is_no_part_of_a_run(given: dict[str, Any], tmp_path: Path) -> None:
     scored, plain = unlearn(given), unlearn(given, out=tmp_path / "plain", evaluate=False)
     assert hash_checkpoint(scored.model) == hash_checkpoint(plain.model)
@@ -304,6 +314,7 @@ def test_a_run_that_its_time_limit_ended_is_not_scored(given: dict[str, Any]) ->
     assert not (Path(given["out"]) / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_scored_is_whole_and_says_why(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +336,7 @@ def test_a_run_that_cannot_be_scored_is_whole_and_says_why(
 
 
 @pytest.mark.parametrize("missing", [("before", "after"), ("after",)])
+@pytest.mark.slow
 def test_resume_scores_what_a_finished_run_lacks(missing: tuple[str, ...], given: dict[str, Any]) -> None:
     first = unlearn(given)
     hashes = hash_checkpoint(first.model)
@@ -364,6 +376,7 @@ def test_a_signal_while_scoring_leaves_the_run_whole_and_says_how_to_go_on(side:
 # What is printed
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_is_told_in_about_ten_lines(given: dict[str, Any]) -> None:
     done = invoke(given)
     folder, lines = Path(given["out"]), [line for line in done.stdout.splitlines() if line.strip()]

@@ -153,6 +153,7 @@ def test_a_run_writes_what_the_table_says_for_whom_it_says_and_purge_does_too(
     assert not store.exists()
 
 
+@pytest.mark.slow
 def test_a_study_writes_what_the_table_says_for_whom_it_says_and_purge_does_too(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,6 +387,7 @@ def test_bold_reaches_markdown_and_terminal_alone() -> None:
     assert "0.500\n" in to_csv(table)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_where_there_are_numbers_for_them(tmp_path: Path) -> None:
     record = full_study()
     written = save_study_figures(record, tmp_path)

@@ -95,6 +95,7 @@ def study_file(given: dict[str, Any], tmp_path: Path, **changed: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_study_gives_up_none_unless_asked_and_then_says_so(
     given: dict[str, Any],
     tmp_path: Path,

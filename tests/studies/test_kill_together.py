@@ -162,16 +162,19 @@ class Killed:
         return sorted({1 + round(i * (self.number - 1) / (wanted - 1)) for i in range(wanted)})
 
 
+@pytest.mark.slow
 def test_a_population_killed_in_the_middle(given: dict[str, Any]) -> None:
     killed = Killed(given, population(given, "mixed"), STEPS)
     assert killed.outcomes([killed.number // 3, 2 * killed.number // 3], power_cut=True) == {}
 
 
+@pytest.mark.slow
 def test_a_population_killed_between_the_saves_of_its_runs(given: dict[str, Any]) -> None:
     killed = Killed(given, population(given, "mixed"), ("letheon.training.loop.save_checkpoint",))
     assert killed.outcomes([killed.number // 2, killed.number // 2 + 1]) == {}
 
 
+@pytest.mark.slow
 def test_a_population_killed_where_a_run_is_given_up(given: dict[str, Any]) -> None:
     places = ("letheon.unlearning.populations.loop.write_divergence", "letheon.unlearning.populations.run.fail_attempt")
     killed = Killed(given, population(given, "one is given up"), places)

@@ -89,6 +89,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return Counted(monkeypatch)
 
 
+@pytest.mark.slow
 def test_scores_that_are_edited_or_of_another_run_are_taken_again(
     base: dict[str, Any], tmp_path: Path, counted: Counted
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_study_runs_everything_once_and_a_changed_one_only_what_is_new(
     assert len(counted.evaluations) == 6 + 3
 
 
+@pytest.mark.slow
 def test_a_study_scores_epochs_of_one_run(
     base: dict[str, Any], tmp_path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_diverged_run_is_recorded_and_not_tried_again(base: dict[str, Any], tm
     assert len(counted.runs) == num_runs + 1
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second evaluation dies; what was trained is not trained again, what was scored not scored again."""
     evaluate, num_calls = api.evaluate, 0
@@ -392,6 +395,7 @@ def test_the_record_survives_a_round_trip_and_its_errors_say_what_to_do(base: di
         read_study_record(tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_prints_and_reports_again(base: dict[str, Any], tmp_path: Path) -> None:
     file, out = tmp_path / "mine.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump({"base": {**base, "rank": 3}, "grid": {"gamma": [0.5, 1]}, "evaluate": None}))

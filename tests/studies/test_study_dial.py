@@ -42,6 +42,7 @@ def scale_in(folder: Path) -> float | None:
     return None if dial is None else dial["scale"]
 
 
+@pytest.mark.slow
 def test_the_dial_is_a_setting_and_its_scale_a_column(study_settings: StudySettings, tmp_path: Path) -> None:
     out = tmp_path / "study"
     record = api.study(study_settings, out).record
@@ -73,6 +74,7 @@ def test_a_study_without_a_dial_has_no_such_column(study_settings: StudySettings
     assert "Scale" not in scores_table(record).columns
 
 
+@pytest.mark.slow
 def test_a_result_whose_model_was_dropped_is_put_together_at_its_scale(
     study_settings: StudySettings, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_search_puts_what_forgot_first() -> None:
 
 
 @pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.slow
 def test_a_study_records_whether_its_model_knew_the_rows(
     knows: bool, tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

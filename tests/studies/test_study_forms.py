@@ -185,6 +185,7 @@ def test_the_record_keeps_the_form(tmp_path: Path) -> None:
     assert read_study_record(tmp_path) == record
 
 
+@pytest.mark.slow
 def test_a_study_asks_in_the_form_of_its_runs(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ def test_changes_are_named_with_both_values() -> None:
     assert many[-1] == "12 more"
 
 
+@pytest.mark.slow
 def test_a_study_that_has_grown_says_so_and_keeps_what_it_had(base: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "study"
     first, said = go(study_of(base), out)
@@ -111,6 +112,7 @@ def test_a_study_that_has_grown_says_so_and_keeps_what_it_had(base: dict[str, An
     assert read_study_record(out).runs == second.record.runs
 
 
+@pytest.mark.slow
 def test_runs_of_other_base_settings_are_never_mixed_in(base: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "study"
     first, _ = go(study_of(base), out)
@@ -123,6 +125,7 @@ def test_runs_of_other_base_settings_are_never_mixed_in(base: dict[str, Any], tm
     assert facts(second.record, out)["other runs"].startswith("2 in runs/")
 
 
+@pytest.mark.slow
 def test_files_that_have_changed_are_said_too(base: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
     out = tmp_path / "study"
     go(study_of(base), out)
@@ -180,6 +183,7 @@ def test_the_live_view_prints_notes_without_their_control_characters() -> None:
     assert console.export_text() == "name \\x1b[31m [bold]x\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_has_changed(base: dict[str, Any], tmp_path: Path) -> None:
     file, out = tmp_path / "mine.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump({"base": base, "evaluate": None}))

@@ -276,6 +276,7 @@ def study(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -
     return tmp_path / "study", ["study", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "study")]
 
 
+@pytest.mark.slow
 def test_a_study_leaves_its_page_and_its_runs_reports(study: tuple[Path, list[str]], rows: list[Row]) -> None:
     out, command = study
     assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 1  # two of its runs diverge

@@ -239,6 +239,7 @@ def finish(processes: Sequence["subprocess.Popen[str]"]) -> None:
         assert process.returncode == 0, said
 
 
+@pytest.mark.slow
 def test_a_search_over_real_runs_reports_its_best_first(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,6 +348,7 @@ def test_a_model_that_broke_down_ends_as_a_collapse_not_as_an_error(
 
 
 @pytest.mark.parametrize("method", ["neko", "sugd", "pdu", "npo-ties"])
+@pytest.mark.slow
 def test_scoring_often_or_once_gives_the_same_weights(method: str, given: dict[str, Any], tmp_path: Path) -> None:
     shared = {"method": method, "epochs": 4, "keep": "last", "holdout": tmp_path / "unseen.jsonl"}
     once = run(given, **shared, checkpoint_epochs=4)

@@ -212,6 +212,7 @@ def test_weights_are_scaled_along_their_difference(
     [{}, {"adapt": "weights", "learning_rate": 1e-3}, {"method": "npo-ties"}, {"method": "task-vector"}],
     ids=["lora", "weights", "merged", "negated"],
 )
+@pytest.mark.slow
 def test_undoing_the_dial_gives_the_bytes_of_a_run_without_one(
     more: dict[str, Any], given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -233,6 +234,7 @@ def test_undoing_the_dial_gives_the_bytes_of_a_run_without_one(
     assert not (report.folder / "staged").exists()
 
 
+@pytest.mark.slow
 def test_dialling_again_is_what_the_run_would_have_done(given: dict[str, Any], tmp_path: Path) -> None:
     report = run(given)
     later = run(given, **UNDIALLED, out=tmp_path / "later")
@@ -285,6 +287,7 @@ class _Asked(Silent):
             signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_end_while_it_is_dialled_is_dialled_when_it_goes_on(
     given: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -300,6 +303,7 @@ def test_a_run_that_is_asked_to_end_while_it_is_dialled_is_dialled_when_it_goes_
     assert same(load_file(whole.model / "model.safetensors"), load_file(resumed.model / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_may_be_resumed_with_another_dial(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -321,6 +325,7 @@ def test_a_time_limit_leaves_time_for_the_dial(given: dict[str, Any], monkeypatc
     assert report.num_steps == 0 or report.kept.step == report.num_steps
 
 
+@pytest.mark.slow
 def test_each_run_of_a_population_has_its_own_dial(given: dict[str, Any], tmp_path: Path) -> None:
     def settings(name: str, **more: Any) -> UnlearnSettings:
         return UnlearnSettings.of({**given, "out": tmp_path / name, **more})

@@ -80,6 +80,7 @@ def killed_anywhere(given: dict[str, Any], *, every: int) -> list[bool]:
     return found
 
 
+@pytest.mark.slow
 def test_a_dial_that_is_killed_leaves_the_old_result_or_the_new_one(given: dict[str, Any]) -> None:
     found = killed_anywhere(given, every=41)
     assert {True, False} == set(found)
@@ -100,6 +101,7 @@ def test_a_dial_that_is_killed_between_any_two_writes(
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 def test_a_result_that_a_killed_dial_staged_is_put_in_place_by_whoever_opens_the_run(given: dict[str, Any]) -> None:
     folder = run(given).folder
     old = state_of(folder)
@@ -121,6 +123,7 @@ def test_a_run_in_use_is_not_dialled(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"method": "npo-ties"}], ids=["one adapter", "several adapters"])
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_dial_ends_in_the_same_bytes(more: dict[str, Any], given: dict[str, Any]) -> None:
     given = {**given, **more}
     number = count_calls(given, MEASUREMENTS)
@@ -150,6 +153,7 @@ def test_a_run_with_a_dial_that_is_killed_between_writes_ends_in_the_same_bytes(
     assert {at: difference for at, difference in found.items() if difference} == {}
 
 
+@pytest.mark.slow
 def test_a_population_that_is_killed_in_a_dial_ends_in_the_same_bytes(given: dict[str, Any], tmp_path: Path) -> None:
     def train(*, resume: bool = False) -> None:
         runs = [{**given, "out": tmp_path / name, "seed": seed, "resume": resume} for seed, name in enumerate("ab")]

@@ -41,6 +41,7 @@ def settings_of(given: dict[str, Any], out: Path, **changed: Any) -> EvaluateSet
 
 
 @pytest.mark.parametrize("chat", ["mistral", "qwen3", "alpaca"])
+@pytest.mark.slow
 def test_a_model_that_knows_conversations_is_asked_in_them(
     chat: str, questions: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_resumed_run_takes_the_form_that_was_found_before(
     assert again.provenance["form"]["sequences_sha256"] == first.provenance["form"]["sequences_sha256"]
 
 
+@pytest.mark.slow
 def test_another_date_or_day_is_no_surprise(
     questions: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

@@ -315,6 +315,7 @@ def test_without_general_text_nothing_of_it_is_logged(given: Any) -> None:
     assert all(line["general_kl"] is None for line in events(report.folder, "interim"))
 
 
+@pytest.mark.slow
 def test_it_is_resumed_to_the_same_bytes_with_and_without_the_cache(given: Any, tmp_path: Path) -> None:
     whole = model_of(run(given, out=tmp_path / "whole"))
 
@@ -351,6 +352,7 @@ def test_settings_of_general_text_need_it(given: Any) -> None:
         run(given, general="missing.txt")
 
 
+@pytest.mark.slow
 def test_runs_of_a_population_have_the_general_text_that_each_has_alone(given: Any, tmp_path: Path) -> None:
     changes: tuple[dict[str, Any], ...] = ({"rank": 2}, {"rank": 3, "general_weight": 0.5, "general_batch_size": 1})
     together = [UnlearnSettings.of({**given, **one, "out": tmp_path / f"t{i}"}) for i, one in enumerate(changes)]
@@ -366,6 +368,7 @@ def test_runs_of_a_population_have_the_general_text_that_each_has_alone(given: A
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_its_tokens_and_stored_bytes(given: Any, tmp_path: Path) -> None:
     path = tmp_path / "general.txt"
     path.write_text("\n\n".join(SENTENCES))

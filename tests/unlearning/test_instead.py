@@ -42,6 +42,7 @@ def test_a_method_with_other_answers_of_its_own_takes_no_more(given: dict[str, A
         settings_of(given, instead_weight=0.5)
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_answers_that_it_is_given(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
     file = tmp_path / "instead.jsonl"
     lines = [{"id": row.id, "prompt": row.prompt, "answer": "no"} for row in rows[:3]]

@@ -97,6 +97,7 @@ def test_killed_between_any_two_writes(
     assert len(found) == 40
 
 
+@pytest.mark.slow
 def test_killed_twice_and_again_while_resuming(made: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     given = made(**CASES["mixed"])
     number = count_calls(given, PIECES)

@@ -304,6 +304,7 @@ def test_operations_are_those_of_a_step(
 
 
 @pytest.mark.parametrize("given", [{"method": "gd"}, {"method": "low-rank-npo", "kl": "reverse"}, {"method": "undial"}])
+@pytest.mark.slow
 def test_operations_of_a_run_are_those_of_its_steps(given: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     settings = settings_of(epochs=1, batch_size=3, **given)
     model, terms = deep_model(tokenizer), terms_for(settings)
@@ -360,6 +361,7 @@ def test_operations_of_kernels_that_torch_does_not_count(is_causal: bool) -> Non
     assert counter.get_total_flops() == 2 * 3 * 5 * 7
 
 
+@pytest.mark.slow
 def test_operations_are_guessed_where_nothing_can_be_run_without_values(
     tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +464,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: float) -> Machine:
     return fake
 
 
+@pytest.mark.slow
 def test_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 5.0)
     monkeypatch.setattr("letheon.unlearning.run.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
@@ -476,6 +479,7 @@ def test_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, too_
 
 
 @pytest.mark.parametrize(("gibibytes", "needed"), [(3.0, {"adapt", "dtype"}), (5.0, {"adapt"})])
+@pytest.mark.slow
 def test_advised_settings_fit(
     monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any], gibibytes: float, needed: set[str]
 ) -> None:
@@ -498,6 +502,7 @@ def flags_of(advice: Advice) -> dict[str, str | bool]:
     return {name.replace("-", "_"): rest[0] if rest else True for name, *rest in pairs}
 
 
+@pytest.mark.slow
 def test_smaller_pieces_are_advised_where_activations_do_not_fit(
     too_large: dict[str, Any], rows: list[Row], tmp_path: Path
 ) -> None:
@@ -519,6 +524,7 @@ def test_smaller_pieces_are_advised_where_activations_do_not_fit(
     assert is_tight(replan(changed(settings, {"max_batch_tokens": 2 * int(str(number))})), fake)
 
 
+@pytest.mark.slow
 def test_no_advice_where_nothing_helps(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 0.1)
     with pytest.raises(SettingsError, match="use a larger machine or a smaller model"):

@@ -136,6 +136,7 @@ def test_bfloat16_states_meet_float32_matrices() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=2**-7, atol=0)
 
 
+@pytest.mark.slow
 def test_eight_mixed_runs_are_what_they_are_alone(given: dict[str, Any]) -> None:
     together = run_population(population_of(given, *MIXED))
     for number, (alone, found) in enumerate(zip(population_of(given, *MIXED, to="alone"), together, strict=True)):
@@ -157,6 +158,7 @@ def test_eight_mixed_runs_are_what_they_are_alone(given: dict[str, Any]) -> None
         assert difference(merged, other) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_runs_find_their_own_learning_rates_and_ends_as_they_do_alone(given: dict[str, Any]) -> None:
     free = {name: value for name, value in given.items() if name not in ("epochs", "learning_rate")}
     seeds = [{"seed": 1}, {"seed": 2, "epochs": 5}, {"seed": 3}]
@@ -171,6 +173,7 @@ def test_runs_find_their_own_learning_rates_and_ends_as_they_do_alone(given: dic
         assert rates[0] == pytest.approx(rates[1])
 
 
+@pytest.mark.slow
 def test_runs_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) -> None:
     shared = {"gamma": 0.0, "positions": "all", "max_length": 48, "overlong": "truncate", "validation": 0.34}
     shared |= {"patience": 9, "patience_on": "retain_kl", "schedule": "alternating", "checkpoint_steps": 2, "seed": 3}
@@ -185,6 +188,7 @@ def test_runs_take_the_kl_of_all_places_as_they_do_alone(given: dict[str, Any]) 
         assert max(found) > 0
 
 
+@pytest.mark.slow
 def test_passes_of_few_runs_add_up_to_the_same(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     changes: list[dict[str, Any]] = [{"seed": seed, "rank": 1 + seed, "epochs": 1} for seed in range(4)]
     whole = run_population(population_of(given, *changes, to="whole"))
@@ -209,6 +213,7 @@ def test_a_run_of_a_population_leaves_the_files_of_a_run(given: dict[str, Any]) 
     assert provenance["seed"] == 2
 
 
+@pytest.mark.slow
 def test_one_that_diverges_leaves_the_others_alone(given: dict[str, Any]) -> None:
     changes: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "learning_rate": 1e30, "rank": 3}, {"seed": 3}]
     first, diverged, last = run_population(population_of(given, *changes))
@@ -223,6 +228,7 @@ def test_one_that_diverges_leaves_the_others_alone(given: dict[str, Any]) -> Non
         assert difference(adapter_of(found.folder), adapter_of(expected.folder)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_runs_of_different_length_end_by_themselves(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"epochs": 1}, {"epochs": 3, "max_steps": 5}, {"epochs": 3, "patience": 1})
     reports = run_population(population_of(given, *changes))
@@ -231,6 +237,7 @@ def test_runs_of_different_length_end_by_themselves(given: dict[str, Any]) -> No
     assert [report.reason for report in reports] == [report.reason for report in alone]
 
 
+@pytest.mark.slow
 def test_a_population_that_was_stopped_goes_on(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"seed": 1}, {"seed": 2, "rank": 2, "epochs": 4})
     whole = run_population(population_of(given, *changes, to="whole"))
@@ -247,6 +254,7 @@ def test_a_population_that_was_stopped_goes_on(given: dict[str, Any]) -> None:
         assert "resumed after step 4" in {note["message"] for note in events(found.folder, "note")}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_alone_and_in_a_population(given: dict[str, Any]) -> None:
     changes: tuple[dict[str, Any], ...] = ({"seed": 1}, {"seed": 2, "rank": 2})
     whole = [unlearn(one) for one in population_of(given, *changes, to="whole")]
@@ -317,6 +325,7 @@ def test_cohorts_are_few_and_of_about_one_size(num: int, at_once: int, expected:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.slow
 def test_as_many_go_together_as_memory_holds(
     at_once: bool, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +384,7 @@ def test_a_model_that_cannot_be_packed_trains_its_runs_in_turn(
     assert all("population" not in report.provenance for report in reports if isinstance(report, RunReport))
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_fit_go_on_in_halves(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     train, sizes, notes = train_together, list[int](), Notes()
 

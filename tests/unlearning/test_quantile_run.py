@@ -64,6 +64,7 @@ def test_a_step_in_pieces_gives_the_gradient_of_the_whole(given: dict[str, Any])
     assert torch.allclose(found[0], found[1], rtol=1e-3, atol=2e-6 * float(found[0].abs().max()))
 
 
+@pytest.mark.slow
 def test_forget_texts_end_where_unseen_text_is(given: dict[str, Any]) -> None:
     report = run({**given, "epochs": 40, "learning_rate": 2e-2, "keep": "last"})
     steps = [line["terms"]["transport"] for line in events(report.folder, "step")]

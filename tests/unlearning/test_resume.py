@@ -98,6 +98,7 @@ def test_a_damaged_best_state_is_made_again(first_is_best: Made) -> None:
     assert steps_of(folder) == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_a_state_that_is_damaged_while_the_run_lasts_is_an_error_that_resume_mends(first_is_best: Made) -> None:
     run(first_is_best)
     whole = set_aside(first_is_best)

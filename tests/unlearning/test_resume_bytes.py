@@ -70,6 +70,7 @@ def test_what_a_step_drops_leaves_the_processs_random_numbers_alone() -> None:
     assert torch.equal(module(ones), ones)
 
 
+@pytest.mark.slow
 def test_dropout_drops_in_steps_and_follows_the_seed(given: Made, tmp_path: Path) -> None:
     losses = {
         (share, seed): [
@@ -111,6 +112,7 @@ def test_a_damaged_store_is_built_anew(given: Made, tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs forked processes")
+@pytest.mark.slow
 def test_many_runs_at_once_build_one_store(given: Made, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()

@@ -163,6 +163,7 @@ def test_resume_refuses_other_settings(given: dict[str, Any]) -> None:
         run(given, epochs=1, learning_rate=0.5, resume=True)
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_a_run_cleanly_with_its_best_state(given: dict[str, Any]) -> None:
     report = run(given, epochs=100_000, time_limit_s=3, keep="best")
     assert "time limit" in report.reason
