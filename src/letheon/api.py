@@ -22,12 +22,13 @@ from letheon.model.loading import (
     stored_dtype,
 )
 from letheon.model.precision import choose_precision
+from letheon.processes import from_first, here, in_processes, in_turn, on_first
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_run
 from letheon.report.pairing import doubt, refusal
 from letheon.scores.audits import AuditResults
 from letheon.scores.results import Evaluation
-from letheon.scoring.inputs import read_evaluated
+from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
 from letheon.settings import AuditSettings, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.settings.suites import OWN_ROWS
@@ -66,6 +67,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 
+@in_processes
 def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> UnlearnReport:
     """Make a model forget rows and leave the run's folder `settings.out` (see unlearning/run.py), model card included.
 
@@ -78,17 +80,18 @@ def unlearn(settings: UnlearnSettings, *, observer: Observer | None = None) -> U
     observer = observer or Silent()
     if not settings.evaluate:
         report = training.unlearn(settings, observer=observer)
-        _write_cards(read_run(report.folder))
+        on_first(lambda: _write_cards(read_run(report.folder)))
         return UnlearnReport.of(report)
     scoring = RunScoring(settings, observer=observer)
 
     def score(written: training.Written) -> None:
-        _write_cards(read_run(settings.out))  # first, so that they are there whatever becomes of the scoring
+        # First, so that they are there whatever becomes of the scoring.
+        on_first(lambda: _write_cards(read_run(settings.out)))
         scoring.score(written)
 
     report = training.unlearn(settings, observer=observer, on_checked=scoring.check, on_written=score)
     observer.stage("writing the report", 0, 0)
-    return UnlearnReport.of(report, page=write_report(report.folder), scoring=scoring)
+    return UnlearnReport.of(report, page=from_first(lambda: write_report(report.folder)), scoring=scoring)
 
 
 def dial(folder: Path, settings: DialSettings | None = None, *, observer: Observer | None = None) -> Dialled | None:
@@ -199,6 +202,7 @@ def _no_empty_folder(job: _Job) -> _Job:
     return cast("_Job", do)
 
 
+@in_processes
 @_no_empty_folder
 def evaluate(
     settings: EvaluateSettings,
@@ -218,17 +222,7 @@ def evaluate(
         ModelError: the checkpoint cannot be used.
         OutputError: the results cannot be written, or would replace others.
     """
-    has_own_rows = settings.suite in OWN_ROWS
-    if not replace and not has_own_rows:
-        _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
-    finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
-    inputs = read_evaluated(settings, note=note)
-    if not replace and has_own_rows:
-        _check_replaced(
-            settings, {name: inputs.source_of(name) for name in ("forget", "retain") if name in inputs.asked.rows}, note
-        )
-    open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
-    note_evaluation(settings.model, settings.out)
+    inputs = in_turn(lambda: _evaluated(settings, note=note, replace=replace))
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
     loaded = load_model(
@@ -240,11 +234,34 @@ def evaluate(
     )
     provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=chosen.line)
     evaluation = inputs.score(loaded, provenance=provenance, progress=progress)
-    with finishing():
-        write_evaluation(evaluation, settings.out)
+    on_first(lambda: _write_evaluation(evaluation, settings.out))
     return evaluation
 
 
+def _evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | None, replace: bool) -> EvaluatedInputs:
+    """Read what an evaluation asks, once it is seen that its scores may be written; make their folder."""
+    has_own_rows = settings.suite in OWN_ROWS
+    if not replace and not has_own_rows:
+        _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
+    if here().is_first:
+        finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
+    inputs = read_evaluated(settings, note=note)
+    if not replace and has_own_rows:
+        _check_replaced(
+            settings, {name: inputs.source_of(name) for name in ("forget", "retain") if name in inputs.asked.rows}, note
+        )
+    if here().is_first:
+        open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
+        note_evaluation(settings.model, settings.out)
+    return inputs
+
+
+def _write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    with finishing():
+        write_evaluation(evaluation, folder)
+
+
+@in_processes
 def audit(
     settings: AuditSettings | Path,
     *,
@@ -262,12 +279,18 @@ def audit(
     """
     if isinstance(settings, Path):
         settings = settings_of_run(settings, changes)
-    results = run_audit(settings, progress=progress, note=note)
-    if (settings.out / SETTINGS_FILE).is_file():
-        write_report(settings.out)
-    return results
+    asked = settings
+
+    def audited() -> AuditResults:
+        results = run_audit(asked, progress=progress, note=note)
+        if (asked.out / SETTINGS_FILE).is_file():
+            write_report(asked.out)
+        return results
+
+    return from_first(audited)
 
 
+@in_processes
 @_no_empty_folder
 def memorize(
     settings: MemorizeSettings,

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from letheon.errors import LetheonError, without_secrets
+from letheon.errors import EndedElsewhereError, LetheonError, without_secrets
 from letheon.signals import HEEDED, Interrupted, signals_raised
 from letheon.storage.visible import visible_line
 
@@ -58,6 +58,8 @@ def run_to_end(command: Callable[[Ending], Any], arguments: Sequence[str]) -> in
             code = int(command(ending) or DONE)
     except Interrupted as interrupted:
         code = 128 + interrupted.signal_number
+    except EndedElsewhereError as error:
+        code = error.exit_code  # the process that met it says so
     except click.Abort:
         code = 128 + signal.SIGINT
     except (click.ClickException, LetheonError, OSError) as error:

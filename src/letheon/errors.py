@@ -7,6 +7,7 @@
     ├── EvaluationError           scores cannot be computed from what was given
     ├── OutputError               the result cannot be written where it was asked for
     ├── MissingExtraError         an optional dependency is not installed
+    ├── ProcessError              processes that work together cannot reach one another, or one ended
     └── DivergenceError           training met a loss or gradient that is not finite, exit code 3
 
 Each message is one paragraph that says what was expected, what came, where, and what to do next.
@@ -59,6 +60,20 @@ class DivergenceError(LetheonError):
 
 class GivenUpError(LetheonError):
     """A run was ended because other runs do better; its last state is left in place."""
+
+
+class ProcessError(LetheonError):
+    """Processes that work together cannot reach one another, or one of them ended before the others."""
+
+    exit_code = 1
+
+
+class EndedElsewhereError(ProcessError):
+    """Another process met an error, which that process reports."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -90,6 +90,7 @@ class Pull:
     read: Mapping[str, Any] = field(default_factory=dict)
     forward_token_s: float = 0.0
     advice: str = "pull less"
+    part_names: tuple[str, ...] = ("pull",)
 
     def running(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -236,12 +236,6 @@ def test_bad_input_is_refused(
         run(given, **changed)
 
 
-def test_a_launcher_with_several_processes_is_refused(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SettingsError, match="the launcher started 2"):
-        run(given)
-
-
 def test_overlap_of_forget_and_retain_is_refused(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
     write_rows([rows[0], rows[4]], tmp_path / "overlap.jsonl")
     with pytest.raises(DataError, match=r"overlap.jsonl, line 1"):

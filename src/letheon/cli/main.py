@@ -15,6 +15,7 @@ from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_va
 from letheon.cli.method_help import MethodCommand
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
+from letheon.processes import check_alone, silent_unless_first
 from letheon.progress import open_display
 from letheon.settings import (
     DemoSettings,
@@ -32,13 +33,20 @@ if TYPE_CHECKING:
     from letheon.scoring.run import UnlearnReport
 
 
+TOGETHER = ("unlearn", "evaluate", "audit", "memorize")
+"""Commands that several processes of a launcher do together."""
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="letheon")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make a causal language model forget chosen rows, keep the rest, and prove it."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("letheon: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    if context.invoked_subcommand not in (None, *TOGETHER):
+        check_alone(f"letheon {context.invoked_subcommand}")
 
 
 def main() -> NoReturn:
@@ -46,7 +54,8 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
 
     def command(ending: Ending) -> Any:
-        return cli(arguments, standalone_mode=False, prog_name="letheon", obj=ending)
+        with silent_unless_first():
+            return cli(arguments, standalone_mode=False, prog_name="letheon", obj=ending)
 
     sys.exit(run_to_end(command, arguments))
 

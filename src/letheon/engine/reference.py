@@ -24,6 +24,7 @@ from letheon.engine.head import (
 )
 from letheon.engine.patches.lower import states_given_to
 from letheon.objective.terms import Needs, RunLosses
+from letheon.processes import shared
 from letheon.progress import Progressed
 
 STORED = (
@@ -149,21 +150,26 @@ def build_reference(
     """
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
-    pieces: list[dict[str, Tensor]] = []
     num_done = 0
+
+    def values_of(group: list[int]) -> dict[str, Tensor]:
+        nonlocal num_done
+        batch = pack(
+            [sequences[i] for i in group],
+            is_forget=[index < num_forget_rows for index in group],
+            is_alternative=[first_alternative <= index < first_general for index in group],
+            is_general=[index >= first_general for index in group],
+            row_index=group,
+        )
+        found = reference_values(engine, batch.to(engine.model.device), needs)
+        num_done += len(group)
+        if progress is not None:
+            progress("reference pass", num_done, len(sequences))
+        return found
+
+    groups = list(token_groups([len(s.input_ids) for s in sequences], max_tokens))
     with engine.adapter_off(), engine.running():
-        for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):
-            batch = pack(
-                [sequences[i] for i in group],
-                is_forget=[index < num_forget_rows for index in group],
-                is_alternative=[first_alternative <= index < first_general for index in group],
-                is_general=[index >= first_general for index in group],
-                row_index=group,
-            )
-            pieces.append(reference_values(engine, batch.to(engine.model.device), needs))
-            num_done += len(group)
-            if progress is not None:
-                progress("reference pass", num_done, len(sequences))
+        pieces = shared(groups, values_of)
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
     norms = values.pop("forget_norms", None)
     store = ReferenceStore(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from letheon.engine.reference import ReferenceStore, answer_starts, build_refere
 from letheon.errors import OutputError
 from letheon.model.widening import product_dtype
 from letheon.objective.terms import Needs
+from letheon.processes import from_first, here, on_first
 from letheon.progress import Progressed
 from letheon.storage.cache import store_path
 from letheon.storage.files import check_room, replace_file
@@ -77,17 +79,17 @@ def load_or_build_reference(
     path = store_path(cache_dir, _key(engine, sequences, rows, needs, model_fingerprint))
     if on_path is not None:
         on_path(path)
-    found = _load(path, sequences, num_forget_rows, num_general_rows)
+    found = from_first(lambda: _load(path, sequences, num_forget_rows, num_general_rows))
     if found is not None:
         return replace(with_head(found, engine), path=path)
-    _make_folder(path.parent)
-    with file_lock(path, note=note, what="the reference store"):
-        # Another process may have built it while this one waited.
-        found = _load(path, sequences, num_forget_rows, num_general_rows)
+    on_first(lambda: _make_folder(path.parent))
+    with file_lock(path, note=note, what="the reference store") if here().is_first else nullcontext():
+        # Another run may have built it while this one waited.
+        found = from_first(lambda: _load(path, sequences, num_forget_rows, num_general_rows))
         if found is not None:
             return replace(with_head(found, engine), path=path)
         store = build()
-        save_tensors(store.tensors(), path)
+        on_first(lambda: save_tensors(store.tensors(), path))
     return replace(store, path=path)
 
 

@@ -20,6 +20,7 @@ from letheon.evaluation.batches import StepProgress, position_limit, reading, to
 from letheon.evaluation.decoding import Answer, Choose, can_be_batched, decode, likeliest
 from letheon.evaluation.matching import can_still_match, decodes_in_order
 from letheon.model.loading import context_length
+from letheon.processes import shared, shares_by_size
 
 FIRST_CUT = 80
 """New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""
@@ -202,16 +203,30 @@ def answers_from(
             )
         ]
         ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
-        run = _Run(plain_model, tokenizer, ends, len(answers), progress, generator)
         lengths = [len(row) + room for row, room in zip(rows, rooms, strict=True)]
-        if exact or not can_be_batched(plain_model) or changes_rotation(plain_model.config, lengths):
-            run.through_transformers(answers, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
-        else:
-            decode(
-                plain_model, answers, ends=run.ends, batch_size=batch_size, judge=run.judge, on_done=run.count,
-                choose=run.choose,
-            )  # fmt: skip
-    return answers
+        is_plain = exact or not can_be_batched(plain_model) or changes_rotation(plain_model.config, lengths)
+        run = _Run(plain_model, tokenizer, ends, len(answers), progress, generator)
+
+        def answered(share: Sequence[int]) -> list[Answer]:
+            own = [answers[number] for number in share]
+            if is_plain:
+                run.through_transformers(own, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
+            else:
+                decode(
+                    plain_model, own, ends=run.ends, batch_size=batch_size, judge=run.judge, on_done=run.count,
+                    choose=run.choose,
+                )  # fmt: skip
+            return own
+
+        if generator is not None:  # draws are made one after another
+            return answered(range(len(answers)))
+        shares = shares_by_size(lengths)
+        found = dict(
+            pair
+            for share, own in zip(shares, shared(shares, answered), strict=True)
+            for pair in zip(share, own, strict=True)
+        )
+    return [found[number] for number in range(len(answers))]
 
 
 @dataclass(slots=True)

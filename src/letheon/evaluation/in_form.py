@@ -17,6 +17,7 @@ from letheon.evaluation.fluency import uncut_tokens
 from letheon.evaluation.generation import generate_from
 from letheon.evaluation.predicting import predict
 from letheon.model.loading import context_length
+from letheon.processes import shared
 from letheon.scores.predictions import Prediction
 
 _UNLIMITED = 2**31
@@ -152,15 +153,23 @@ def answer_values(model: PreTrainedModel, sequences: Collection[TokenSequence]) 
     recalls, losses = [0.0] * len(rows), [0.0] * len(rows)
     with reading(model) as plain_model:
         lengths = [len(row.input_ids) for row in rows]
-        for batch in length_batches(lengths, max_rows=len(rows), max_tokens=_BATCH_TOKENS):
+
+        def values_of(batch: list[int]) -> list[tuple[float, float]]:
+            found_of = []
             input_ids, _ = padded([rows[i].input_ids for i in batch], side="right", device=plain_model.device)
             logits: Any = plain_model(input_ids=input_ids, use_cache=False).logits
             for place, index in enumerate(batch):
                 start, length = rows[index].answer_start, lengths[index]
                 labels, found = input_ids[place, start:length], logits[place, start - 1 : length - 1].float()
                 hits = (found.argmax(-1) == labels).long().cumprod(0)
-                recalls[index] = float(hits.double().mean())
-                losses[index] = float(cross_entropy(found, labels, reduction="none").double().sum())
+                loss = float(cross_entropy(found, labels, reduction="none").double().sum())
+                found_of.append((float(hits.double().mean()), loss))
+            return found_of
+
+        batches = length_batches(lengths, max_rows=len(rows), max_tokens=_BATCH_TOKENS)
+        for batch, values in zip(batches, shared(batches, values_of), strict=True):
+            for index, (recall, loss) in zip(batch, values, strict=True):
+                recalls[index], losses[index] = recall, loss
     return AnswerValues(tuple(recalls), tuple(losses), tuple(row.num_answer_tokens for row in rows))
 
 

@@ -20,6 +20,7 @@ from letheon.engine.engine import Engine
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapted import Adapted
 from letheon.objective.methods import Loss
+from letheon.processes import share_by_size, shared
 from letheon.progress import Progressed
 from letheon.training.job import Factors, Piece
 from letheon.training.judge import SCORE, Better, History, StateScore
@@ -108,14 +109,20 @@ class RecallJudge:
     @torch.no_grad()
     def score(self, *, step: int, epoch: float, progress: Progressed | None = None) -> StateScore:
         """Score the present state."""
-        correct: list[Tensor] = []
-        for batch in in_order(self.rows):
+        batches = list(in_order(self.rows))
+        done = 0
+
+        def hits_of(batch: PackedBatch) -> list[Tensor]:
+            nonlocal done
             on_device = batch.to(self.engine.model.device)
             chosen, _ = self.engine.likeliest(on_device)
             hits = (chosen == on_device.labels).cpu()
-            correct.extend(hits.split(torch.bincount(batch.owner, minlength=batch.num_sequences).tolist()))
+            done += batch.num_sequences
             if progress is not None:
-                progress("scoring", len(correct), len(self.rows))
+                progress("scoring", done, len(self.rows))
+            return list(hits.split(torch.bincount(batch.owner, minlength=batch.num_sequences).tolist()))
+
+        correct = [hits for found in shared(batches, hits_of) for hits in found]
         share = torch.cat(correct).double().mean().item()
         return StateScore(step, epoch, {SCORE: share, "num_recalled": sum(bool(row.all()) for row in correct)})
 
@@ -223,6 +230,11 @@ class MemorizeJob:
     advice: str = "use a lower learning rate or a longer warm-up"
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """The loss on rows, or on text."""
+        return ("rows", "text")
+
+    @property
     def judge(self) -> RecallJudge:
         """How its states are judged."""
         return RecallJudge(self.engine, self.sequences[: len(self.names)])
@@ -240,10 +252,13 @@ class MemorizeJob:
         weights = [self._weights(row) for row in rows]
         whole = sum(float(one.sum()) for one in weights)
         name = "rows" if all(row < len(self.names) for row in rows) else "text"
+        lengths = [len(self.sequences[row].input_ids) for row in rows]
+        own = share_by_size(lengths)
         found = []
-        for group in token_groups([len(self.sequences[row].input_ids) for row in rows], max_tokens):
-            batch = every_token([self.sequences[rows[place]] for place in group]).to(self.engine.model.device)
-            share = torch.cat([weights[place] for place in group]).to(batch.labels.device) / whole
+        for group in token_groups([lengths[place] for place in own], max_tokens):
+            places = [own[number] for number in group]
+            batch = every_token([self.sequences[rows[place]] for place in places]).to(self.engine.model.device)
+            share = torch.cat([weights[place] for place in places]).to(batch.labels.device) / whole
             found.append(Piece(batch, partial(self._loss, batch, share, name)))
         return found
 
@@ -276,11 +291,13 @@ class MemorizeJob:
 def mean_loss(engine: Engine, text: Sequence[TokenSequence]) -> float:
     """Return the mean token cross-entropy on an even sample of the text, about 16 thousand tokens, nats."""
     num_tokens = sum(len(piece.input_ids) for piece in text)
-    total, count = 0.0, 0
-    for batch in in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)]):
-        total -= engine.label_terms(batch.to(engine.model.device)).log_probs.double().sum().item()
-        count += len(batch.labels)
-    return total / count
+
+    def loss_of(batch: PackedBatch) -> tuple[float, int]:
+        log_probs = engine.label_terms(batch.to(engine.model.device)).log_probs
+        return -log_probs.double().sum().item(), len(batch.labels)
+
+    found = shared(list(in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)])), loss_of)
+    return sum(loss for loss, _ in found) / sum(count for _, count in found)
 
 
 def every_token(sequences: Sequence[TokenSequence]) -> PackedBatch:

@@ -18,6 +18,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import check_device, load_config, load_model, load_tokenizer, move_model, save_model
 from letheon.model.quantised import check_not_quantised
 from letheon.model.targets import ALL_LINEAR
+from letheon.processes import here, in_turn, on_first
 from letheon.settings import MemorizeSettings
 from letheon.settings.suites import SUITE_FORMS
 from letheon.signals import finishing
@@ -43,18 +44,7 @@ def make_target(
         OutputError: the checkpoint cannot be written.
         SettingsError: settings contradict each other.
     """
-    check_form(settings.template)
-    _check_makes_new(settings)
-    _check_adapter(settings)
-    sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
-    text = read_text(settings.text) if settings.text else []
-    check_device(settings.device)
-    if settings.model is not None:
-        check_checkpoint(settings.model)
-        check_not_quantised(load_config(settings.model), source=settings.model)
-    if settings.out.is_dir() and any(settings.out.iterdir()):
-        raise OutputError(f"{settings.out}: already holds files that a checkpoint would replace; choose another --out")
-    open_folder_outside(settings.model, settings.out, advice="choose another --out")
+    sets, text = in_turn(lambda: _read(settings, note))
     model, tokenizer = _model_and_tokenizer(settings, sets, text)
     options = MemorizeOptions(
         target_accuracy=settings.target_accuracy,
@@ -81,10 +71,34 @@ def make_target(
         progress=progress,
     )
     facts = {"settings": settings.plain(), "report": asdict(report), **describe_environment()}
-    with finishing():
-        save_model(model, tokenizer, settings.out)
-        write_json_entry(settings.out, MEMORIZE_FILE, facts)
+
+    def write() -> None:
+        with finishing():
+            save_model(model, tokenizer, settings.out)
+            write_json_entry(settings.out, MEMORIZE_FILE, facts)
+
+    on_first(write)
     return report
+
+
+def _read(settings: MemorizeSettings, note: Callable[[str], None] | None) -> tuple[list[Rows], list[str]]:
+    """Check what can be checked without a model, make the folder, and return the sets of rows and the text."""
+    check_form(settings.template)
+    _check_makes_new(settings)
+    _check_adapter(settings)
+    sets = [read_rows(s, fields=settings.fields, turns=settings.turns, note=note) for s in settings.rows]
+    text = read_text(settings.text) if settings.text else []
+    check_device(settings.device)
+    if settings.model is not None:
+        check_checkpoint(settings.model)
+        check_not_quantised(load_config(settings.model), source=settings.model)
+    if here().is_first:
+        if settings.out.is_dir() and any(settings.out.iterdir()):
+            raise OutputError(
+                f"{settings.out}: already holds files that a checkpoint would replace; choose another --out"
+            )
+        open_folder_outside(settings.model, settings.out, advice="choose another --out")
+    return sets, text
 
 
 def _form(settings: MemorizeSettings, tokenizer: PreTrainedTokenizerBase) -> str:

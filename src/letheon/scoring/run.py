@@ -17,6 +17,7 @@ from letheon.evaluation.rescoring import write_evaluation
 from letheon.model.loading import LoadedModel, fingerprint, load_model
 from letheon.model.taking import take_saved_weights
 from letheon.model.widening import product_dtype, widening_of
+from letheon.processes import from_first, on_first
 from letheon.progress import Progressed
 from letheon.scores.fluency import LOSS_BEFORE, Fluencies
 from letheon.scores.results import Evaluation, Results
@@ -90,17 +91,18 @@ class RunScoring:
             loaded = self._load(settings, written)
             weights_sha256 = fingerprint(loaded.model)
         provenance = inputs.describe(weights_sha256=weights_sha256, precision=written.precision)
-        known = _scores_there(settings.out, form, provenance)
+        known = from_first(lambda: _scores_there(settings.out, form, provenance))
         if known is not None:
             return known
         cache_dir = self.settings.cache_dir or default_cache_dir()
         cached = scores_path(cache_dir, key_of(settings, form, provenance, computed=_computed(written.loaded)))
-        note_cached_scores(self.settings.out, cached)
-        evaluation = load_scores(cached, model=settings.model, form=form, provenance=provenance)
+        on_first(lambda: note_cached_scores(self.settings.out, cached))
+        evaluation = from_first(lambda: load_scores(cached, model=settings.model, form=form, provenance=provenance))
         if evaluation is None:
             loaded = loaded or self._load(settings, written)
             evaluation = inputs.score(loaded, provenance=provenance, progress=self._progress("before"))
-            keep_scores(evaluation, cached)
+            made = evaluation
+            on_first(lambda: keep_scores(made, cached))
         else:
             self.observer.note(f"scores before unlearning: taken from {cached}, where an earlier run left them")
         return _written_to(settings.out, evaluation)
@@ -113,7 +115,7 @@ class RunScoring:
         else:
             loaded = self._load(settings, written)
         provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=written.precision)
-        known = _scores_there(settings.out, form, provenance)
+        known = from_first(lambda: _scores_there(settings.out, form, provenance))
         if known is not None:
             return known
         evaluation = inputs.score(loaded, provenance=provenance, progress=self._progress("after"))
@@ -189,10 +191,14 @@ def _scores_there(folder: Path, form: AskedForm, provenance: Mapping[str, Any]) 
 
 
 def _written_to(folder: Path, evaluation: Evaluation) -> Results:
+    on_first(lambda: _write(folder, evaluation))
+    return evaluation.results
+
+
+def _write(folder: Path, evaluation: Evaluation) -> None:
     open_output_folder(folder, advice=_ELSEWHERE, private=True)
     with finishing():
         write_evaluation(evaluation, folder)
-    return evaluation.results
 
 
 def _with_losses_before(evaluation: Evaluation, of_run: Fluencies) -> Evaluation:

@@ -178,6 +178,22 @@ def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint
         return None
 
 
+def checkpoint_of(folder: Path, step: int) -> Checkpoint:
+    """Return the checkpoint of a step under `folder`, which has been seen to be whole.
+
+    Raises:
+        OutputError: it is not, or lies on a disk that this process does not see.
+    """
+    target = step_folder(folder, step)
+    saved = load_checkpoint(target)
+    if saved is None:
+        raise OutputError(
+            f"{target}: the checkpoint to keep was damaged after it was written; run again with --resume, which makes "
+            f"it again from an earlier one (of several machines all need to see the folder of the run)"
+        )
+    return saved
+
+
 def newest_checkpoint(
     folder: Path,
     *,

@@ -73,6 +73,10 @@ class Job(Protocol):
         """Fingerprints of the inputs; empty if the job cannot be resumed."""
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of the parts that a step's loss may have."""
+
+    @property
     def forward_token_s(self) -> float:
         """How long a token takes in a forward without gradients, measured before the first step; 0 if it was not."""
 
@@ -87,7 +91,10 @@ class Job(Protocol):
         """Return the numbers of the rows of a step, counted from 0."""
 
     def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
-        """Return the pieces of a step over `rows`: at most `max_tokens` tokens each, if the step can be split."""
+        """Return the pieces of a step over `rows`: at most `max_tokens` tokens each, if the step can be split.
+
+        Of several processes each gets its own, so that all pieces add up to the step; there may be none.
+        """
 
     def num_tokens_of(self, rows: Sequence[int]) -> int:
         """Return how many tokens the rows have."""

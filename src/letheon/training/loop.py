@@ -3,18 +3,18 @@
 import time
 from pathlib import Path
 
-from letheon.errors import DivergenceError, OutputError
+from letheon.errors import DivergenceError
+from letheon.processes import here, highest
 from letheon.signals import Interruption
 from letheon.training.checkpoint import (
     Checkpoint,
     Position,
     SaveClock,
-    load_checkpoint,
+    checkpoint_of,
     load_optimiser,
     optimiser_tensors,
     prune_checkpoints,
     save_checkpoint,
-    step_folder,
 )
 from letheon.training.course import Course, LoopSettings
 from letheon.training.job import Job
@@ -60,7 +60,7 @@ def begin(
     run = Run(job, settings, course, hooks, checkpoints, optimiser, control, num_scorings=num_scorings)
     run.pace = Pace(job.forward_token_s)
     run.dropouts = dropouts_of(job.adapted.model)
-    run.saves = SaveClock(settings.checkpoint_minutes if checkpoints else None)
+    run.saves = SaveClock(settings.checkpoint_minutes if checkpoints and here().is_first else None)
     if resumed is not None:
         job.adapted.load_state(resumed.parameters)
         load_optimiser(run.optimiser, resumed.optimiser)
@@ -74,12 +74,22 @@ def goes_on(run: Run[Job], clock: Clock, interruption: Interruption) -> bool:
     """Return whether the run takes another step; if not for lack of steps, `run.reason` says why."""
     if run.step >= run.total_steps:
         return False
-    # What the next step takes is only asked for where there is a limit: it counts the tokens of all rows.
-    if run.reason is None and clock.limit_s is not None and clock.is_over(next_s=_step_s(run) + run.scoring_s):
-        run.reason = f"time limit of {run.settings.time_limit_s:g} s"
-    if run.reason is None and interruption.signal_number is not None:
-        run.reason = f"signal {interruption.signal_number}"
+    if run.reason is None:
+        run.reason = _why_end(run, clock, interruption)
     return run.reason is None
+
+
+def _why_end(run: Run[Job], clock: Clock, interruption: Interruption) -> str | None:
+    """Whether the time is up or a signal came, in this process or another."""
+    # What the next step takes is only asked for where there is a limit: it counts the tokens of all rows.
+    is_over = clock.limit_s is not None and clock.is_over(next_s=_step_s(run) + run.scoring_s)
+    is_over_anywhere, signal_number = highest(int(is_over), interruption.signal_number or 0)
+    if is_over_anywhere:
+        return f"time limit of {run.settings.time_limit_s:g} s"
+    if signal_number:
+        interruption.signal_number = signal_number
+        return f"signal {signal_number}"
+    return None
 
 
 def _step_s(run: Run[Job]) -> float:
@@ -172,9 +182,9 @@ def save(run: Run[Job]) -> None:
         DivergenceError: it is not finite.
         OutputError: it cannot be written.
     """
-    if run.checkpoints is None:
-        return
     _check_state(run)
+    if run.checkpoints is None or not here().is_first:
+        return
     position = Position(
         step=run.step,
         num_tokens=run.num_tokens,
@@ -192,7 +202,7 @@ def save(run: Run[Job]) -> None:
 
 def prune(run: Run[Job]) -> None:
     """Remove all checkpoints but the newest few, the one to keep, and those held by the run or its course."""
-    if run.checkpoints is not None:
+    if run.checkpoints is not None and here().is_first:
         steps = steps_to_keep(run) | run.course.held_steps | run.held_steps
         prune_checkpoints(run.checkpoints, keep_last=run.settings.keep_checkpoints, keep_steps=steps)
 
@@ -204,11 +214,4 @@ def steps_to_keep(run: Run[Job]) -> frozenset[int]:
 
 def _restore(run: Run[Job], kept: StateScore) -> None:
     assert run.checkpoints is not None, "without checkpoints the last state is kept"
-    folder = step_folder(run.checkpoints, kept.step)
-    saved = load_checkpoint(folder)
-    if saved is None:
-        raise OutputError(
-            f"{folder}: the checkpoint to keep was damaged after it was written; run again with --resume, which makes "
-            f"it again from an earlier one"
-        )
-    run.job.adapted.load_state(saved.parameters)
+    run.job.adapted.load_state(checkpoint_of(run.checkpoints, kept.step).parameters)

@@ -1,13 +1,17 @@
 """Random numbers of a step: they follow from the run's seed and the step's number, so no state of them is kept."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from letheon.data.packing import PackedBatch
 from letheon.model.lowrank import ADAPTER
 
 
@@ -29,7 +33,7 @@ def dropout_of_step(dropouts: Collection[nn.Dropout], *, seed: int, step: int) -
         return
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8]) >> 1)
+        torch.manual_seed(_seed(seed, step))
         try:
             for module in dropouts:
                 module.train()
@@ -37,3 +41,49 @@ def dropout_of_step(dropouts: Collection[nn.Dropout], *, seed: int, step: int) -
         finally:
             for module in dropouts:
                 module.eval()
+
+
+@contextmanager
+def dropped_by_row(dropouts: Sequence[nn.Dropout], batch: PackedBatch, *, seed: int, step: int) -> Iterator[None]:
+    """Let each row of a piece of a step drop what follows from its own number, while the block lasts.
+
+    So nothing depends on the pieces that a step is computed in, nor on the processes that share its rows.
+    """
+    if not dropouts:
+        yield
+        return
+    rows, lengths = batch.row_index.tolist(), [end - start for start, end in pairwise(batch.boundaries)]
+    places = torch.arange(batch.num_tokens, device=batch.labels.device)
+    padded = pad_sequence(list(places.split(lengths)), batch_first=True)
+    # What a layer may be given, by its number of tokens: the rows padded to the longest, the answers alone, or all.
+    layouts = {chosen.numel(): chosen.flatten() for chosen in (padded, batch.answer_positions, places)}
+    try:
+        for number, module in enumerate(dropouts):
+            drawn = [(_seed(seed, step, number, row), length) for row, length in zip(rows, lengths, strict=True)]
+            module.forward = partial(_drop, module.p, drawn, layouts)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in dropouts:
+            del module.forward
+
+
+def _drop(share: float, drawn: Sequence[tuple[int, int]], layouts: Mapping[int, Tensor], states: Tensor) -> Tensor:
+    """Return states (.., D) with a share of them 0 and the rest scaled up, as the seed of each row draws it.
+
+    `drawn` has the seed and the tokens of each row; `layouts` says which of all tokens the states are.
+    """
+    width = states.shape[-1]
+    chosen = layouts.get(states.numel() // width)
+    if chosen is None:  # tokens in another order, as among experts
+        return nn.functional.dropout(states, share)
+    generator = torch.Generator(device=states.device)
+    kept = [
+        torch.rand(length, width, device=states.device, generator=generator.manual_seed(seed)) >= share
+        for seed, length in drawn
+    ]
+    return states * torch.cat(kept)[chosen].view(states.shape) / (1 - share)
+
+
+def _seed(*numbers: int) -> int:
+    """Return a seed that follows from the numbers."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8]) >> 1

@@ -2,16 +2,21 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from letheon.data.packing import PackedBatch
 from letheon.errors import DivergenceError
+from letheon.processes import here
 from letheon.training.job import Factors, Job
 from letheon.training.optimiser import set_learning_rate
-from letheon.training.randomness import dropout_of_step
+from letheon.training.randomness import dropout_of_step, dropped_by_row
 from letheon.training.state import Run
+from letheon.training.together import add_up
 
 Parts = dict[str, float | None]
 """Unweighted terms of a loss by name, None where the step has no token of their role."""
@@ -28,27 +33,45 @@ def take_step(run: Run[Job]) -> None:
     """
     began, rows = time.monotonic(), run.job.rows_of_step(run.step)
     with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
-        parts, num_tokens = add_gradients(run.job, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
+        parts, num_tokens = add_gradients(
+            run.job,
+            rows,
+            max_tokens=run.settings.max_batch_tokens,
+            factors=run.factors,
+            within=partial(dropped_by_row, run.dropouts, seed=run.settings.seed, step=run.step),
+        )
     update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
 def add_gradients(
-    job: Job, rows: Sequence[int], *, max_tokens: int, factors: Factors | None = None
+    job: Job,
+    rows: Sequence[int],
+    *,
+    max_tokens: int,
+    factors: Factors | None = None,
+    within: Callable[[PackedBatch], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> tuple[DeviceParts, int]:
     """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
 
+    Each piece is computed `within` a context of its own.
+
     A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
-    that cannot be split are computed whole. A step without answer tokens leaves no gradient, so that it changes
+    that cannot be split are computed whole. Of several processes each computes its share of the rows, and all get the
+    sum. A step without answer tokens leaves no gradient, so that it changes
     neither parameters nor the optimiser.
     """
     pieces = job.pieces(rows, max_tokens=max_tokens)
     found: list[DeviceParts] = []
     for piece in pieces:
-        loss = piece.loss(factors or {})
-        if len(piece.batch.labels):
-            loss.total.backward()
+        with within(piece.batch):
+            loss = piece.loss(factors or {})
+            if len(piece.batch.labels):
+                loss.total.backward()
         found.append({name: None if part is None else part.detach() for name, part in loss.parts.items()})
-    return sum_parts(found), sum(piece.batch.num_tokens for piece in pieces)
+    parts, num_tokens = sum_parts(found), sum(piece.batch.num_tokens for piece in pieces)
+    if here().size == 1:
+        return parts, num_tokens
+    return add_up(job.adapted.parameters(), job.part_names, parts, num_tokens)
 
 
 def sum_parts(pieces: Sequence[DeviceParts]) -> DeviceParts:

@@ -133,7 +133,9 @@ def trackers(folder: Path, names: tuple[str, ...], config: Mapping[str, Any]) ->
     try:
         yield accelerator
     finally:
-        accelerator.end_training()
+        # Not end_training, which disconnects the processes as well.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 @dataclass(frozen=True, slots=True)

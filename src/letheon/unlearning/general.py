@@ -21,6 +21,7 @@ from letheon.engine.engine import Engine
 from letheon.engine.reference_cache import load_tensors, save_tensors
 from letheon.errors import DataError, ModelError
 from letheon.model.loading import LoadedModel, context_length
+from letheon.processes import from_first
 from letheon.progress import Progressed
 from letheon.settings import UnlearnSettings
 from letheon.storage.cache import store_path
@@ -97,7 +98,9 @@ def general_rows(
     if settings.general == AUTO:
         sample = partial(_sample, loaded, engine, settings, progress=progress)
         path = None if cache_dir is None else store_path(cache_dir, _key(loaded, engine, settings, model_fingerprint))
-        found = sample() if path is None else _kept(path, sample, on_path)
+        if path is not None and on_path is not None:
+            on_path(path)
+        found = from_first(sample if path is None else partial(_kept, path, sample))
     return _chosen(found, inputs.tokenizer, [*inputs.forget, *inputs.left_out[0]], source=settings.general)
 
 
@@ -272,12 +275,8 @@ def _key(loaded: LoadedModel, engine: Engine, settings: UnlearnSettings, model_f
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
-def _kept(
-    path: Path, sample: Callable[[], list[TokenSequence]], on_path: Callable[[Path], None] | None
-) -> list[TokenSequence]:
+def _kept(path: Path, sample: Callable[[], list[TokenSequence]]) -> list[TokenSequence]:
     """Return what lies at `path`; where nothing does, sample it and put it there."""
-    if on_path is not None:
-        on_path(path)
     held = load_tensors(path)
     if held is not None:
         return _from_tensors(held)

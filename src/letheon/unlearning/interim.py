@@ -8,9 +8,10 @@ over tasks and kinds of 1 - recall on forget rows and recall on retain rows, as 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
+from typing import TypeVar
 
 import torch
 
@@ -23,9 +24,12 @@ from letheon.engine.reference import ReferenceStore
 from letheon.engine.terms import token_terms
 from letheon.evaluation.fluency import FEWEST_TOKENS, repetition
 from letheon.objective.terms import Needs
+from letheon.processes import shared
 from letheon.progress import Progressed
 from letheon.scores.numbers import membership_score
 from letheon.training.judge import SCORE, Better, StateScore
+
+Value = TypeVar("Value")
 
 BETTER: Mapping[str, Better] = {
     "forget_recall": "lower",
@@ -204,24 +208,27 @@ def membership_auc(member_losses: Sequence[float], other_losses: Sequence[float]
 @torch.no_grad()
 def text_losses(engine: Engine, sequences: Sequence[TokenSequence], *, max_tokens: int = PASS_TOKENS) -> list[float]:
     """Return the mean cross-entropy, nats a token, of each sequence's answer tokens."""
-    found: list[float] = []
-    for batch, group in _batches(engine, sequences, max_tokens):
+
+    def losses_of(batch: PackedBatch, group: list[int]) -> list[float]:
         log_probs = engine.label_terms(batch).log_probs
         sums = log_probs.new_zeros(len(group)).index_add(0, batch.owner, log_probs)
         lengths = [sequences[i].num_answer_tokens for i in group]
-        found += [-total / length for total, length in zip(sums.tolist(), lengths, strict=True)]
-    return found
+        return [-total / length for total, length in zip(sums.tolist(), lengths, strict=True)]
+
+    return [loss for losses in _passed(engine, sequences, max_tokens, losses_of) for loss in losses]
 
 
 @torch.no_grad()
 def mean_divergence(engine: Engine, kept: KeptRows, *, max_tokens: int = PASS_TOKENS) -> float:
     """Return the mean of KL(reference || policy), nats, over all scored places of the rows."""
-    total, count = 0.0, 0
-    for batch, _ in _batches(engine, kept.sequences, max_tokens):
+
+    def divergence_of(batch: PackedBatch, _: list[int]) -> tuple[float, int]:
         kl = token_terms(engine, kept.reference, batch, needs=Needs(kl="forward")).kl
         assert kl is not None
-        total, count = total + float(kl.double().sum()), count + len(kl)
-    return total / max(count, 1)
+        return float(kl.double().sum()), len(kl)
+
+    found = _passed(engine, kept.sequences, max_tokens, divergence_of)
+    return sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
 
 
 @torch.no_grad()
@@ -233,28 +240,45 @@ def answer_values(
     progress: Progressed | None = None,
 ) -> AnswerValues:
     """Return the values of each sequence's answer under the engine's present state."""
-    recalls: list[float] = []
-    losses: list[float] = []
-    matches: list[float] = []
-    repetitions: list[float | None] = []
-    for batch, group in _batches(engine, sequences, max_tokens):
+    done = 0
+
+    def values_of(batch: PackedBatch, group: list[int]) -> list[_Answer]:
+        nonlocal done
         lengths = [sequences[i].num_answer_tokens for i in group]
         likeliest, log_probs = engine.likeliest(batch)
         said, true = likeliest.cpu().split(lengths), batch.labels.cpu().split(lengths)
-        answers = [one == other for one, other in zip(said, true, strict=True)]
-        repetitions += [more_repetition(a.tolist(), b.tolist()) for a, b in zip(said, true, strict=True)]
-        recalls += [float(answer.long().cumprod(0).double().mean()) for answer in answers]
-        matches += [float(answer.double().mean()) for answer in answers]
-        losses += [-float(answer.double().sum()) for answer in log_probs.cpu().split(lengths)]
+        answers = [
+            _Answer(
+                recall=float((one == other).long().cumprod(0).double().mean()),
+                loss=-float(values.double().sum()),
+                match=float((one == other).double().mean()),
+                repetition=more_repetition(one.tolist(), other.tolist()),
+            )
+            for one, other, values in zip(said, true, log_probs.cpu().split(lengths), strict=True)
+        ]
+        done += len(group)
         if progress is not None:
-            progress("scoring", len(losses), len(sequences))
+            progress("scoring", done, len(sequences))
+        return answers
+
+    found = [answer for answers in _passed(engine, sequences, max_tokens, values_of) for answer in answers]
     return AnswerValues(
-        tuple(recalls),
-        tuple(losses),
+        tuple(answer.recall for answer in found),
+        tuple(answer.loss for answer in found),
         tuple(s.num_answer_tokens for s in sequences),
-        matches=tuple(matches),
-        repetitions=tuple(repetitions),
+        matches=tuple(answer.match for answer in found),
+        repetitions=tuple(answer.repetition for answer in found),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a state makes of one answer; the fields are those of `AnswerValues`."""
+
+    recall: float
+    loss: float
+    match: float
+    repetition: float | None
 
 
 def more_repetition(said: Sequence[int], true: Sequence[int]) -> float | None:
@@ -272,10 +296,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _batches(
-    engine: Engine, sequences: Sequence[TokenSequence], max_tokens: int
-) -> Iterator[tuple[PackedBatch, list[int]]]:
+def _passed(
+    engine: Engine,
+    sequences: Sequence[TokenSequence],
+    max_tokens: int,
+    compute: Callable[[PackedBatch, list[int]], Value],
+) -> list[Value]:
+    """Return what `compute` makes of each batch and the numbers of its sequences, in order, by all processes."""
+
+    def of_group(group: list[int]) -> Value:
+        batch = pack([sequences[i] for i in group], is_forget=[False] * len(group), row_index=group)
+        return compute(batch.to(engine.model.device), group)
+
     with engine.running():
-        for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):
-            batch = pack([sequences[i] for i in group], is_forget=[False] * len(group), row_index=group)
-            yield batch.to(engine.model.device), group
+        return shared(list(token_groups([len(s.input_ids) for s in sequences], max_tokens)), of_group)

@@ -1,24 +1,28 @@
 """Train the runs of a method, one for most methods, and combine their results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from accelerate import Accelerator
 from torch import Tensor
 
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
+from letheon.processes import from_first, here, highest
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption
 from letheon.storage.run_folder import CHECKPOINTS_FOLDER, LOG_FILE, MEMBER_PREFIX
-from letheon.training.checkpoint import Checkpoint, Position, drop_checkpoints, newest_checkpoint
+from letheon.training.checkpoint import Checkpoint, Position, checkpoint_of, drop_checkpoints, newest_checkpoint
 from letheon.training.course import Course
 from letheon.training.loop import begin, train
 from letheon.training.state import Hooks, Outcome, Run
 from letheon.training.stopping import Clock
-from letheon.training.tracking import open_log, trackers
+from letheon.training.tracking import Log, open_log, trackers
 from letheon.unlearning.attempts import recorded_attempt
 from letheon.unlearning.automatic import course_of
 from letheon.unlearning.dial.record import log_dial
@@ -51,13 +55,11 @@ def train_all(
     problem, passed_over = prepared.problem, list[str]()
     resumed: list[Checkpoint | None] = [None] * len(folders)
     if resumes:
-        resumed = find_checkpoints(folders, course_of(settings, problem), note=passed_over.append)
+        course = course_of(settings, problem)
+        resumed = _found_by_all(folders, lambda: find_checkpoints(folders, course, note=passed_over.append))
     keep_events = max((found.position.log_events for found in resumed if found), default=0)
-    with (
-        recorded_attempt(settings.out, first_step=sum(found.position.step for found in resumed if found)),
-        open_log(settings.out / LOG_FILE, keep_events=keep_events) as log,
-        trackers(settings.out, settings.trackers, settings.plain()) as tracker,
-    ):
+    first_step = sum(found.position.step for found in resumed if found)
+    with _recorded(settings, first_step=first_step, keep_events=keep_events) as (log, tracker):
         here = hooks(log=log, tracker=tracker)
         log_start(log, prepared, resumed, passed_over)
         for message in passed_over:
@@ -84,6 +86,41 @@ def train_all(
     return outcome, dialled
 
 
+@contextmanager
+def _recorded(
+    settings: UnlearnSettings, *, first_step: int, keep_events: int
+) -> Iterator[tuple[Log, Accelerator | None]]:
+    """Open what is written while a run trains: its attempt, its log and its trackers, in the first process alone."""
+    if not here().is_first:
+        with TemporaryFile("w", encoding="utf-8") as nowhere:
+            yield Log(nowhere), None
+        return
+    with (
+        recorded_attempt(settings.out, first_step=first_step),
+        open_log(settings.out / LOG_FILE, keep_events=keep_events) as log,
+        trackers(settings.out, settings.trackers, settings.plain()) as tracker,
+    ):
+        yield log, tracker
+
+
+def _found_by_all(folders: list[Path], find: Callable[[], list[Checkpoint | None]]) -> list[Checkpoint | None]:
+    """Have the first process find where each run goes on, and the others read the same checkpoints.
+
+    Raises:
+        OutputError: a process cannot read what the first one found.
+    """
+    own = list[Checkpoint | None]()
+
+    def steps_found() -> list[int | None]:
+        own.extend(find())
+        return [one.position.step if one else None for one in own]
+
+    steps = from_first(steps_found)
+    if here().is_first:
+        return own
+    return [None if step is None else checkpoint_of(folder, step) for folder, step in zip(folders, steps, strict=True)]
+
+
 def dial_outcome(
     problem: Problem,
     settings: UnlearnSettings,
@@ -97,10 +134,16 @@ def dial_outcome(
     if settings.dial == "none" or interruption.signal_number is not None:
         return outcome, None
     set_scale = scaling_of(problem.adapted, settings)
+
+    def goes_on(next_s: float) -> bool:
+        is_over, signal_number = highest(int(clock.is_over(next_s=next_s)), interruption.signal_number or 0)
+        interruption.signal_number = signal_number or None
+        return not is_over and not signal_number
+
     dialled = turn_dial(
         settings, engine=problem.engine, probes=problem.probes, halves=problem.halves, set_scale=set_scale,
         trained=outcome.kept, start=problem.start.score if problem.start else None, progress=hooks.observer.stage,
-        goes_on=lambda next_s: interruption.signal_number is None and not clock.is_over(next_s=next_s),
+        goes_on=goes_on,
     )  # fmt: skip
     if interruption.signal_number is not None:
         set_scale(1.0)

@@ -17,6 +17,7 @@ from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
 from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
+from letheon.processes import here, share_by_size
 from letheon.training.job import Factors, Piece
 from letheon.unlearning.dial.measure import Halves
 from letheon.unlearning.interim import Probes
@@ -57,6 +58,11 @@ class Problem:
     """What to do about a loss that is not finite."""
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """The names of its terms."""
+        return tuple(term.name for term in self.terms)
+
+    @property
     def judge(self) -> UnlearningJudge:
         """How its states are judged."""
         return UnlearningJudge(self.engine, self.probes, self.start, self.budgets)
@@ -79,16 +85,25 @@ class Problem:
 
     def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
         """Return the pieces that a step is computed in, each with its share of the loss."""
-        batches = self.batches(rows, max_tokens=max_tokens)
-        whole = whole_counts(batches)
+        batches = self.batches(self._own(rows), max_tokens=max_tokens)
+        whole = whole_counts(batches if here().size == 1 else [self._packed(rows)])
         return [Piece(batch, partial(self.loss_of, batch, whole)) for batch in batches]
+
+    def _own(self, rows: Sequence[int]) -> Sequence[int]:
+        """Return this process's share of a step; all of it is the first one's where a term cannot be split."""
+        if self._splits:
+            return [rows[place] for place in share_by_size([len(self.sequences[row].input_ids) for row in rows])]
+        return rows if here().is_first else ()
 
     def batches(self, rows: Sequence[int], *, max_tokens: int) -> list[PackedBatch]:
         """Return the rows in batches, of at most `max_tokens` tokens where all terms can be split."""
         lengths = [len(self.sequences[row].input_ids) for row in rows]
-        splits = all(term.splits for term in self.terms)
-        groups = list(token_groups(lengths, max_tokens)) if splits else [list(range(len(rows)))]
+        groups = token_groups(lengths, max_tokens) if self._splits else [range(len(rows))] if rows else []
         return [self._packed([rows[i] for i in group]) for group in groups]
+
+    @property
+    def _splits(self) -> bool:
+        return all(term.splits for term in self.terms)
 
     def loss_of(self, batch: PackedBatch, whole: RoleCounts, factors: Factors) -> Loss:
         """Return the loss of a piece of a step whose counts are `whole`."""

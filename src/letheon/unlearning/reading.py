@@ -1,6 +1,5 @@
 """What a run reads and checks before its model is loaded."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,17 +146,3 @@ def _check_cache(folder: Path | None) -> None:
     if folder is None:
         return
     check_output_folder(folder, what="a folder for reference stores", advice="choose another --cache-dir")
-
-
-def check_alone() -> None:
-    """Refuse to be one of several processes.
-
-    Raises:
-        SettingsError: a launcher started more than one.
-    """
-    num_processes = os.environ.get("WORLD_SIZE", "1")
-    if num_processes != "1":
-        raise SettingsError(
-            f"unlearn runs in one process, but the launcher started {num_processes} (WORLD_SIZE); start it without a "
-            f"launcher"
-        )

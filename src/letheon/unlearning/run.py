@@ -1,6 +1,7 @@
 """One unlearning run, from settings to a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
+from letheon.processes import from_first, here, in_turn, on_first
 from letheon.settings import UnlearnSettings
 from letheon.signals import finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
@@ -24,7 +26,7 @@ from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.method_runs import train_all
 from letheon.unlearning.planning import check_fit
 from letheon.unlearning.prepare import prepare
-from letheon.unlearning.reading import check_alone, precision_of, read
+from letheon.unlearning.reading import precision_of, read
 from letheon.unlearning.record import RunReport, write_result, write_run
 from letheon.unlearning.resolve import method_of, resolve_settings
 
@@ -66,16 +68,19 @@ def unlearn(
     """
     clock = Clock(settings.time_limit_s)
     observer = observer or Silent()
-    check_alone()
-    method = get_method(settings.method)
-    asked = settings
-    settings, inputs = read(settings, method, note=observer.note)
+    asked, note = settings, observer.note
+
+    def checked() -> tuple[UnlearnSettings, Inputs]:
+        settings, inputs = read(asked, get_method(asked.method), note=note)
+        check_fit(settings, inputs, note=note)
+        if on_checked is not None:
+            on_checked()
+        return settings, inputs
+
+    settings, inputs = in_turn(checked)
     method = method_of(settings)
-    check_fit(settings, inputs, note=observer.note)
-    if on_checked is not None:
-        on_checked()
     with (
-        hold_folder(settings, note=observer.note) as resumes,
+        _held(settings, note=note) as resumes,
         full_disk_is_an_error(settings.out, advice=WHEN_FULL),
     ):
         said = precision_of(resolve_settings(asked)).line
@@ -83,6 +88,13 @@ def unlearn(
         if on_written is not None:
             on_written(written)
         return written.report
+
+
+@contextmanager
+def _held(settings: UnlearnSettings, *, note: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the run folder, in the first of several processes, while the block lasts (see `hold_folder`)."""
+    with ExitStack() as stack:
+        yield from_first(lambda: stack.enter_context(hold_folder(settings, note=note)))
 
 
 def _unlearn(
@@ -117,9 +129,9 @@ def _unlearn(
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
     prepared = replace(prepared, precision=precision)
     observer.note(precision)  # not into the log, which is the same in every run: rates are not
-    check_disk(settings, prepared.problem.adapted, num_runs=len(method.runs))
-    write_run(settings, prepared)
-    if settings.time_limit_s is not None:
+    on_first(lambda: check_disk(settings, prepared.problem.adapted, num_runs=len(method.runs)))
+    on_first(lambda: write_run(settings, prepared))
+    if settings.time_limit_s is not None and here().is_first:
         clock.closing_s = writing_s(settings.out, num_bytes_at_end(prepared.problem.adapted))
 
     def publish(_: StateScore) -> None:
@@ -135,10 +147,14 @@ def _unlearn(
     observer.stage("writing the model", 0, 0)
     exit_code = interruption.exit_code if interruption.signal_number else 0
     with finishing():
-        report = write_result(
-            settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
+        report = from_first(
+            lambda: write_result(
+                settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
+            )
         )
     if (gibberish := gibberish_note(report.fluency)) is not None:
         observer.note(gibberish)
-    is_time_up = clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
+    is_time_up = from_first(
+        lambda: clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
+    )
     return Written(report, loaded, prepared.problem.adapted, prepared.fingerprint, precision, is_time_up)

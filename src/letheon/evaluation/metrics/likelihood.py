@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from letheon.engine.patches.rotation import changes_rotation
 from letheon.evaluation.batches import StepProgress, reading
 from letheon.evaluation.templates import LabelledSequence
+from letheon.processes import shared
 
 PACK_TOKENS = 512
 """Most tokens of one packed row; attention costs its square."""
@@ -73,13 +74,26 @@ def likelihoods(
         packs = list(_packs(asked, reader.max_labels)) if not exact and reader.may_pack(asked) else []
         if packs and not reader.agrees([asked[i] for i in _probe(packs, asked)]):
             packs = []
-        for pack in packs:
-            found |= dict(zip(_places(pack, asked), reader.packed([asked[i] for i in pack]), strict=True))
-            _report(progress, len(found), len(flat))
+        done = 0
+
+        def packed(pack: list[int]) -> list[AnswerLikelihood]:
+            return told(reader.packed([asked[i] for i in pack]))
+
+        def padded(batch: list[tuple[int, int]]) -> list[AnswerLikelihood]:
+            return told(reader.padded([_one(asked[q], a) for q, a in batch]))
+
+        def told(values: Sequence[AnswerLikelihood]) -> list[AnswerLikelihood]:
+            nonlocal done
+            done += len(values)
+            _report(progress, done, len(flat))
+            return list(values)
+
+        places, values = [_places(pack, asked) for pack in packs], shared(packs, packed)
         if not packs:
-            for batch in _batches(flat, asked, batch_size):
-                found |= dict(zip(batch, reader.padded([_one(asked[q], a) for q, a in batch]), strict=True))
-                _report(progress, len(found), len(flat))
+            places = _batches(flat, asked, batch_size)
+            values = shared(places, padded)
+        for batch, of_batch in zip(places, values, strict=True):
+            found |= dict(zip(batch, of_batch, strict=True))
     return [tuple(found[q, a] for a in range(len(one.sequences))) for q, one in enumerate(asked)]
 
 

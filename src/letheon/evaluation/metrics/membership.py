@@ -17,6 +17,7 @@ from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, length_batches, padded, position_limit, reading, token_ids
 from letheon.evaluation.metrics.found import MembershipScores
+from letheon.processes import shared
 from letheon.scores.numbers import membership_score
 
 MAX_LOGITS = 2**27
@@ -75,13 +76,19 @@ def document_losses(
         lengths = [len(row) for row in rows]
         exact = exact or changes_rotation(plain_model.config, lengths)
         done = 0
-        for batch in length_batches(lengths, max_rows=1 if exact else batch_size, max_tokens=max_tokens):
-            found = _batch_losses(plain_model, [rows[i] for i in batch])
-            for index, loss in zip(batch, found, strict=True):
-                losses[index] = loss
+
+        def losses_of(batch: list[int]) -> list[float]:
+            nonlocal done
+            found = list(_batch_losses(plain_model, [rows[i] for i in batch]))
             done += len(batch)
             if progress is not None:
                 progress(done, len(rows))
+            return found
+
+        batches = length_batches(lengths, max_rows=1 if exact else batch_size, max_tokens=max_tokens)
+        for batch, found in zip(batches, shared(batches, losses_of), strict=True):
+            for index, loss in zip(batch, found, strict=True):
+                losses[index] = loss
     return losses
 
 

@@ -30,6 +30,7 @@ from letheon.evaluation.batches import (
 from letheon.evaluation.metrics.found import MmluScores
 from letheon.evaluation.readback import as_read_back
 from letheon.model.loading import context_length
+from letheon.processes import shared
 
 LETTERS = "ABCD"
 NUM_SHOTS = 5
@@ -157,9 +158,10 @@ def score_mmlu(
     max_tokens = min(MAX_PROMPT_TOKENS, context_length(model.config) or MAX_PROMPT_TOKENS)
     limit = position_limit(model)
     total = sum(len(subject.questions) for subject in subjects)
-    num_right: dict[str, int] = {}
     done = 0
-    for subject in subjects:
+
+    def right_of(subject: Subject) -> int:
+        nonlocal done
         prompts = subject_prompts(tokenizer, subject, max_tokens=max_tokens, limit=limit)
         _check_lengths(subject, prompts, limit)
         found = letter_probabilities(model, prompts, letters, batch_size=batch_size, exact=exact)
@@ -169,10 +171,13 @@ def score_mmlu(
                 f"earlier one"
             )
         choices = [LETTERS[i] for i in found.argmax(dim=1).tolist()]
-        num_right[subject.name] = sum(a == q.answer for a, q in zip(choices, subject.questions, strict=True))
         done += len(prompts)
         if progress is not None:
             progress(done, total)
+        return sum(a == q.answer for a, q in zip(choices, subject.questions, strict=True))
+
+    found = shared(subjects, right_of)
+    num_right = {subject.name: num for subject, num in zip(subjects, found, strict=True)}
     return MmluScores(
         accuracy=sum(num_right.values()) / total,
         subjects={subject.name: num_right[subject.name] / len(subject.questions) for subject in subjects},

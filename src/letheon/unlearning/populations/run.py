@@ -15,6 +15,7 @@ from letheon.engine.population import populate
 from letheon.errors import DivergenceError, GivenUpError, ModelError, SettingsError
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import LoadedModel, load_model
+from letheon.processes import check_alone
 from letheon.settings import UnlearnSettings
 from letheon.signals import Interruption, finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
@@ -52,7 +53,7 @@ from letheon.unlearning.populations.together import (
 )
 from letheon.unlearning.prepare import Prepared, SharedProblem, adapt, lora_settings, prepare_run, prepare_shared
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.reading import check_alone, precision_of, read, target_warnings, warnings_of_dial
+from letheon.unlearning.reading import precision_of, read, target_warnings, warnings_of_dial
 from letheon.unlearning.record import RunReport, log_end, log_start, write_result, write_run
 from letheon.unlearning.resolve import method_of, resolve_end, resolve_settings
 from letheon.unlearning.run import WHEN_FULL, unlearn
@@ -131,7 +132,7 @@ def _alone(settings: UnlearnSettings, observer: Observer) -> RunReport | Diverge
 
 
 def _check_group(settings: Sequence[UnlearnSettings]) -> None:
-    check_alone()
+    check_alone("a population of runs")
     folders = [one.out.resolve() for one in settings]
     twice = next((one.out for one, path in zip(settings, folders, strict=True) if folders.count(path) > 1), None)
     if twice is not None:

@@ -1,0 +1,352 @@
+"""Several processes, started by torchrun or `accelerate launch`, that do one job together.
+
+All of them run the same program over the same rows. Where there is much to compute each computes its share, and all
+get all results (`shared`, `added`); where something is read once, written or decided, the first does it and tells the
+others (`from_first`, `on_first`, `highest`). So every process takes the same decisions, and without a launcher each of
+these functions is the plain computation.
+
+A process that ends closes its connections, which ends the others' wait: they end too, with an error that says so.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from letheon.errors import EndedElsewhereError, LetheonError, ProcessError, SettingsError
+from letheon.signals import Interrupted
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Given = ParamSpec("Given")
+
+WAIT = timedelta(days=7)
+"""How long a process waits for another that is alive: the first may write a large model meanwhile."""
+_SIGNAL = "letheon/signal"
+"""Where a process that a signal ends leaves its number for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of how many processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among those on this machine."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.rank == 0
+
+
+_alone = Place()
+_here: Place = _alone
+"""The place while processes are joined and work together; alone before, after, and where one works for all."""
+
+
+def place() -> Place:
+    """Return the place that the launcher gave this process, whether or not processes are joined.
+
+    Raises:
+        SettingsError: the launcher's variables contradict one another or are incomplete.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _alone
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        raise SettingsError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so a launcher started several processes, but "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start them with torchrun or "
+            f"accelerate launch, or unset WORLD_SIZE"
+        )
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    except ValueError as error:
+        raise SettingsError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK: expected whole numbers ({error}); start the processes with torchrun or "
+            f"accelerate launch"
+        ) from error
+    if not 0 <= rank < size:
+        raise SettingsError(f"RANK: expected 0 to {size - 1} of WORLD_SIZE {size}, got {rank}; see how it is launched")
+    return Place(rank, size, local_rank)
+
+
+def here() -> Place:
+    """Return this process's place among those that work together at present."""
+    return _here
+
+
+def in_processes(job: Callable[Given, Value]) -> Callable[Given, Value]:
+    """Have a job done by all processes that a launcher started, together."""
+
+    @wraps(job)
+    def do(*args: Given.args, **given: Given.kwargs) -> Value:
+        with joined():
+            return job(*args, **given)
+
+    return do
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Have the processes of a launcher work together while the block lasts; at its end they wait for one another.
+
+    They stay connected until the process ends.
+
+    Raises:
+        ProcessError: they cannot be connected, or another one ended.
+    """
+    global _here  # noqa: PLW0603 - as torch's own process group, there is one for the process
+    at = place()
+    if at.size == 1 or _here.size > 1:
+        yield
+        return
+    import torch
+
+    _connect(at)
+    _here = at
+    try:
+        yield
+        _waited(torch.distributed.barrier)
+    except Interrupted as interrupted:
+        with suppress(Exception):  # a store that is gone tells nobody
+            _store().set(_SIGNAL, str(interrupted.signal_number))
+        raise
+    finally:
+        _here = _alone
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work without the others while the block lasts, in a process for whose results they wait."""
+    global _here  # noqa: PLW0603
+    before, _here = _here, _alone
+    try:
+        yield
+    finally:
+        _here = before
+
+
+@contextmanager
+def silent_unless_first() -> Iterator[None]:
+    """Let only the first process write to the terminal while the block lasts."""
+    if place().is_first:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def check_alone(command: str) -> None:
+    """Refuse to be one of several processes.
+
+    Raises:
+        SettingsError: a launcher started more than one.
+    """
+    size = place().size
+    if size > 1:
+        raise SettingsError(
+            f"{command} runs in one process, but the launcher started {size} (WORLD_SIZE); start it without a launcher"
+        )
+
+
+def shared(items: Sequence[Item], compute: Callable[[Item], Value]) -> list[Value]:
+    """Return `compute` of each item, in their order; each process computes every size-th, and all get all.
+
+    An error in one is raised in all.
+    """
+    at = _here
+    if at.size == 1:
+        return [compute(item) for item in items]
+    mine: list[Value] | Exception
+    try:
+        with alone():
+            mine = [compute(item) for item in items[at.rank :: at.size]]
+    except Exception as error:
+        mine = error
+    found = _gathered(mine)
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    shares = cast("list[list[Value]]", found)
+    return [shares[number % at.size][number // at.size] for number in range(len(items))]
+
+
+def from_first(compute: Callable[[], Value]) -> Value:
+    """Return what the first process computes, in all of them.
+
+    Raises:
+        EndedElsewhereError: in the others, where it raised a LetheonError.
+    """
+    at = _here
+    if at.size == 1:
+        return compute()
+    if not at.is_first:
+        value, message, code = _broadcast(None)
+        if message is not None:
+            raise EndedElsewhereError(message, code)
+        return cast("Value", value)
+    try:
+        with alone():
+            value = compute()
+    except LetheonError as error:
+        _broadcast((None, str(error), error.exit_code))
+        raise
+    _broadcast((value, None, 0))
+    return value
+
+
+def on_first(do: Callable[[], object]) -> None:
+    """Have the first process do something while the others wait for its end.
+
+    Raises:
+        EndedElsewhereError: as `from_first`.
+    """
+
+    def done() -> None:
+        do()
+
+    from_first(done)
+
+
+def in_turn(compute: Callable[[], Value]) -> Value:
+    """Return what each process computes for itself, the first before the others, so that an error is reported once.
+
+    Raises:
+        EndedElsewhereError: as `from_first`.
+    """
+    found: list[Value] = []
+    on_first(lambda: found.append(compute()))
+    return found[0] if found else compute()
+
+
+def highest(*values: int) -> tuple[int, ...]:
+    """Return, place by place, the highest of the values that the processes give."""
+    if _here.size == 1:
+        return values
+    import torch
+
+    found = torch.tensor(values)
+    _waited(lambda: torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX))
+    return tuple(found.tolist())
+
+
+def added(values: "torch.Tensor") -> "torch.Tensor":
+    """Return the sum of the tensors (any shape, float32) that the processes give: one all-reduce, the same in each."""
+    if _here.size == 1:
+        return values
+    import torch
+
+    total = values.contiguous()
+    _waited(lambda: torch.distributed.all_reduce(total))
+    return total
+
+
+def share_by_size(sizes: Sequence[int]) -> list[int]:
+    """Return which of some things, by number and in order, are this process's (see `shares_by_size`)."""
+    return shares_by_size(sizes)[_here.rank]
+
+
+def shares_by_size(sizes: Sequence[int]) -> list[list[int]]:
+    """Return which of some things, by number and in order, are each process's: the largest first, each to the process
+    that has least."""
+    size = _here.size
+    if size == 1:
+        return [list(range(len(sizes)))]
+    loads, shares = [0] * size, [list[int]() for _ in range(size)]
+    for number in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        owner = loads.index(min(loads))
+        loads[owner] += sizes[number]
+        shares[owner].append(number)
+    return [sorted(share) for share in shares]
+
+
+def _connect(at: Place) -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(at.local_rank % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        torch.distributed.init_process_group(backend, rank=at.rank, world_size=at.size, timeout=WAIT)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ProcessError(
+            f"process {at.rank} of {at.size} cannot reach the others at {where} ({_first_line(error)}); check that "
+            f"all were started and that the address is that of the first"
+        ) from error
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    import torch
+
+    with suppress(Exception):  # of connections that are closed already
+        torch.distributed.destroy_process_group()
+
+
+def _gathered(value: Value) -> list[Value]:
+    import torch
+
+    found: list[Any] = [None] * _here.size
+    _waited(lambda: torch.distributed.all_gather_object(found, value))
+    return found
+
+
+def _broadcast(value: Any) -> Any:
+    import torch
+
+    held = [value]
+    _waited(lambda: torch.distributed.broadcast_object_list(held, src=0))
+    return held[0]
+
+
+def _waited(collective: Callable[[], object]) -> None:
+    """Do something that all processes do.
+
+    Raises:
+        Interrupted: a signal ended another one.
+        ProcessError: another one ended in another way.
+    """
+    try:
+        collective()
+    except RuntimeError as error:
+        number = _signal_elsewhere()
+        if number is not None:
+            raise Interrupted(number) from error
+        raise ProcessError(
+            f"process {_here.rank} of {_here.size} waited for the others, but one of them ended "
+            f"({_first_line(error)}); what it said last tells why: after a kill or a crash, run again with --resume"
+        ) from error
+
+
+def _signal_elsewhere() -> int | None:
+    """The signal that ended another process, None if none did."""
+    try:
+        store = _store()
+        return int(store.get(_SIGNAL)) if store.check([_SIGNAL]) else None
+    except Exception:
+        return None
+
+
+def _store() -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,107 @@
+"""Two and three processes come to what one comes to, step by step and score by score."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from courses import CASES, arguments_of, check_same, course_of, flags_of, make_inputs
+from launching import together
+from letheon.cli.main import cli
+from running import events
+
+pytestmark = pytest.mark.slow
+
+ALL: dict[str, dict[str, Any]] = {
+    **CASES,
+    "fewer rows than processes": {"batch_size": 2},
+    "in pieces": {"max_batch_tokens": 60},
+    "all weights": {"method": "neko", "adapt": "weights", "learning_rate": 1e-4},
+    "general text": {"general": "auto", "score_at": "1,2,3"},
+    "two runs of a method": {"method": "npo-ties"},
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and rows."""
+    return make_inputs(tmp_path_factory.mktemp("inputs"), tokenizer)
+
+
+def runs(inputs: Path, folder: Path) -> list[list[str]]:
+    """Return the command lines of all cases, a folder each."""
+    return [
+        [*arguments_of(inputs, folder / f"{number}", cache_dir=folder / "cache", **changed), "--no-evaluate"]
+        for number, changed in enumerate(ALL.values())
+    ]
+
+
+def alone_do(commands: Sequence[Sequence[str]]) -> None:
+    for arguments in commands:
+        cli(arguments, standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all cases in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    alone_do(runs(inputs, folder))
+    return folder
+
+
+@pytest.mark.parametrize("num", [2, 3])
+def test_every_kind_of_step(num: int, inputs: Path, alone: Path, tmp_path: Path) -> None:
+    together(num, runs(inputs, tmp_path), tmp_path)
+    for number, case in enumerate(ALL):
+        try:
+            check_same(course_of(tmp_path / f"{number}"), course_of(alone / f"{number}"))
+        except AssertionError as error:
+            raise AssertionError(case) from error
+        one, other = (events(folder / f"{number}", "interim") for folder in (tmp_path, alone))
+        assert len(one) == len(other) > 0
+        for score, expected in zip(one, other, strict=True):
+            assert score == {
+                name: pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+                for name, value in expected.items()
+            }, case
+
+
+def test_another_number_goes_on(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    case = "low-rank-npo, dropout"
+    given = arguments_of(inputs, tmp_path / "run", **{**CASES[case], "checkpoint_epochs": 1})
+    given = [*given, "--no-evaluate", "--cache-dir", str(tmp_path / "cache")]
+    together(2, [given], tmp_path)
+    # As if it had been ended after two epochs of three.
+    for late in ("model", "adapter", "checkpoints/step-6"):
+        shutil.rmtree(tmp_path / "run" / late)
+    together(3, [[*given, "--resume"]], tmp_path)
+    assert len(events(tmp_path / "run", "step")) == 6
+    check_same(course_of(tmp_path / "run"), course_of(alone / str(list(ALL).index(case))))
+
+
+def test_scores_are_equal_to_the_digit(inputs: Path, tmp_path: Path) -> None:
+    given = {"model": inputs / "target", "forget": inputs / "forget.jsonl", "retain": inputs / "retain.jsonl"}
+    alone_do([["evaluate", *flags_of({**given, "out": tmp_path / "one"})]])
+    together(3, [["evaluate", *flags_of({**given, "out": tmp_path / "three"})]], tmp_path)
+    one, three = (tmp_path / name for name in ("one", "three"))
+    assert scores_in(three) == scores_in(one)
+    assert (three / "predictions.jsonl").read_bytes() == (one / "predictions.jsonl").read_bytes()
+
+
+def scores_in(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["scores"]
+
+
+def test_memorising_takes_the_same_steps(inputs: Path, tmp_path: Path) -> None:
+    given = {"model": inputs / "target", "rows": inputs / "forget.jsonl", "max_steps": 12, "batch_tokens": 128}
+    alone_do([["memorize", *flags_of({**given, "out": tmp_path / "one"})]])
+    together(2, [["memorize", *flags_of({**given, "out": tmp_path / "two"})]], tmp_path)
+    reports = [
+        json.loads((tmp_path / name / "memorize.json").read_text(encoding="utf-8"))["report"] for name in ("one", "two")
+    ]
+    assert reports[1]["accuracy"] == pytest.approx(reports[0]["accuracy"], abs=0.02)
+    assert [report["steps"] for report in reports] == [12, 12]
