@@ -30,7 +30,7 @@ from letheon.scores.results import Evaluation
 from letheon.scoring.inputs import read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
 from letheon.settings import AuditSettings, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.outside import note_evaluation
@@ -218,7 +218,7 @@ def evaluate(
         ModelError: the checkpoint cannot be used.
         OutputError: the results cannot be written, or would replace others.
     """
-    has_own_rows = settings.suite in OWN_ROWS
+    has_own_rows = brings_rows(settings.suite)
     if not replace and not has_own_rows:
         _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
     finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)

@@ -21,7 +21,7 @@ from letheon.model.loading import LoadedModel, check_device, check_vocabulary, l
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import FORM_FILE, SETTINGS_FILE
@@ -77,7 +77,7 @@ class EvaluatedInputs:
 
     def source_of(self, name: str) -> str:
         """Return where the set of rows `name` comes from: as it was given, or the suite's own file."""
-        given = None if self.settings.suite in OWN_ROWS else getattr(self.settings, name, None)
+        given = None if brings_rows(self.settings.suite) else getattr(self.settings, name, None)
         return str(self.asked.rows[name].source if given is None else given)
 
     def score(self, loaded: LoadedModel, *, provenance: dict[str, Any], progress: Progress | None = None) -> Evaluation:

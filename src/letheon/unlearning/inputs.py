@@ -19,7 +19,7 @@ from letheon.data.system_message import under_system
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows
 from letheon.unlearning.dial.measure import Halves, split_in_halves
 from letheon.unlearning.resolve import instead_file
 
@@ -152,7 +152,7 @@ def _read(
     note: Callable[[str], None] | None,
 ) -> Rows:
     rows = bare_rows(read_rows(source, fields=settings.fields, turns=settings.turns, note=note), tokenizer, note=note)
-    return under_system(rows, tokenizer, settings.template) if settings.suite in OWN_ROWS else rows
+    return under_system(rows, tokenizer, settings.template) if brings_rows(settings.suite) else rows
 
 
 def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows]:

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.data.benchmarks.downloading import download_from_hub
+from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.data.rows import Row, Rows
 from letheon.errors import DataError, nearest
+from letheon.settings.suites import SuiteFiles
 
+OWN_ROWS = SuiteFiles({})
 CORPORA = ("news", "books")
 HUB_REPOSITORIES = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 _SUFFIXES = ("parquet", "json", "jsonl")
@@ -113,3 +115,11 @@ def _pairs(root: Path, name: str, prompt: str, answer: str) -> Rows:
 
 def _texts(root: Path, name: str) -> tuple[str, ...]:
     return tuple(check_text(record.get("text"), "text", where) for _, where, record in _records(_the_file(root, name)))
+
+
+DOWNLOAD = Download(
+    "Download a corpus of MUSE from the Hugging Face hub.",
+    download_muse,
+    CORPORA,
+)
+"""What `letheon data muse` does."""
