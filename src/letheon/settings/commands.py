@@ -67,12 +67,12 @@ class EvaluateSettings(RowSettings):
     )
     suite: Annotated[str, FIXED] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by: lume, or tofu, muse or wmdp, which bring their own rows.",
+        description="Suite to score by: lume, or tofu, muse, wmdp or rwku, which bring their own rows.",
     )
     split: Annotated[str | None, FIXED] = Field(
         None,
         description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news or books of "
-        "muse [news].",
+        "muse [news], a person of rwku [everyone].",
     )
     data: Annotated[Path | None, FIXED] = Field(
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
