@@ -119,7 +119,7 @@ def evaluate(out: Path, *options: Path | str) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("chat", [None, TURNS])
+@pytest.mark.parametrize("chat", [pytest.param(None, marks=pytest.mark.slow), TURNS])
 def test_scores_are_those_of_a_naive_version(
     chat: str | None, folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from letheon.data.rows import Rows
+from letheon.errors import SettingsError
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Evaluation, Form, PlainResults, Results, read_plain
 from letheon.scores.score import Scores
@@ -115,6 +116,8 @@ class Suite:
     readings: tuple[Reading, ...] = ()
     unpredicted: tuple[str, ...] = ()
     """What it measures besides predictions, by the names in `Measured.others`."""
+    parities: tuple[str, ...] = ()
+    """Whose definitions it can follow, the default first; empty where there is one definition alone."""
     sets: tuple[str, ...] = ("forget", "retain")
     """The sets of rows that predictions may be of."""
     read: Callable[[Mapping[str, Any], Path], Results] = read_plain
@@ -123,3 +126,16 @@ class Suite:
     """Says where the numbers of results contradict one another."""
     files: Callable[[Evaluation], Mapping[Entry, str]] = lambda _: {}
     """Texts of the files that are written beside results.json."""
+
+    def parity_of(self, settings: EvaluateSettings) -> str | None:
+        """Return whose definitions an evaluation follows: those asked for, or the default; None without a choice.
+
+        Raises:
+            SettingsError: the suite cannot follow those that are asked for.
+        """
+        if settings.parity is None:
+            return next(iter(self.parities), None)
+        if settings.parity not in self.parities:
+            known = " or ".join(self.parities) or "none, there is one definition of its scores"
+            raise SettingsError(f"parity: expected {known} for the suite {self.name}, got '{settings.parity}'")
+        return settings.parity

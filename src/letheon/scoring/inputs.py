@@ -108,7 +108,9 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     Raises:
         LetheonError: as `evaluate`.
     """
-    asked = suite_of(settings.suite).ask(settings, note)
+    suite = suite_of(settings.suite)
+    suite.parity_of(settings)
+    asked = suite.ask(settings, note)
     check_device(settings.device)
     check_checkpoint(settings.model)
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)

@@ -43,7 +43,10 @@ HOW_TO_SCORE = "the run is complete; the same command with --resume scores it"
 """What to do where scoring failed."""
 WAS_ENDED = "a signal ended the run before its last step"
 
-_SHARED = (*RowSettings.model_fields, "members", "nonmembers", "mmlu", "mmlu_limit", "never", "never_results")
+_SHARED = (
+    *RowSettings.model_fields,
+    *("members", "nonmembers", "mmlu", "mmlu_limit", "never", "never_results", "parity"),
+)
 """Settings of a run that its evaluations take over."""
 
 

@@ -26,6 +26,7 @@ from letheon.settings.types import (
     Duration,
     IsoDate,
     Names,
+    Parity,
     Sources,
 )
 
@@ -82,6 +83,11 @@ class EvaluateSettings(RowSettings):
     )
     never_results: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
+    parity: Annotated[Parity | None, FIXED] = Field(
+        None,
+        description="Whose definitions to follow where they differ: open-unlearning or original, the benchmark's own "
+        "code [tofu, muse: open-unlearning].",
     )
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."

@@ -35,6 +35,7 @@ from letheon.settings.types import (
     IsoDate,
     Names,
     Numbers,
+    Parity,
     Rate,
     Span,
 )
@@ -148,6 +149,9 @@ class VerdictSettings(Settings):
     )
     never_results: Annotated[Path | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
+    parity: Annotated[Parity | None, INCIDENTAL, OWN, RARE, _IF_SCORED] = Field(
+        None, description="Whose definitions to score by where they differ: open-unlearning or original."
     )
 
 

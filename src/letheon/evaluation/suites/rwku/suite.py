@@ -131,5 +131,6 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     unpredicted=("entropies",),
+    parities=("original",),
     sets=tuple(FILES),
 )
