@@ -79,7 +79,7 @@ class EvaluateSettings(RowSettings):
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
     )
     never: Annotated[str | None, FIXED, FILE] = Field(
-        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu)."
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu, muse)."
     )
     never_results: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."

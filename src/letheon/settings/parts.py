@@ -145,7 +145,7 @@ class VerdictSettings(Settings):
         None, ge=1, description="Ask only the first N questions of each subject."
     )
     never: Annotated[str | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
-        None, description="Checkpoint of a model trained without the forget rows, to compare with (suite tofu)."
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu, muse)."
     )
     never_results: Annotated[Path | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."
