@@ -25,7 +25,7 @@ from letheon.settings.facts import (
     RequiresMethod,
     facts_of,
 )
-from letheon.settings.suites import with_rows_of_suite
+from letheon.settings.suites import with_holdout_of_suite, with_rows_of_suite
 from letheon.settings.types import (
     DEFAULT_DATE,
     DEFAULT_SUITE,
@@ -373,6 +373,11 @@ class ScoringSettings(Settings):
         gt=0,
         description="Stop training within X seconds; keep the best state.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_holdout(cls, values: Any) -> Any:
+        return with_holdout_of_suite(values) if isinstance(values, dict) else values
 
 
 class FormedRowSettings(FormSettings, RowSettings):

@@ -112,6 +112,27 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{name: value for name, value in own.items() if values.get(name) is None}}
 
 
+def is_holdout_of_suite(suite: str, path: Path) -> bool:
+    """Return whether a file holds rows of the suite that no model was trained on, and no documents."""
+    files = files_of(suite)
+    return files is not None and path.name.split(".")[0] in files.holdout.values()
+
+
+def with_holdout_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of `unlearn` with the suite's rows that no model was trained on, if it has them as a file.
+
+    A holdout that is given stays, and so does one that is given as null.
+    """
+    files, given = files_of(values.get("suite")), values.get("data")
+    if files is None or not files.splits or "holdout" in values:
+        return dict(values)
+    name = files.holdout.get(values.get("split") or files.default)
+    if name is None:
+        return dict(values)
+    path = suite_file(data_folder(str(values["suite"]), None if given is None else Path(given)), name)
+    return {**values, "holdout": path} if path.is_file() else dict(values)
+
+
 def suite_file(folder: Path, name: str) -> Path:
     """Return the file of a data set with this name: the one that is there, else its .jsonl."""
     found = (path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file())
