@@ -101,6 +101,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Plot:
+    """Two scores that are drawn against each other in what is published on a suite."""
+
+    across: str
+    up: str
+    is_log: bool = False
+    """Whether the axis that goes up is logarithmic, as for p-values."""
+    level: float | None = None
+    """A value of the score that goes up, at which a line is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """A suite."""
 
@@ -114,6 +126,8 @@ class Suite:
     aggregate: Callable[[PlainResults, Measured], Results]
     """Fills the scores of results that have none yet; needs no model."""
     readings: tuple[Reading, ...] = ()
+    plot: Plot | None = None
+    """What studies draw besides what was forgotten against what was retained."""
     unpredicted: tuple[str, ...] = ()
     """What it measures besides predictions, by the names in `Measured.others`."""
     parities: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from typing import Any
 
 from letheon.evaluation.metrics.memorisation import attack_auc, mean, privacy_leak
 from letheon.evaluation.metrics.rouge import plain_rouge
-from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Target
+from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.muse.listing import (
     ATTACKS,
     DEFAULT_AUC,
@@ -153,6 +153,7 @@ SUITE = Suite(
     measure=_measure,
     aggregate=_aggregate,
     readings=READINGS,
+    plot=Plot("knowmem_retain", "knowmem_forget"),
     unpredicted=("texts", "memorised"),
     parities=PARITIES,
     sets=SETS,

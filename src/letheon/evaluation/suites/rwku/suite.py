@@ -6,7 +6,7 @@ from dataclasses import replace
 from letheon.data.benchmarks.rwku import FILES, FLUENCY, FORGET_SETS, NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS
 from letheon.evaluation.metrics.distinct_words import distinct_rouge_l
 from letheon.evaluation.metrics.memorisation import mean
-from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Target
+from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import PlainResults
 from letheon.scores.score import Score, Scores, summaries
@@ -130,6 +130,7 @@ SUITE = Suite(
     measure=_measure,
     aggregate=_aggregate,
     readings=READINGS,
+    plot=Plot("neighbour.all", "forget.all"),
     unpredicted=("entropies",),
     parities=("original",),
     sets=tuple(FILES),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Target
+from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.tofu.aggregate import aggregate
 from letheon.evaluation.suites.tofu.files import eval_text, original_text, summary_text
 from letheon.evaluation.suites.tofu.listing import KNOWN, ORIGINAL, PARITIES, SUMMARIES
@@ -84,6 +84,7 @@ SUITE = Suite(
     measure=_measure,
     aggregate=aggregate,
     readings=READINGS,
+    plot=Plot("model_utility", "forget_quality", is_log=True, level=0.05),
     unpredicted=("likelihood",),
     parities=PARITIES,
     sets=("forget", "retain", "real_authors", "world_facts"),
