@@ -202,6 +202,22 @@ def test_a_parity_that_a_suite_does_not_have_is_refused(folder: Path) -> None:
     assert "template: expected none with --parity original" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    ("suite", "given", "message"),
+    [
+        ("tofu", ("--mmlu", "x"), "mmlu: has no effect with the suite tofu; leave it out; it takes never, never_res"),
+        ("muse", ("--max-new-tokens", "3"), "max_new_tokens: has no effect with the suite muse"),
+        ("wmdp", ("--never", "x"), "never: has no effect with the suite wmdp; leave it out; it takes mmlu, mmlu_limit"),
+        ("rwku", ("--members", "x"), "members: has no effect with the suite rwku; leave it out"),
+        ("lume", ("--never", "x", "--forget", "f", "--retain", "r"), "never: has no effect with the suite lume"),
+    ],
+)
+def test_a_setting_that_a_suite_has_no_use_for_is_refused(suite: str, given: tuple[str, ...], message: str) -> None:
+    done = CliRunner().invoke(cli, ["evaluate", "--suite", suite, "--model", "x", "--out", "y", *given])
+    assert isinstance(done.exception, SettingsError)
+    assert message in str(done.exception)
+
+
 def test_tokens_to_the_letter(tokenizer: PreTrainedTokenizerBase) -> None:
     template = original_template(tokenizer)
     sequence = template.sequence("Who?", "Tam Vell")

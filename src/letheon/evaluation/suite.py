@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Note = Callable[[str], None]
+CHOICES = (
+    *("members", "nonmembers", "mmlu", "mmlu_limit", "mmlu_harness"),
+    *("never", "never_results", "max_new_tokens"),
+)
+"""Settings of an evaluation that not every suite has a use for."""
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); a suite names its stages."""
 
@@ -130,6 +135,8 @@ class Suite:
     """What studies draw besides what was forgotten against what was retained."""
     unpredicted: tuple[str, ...] = ()
     """What it measures besides predictions, by the names in `Measured.others`."""
+    takes: tuple[str, ...] = ()
+    """Which of `CHOICES` it has a use for."""
     parities: tuple[str, ...] = ()
     """Whose definitions it can follow, the default first; empty where there is one definition alone."""
     sets: tuple[str, ...] = ("forget", "retain")
@@ -140,6 +147,19 @@ class Suite:
     """Says where the numbers of results contradict one another."""
     files: Callable[[Evaluation], Mapping[Entry, str]] = lambda _: {}
     """Texts of the files that are written beside results.json."""
+
+    def check_taken(self, settings: EvaluateSettings) -> None:
+        """Check that no setting of an evaluation is given in vain.
+
+        Raises:
+            SettingsError: the suite has no use for one, or cannot follow the definitions that are asked for.
+        """
+        self.parity_of(settings)
+        for name in CHOICES:
+            default = EvaluateSettings.model_fields[name].default
+            if name not in self.takes and getattr(settings, name) != default:
+                able = f"; it takes {', '.join(self.takes)}" if self.takes else ""
+                raise SettingsError(f"{name}: has no effect with the suite {self.name}; leave it out{able}")
 
     def parity_of(self, settings: EvaluateSettings) -> str | None:
         """Return whose definitions an evaluation follows: those asked for, or the default; None without a choice.

@@ -109,7 +109,7 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
         LetheonError: as `evaluate`.
     """
     suite = suite_of(settings.suite)
-    suite.parity_of(settings)
+    suite.check_taken(settings)
     asked = suite.ask(settings, note)
     check_device(settings.device)
     check_checkpoint(settings.model)

@@ -140,5 +140,6 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=tuple(READINGS),
     plot=Plot(MMLU, "wmdp.accuracy"),
+    takes=("mmlu", "mmlu_limit"),
     unpredicted=("wmdp", "mmlu"),
 )

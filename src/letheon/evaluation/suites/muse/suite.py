@@ -154,6 +154,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("knowmem_retain", "knowmem_forget"),
+    takes=("never", "never_results"),
     unpredicted=("texts", "memorised"),
     parities=PARITIES,
     sets=SETS,
