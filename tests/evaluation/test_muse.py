@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.cli.main import cli
 from letheon.data.benchmarks.muse import read_muse
 from letheon.data.rows import Row
-from letheon.errors import DataError, EvaluationError
+from letheon.errors import DataError, EvaluationError, SettingsError
 from letheon.evaluation.metrics.likelihood import AnswerLikelihood
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import rescore
@@ -30,6 +30,9 @@ from letheon.evaluation.templates import LabelledSequence, question_template
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
+from letheon.report.files import read_run
+from letheon.settings import UnlearnSettings
+from letheon.storage.yaml_text import parse_yaml
 from small import tiny_model
 
 PROMPT, TEXT = "Mira Tolland keeps bees in the village", "of Harrow, where the river bends twice."
@@ -271,3 +274,35 @@ def test_missing_files_and_corpora_are_named(folder: Path) -> None:
         read_muse(folder)
     with pytest.raises(DataError, match="split: expected one of news, books, got 'new'"):
         read_muse(folder, "new")
+
+
+def write_training_texts(folder: Path) -> None:
+    """As the hub names them: texts to forget and to keep, and a fold."""
+    files = {"raw/forget": TEXTS, "raw/retain1": ["The harbour was empty.", "Nobody came."], "sust/forget_2": TEXTS[:1]}
+    for name, texts in files.items():
+        path = folder / "news" / f"{name}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([{"text": text} for text in texts]), path)
+
+
+def test_a_run_takes_its_texts_from_the_suite_and_is_scored_by_it(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    write_training_texts(folder)
+    save_model(learnt(tokenizer), tokenizer, tmp_path / "model")
+    run = tmp_path / "run"
+    command = ["unlearn", "--suite", "muse", "--split", "news-sust-2", "--model", tmp_path / "model", "--data", folder]
+    command += ["--out", run, "--epochs", "1", "--trackers", ""]
+    done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    used = parse_yaml((run / "run.yaml").read_text("utf-8"))
+    assert Path(used["forget"]).relative_to(folder) == Path("news/sust/forget_2-00000-of-00001.parquet")
+    assert Path(used["retain"]).relative_to(folder) == Path("news/raw/retain1-00000-of-00001.parquet")
+    assert used["template"] == "joined"
+    assert "Verbatim memorisation" in (run / "report.html").read_text("utf-8")
+    pairings = read_run(run).pairings
+    assert [pairing.differences for pairing in pairings] == [(), ()]
+    # MUSE asks nothing in the form of the texts; that the run's own texts were forgotten is known by their hashes.
+    assert [len(pairing.unchecked) for pairing in pairings] == [1, 1]
+    with pytest.raises(SettingsError, match=r"one of news, books, news-scal-1, .*as split"):
+        UnlearnSettings.of({"model": "m", "out": "o", "suite": "muse", "split": "news-sust-5"})

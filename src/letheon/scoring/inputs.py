@@ -21,7 +21,7 @@ from letheon.model.loading import LoadedModel, check_device, check_vocabulary, l
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings
-from letheon.settings.suites import brings_rows
+from letheon.settings.suites import brings_rows, files_of
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import FORM_FILE, SETTINGS_FILE
@@ -53,7 +53,7 @@ class EvaluatedInputs:
             "model_sha256": hash_checkpoint(local_folder(settings.model)),
             "weights_sha256": weights_sha256,
             "tokenizer_sha256": hash_tokenizer(self.tokenizer),
-            **{f"{name}_sha256": hash_rows(asked.trained.get(name, rows)) for name, rows in asked.rows.items()},
+            **{f"{name}_sha256": hash_rows(rows) for name, rows in {**asked.rows, **asked.trained}.items()},
             **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
         }
         return {
@@ -125,10 +125,10 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     if form.template != AUTO:
         for row in [row for rows in bare.values() for row in rows][:1]:
             render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    trained = {
-        name: under_system(bare_rows(rows, tokenizer), tokenizer, settings.template)
-        for name, rows in asked.trained.items()
-    }
+    files = files_of(settings.suite)
+    trained = {name: bare_rows(rows, tokenizer) for name, rows in asked.trained.items()}
+    if files is not None and files.are_questions:
+        trained = {name: under_system(rows, tokenizer, settings.template) for name, rows in trained.items()}
     return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options, trained), tokenizer, form)
 
 

@@ -51,10 +51,12 @@ class SuiteSettings(Settings):
 
     suite: Annotated[str, INCIDENTAL, SHARED, RARE] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by; tofu brings its own rows, so that --forget and --retain are not needed.",
+        description="Suite to score by; tofu and muse bring rows, so that --forget and --retain are not needed.",
     )
     split: Annotated[str | None, INCIDENTAL, SHARED, RARE] = Field(
-        None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."
+        None,
+        description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news, books or a "
+        "fold such as news-sust-1 of muse [news].",
     )
     data: Annotated[Path | None, INCIDENTAL, SHARED, RARE] = Field(
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."

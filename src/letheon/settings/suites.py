@@ -29,6 +29,8 @@ class SuiteFiles:
     """All rows, which a target is made to know; empty where there are none."""
     holdout: Mapping[str, str] = field(default_factory=dict)
     """Rows like those to forget that no model was trained on, by split."""
+    are_questions: bool = True
+    """Whether its rows are questions, which a model is trained on as the suite asks them; else they are texts."""
 
     @property
     def default(self) -> str:
@@ -41,6 +43,7 @@ SUITE_FORMS = ("chat", "question-answer")
 SUITE_DATE = "2025-04-10"
 """The date that these suites give chat templates that write one."""
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+_ON_HUB = "-00000-of-00001"
 
 
 _READERS = "letheon.data.benchmarks"
@@ -134,8 +137,9 @@ def with_holdout_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suite_file(folder: Path, name: str) -> Path:
-    """Return the file of a data set with this name: the one that is there, else its .jsonl."""
-    found = (path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file())
+    """Return the file of a data set with this name, alone or as the hub names it: the one there, else its .jsonl."""
+    endings = (*_SUFFIXES, *(f"{_ON_HUB}{suffix}" for suffix in _SUFFIXES))
+    found = (path for ending in endings if (path := folder / f"{name}{ending}").is_file())
     return next(found, folder / f"{name}{_SUFFIXES[0]}")
 
 

@@ -127,10 +127,12 @@ def _dialled(settings: UnlearnSettings) -> dict[str, object]:
 
 
 def _of_suite(settings: UnlearnSettings) -> dict[str, object]:
-    """Return the form in which a suite with rows to train on asks them, where no form is named."""
+    """Return the form of a suite's own rows, where none is named: that in which it asks questions, or bare text."""
     files = files_of(settings.suite)
     if files is None or not files.splits or "template" in settings.model_fields_set:
         return {}
+    if not files.are_questions:
+        return {"template": "joined"}
     source = settings.tokenizer or settings.model
     return {"template": suite_form(load_tokenizer(source, trust_remote_code=settings.trust_remote_code))}
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from letheon.data.benchmarks.muse import read_muse
-from letheon.data.rows import Row
+from letheon.data.benchmarks.muse import corpus_of, read_muse
+from letheon.data.rows import Row, read_rows
 from letheon.errors import SettingsError
 from letheon.evaluation.generation import generate_from
 from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
@@ -52,7 +53,7 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     """
     if settings.never is not None and settings.never_results is not None:
         raise SettingsError("never: expected a model or its results, got both; leave out --never or --never-results")
-    corpus, parity = settings.split or "news", settings.parity or PARITIES[0]
+    corpus, parity = corpus_of(settings.split or "news"), settings.parity or PARITIES[0]
     muse = read_muse(data_folder(settings.suite, settings.data), corpus)
     rows = {VERBMEM: muse.verbmem, FORGET_QUESTIONS: muse.forget, RETAIN_QUESTIONS: muse.retain}
     if note is not None:
@@ -63,7 +64,9 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     texts = {"members": muse.members, "holdout": muse.holdout}
     options = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
     loading = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
-    return Asked(rows, {**shots, **texts}, {**options, **loading})
+    sides = {side: Path(getattr(settings, side)) for side in ("forget", "retain")}
+    trained = {side: read_rows(path) for side, path in sides.items() if path.is_file()}
+    return Asked(rows, {**shots, **texts}, {**options, **loading}, trained)
 
 
 def measure(target: Target, asked: Asked) -> Measured:
