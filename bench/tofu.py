@@ -24,12 +24,12 @@ from letheon.studies.tables import scores_table, trade_off_table
 
 METHODS = ("ga", "gd", "npo", "simnpo", "low-rank-npo")
 RATE = 2e-3
+VOCAB_SIZE = 4096
 NEW_MODEL: dict[str, Any] = {
     "architecture": "llama",
     "width": 128,
     "num_layers": 3,
     "num_heads": 4,
-    "vocab_size": 4096,
     "learning_rate": 3e-3,
     "target_accuracy": 0.99,
 }
@@ -94,12 +94,9 @@ def _plain(lines: Sequence[str]) -> list[str]:
 def learn(out: Path, data: Path, rows: str, *, max_steps: int, tokenizer: Path | None = None) -> Path:
     """Make a model that knows a file of rows, in the form in which the suite asks, and its tokenizer unless given."""
     if not (out / "config.json").is_file():
-        own: dict[str, Any] = {
-            "tokenizer": None if tokenizer is None else str(tokenizer),
-            "out": out,
-            "max_steps": max_steps,
-        }
-        memorize(MemorizeSettings.of({**NEW_MODEL, **own, "suite": "tofu", "split": rows, "data": data}), note=print)
+        how = {"vocab_size": VOCAB_SIZE} if tokenizer is None else {"tokenizer": str(tokenizer)}
+        own: dict[str, Any] = {**how, "suite": "tofu", "split": rows, "data": data, "out": out, "max_steps": max_steps}
+        memorize(MemorizeSettings.of({**NEW_MODEL, **own}), note=print)
     return out
 
 

@@ -74,7 +74,8 @@ def _measure(target: Target, asked: Asked) -> Measured:
             done += len(questions)
             if report is not None:
                 report(done, total)
-    return Measured(others={kind: counts for kind, counts in found.items() if counts})
+    counted = {kind: counts for kind, counts in found.items() if counts}
+    return Measured(others={**counted, "parity": "lm-evaluation-harness"})
 
 
 def _as_choice(question: "Question") -> ChoiceQuestion:
