@@ -31,6 +31,7 @@ from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
 from letheon.report.files import read_run
+from letheon.scores.predictions import read_predictions
 from letheon.settings import UnlearnSettings
 from letheon.storage.yaml_text import parse_yaml
 from small import tiny_model
@@ -249,6 +250,29 @@ def test_a_beginning_of_sequence_does_not_count_among_the_tokens_of_a_text(
     measure._texts(target, asked, question_template(tokenizer, "question-answer"))
     assert [(len(one.ids), one.start) for one in seen] == [(4, 1)] * 6
     assert seen[0].ids == tuple(starting(TEXTS[0]).input_ids[:4])
+
+
+@pytest.mark.parametrize("parity", ["open-unlearning", "original"])
+def test_questions_after_worked_ones_are_cut_as_in_open_unlearning(
+    parity: str, folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "MAX_LENGTH", 14)
+    model = tiny_model("llama", tokenizer)
+    save_model(model, tokenizer, tmp_path / "model")
+    found = evaluate(tmp_path / "out", tmp_path / "model", folder, "--parity", parity)
+    shots = [Row("", q["question"], q["answer"], "", "question") for q in FILES["knowmem/retain_qa_icl"]]
+    (row,) = FILES["knowmem/retain_qa"]
+    prompt = few_shot(shots, row["question"])
+    assert len(tokenizer(prompt).input_ids) > 14
+    warnings = read_results(tmp_path / "out" / "results.json").warnings
+    is_cut = parity == "open-unlearning"
+    assert any(said.startswith("3 questions after worked ones") for said in warnings) == is_cut
+    # The true answer lies behind the cut, so nothing is left to compare with.
+    if is_cut:
+        assert found["retain_knowmem_ROUGE"] == 0.0
+        said = read_predictions(tmp_path / "out" / "predictions.jsonl")
+        (answer,) = [one.answer for one in said if one.split == "knowmem_retain"]
+        assert answer == ""
 
 
 class _Starting:

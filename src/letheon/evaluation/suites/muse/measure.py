@@ -30,7 +30,7 @@ from letheon.evaluation.suites.muse.listing import (
     VERBMEM,
 )
 from letheon.evaluation.suites.muse.never import Never, never_of, read_never
-from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
+from letheon.evaluation.templates import MAX_LENGTH, LabelledSequence, QuestionTemplate, question_template
 from letheon.model.loading import load_model
 from letheon.scores.predictions import Prediction
 from letheon.settings import EvaluateSettings
@@ -78,6 +78,7 @@ def measure(target: Target, asked: Asked) -> Measured:
         "parity": asked.options.get("parity", PARITIES[0]),
         "corpus": asked.options.get("corpus", ""),
         "dtype": str(target.model.dtype).removeprefix("torch."),
+        "num_cut": _num_cut(target, asked),
     }
     if not _is_original(asked):
         others["memorised"] = _memorised(target, asked, template)
@@ -104,10 +105,12 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate, name:
     rows = asked.rows[name]
     shots = asked.others.get(f"{name}_shots", ())
     texts = [row.prompt if name == VERBMEM else few_shot(shots, row.prompt) for row in rows]
-    prompts: list[list[int]] = [target.tokenizer(text).input_ids for text in texts]
+    longest = _longest(asked, name)
+    prompts: list[list[int]] = [target.tokenizer(text).input_ids[:longest] for text in texts]
     space = " " if name == VERBMEM else ""
     wholes: list[list[int]] = [
-        target.tokenizer(f"{text}{space}{row.answer}").input_ids for text, row in zip(texts, rows, strict=True)
+        target.tokenizer(f"{text}{space}{row.answer}").input_ids[:longest]
+        for text, row in zip(texts, rows, strict=True)
     ]
     found = generate_from(
         target.model,
@@ -131,6 +134,22 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate, name:
         text = generation.text.strip() if name == VERBMEM else cut_at_stops(generation.text)
         predictions.append(predict(replace(row, answer=wanted), name, text))
     return predictions
+
+
+def _longest(asked: Asked, name: str) -> int | None:
+    """Return after how many tokens worked questions and question are cut: open-unlearning cuts them like any others."""
+    return None if name == VERBMEM or _is_original(asked) else MAX_LENGTH
+
+
+def _num_cut(target: Target, asked: Asked) -> int:
+    """Return how many questions after worked ones are cut."""
+    found = 0
+    for name in (FORGET_QUESTIONS, RETAIN_QUESTIONS):
+        longest, shots = _longest(asked, name), asked.others.get(f"{name}_shots", ())
+        if longest is not None:
+            ids = (target.tokenizer(few_shot(shots, row.prompt)).input_ids for row in asked.rows[name])
+            found += sum(len(one) > longest for one in ids)
+    return found
 
 
 def _is_original(asked: Asked) -> bool:

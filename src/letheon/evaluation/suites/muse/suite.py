@@ -105,6 +105,11 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
         )
     if is_original and others.get("dtype") != "float32":
         found.append(f"MUSE's own code takes float32 weights, these are {others.get('dtype')}")
+    if others.get("num_cut"):
+        found.append(
+            f"{others['num_cut']} questions after worked ones have more than 512 tokens and lost their ends, as in "
+            "open-unlearning; --parity original asks them whole"
+        )
     if values["extraction_strength"] is not None:
         found.append(
             "extraction strength is never 0, as in open-unlearning: a text of L tokens counts at least 1/L; the score "
