@@ -103,7 +103,7 @@ def learn(out: Path, data: Path, rows: str, *, max_steps: int, tokenizer: Path |
 def score(model: Path, data: Path, out: Path) -> Results:
     """Score a model by the suite."""
     if not (out / "results.json").is_file():
-        evaluate(EvaluateSettings.of({"suite": "tofu", "model": model, "data": data, "out": out}))
+        evaluate(EvaluateSettings.of({"suite": "tofu", "model": str(model), "data": data, "out": out}))
     return read_results(out / "results.json")
 
 

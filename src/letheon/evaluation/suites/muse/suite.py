@@ -24,7 +24,7 @@ from letheon.scores.predictions import Prediction
 from letheon.scores.results import Evaluation, PlainResults
 from letheon.scores.score import Scores
 from letheon.settings import EvaluateSettings
-from letheon.storage.run_folder import MUSE_SUMMARY_FILE, Entry
+from letheon.storage.run_folder import MUSE_SUMMARY_FILE, RESULTS_FILE, Entry
 
 _SIDES = ("members", "holdout")
 
@@ -89,7 +89,7 @@ def _reason(name: str, *, is_original: bool) -> str:
     if is_original and name in (*MEMORISATION, "mia.min_k_plus_plus"):
         return f"MUSE's own code has no such score; --parity {PARITIES[0]} has it"
     if name == "mia.reference":
-        return "needs a model trained without the texts: --never MODEL, or its results.json by --never-results FILE"
+        return f"needs a model trained without the texts: --never MODEL, or its {RESULTS_FILE} by --never-results FILE"
     return "nothing was asked for it"
 
 
