@@ -23,7 +23,7 @@ from letheon.scores.results import Evaluation, Results
 from letheon.scoring.cache import keep_scores, key_of, load_scores
 from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
 from letheon.settings import EvaluateSettings, RowSettings, UnlearnSettings
-from letheon.settings.suites import SUITE_FORMS, brings_rows
+from letheon.settings.suites import ASKED_FORMS, brings_rows
 from letheon.signals import finishing
 from letheon.storage.cache import default_cache_dir, scores_path
 from letheon.storage.files import check_output_folder, open_output_folder
@@ -172,7 +172,7 @@ class UnlearnReport(RunReport):
 def evaluate_settings(settings: UnlearnSettings, side: Side) -> EvaluateSettings:
     """Return the settings of the evaluation of a run's model before or after."""
     shared = {name: getattr(settings, name) for name in _SHARED}
-    if brings_rows(settings.suite) and settings.template in SUITE_FORMS:
+    if brings_rows(settings.suite) and settings.template in ASKED_FORMS:
         shared["template"] = settings.template
     if side == "after":
         shared |= {"model": str(settings.out / MODEL_FOLDER), "tokenizer": None}

@@ -221,7 +221,8 @@ class LearntRowSettings(Settings):
     out: Path = Field(description="Folder for the checkpoint.")
     model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
     template: str = Field(
-        "joined", description="Form in which to learn the rows: joined, plain, pair, question-answer, neko or chat."
+        "joined",
+        description="Form in which to learn the rows: joined, plain, pair, question-answer, neko, inst or chat.",
     )
     date: Annotated[IsoDate, RARE] = Field(
         DEFAULT_DATE, description="Date given to chat templates that write today's date."

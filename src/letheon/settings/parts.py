@@ -303,8 +303,8 @@ class FormSettings(Settings):
 
     template: Annotated[str, RESUMABLE, SHARED] = Field(
         "auto",
-        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto (the form that the "
-        "model knows best).",
+        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, inst, or auto (the form that "
+        "the model knows best).",
     )
     end_of_sequence: Annotated[Literal["auto", "retain", "none"], FIXED, SHARED, RARE] = Field(
         "auto", description="End retain rows with the end-of-sequence token; auto: if the model does so itself."

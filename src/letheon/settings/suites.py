@@ -40,6 +40,8 @@ class SuiteFiles:
 
 SUITE_FORMS = ("chat", "question-answer")
 """The forms in which these suites ask: that of a tokenizer with a chat template, and that of others."""
+ASKED_FORMS = (*SUITE_FORMS, "inst")
+"""The forms in which suites can ask: these, and that of Llama 2's chat models without a system message."""
 SUITE_DATE = "2025-04-10"
 """The date that these suites give chat templates that write one."""
 _SUFFIXES = (".jsonl", ".json", ".parquet")

@@ -12,7 +12,7 @@ from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
 from letheon.evaluation.suites.tofu.never import Never, read_never
 from letheon.evaluation.suites.tofu.original import NUM_ROWS
 from letheon.settings import EvaluateSettings
-from letheon.settings.suites import SUITE_FORMS, data_folder
+from letheon.settings.suites import ASKED_FORMS, data_folder
 
 MAX_NEW_TOKENS = 200
 SETS = ("forget", "retain", "real_authors", "world_facts")
@@ -37,9 +37,9 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
             f"template: expected none with --parity {ORIGINAL}, which gives each tokenizer its form, got "
             f"'{settings.template}'; leave it out"
         )
-    if settings.template not in (None, AUTO, *SUITE_FORMS):
+    if settings.template not in (None, AUTO, *ASKED_FORMS):
         raise SettingsError(
-            f"template: expected {' or '.join(SUITE_FORMS)} for the suite {settings.suite}, got '{settings.template}'; "
+            f"template: expected {', '.join(ASKED_FORMS)} for the suite {settings.suite}, got '{settings.template}'; "
             "leave it out for the form that the suite gives this tokenizer"
         )
     split, parity = settings.split or DEFAULT_SPLIT, settings.parity or PARITIES[0]
