@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from letheon.cli.main import cli
 from letheon.data import benchmarks
 from letheon.errors import SettingsError
-from letheon.settings import EvaluateSettings, MemorizeSettings, UnlearnSettings
+from letheon.settings import DEFAULT_DATE, EvaluateSettings, MemorizeSettings, UnlearnSettings
 from letheon.settings.suites import brings_rows, files_of
 
 READER = '''
@@ -56,6 +56,14 @@ def test_commands_take_the_rows_that_the_reader_names(tmp_path: Path) -> None:
         UnlearnSettings.of({**given, "split": "wintr"})
     with pytest.raises(SettingsError, match=r"a suite with rows to learn \(tofu, leaves\)"):
         MemorizeSettings.of({"out": "o", "suite": "wmdp"})
+
+
+def test_a_suite_without_rows_to_train_on_leaves_them_to_be_given(tmp_path: Path) -> None:
+    given = {"model": "m", "out": "o", "suite": "wmdp", "data": str(tmp_path)}
+    assert EvaluateSettings.of(given).forget == str(tmp_path)
+    with pytest.raises(SettingsError, match="forget: unlearn needs this setting"):
+        UnlearnSettings.of(given)
+    assert UnlearnSettings.of({**given, "forget": "f", "retain": "r"}).date == DEFAULT_DATE
 
 
 def test_names_that_are_no_reader_bring_no_rows() -> None:

@@ -65,7 +65,9 @@ class SuiteSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _take_rows(cls, values: Any) -> Any:
-        return with_rows_of_suite(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        return with_rows_of_suite(values, are_trained=cls.command != "evaluate")
 
 
 class RowSettings(SuiteSettings):

@@ -145,14 +145,17 @@ def suite_file(folder: Path, name: str) -> Path:
     return next(found, folder / f"{name}{_SUFFIXES[0]}")
 
 
-def with_rows_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_rows_of_suite(values: Mapping[str, Any], *, are_trained: bool) -> dict[str, Any]:
     """Return settings with the rows of the suite that they name, unless they name rows themselves.
+
+    Of a suite without rows to train on, settings of a command for which rows `are_trained` stay without them.
 
     Raises:
         ValueError: the suite has no such split.
     """
     suite = values.get("suite")
-    if files_of(suite) is None:
+    files = files_of(suite)
+    if files is None or (are_trained and not files.splits):
         return dict(values)
     given = values.get("data")
     rows = rows_of_suite(str(suite), values.get("split"), None if given is None else Path(given))
