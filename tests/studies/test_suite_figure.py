@@ -42,6 +42,8 @@ def test_forget_quality_is_drawn_against_utility_on_a_logarithmic_axis() -> None
     assert figure is not None
     axes = figure.axes[0]
     assert (axes.get_yscale(), axes.get_xscale()) == ("log", "linear")
+    figure.canvas.draw()
+    assert "1e−27" in [text.get_text() for text in axes.get_yticklabels()]
     assert axes.get_xlabel() == "model utility (higher is better)"
     assert axes.get_ylabel() == "forget quality (higher is better)"
     places = {str(line.get_label()): last_point(line) for line in axes.lines if len(points(line))}
@@ -68,10 +70,11 @@ def test_there_is_none_without_both_scores_or_for_a_suite_without_such_a_figure(
 
 
 def test_a_report_has_it_with_the_suites_aggregates_in_tables(tmp_path: Path) -> None:
-    runs = [run("npo", seed, model_utility=0.5, forget_quality=0.1, privacy_leak=-20.0) for seed in range(2)]
+    runs = [run("npo", seed, model_utility=0.5, forget_quality=2e-15, privacy_leak=-20.0) for seed in range(2)]
     write_study_report(record_of("tofu", *runs), tmp_path)
     text = (tmp_path / "study.md").read_text("utf-8")
     for label in ("Forget quality", "Model utility", "Privacy leak"):
         assert label in text
+    assert "2.0e-15" in text  # which three decimals would make 0
     assert f"![{CAPTIONS['suite']}](figures/suite.png)" in text
     assert set(CAPTIONS) == set(FIGURES)

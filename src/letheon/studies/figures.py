@@ -261,6 +261,7 @@ def _make_logarithmic(axes: Axes) -> None:
     for line in axes.lines:
         line.set_ydata(np.maximum(np.asarray(line.get_ydata(), dtype=np.float64), _SMALLEST_P))
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")  # figures read no formulas, which powers of ten would be
     axes.relim()
     axes.autoscale_view()
 
