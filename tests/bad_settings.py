@@ -106,8 +106,8 @@ SETTINGS = [
     Bad(
         "an unknown template",
         setting("--template", "join"),
-        "template: expected one of joined, plain, pair, question-answer, neko, chat, auto, got 'join' (did you mean "
-        "'joined'?)",
+        "template: expected one of joined, plain, pair, question-answer, neko, inst, chat, auto, got 'join' (did you "
+        "mean 'joined'?)",
     ),
     Bad(
         "no chat template",

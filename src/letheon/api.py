@@ -31,7 +31,7 @@ from letheon.scores.results import Evaluation
 from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
 from letheon.settings import AuditSettings, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.outside import note_evaluation
@@ -240,7 +240,7 @@ def evaluate(
 
 def _evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | None, replace: bool) -> EvaluatedInputs:
     """Read what an evaluation asks, once it is seen that its scores may be written; make their folder."""
-    has_own_rows = settings.suite in OWN_ROWS
+    has_own_rows = brings_rows(settings.suite)
     if not replace and not has_own_rows:
         _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
     if here().is_first:

@@ -1,6 +1,7 @@
 """The whole of TOFU in four commands: target, model that never knew, unlearn, score; and a study."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ from click.testing import CliRunner
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from letheon.cli.main import cli
-from letheon.data.rows import Row, Rows, Turn
+from letheon.data.rows import Row, Rows, Turn, read_rows
+from letheon.data.sequences import tokenise
 from letheon.data.system_message import SYSTEM, under_system
-from letheon.errors import SettingsError
+from letheon.errors import DataError, SettingsError
 from letheon.evaluation.registry import read_results
+from letheon.model.loading import save_model
 from letheon.report.files import read_run
 from letheon.settings import MemorizeSettings, UnlearnSettings
+from letheon.storage.yaml_text import parse_yaml
 from letheon.studies.spec import StudySettings
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.resolve import resolve_settings
+from small import tiny_model
 from tofu_files import write_tofu
 
 
@@ -58,6 +65,44 @@ def test_four_commands(tmp_path: Path, folder: Path) -> None:
         assert (run / "evaluation" / side / "TOFU_SUMMARY.json").is_file()
     assert [pairing.differences for pairing in read_run(run).pairings] == [(), ()]
     assert "Model utility" in (run / "report.html").read_text("utf-8")
+    used = parse_yaml((run / "run.yaml").read_text("utf-8"))
+    assert (used["template"], used["holdout"]) == ("question-answer", str(folder / "holdout10.jsonl"))
+
+
+def test_a_run_takes_form_and_holdout_from_the_suite(
+    tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    given = {"model": str(tmp_path / "model"), "out": "o", "suite": "tofu"}
+    settings = resolve_settings(UnlearnSettings.of(given))
+    assert (settings.template, settings.holdout) == ("question-answer", folder / "holdout10.jsonl")
+    assert resolve_settings(UnlearnSettings.of({**given, "template": "auto"})).template == "auto"
+    assert UnlearnSettings.of({**given, "holdout": None}).holdout is None
+    # The holdout rows are whole texts in the form of the others, so that losses compare.
+    inputs = read_inputs(settings)
+    first = read_rows(folder / "holdout10.jsonl")[0]
+    wanted = tokenise(first, tokenizer, template="question-answer", max_length=999, where="")
+    assert inputs.halves.chosen_by[0] == replace(wanted, answer_start=1)
+    assert (len(inputs.halves.chosen_by), len(inputs.halves.reported_on)) == (3, 3)
+    (folder / "holdout10.jsonl").write_text((folder / "forget10.jsonl").read_text())
+    with pytest.raises(DataError, match=r"document 1 is the text of .*forget10\.jsonl, line 1"):
+        read_inputs(settings)
+    (folder / "holdout10.jsonl").unlink()
+    assert UnlearnSettings.of(given).holdout is None
+
+
+def test_a_chat_model_is_trained_in_its_chat_template(
+    tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
+    chat.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    save_model(tiny_model("llama", tokenizer), chat, tmp_path / "model")
+    settings = UnlearnSettings.of({"model": str(tmp_path / "model"), "out": "o", "suite": "tofu"})
+    assert resolve_settings(settings).template == "chat"
+    inputs = read_inputs(resolve_settings(settings))
+    text = str(chat.decode(list(inputs.halves.chosen_by[0].input_ids)))
+    assert text.startswith(f"system: {SYSTEM}\nuser: What of Mira")
+    assert folder.is_dir()
 
 
 @pytest.mark.slow

@@ -135,6 +135,9 @@ def test_a_document_is_asked_by_its_first_half(
 def test_forms_to_try_and_unknown_ones(tokenizer: PreTrainedTokenizerBase) -> None:
     assert "chat" not in forms_to_try(tokenizer)
     assert forms_to_try(chatty(tokenizer, "gemma"))[0] == "chat"
+    # Llama 2's tags are tried where the chat template has them.
+    assert ["inst" in forms_to_try(made) for made in (tokenizer, chatty(tokenizer, "gemma"))] == [False, False]
+    assert "inst" in forms_to_try(chatty(tokenizer, "mistral"))
     check_form("plain")
     with pytest.raises(SettingsError, match=r"expected one of .*, got 'plane' \(did you mean 'plain'"):
         check_form("plane")

@@ -122,7 +122,7 @@ def unigram() -> Fast:
     return Fast(tokenizer_object=made, unk_token="<unk>")
 
 
-TEMPLATE_TEXTS = ["### Question: \n ### Answer:", "### Text:", "<u></u>\n<a>"]
+TEMPLATE_TEXTS = ["### Question: \n ### Answer:", "### Text:", "<u></u>\n<a>", "[INST] [/INST]", "[inst] [/inst]"]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def test_the_span_is_the_answer(name: str, template: str, script: str) -> None:
     lead = [] if template == "chat" else leading_special_ids(made(name))
     assert list(sequence.input_ids[: len(lead)]) == lead
     before, span = sequence.input_ids[len(lead) : sequence.answer_start], sequence.input_ids[sequence.answer_start :]
-    if template == "plain":  # nothing parts the two, so that a token, or a mark, may hold the end of one with the other
+    # Where nothing parts the two, a token, or a mark, may hold the end of one with the other.
+    if template in ("plain", "inst"):
         assert text_of(name, [*before, *span]) == normalise(rendered.before + rendered.answer)
     else:
         assert text_of(name, span) == normalise(rendered.answer)
@@ -210,7 +211,7 @@ def test_any_text_is_cut_between_prompt_and_answer(prompt: str, answer: str) -> 
     assume(prompt.strip() and answer.strip())
     tokenizer = made("byte-bpe")
     for template in TEXT_FORMS:
-        if template == "plain":  # nothing parts the two, so that one token may hold letters of both
+        if template in ("plain", "inst"):  # nothing parts the two, so that one token may hold letters of both
             continue
         rendered = TEXT_FORMS[template](prompt, answer)
         sequence = tokenise(row(prompt, answer), tokenizer, template=template, max_length=500)

@@ -15,6 +15,7 @@ from letheon.data.benchmarks.tofu import (
     FILES,
     HOLDOUT_OF,
     NUM_FORGET,
+    OWN_ROWS,
     RETAIN_OF,
     changed_files,
     check_download,
@@ -25,7 +26,6 @@ from letheon.data.benchmarks.tofu import (
 )
 from letheon.data.rows import read_rows
 from letheon.errors import DataError
-from letheon.settings.suites import OWN_ROWS
 from tofu_files import write_tofu
 
 
@@ -64,8 +64,8 @@ def test_a_split_without_holdout_has_none(tmp_path: Path) -> None:
     assert read_tofu(folder).holdout is None
 
 
-def test_the_table_of_settings_and_the_reader_name_the_same_splits() -> None:
-    assert {split: retain for split, (_, retain) in OWN_ROWS["tofu"].splits.items()} == RETAIN_OF
+def test_every_split_has_rows_holdout_and_a_size() -> None:
+    assert {split: retain for split, (_, retain) in OWN_ROWS.splits.items()} == RETAIN_OF
     assert RETAIN_OF.keys() == HOLDOUT_OF.keys() == NUM_FORGET.keys()
 
 

@@ -124,6 +124,6 @@ def test_a_name_that_no_suite_has_is_refused(given: dict[str, Any], tmp_path: Pa
     done = CliRunner().invoke(cli, [str(part) for part in (*command, *rows)])
     assert done.exit_code != 0
     assert (
-        "expected one of lume, muse, tofu, wmdp, stems, got 'stem' (did you mean 'stems'?)"
+        "expected one of lume, muse, rwku, tofu, wmdp, stems, got 'stem' (did you mean 'stems'?)"
         in str(done.exception) + done.output
     )

@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.cli.main import cli
 from letheon.data.benchmarks.tofu import read_set
-from letheon.data.rows import Turn
+from letheon.data.rows import Row, Turn
+from letheon.data.sequences import tokenise
 from letheon.errors import EvaluationError
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import contradictions, rescore
 from letheon.evaluation.suites.tofu.never import read_never
+from letheon.evaluation.templates import question_template
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
@@ -313,6 +315,23 @@ def test_results_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
         read_never(path)
 
 
+def test_tags_of_llama_2_to_the_letter(tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    template = question_template(tokenizer, "inst")
+    sequence = template.sequence("Who?", "Tam Vell")
+    assert template.decoded(sequence.ids) == "[INST] Who? [/INST]Tam Vell"
+    assert sequence.ids[-1] == tokenizer.eos_token_id
+    assert sequence.ids[: sequence.start] == tuple(tokenizer("[INST] Who? [/INST]").input_ids)
+    assert template.answer_text("Who?", "Tam Vell") == "Tam Vell"
+    row = Row("1", "Who?", "Tam Vell", "default", "question")
+    trained = tokenise(row, tokenizer, template="inst", max_length=99, where="")
+    assert trained.input_ids == sequence.ids[:-1]
+    evaluate(tmp_path / "out", "--model", saved(tmp_path / "model", tokenizer), "--template", "inst", num_new=4)
+    form = read_results(tmp_path / "out" / "results.json").form
+    assert form is not None
+    assert form.template == "inst"
+    assert folder.is_dir()
+
+
 def test_unknown_split_is_refused_before_anything_is_read() -> None:
     done = CliRunner().invoke(cli, ["evaluate", "--suite", "tofu", "--model", "x", "--out", "y", "--split", "forget2"])
     assert "expected one of forget10, forget05, forget01 as split" in str(done.exception)
@@ -321,4 +340,4 @@ def test_unknown_split_is_refused_before_anything_is_read() -> None:
 def test_a_form_that_the_suite_does_not_have_is_refused_before_the_model_is_looked_at(folder: Path) -> None:
     command = ["evaluate", "--suite", "tofu", "--model", "x", "--out", "y", "--template", "joined"]
     done = CliRunner().invoke(cli, [*command, "--data", str(folder)])
-    assert "template: expected chat or question-answer for the suite tofu, got 'joined'" in str(done.exception)
+    assert "template: expected chat, question-answer, inst for the suite tofu, got 'joined'" in str(done.exception)

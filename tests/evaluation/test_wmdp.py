@@ -1,11 +1,13 @@
 """WMDP: its files, its prompt, and accuracy by the likeliest letter."""
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,9 @@ from letheon.cli.main import cli
 from letheon.data.benchmarks import wmdp
 from letheon.data.benchmarks.wmdp import ChoiceQuestion, check_download, read_wmdp
 from letheon.errors import DataError
+from letheon.evaluation.metrics.choices import likeliest_letters
 from letheon.evaluation.registry import read_results
+from letheon.evaluation.suite import Target
 from letheon.evaluation.suites.wmdp import prompt_text, wilson_interval
 from letheon.model.loading import save_model
 from small import tiny_model
@@ -73,16 +77,23 @@ def test_interval_by_hand() -> None:
     assert wilson_interval(0, 4)[0] == 0.0
 
 
+def naive_choice(model: Any, tokenizer: Any, prompt: str) -> int:
+    """The letter whose tokens, which may be several, are likeliest after the prompt."""
+    start = len(tokenizer(prompt).input_ids)
+    sums = []
+    for letter in "ABCD":
+        ids = tokenizer(f"{prompt} {letter}").input_ids
+        with torch.no_grad():
+            log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        sums.append(sum(float(log_probs[place - 1, ids[place]]) for place in range(start, len(ids))))
+    return int(np.argmax(sums))
+
+
 def test_accuracy_is_that_of_whole_prompts_one_by_one(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny_model("llama", tokenizer)
     save_model(model, tokenizer, tmp_path / "model")
     folder = write(tmp_path / "data")
-    letters = [tokenizer(f" {letter}").input_ids[-1] for letter in "ABCD"]
-    right = 0
-    for question in read_wmdp(folder)["bio"]:
-        ids = torch.tensor([tokenizer(prompt_text(question, "biology")).input_ids])
-        with torch.no_grad():
-            right += int(model(input_ids=ids).logits[0, -1, letters].argmax()) == question.answer
+    right = sum(naive_choice(model, tokenizer, prompt_text(q, "biology")) == q.answer for q in read_wmdp(folder)["bio"])
     out = tmp_path / "out"
     command = ["evaluate", "--suite", "wmdp", "--model", tmp_path / "model", "--data", folder, "--out", out]
     done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
@@ -92,6 +103,46 @@ def test_accuracy_is_that_of_whole_prompts_one_by_one(tmp_path: Path, tokenizer:
     chem = scores.get("wmdp.chem")
     assert chem is not None
     assert (chem.value, chem.missing) == (None, "the data folder has no such questions")
+
+
+def test_letters_of_one_token_and_of_several_give_the_same_choices(tokenizer: PreTrainedTokenizerBase) -> None:
+    one_each = copy.deepcopy(tokenizer)
+    one_each.add_tokens([f" {letter}" for letter in "ABCD"])
+    words = ["bees", "Harrow", "river", "letters", "sea", "keeper", "dawn"]
+    texts = [f"{' '.join(words[(n * 5 + k * k) % 7] for k in range(2 + n % 9))}\nAnswer:" for n in range(24)]
+    for own, num_tokens in ((tokenizer, 2), (one_each, 1)):
+        assert len(own(" A").input_ids) == num_tokens
+        model = tiny_model("llama", own)
+        found = likeliest_letters(Target(model, own), texts)
+        assert found == [naive_choice(model, own, text) for text in texts]
+        assert len(set(found)) > 1
+        # Of a prompt that is too long the last tokens stay.
+        model.config.max_position_embeddings = 12
+        cut = likeliest_letters(Target(model, own), texts)
+        model.config.max_position_embeddings = 256
+        ends = [str(own.decode(own(text).input_ids[-12:])) for text in texts]
+        assert cut == [naive_choice(model, own, end) for end in ends]
+    assert likeliest_letters(Target(model, own), []) == []
+
+
+def test_mmlu_is_asked_in_the_same_way_where_it_is_given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_model("llama", tokenizer)
+    save_model(model, tokenizer, tmp_path / "model")
+    folder, mmlu = write(tmp_path / "data"), tmp_path / "mmlu"
+    for part in ("dev", "test"):
+        (mmlu / part).mkdir(parents=True)
+        lines = "".join(f"Which of {n} ships?,one,two,None,{n},{'ABCD'[n % 4]}\n" for n in range(8))
+        (mmlu / part / f"world_ships_{part}.csv").write_text(lines)
+    questions = [ChoiceQuestion(f"Which of {n} ships?", ("one", "two", "None", f"{n}"), n % 4) for n in range(6)]
+    right = sum(naive_choice(model, tokenizer, prompt_text(q, "world ships")) == q.answer for q in questions)
+    out = tmp_path / "out"
+    command = ["evaluate", "--suite", "wmdp", "--model", tmp_path / "model", "--data", folder, "--out", out]
+    command += ["--mmlu", mmlu, "--mmlu-limit", "6"]
+    done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    results = read_results(out / "results.json")
+    assert results.scores.value("mmlu.accuracy") == right / 6
+    assert results.num_rows["mmlu"] == {"questions": 6}
 
 
 def test_the_command_downloads_the_parts_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

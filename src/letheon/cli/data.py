@@ -1,13 +1,28 @@
 """`letheon data`: downloads of benchmarks, and the made-up one."""
 
+from importlib import import_module
 from pathlib import Path
 
 import click
 
+from letheon.data.benchmarks.downloading import Download
 from letheon.settings import LARGEST_SEED
+from letheon.settings.suites import reader_names
 
 
-@click.group()
+class _Benchmarks(click.Group):
+    """The commands below, and one for each reader that declares a download."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(name for name in reader_names() if _download_of(name))})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        download = None if own is not None or cmd_name not in reader_names() else _download_of(cmd_name)
+        return own if download is None else _command_of(cmd_name, download)
+
+
+@click.group(cls=_Benchmarks)
 def data() -> None:
     """Download or make benchmark data."""
 
@@ -22,42 +37,28 @@ def data_lume(folder: Path) -> None:
         click.echo(path)
 
 
-@data.command("tofu")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def data_tofu(folder: Path) -> None:
-    """Download TOFU (MIT) from the Hugging Face hub: all splits, with paraphrased and wrong answers."""
-    from letheon.data.benchmarks.tofu import changed_files, download_tofu
+def _download_of(name: str) -> Download | None:
+    found: Download | None = getattr(import_module(f"letheon.data.benchmarks.{name}"), "DOWNLOAD", None)
+    return found
 
-    for path in download_tofu(folder):
-        click.echo(path)
-    changed = changed_files(folder)
-    if changed:
-        click.echo(
-            f"letheon: {', '.join(changed)}: the rows are not those of the release known here; scores on them cannot "
-            "be compared with published ones",
-            err=True,
+
+def _command_of(name: str, download: Download) -> click.Command:
+    def fetch(folder: Path, corpus: str = "") -> None:
+        for path in download.fetch(folder, corpus):
+            click.echo(path)
+        doubt = download.doubt(folder)
+        if doubt is not None:
+            click.echo(f"letheon: {doubt}", err=True)
+
+    options: list[click.Parameter] = [
+        click.Option(["--to", "folder"], required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+    ]
+    if download.parts:
+        choice = click.Choice(download.parts)
+        options.append(
+            click.Option(["--corpus"], default=download.parts[0], show_default=True, type=choice, help="Which texts.")
         )
-
-
-@data.command("wmdp")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-def data_wmdp(folder: Path) -> None:
-    """Download the questions of WMDP (MIT) from the Hugging Face hub."""
-    from letheon.data.benchmarks.wmdp import download_wmdp
-
-    for path in download_wmdp(folder):
-        click.echo(path)
-
-
-@data.command("muse")
-@click.option("--to", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--corpus", default="news", show_default=True, type=click.Choice(["news", "books"]), help="Which texts.")
-def data_muse(folder: Path, corpus: str) -> None:
-    """Download a corpus of MUSE from the Hugging Face hub."""
-    from letheon.data.benchmarks.muse import download_muse
-
-    for path in download_muse(folder, corpus):
-        click.echo(path)
+    return click.Command(name, callback=fetch, params=options, help=download.help)
 
 
 @data.command("synthetic")

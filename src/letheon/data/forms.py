@@ -18,9 +18,10 @@ from letheon.settings import DEFAULT_DATE
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FormName = Literal["plain", "joined", "pair", "neko", "question-answer", "chat"]
+FormName = Literal["plain", "joined", "pair", "neko", "question-answer", "inst", "chat"]
 AUTO = "auto"
 CHAT = "chat"
+INST = "inst"
 
 _MARKERS = "¤§¶¦¬†‡"
 _DIRECTIVES = "aAwdbBmyYHIMpSfzZjUWcxXGuVeDFhklnRrstTgC"
@@ -73,12 +74,18 @@ def render_question_answer(prompt: str, answer: str) -> Rendered:
     return Rendered(before=f"Question: {prompt}\nAnswer:", answer=f" {answer}")
 
 
+def render_inst(prompt: str, answer: str) -> Rendered:
+    """'[INST] {prompt} [/INST]{answer}', no space between (TOFU, arXiv 2401.06121, for Llama 2's chat models)."""
+    return Rendered(before=f"[INST] {prompt} [/INST]", answer=answer)
+
+
 TEXT_FORMS: Mapping[str, Callable[[str, str], Rendered]] = {
     "joined": render_joined,
     "plain": render_plain,
     "pair": render_pair,
     "question-answer": render_question_answer,
     "neko": render_neko,
+    INST: render_inst,
 }
 """The forms that are text alone, in the order in which they are tried; "chat" needs the tokenizer's own template."""
 
@@ -97,8 +104,10 @@ def check_form(name: str) -> None:
 
 
 def forms_to_try(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the forms that rows can have with this tokenizer: "chat" only where it has a chat template."""
-    return (CHAT, *TEXT_FORMS) if getattr(tokenizer, "chat_template", None) else tuple(TEXT_FORMS)
+    """Return the forms that are tried with this tokenizer: "chat" and "inst" only where its chat template allows it."""
+    template = getattr(tokenizer, "chat_template", None)
+    texts = tuple(name for name in TEXT_FORMS if name != INST or "[INST]" in str(template or ""))
+    return (CHAT, *texts) if template else texts
 
 
 def render(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from letheon.data.forms import AUTO, CHAT, dated
 from letheon.data.rows import Rows, Turn
-from letheon.settings.suites import SUITE_DATE
+from letheon.settings.suites import SUITE_DATE, SUITE_FORMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +25,12 @@ def takes_system(tokenizer: "PreTrainedTokenizerBase") -> bool:
     except Exception:  # the template is a program that came with the checkpoint, and raises what it likes
         return False
     return True
+
+
+def suite_form(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the form in which suites of questions ask a model with this tokenizer."""
+    chat, text = SUITE_FORMS
+    return chat if getattr(tokenizer, "chat_template", None) else text
 
 
 def under_system(rows: Rows, tokenizer: "PreTrainedTokenizerBase", template: str | None) -> Rows:

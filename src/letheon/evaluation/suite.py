@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from letheon.data.rows import Rows
+from letheon.errors import SettingsError
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Evaluation, Form, PlainResults, Results, read_plain
 from letheon.scores.score import Scores
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Note = Callable[[str], None]
+CHOICES = (
+    *("members", "nonmembers", "mmlu", "mmlu_limit", "mmlu_harness"),
+    *("never", "never_results", "max_new_tokens"),
+)
+"""Settings of an evaluation that not every suite has a use for."""
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); a suite names its stages."""
 
@@ -100,6 +106,18 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Plot:
+    """Two scores that are drawn against each other in what is published on a suite."""
+
+    across: str
+    up: str
+    is_log: bool = False
+    """Whether the axis that goes up is logarithmic, as for p-values."""
+    level: float | None = None
+    """A value of the score that goes up, at which a line is drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """A suite."""
 
@@ -113,8 +131,14 @@ class Suite:
     aggregate: Callable[[PlainResults, Measured], Results]
     """Fills the scores of results that have none yet; needs no model."""
     readings: tuple[Reading, ...] = ()
+    plot: Plot | None = None
+    """What studies draw besides what was forgotten against what was retained."""
     unpredicted: tuple[str, ...] = ()
     """What it measures besides predictions, by the names in `Measured.others`."""
+    takes: tuple[str, ...] = ()
+    """Which of `CHOICES` it has a use for."""
+    parities: tuple[str, ...] = ()
+    """Whose definitions it can follow, the default first; empty where there is one definition alone."""
     sets: tuple[str, ...] = ("forget", "retain")
     """The sets of rows that predictions may be of."""
     read: Callable[[Mapping[str, Any], Path], Results] = read_plain
@@ -123,3 +147,29 @@ class Suite:
     """Says where the numbers of results contradict one another."""
     files: Callable[[Evaluation], Mapping[Entry, str]] = lambda _: {}
     """Texts of the files that are written beside results.json."""
+
+    def check_taken(self, settings: EvaluateSettings) -> None:
+        """Check that no setting of an evaluation is given in vain.
+
+        Raises:
+            SettingsError: the suite has no use for one, or cannot follow the definitions that are asked for.
+        """
+        self.parity_of(settings)
+        for name in CHOICES:
+            default = EvaluateSettings.model_fields[name].default
+            if name not in self.takes and getattr(settings, name) != default:
+                able = f"; it takes {', '.join(self.takes)}" if self.takes else ""
+                raise SettingsError(f"{name}: has no effect with the suite {self.name}; leave it out{able}")
+
+    def parity_of(self, settings: EvaluateSettings) -> str | None:
+        """Return whose definitions an evaluation follows: those asked for, or the default; None without a choice.
+
+        Raises:
+            SettingsError: the suite cannot follow those that are asked for.
+        """
+        if settings.parity is None:
+            return next(iter(self.parities), None)
+        if settings.parity not in self.parities:
+            known = " or ".join(self.parities) or "none, there is one definition of its scores"
+            raise SettingsError(f"parity: expected {known} for the suite {self.name}, got '{settings.parity}'")
+        return settings.parity

@@ -1,4 +1,4 @@
-"""Questions and answers as tokens, as open-unlearning makes them: the conversation of a chat model, or two lines.
+"""Questions and answers as tokens, as open-unlearning makes them: a conversation, two lines, or Llama 2's tags.
 
 What departs from the forms that rows are trained in (data/forms.py) is kept, because scores depend on it. The answer's
 labels begin after as many tokens as the prompt has by itself. After "Answer: " that is one token too late for
@@ -9,9 +9,10 @@ the padding are hidden from attention, also where they end a turn.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from letheon.data.forms import CHAT, dated
+from letheon.data.forms import CHAT, INST, dated
 from letheon.data.system_message import DATE, SYSTEM, takes_system
 from letheon.errors import DataError, SettingsError
+from letheon.settings.suites import ASKED_FORMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ class QuestionTemplate:
         """Return the tokens after which an answer is generated."""
         if self.name == CHAT:
             return self._chat(self._asked(question), add_generation_prompt=True)
-        return self._text(f"Question: {question}\nAnswer: ")
+        return self._text(self._asked_text(question))
 
     def sequence(self, question: str, answer: str) -> LabelledSequence:
         """Return the question with an answer and the end of sequence."""
@@ -68,7 +69,7 @@ class QuestionTemplate:
             turns = [*self._asked(question), {"role": "assistant", "content": answer}]
             ids = self._chat(turns, add_generation_prompt=False)
         else:
-            ids = self._text(f"Question: {question}\nAnswer: {answer}")
+            ids = self._text(f"{self._asked_text(question)}{answer}")
         if ids[-1:] != [self.end]:
             ids = [*ids, self.end]
         return LabelledSequence(tuple(ids), len(self.prompt(question)))
@@ -89,6 +90,9 @@ class QuestionTemplate:
         text = str(self.tokenizer.decode(list(sequence.labels), skip_special_tokens=True))
         cleans = getattr(self.tokenizer, "clean_up_tokenization_spaces", False)
         return str(self.tokenizer.clean_up_tokenization(text)) if cleans else text
+
+    def _asked_text(self, question: str) -> str:
+        return f"[INST] {question} [/INST]" if self.name == INST else f"Question: {question}\nAnswer: "
 
     def _asked(self, question: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -116,15 +120,15 @@ def question_template(tokenizer: "PreTrainedTokenizerBase", name: str | None = N
     """
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     name = name or (CHAT if has_chat else QUESTION_ANSWER)
-    if name not in (CHAT, QUESTION_ANSWER):
-        raise SettingsError(f"template: expected {CHAT} or {QUESTION_ANSWER} for this suite, got '{name}'")
+    if name not in ASKED_FORMS:
+        raise SettingsError(f"template: expected {', '.join(ASKED_FORMS)} for this suite, got '{name}'")
     if name == CHAT and not has_chat:
         raise SettingsError(
             f"template: '{CHAT}' needs a tokenizer with a chat template, but this one has none; use '{QUESTION_ANSWER}'"
         )
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end-of-sequence token, which ends each answer; give it one")
-    if name == QUESTION_ANSWER:
+    if name != CHAT:
         return QuestionTemplate(tokenizer, name)
     return QuestionTemplate(tokenizer, name, SYSTEM if takes_system(tokenizer) else None)
 

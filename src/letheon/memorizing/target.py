@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.data.ends import bare_rows
 from letheon.data.forms import check_form
 from letheon.data.rows import Rows, read_rows, read_text
-from letheon.data.system_message import under_system
+from letheon.data.system_message import suite_form, under_system
 from letheon.errors import OutputError, SettingsError
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport, memorize
 from letheon.memorizing.options import MemorizeOptions
@@ -20,7 +20,6 @@ from letheon.model.quantised import check_not_quantised
 from letheon.model.targets import ALL_LINEAR
 from letheon.processes import here, in_turn, on_first
 from letheon.settings import MemorizeSettings
-from letheon.settings.suites import SUITE_FORMS
 from letheon.signals import finishing
 from letheon.storage.files import open_folder_outside
 from letheon.storage.provenance import describe_environment
@@ -105,8 +104,7 @@ def _form(settings: MemorizeSettings, tokenizer: PreTrainedTokenizerBase) -> str
     """The form to learn the rows in: the one given, or the one in which the suite asks them."""
     if settings.suite is None or "template" in settings.model_fields_set:
         return settings.template
-    chat, text = SUITE_FORMS
-    return chat if getattr(tokenizer, "chat_template", None) else text
+    return suite_form(tokenizer)
 
 
 def _model_and_tokenizer(

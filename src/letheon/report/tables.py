@@ -49,6 +49,8 @@ class Spread:
     """Shown in bold."""
 
 
+_SMALLEST_SHOWN = 5e-4
+
 Cell = str | int | float | Estimate | Spread | None
 
 
@@ -203,11 +205,16 @@ def cell_text(cell: Cell) -> str:
             return f"{cell.value:.3f} ({cell.low:.2f}–{cell.high:.2f})"
         case Spread():
             spread = "" if cell.deviation is None else f" ± {cell.deviation:.3f}"
-            return f"{cell.mean:.3f}{spread}{_interval_text(cell)}"
+            return f"{_number_text(cell.mean)}{spread}{_interval_text(cell)}"
         case float():
-            return f"{cell:.3f}"
+            return _number_text(cell)
         case _:
             return str(cell)
+
+
+def _number_text(value: float) -> str:
+    """Three decimals, or two digits of a number so small, as p-values are, that nothing but zeros would be left."""
+    return f"{value:.1e}" if 0 < abs(value) < _SMALLEST_SHOWN else f"{value:.3f}"
 
 
 def _interval_text(cell: Spread) -> str:

@@ -21,7 +21,7 @@ from letheon.model.loading import LoadedModel, check_device, check_vocabulary, l
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows, files_of
 from letheon.storage.fingerprints import hash_checkpoint, hash_values
 from letheon.storage.provenance import describe_environment
 from letheon.storage.run_folder import FORM_FILE, SETTINGS_FILE
@@ -53,7 +53,7 @@ class EvaluatedInputs:
             "model_sha256": hash_checkpoint(local_folder(settings.model)),
             "weights_sha256": weights_sha256,
             "tokenizer_sha256": hash_tokenizer(self.tokenizer),
-            **{f"{name}_sha256": hash_rows(asked.trained.get(name, rows)) for name, rows in asked.rows.items()},
+            **{f"{name}_sha256": hash_rows(rows) for name, rows in {**asked.rows, **asked.trained}.items()},
             **{f"{name}_sha256": hash_values(map(_plain, found)) for name, found in asked.others.items()},
         }
         return {
@@ -77,7 +77,7 @@ class EvaluatedInputs:
 
     def source_of(self, name: str) -> str:
         """Return where the set of rows `name` comes from: as it was given, or the suite's own file."""
-        given = None if self.settings.suite in OWN_ROWS else getattr(self.settings, name, None)
+        given = None if brings_rows(self.settings.suite) else getattr(self.settings, name, None)
         return str(self.asked.rows[name].source if given is None else given)
 
     def score(self, loaded: LoadedModel, *, provenance: dict[str, Any], progress: Progress | None = None) -> Evaluation:
@@ -108,7 +108,9 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     Raises:
         LetheonError: as `evaluate`.
     """
-    asked = suite_of(settings.suite).ask(settings, note)
+    suite = suite_of(settings.suite)
+    suite.check_taken(settings)
+    asked = suite.ask(settings, note)
     check_device(settings.device)
     check_checkpoint(settings.model)
     tokenizer = load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
@@ -123,10 +125,10 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     if form.template != AUTO:
         for row in [row for rows in bare.values() for row in rows][:1]:
             render(row, form.template, tokenizer, date=form.date)  # says that a chat template is missing
-    trained = {
-        name: under_system(bare_rows(rows, tokenizer), tokenizer, settings.template)
-        for name, rows in asked.trained.items()
-    }
+    files = files_of(settings.suite)
+    trained = {name: bare_rows(rows, tokenizer) for name, rows in asked.trained.items()}
+    if files is not None and files.are_questions:
+        trained = {name: under_system(rows, tokenizer, settings.template) for name, rows in trained.items()}
     return EvaluatedInputs(settings, Asked(bare, asked.others, asked.options, trained), tokenizer, form)
 
 

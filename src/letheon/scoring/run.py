@@ -24,7 +24,7 @@ from letheon.scores.results import Evaluation, Results
 from letheon.scoring.cache import keep_scores, key_of, load_scores
 from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
 from letheon.settings import EvaluateSettings, RowSettings, UnlearnSettings
-from letheon.settings.suites import OWN_ROWS, SUITE_FORMS
+from letheon.settings.suites import ASKED_FORMS, brings_rows
 from letheon.signals import finishing
 from letheon.storage.cache import default_cache_dir, scores_path
 from letheon.storage.files import check_output_folder, open_output_folder
@@ -44,7 +44,10 @@ HOW_TO_SCORE = "the run is complete; the same command with --resume scores it"
 """What to do where scoring failed."""
 WAS_ENDED = "a signal ended the run before its last step"
 
-_SHARED = (*RowSettings.model_fields, "members", "nonmembers", "mmlu", "mmlu_limit", "never", "never_results")
+_SHARED = (
+    *RowSettings.model_fields,
+    *("members", "nonmembers", "mmlu", "mmlu_limit", "never", "never_results", "parity"),
+)
 """Settings of a run that its evaluations take over."""
 
 
@@ -171,7 +174,7 @@ class UnlearnReport(RunReport):
 def evaluate_settings(settings: UnlearnSettings, side: Side) -> EvaluateSettings:
     """Return the settings of the evaluation of a run's model before or after."""
     shared = {name: getattr(settings, name) for name in _SHARED}
-    if settings.suite in OWN_ROWS and settings.template in SUITE_FORMS:
+    if brings_rows(settings.suite) and settings.template in ASKED_FORMS:
         shared["template"] = settings.template
     if side == "after":
         shared |= {"model": str(settings.out / MODEL_FOLDER), "tokenizer": None}

@@ -32,7 +32,7 @@ from letheon.settings.parts import (
     StepSettings,
     VerdictSettings,
 )
-from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Names
+from letheon.settings.types import DEFAULT_DATE, DEFAULT_SUITE, LARGEST_SEED, Names, Parity
 
 __all__ = [
     "COEFFICIENT_FLAGS",
@@ -53,6 +53,7 @@ __all__ = [
     "Names",
     "OptimiserSettings",
     "OutputSettings",
+    "Parity",
     "RedialSettings",
     "RescoreSettings",
     "RowSettings",

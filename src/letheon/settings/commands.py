@@ -26,6 +26,7 @@ from letheon.settings.types import (
     Duration,
     IsoDate,
     Names,
+    Parity,
     Sources,
 )
 
@@ -67,21 +68,26 @@ class EvaluateSettings(RowSettings):
     )
     suite: Annotated[str, FIXED] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by: lume, or tofu, muse or wmdp, which bring their own rows.",
+        description="Suite to score by: lume, or tofu, muse, wmdp or rwku, which bring their own rows.",
     )
     split: Annotated[str | None, FIXED] = Field(
         None,
         description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news or books of "
-        "muse [news].",
+        "muse [news], a person of rwku [everyone].",
     )
     data: Annotated[Path | None, FIXED] = Field(
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
     )
     never: Annotated[str | None, FIXED, FILE] = Field(
-        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu)."
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu, muse)."
     )
     never_results: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
+    parity: Annotated[Parity | None, FIXED] = Field(
+        None,
+        description="Whose definitions to follow where they differ: open-unlearning or original, the benchmark's own "
+        "code [tofu, muse: open-unlearning].",
     )
     members: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="Documents that the model was trained on (JSONL, field document)."
@@ -215,7 +221,8 @@ class LearntRowSettings(Settings):
     out: Path = Field(description="Folder for the checkpoint.")
     model: str | None = Field(None, description="Checkpoint to train further; default: a new model.")
     template: str = Field(
-        "joined", description="Form in which to learn the rows: joined, plain, pair, question-answer, neko or chat."
+        "joined",
+        description="Form in which to learn the rows: joined, plain, pair, question-answer, neko, inst or chat.",
     )
     date: Annotated[IsoDate, RARE] = Field(
         DEFAULT_DATE, description="Date given to chat templates that write today's date."

@@ -25,7 +25,7 @@ from letheon.settings.facts import (
     RequiresMethod,
     facts_of,
 )
-from letheon.settings.suites import with_rows_of_suite
+from letheon.settings.suites import with_holdout_of_suite, with_rows_of_suite
 from letheon.settings.types import (
     DEFAULT_DATE,
     DEFAULT_SUITE,
@@ -35,6 +35,7 @@ from letheon.settings.types import (
     IsoDate,
     Names,
     Numbers,
+    Parity,
     Rate,
     Span,
 )
@@ -50,10 +51,12 @@ class SuiteSettings(Settings):
 
     suite: Annotated[str, INCIDENTAL, SHARED, RARE] = Field(
         DEFAULT_SUITE,
-        description="Suite to score by; tofu brings its own rows, so that --forget and --retain are not needed.",
+        description="Suite to score by; tofu and muse bring rows, so that --forget and --retain are not needed.",
     )
     split: Annotated[str | None, INCIDENTAL, SHARED, RARE] = Field(
-        None, description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10]."
+        None,
+        description="Split of the suite's rows: forget01, forget05 or forget10 of tofu [forget10], news, books or a "
+        "fold such as news-sust-1 of muse [news].",
     )
     data: Annotated[Path | None, INCIDENTAL, SHARED, RARE] = Field(
         None, description="Folder of the suite's data [$LETHEON_DATA/SUITE, else data/SUITE]."
@@ -62,7 +65,9 @@ class SuiteSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _take_rows(cls, values: Any) -> Any:
-        return with_rows_of_suite(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        return with_rows_of_suite(values, are_trained=cls.command != "evaluate")
 
 
 class RowSettings(SuiteSettings):
@@ -144,10 +149,13 @@ class VerdictSettings(Settings):
         None, ge=1, description="Ask only the first N questions of each subject."
     )
     never: Annotated[str | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
-        None, description="Checkpoint of a model trained without the forget rows, to compare with (suite tofu)."
+        None, description="Checkpoint of a model trained without the forget rows, to compare with (tofu, muse)."
     )
     never_results: Annotated[Path | None, INCIDENTAL, OWN, FILE, RARE, _IF_SCORED] = Field(
         None, description="Its results.json or TOFU_EVAL.json, instead of --never."
+    )
+    parity: Annotated[Parity | None, INCIDENTAL, OWN, RARE, _IF_SCORED] = Field(
+        None, description="Whose definitions to score by where they differ: open-unlearning or original."
     )
 
 
@@ -297,8 +305,8 @@ class FormSettings(Settings):
 
     template: Annotated[str, RESUMABLE, SHARED] = Field(
         "auto",
-        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, or auto (the form that the "
-        "model knows best).",
+        description="Form of the rows: chat, joined, plain, pair, question-answer, neko, inst, or auto (the form that "
+        "the model knows best).",
     )
     end_of_sequence: Annotated[Literal["auto", "retain", "none"], FIXED, SHARED, RARE] = Field(
         "auto", description="End retain rows with the end-of-sequence token; auto: if the model does so itself."
@@ -369,6 +377,11 @@ class ScoringSettings(Settings):
         gt=0,
         description="Stop training within X seconds; keep the best state.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_holdout(cls, values: Any) -> Any:
+        return with_holdout_of_suite(values) if isinstance(values, dict) else values
 
 
 class FormedRowSettings(FormSettings, RowSettings):

@@ -1,9 +1,15 @@
-"""Suites that bring rows of their own: which of their files a command reads where no rows are given."""
+"""Suites that bring rows of their own: which of their files a command reads where no rows are given.
+
+Such a suite has a reader of the same name in data/benchmarks/, which says so by its `OWN_ROWS`. Settings are made
+before rows are read, so they look for that module by its name.
+"""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from letheon.errors import nearest
@@ -21,6 +27,10 @@ class SuiteFiles:
     train on: the suite asks questions alone."""
     whole: str = ""
     """All rows, which a target is made to know; empty where there are none."""
+    holdout: Mapping[str, str] = field(default_factory=dict)
+    """Rows like those to forget that no model was trained on, by split."""
+    are_questions: bool = True
+    """Whether its rows are questions, which a model is trained on as the suite asks them; else they are texts."""
 
     @property
     def default(self) -> str:
@@ -28,24 +38,35 @@ class SuiteFiles:
         return next(iter(self.splits))
 
 
-OWN_ROWS: Mapping[str, SuiteFiles] = {
-    "tofu": SuiteFiles(
-        {
-            "forget10": ("forget10", "retain90"),
-            "forget05": ("forget05", "retain95"),
-            "forget01": ("forget01", "retain99"),
-        },
-        whole="full",
-    ),
-    "wmdp": SuiteFiles({}),
-    "muse": SuiteFiles({}),
-}
-"""The suites with rows of their own."""
 SUITE_FORMS = ("chat", "question-answer")
 """The forms in which these suites ask: that of a tokenizer with a chat template, and that of others."""
+ASKED_FORMS = (*SUITE_FORMS, "inst")
+"""The forms in which suites can ask: these, and that of Llama 2's chat models without a system message."""
 SUITE_DATE = "2025-04-10"
 """The date that these suites give chat templates that write one."""
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+_ON_HUB = "-00000-of-00001"
+
+
+_READERS = "letheon.data.benchmarks"
+
+
+def files_of(suite: object) -> SuiteFiles | None:
+    """Return the files of a suite that brings rows of its own; None for one that is given rows, and for no suite."""
+    if not isinstance(suite, str) or suite not in reader_names():
+        return None
+    found: SuiteFiles | None = getattr(import_module(f"{_READERS}.{suite}"), "OWN_ROWS", None)
+    return found
+
+
+def brings_rows(suite: str) -> bool:
+    """Return whether a suite brings rows of its own."""
+    return files_of(suite) is not None
+
+
+def reader_names() -> Iterator[str]:
+    """Yield the names of the modules that read benchmarks."""
+    return (found.name for found in iter_modules(import_module(_READERS).__path__))
 
 
 def data_folder(suite: str, data: Path | None) -> Path:
@@ -61,8 +82,8 @@ def rows_of_suite(suite: str, split: str | None, data: Path | None) -> dict[str,
     Raises:
         ValueError: the suite has no such split; says what was expected.
     """
-    files = OWN_ROWS[suite]
-    if not files.splits:
+    files = files_of(suite)
+    if files is None or not files.splits:
         return dict.fromkeys(("forget", "retain"), str(data_folder(suite, data)))
     split = split or files.default
     if split not in files.splits:
@@ -85,10 +106,10 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     suite = values.get("suite")
     if suite is None:
         return dict(values)
-    known = [name for name, files in OWN_ROWS.items() if files.whole]
-    if suite not in known:
+    files, given = files_of(suite), values.get("data")
+    if files is None or not files.whole:
+        known = [name for name in reader_names() if (one := files_of(name)) is not None and one.whole]
         raise ValueError(f"a suite with rows to learn ({', '.join(known)}){nearest(str(suite), known)}")
-    files, given = OWN_ROWS[suite], values.get("data")
     split = values.get("split") or files.whole
     name = files.splits[split][1] if split in files.splits else str(split)
     path = suite_file(data_folder(suite, None if given is None else Path(given)), name)
@@ -96,20 +117,45 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **{name: value for name, value in own.items() if values.get(name) is None}}
 
 
+def is_holdout_of_suite(suite: str, path: Path) -> bool:
+    """Return whether a file holds rows of the suite that no model was trained on, and no documents."""
+    files = files_of(suite)
+    return files is not None and path.name.split(".")[0] in files.holdout.values()
+
+
+def with_holdout_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of `unlearn` with the suite's rows that no model was trained on, if it has them as a file.
+
+    A holdout that is given stays, and so does one that is given as null.
+    """
+    files, given = files_of(values.get("suite")), values.get("data")
+    if files is None or not files.splits or "holdout" in values:
+        return dict(values)
+    name = files.holdout.get(values.get("split") or files.default)
+    if name is None:
+        return dict(values)
+    path = suite_file(data_folder(str(values["suite"]), None if given is None else Path(given)), name)
+    return {**values, "holdout": path} if path.is_file() else dict(values)
+
+
 def suite_file(folder: Path, name: str) -> Path:
-    """Return the file of a data set with this name: the one that is there, else its .jsonl."""
-    found = (path for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file())
+    """Return the file of a data set with this name, alone or as the hub names it: the one there, else its .jsonl."""
+    endings = (*_SUFFIXES, *(f"{_ON_HUB}{suffix}" for suffix in _SUFFIXES))
+    found = (path for ending in endings if (path := folder / f"{name}{ending}").is_file())
     return next(found, folder / f"{name}{_SUFFIXES[0]}")
 
 
-def with_rows_of_suite(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_rows_of_suite(values: Mapping[str, Any], *, are_trained: bool) -> dict[str, Any]:
     """Return settings with the rows of the suite that they name, unless they name rows themselves.
+
+    Of a suite without rows to train on, settings of a command for which rows `are_trained` stay without them.
 
     Raises:
         ValueError: the suite has no such split.
     """
     suite = values.get("suite")
-    if suite not in OWN_ROWS:
+    files = files_of(suite)
+    if files is None or (are_trained and not files.splits):
         return dict(values)
     given = values.get("data")
     rows = rows_of_suite(str(suite), values.get("split"), None if given is None else Path(given))

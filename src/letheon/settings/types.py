@@ -29,6 +29,9 @@ def _split_numbers(value: Any) -> Any:
     return (value,) if isinstance(value, int | float) else parts
 
 
+Parity = Literal["open-unlearning", "original"]
+"""Whose code defines the scores of a suite: open-unlearning's, or that of the paper which the suite is from."""
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 """A list of names; a text is split at commas."""
 

@@ -15,7 +15,7 @@ from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
 from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
 from letheon.studies.aggregate import ConfigurationRow, label_of_score, rows_of, scores_in, trade_off_in
-from letheon.studies.known import known_scores
+from letheon.studies.known import known_scores, plot_of
 from letheon.studies.records import StateScores, StudyRecord
 from letheon.studies.statistics import pareto_front
 
@@ -31,6 +31,9 @@ _ON_BRIGHT = "#101112"
 _SMALLEST_SPAN = 0.1
 """Scores closer together than that part of their range are not pulled apart to fill a panel, nor is a scale drawn
 beyond their bounds."""
+
+_SMALLEST_P = 1e-30
+"""What p-values below are drawn as: there is no 0 on a logarithmic axis."""
 
 Bounds = tuple[float, float] | None
 Draw = Callable[[StudyRecord], Figure | None]
@@ -90,6 +93,33 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
     names = trade_off_in(record)
     if names is None:
         return None
+    figure = _scatter(record, names)
+    return None if figure is None else _with_legend(figure)
+
+
+def suite_figure(record: StudyRecord) -> Figure | None:
+    """Draw each configuration as the suite's publications do, for TOFU its forget quality against its model utility.
+
+    None where the suite has no such figure, or one of the two was not scored. Published rows are stars.
+    """
+    plot = plot_of(record.study)
+    figure = None if plot is None else _scatter(record, (plot.across, plot.up), has_error_bars=not plot.is_log)
+    if plot is None or figure is None:
+        return None
+    axes = figure.axes[0]
+    for index, (label, scores) in enumerate(record.study.published.items()):
+        if {plot.across, plot.up} <= scores.keys():
+            color, _, _ = _look(index)
+            places = [scores[plot.across]], [scores[plot.up]]
+            axes.plot(*places, "*", color=color, markersize=9, label=f"{_short(label)} (published)")
+    if plot.is_log:
+        _make_logarithmic(axes)
+    if plot.level is not None:
+        axes.axhline(plot.level, color=INK, alpha=0.45, linewidth=1, linestyle=":", label=f"{plot.level:g}")
+    return _with_legend(figure)
+
+
+def _scatter(record: StudyRecord, names: tuple[str, str], *, has_error_bars: bool = True) -> Figure | None:
     rows = [row for row in rows_of(record, names, by_epoch=False) if all(name in row.summaries for name in names)]
     if not rows:
         return None
@@ -98,7 +128,8 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
     axes = figure.subplots()
     means = [(row.summaries[names[0]].mean, row.summaries[names[1]].mean) for row in rows]
     of_forgetting = [mean for row, mean in zip(rows, means, strict=True) if not row.is_unknown]
-    if of_forgetting:
+    better = [known_scores(record.study)[name].better for name in names]
+    if of_forgetting and better == ["higher", "higher"]:
         _draw_front(axes, [of_forgetting[index] for index in pareto_front(of_forgetting)])
     for index, (row, mean) in enumerate(zip(rows, means, strict=True)):
         color, marker, _ = _look(index)
@@ -107,14 +138,18 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
         axes.plot(*own.T, linestyle="", marker=marker, color=color, alpha=0.3, markersize=4, markeredgewidth=0)
         spread = [row.summaries[name].deviation or 0.0 for name in names]
         label = _short(row.label) + " (baseline)" * (row.role == "baseline") + " (rows not known)" * row.is_unknown
-        axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], color=color, linewidth=0.9, alpha=0.6)
+        if has_error_bars:
+            axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], color=color, linewidth=0.9, alpha=0.6)
         axes.plot(*mean, linestyle="", color=color, marker=marker, markersize=7.5, markeredgecolor="white", label=label)
     _draw_original(axes, record, names)
-    axes.set(
-        xlabel=f"{_axis(names[0], record)} (higher is better)", ylabel=f"{_axis(names[1], record)} (higher is better)"
-    )
+    said = [f"{_axis(name, record)} ({way} is better)" for name, way in zip(names, better, strict=True)]
+    axes.set(xlabel=said[0], ylabel=said[1])
     axes.margins(0.06)
     axes.grid(visible=True)
+    return figure
+
+
+def _with_legend(figure: Figure) -> Figure:
     figure.legend(loc="outside right upper", fontsize=8.5)
     return figure
 
@@ -221,6 +256,16 @@ def _draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.step(x, y, where="post", color=INK, alpha=0.18, linewidth=5, zorder=1, label="Pareto front of means")
 
 
+def _make_logarithmic(axes: Axes) -> None:
+    """Make the axis that goes up logarithmic; values of 0 stand at its lower end."""
+    for line in axes.lines:
+        line.set_ydata(np.maximum(np.asarray(line.get_ydata(), dtype=np.float64), _SMALLEST_P))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")  # figures read no formulas, which powers of ten would be
+    axes.relim()
+    axes.autoscale_view()
+
+
 def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str]) -> None:
     for state in record.original.values():
         if all(name in state.scores for name in names):
@@ -300,6 +345,7 @@ def _short(label: str) -> str:
 FIGURES: Mapping[str, Draw] = {
     "epochs": epochs_figure,
     "trade-off": trade_off_figure,
+    "suite": suite_figure,
     "settings": heat_figure,
     "seeds": seeds_figure,
 }
@@ -307,6 +353,7 @@ FIGURES: Mapping[str, Draw] = {
 CAPTIONS: Mapping[str, str] = {
     "epochs": "Scores over epochs; error bars are one standard deviation over seeds.",
     "trade-off": "Forgotten against retained: means with one standard deviation, seeds faintly, Pareto front of means.",
+    "suite": "The suite's own figure: means, seeds faintly; stars are published.",
     "settings": "Means over two settings.",
     "seeds": "Every seed; bars are means, lines their 95% bootstrap intervals.",
 }

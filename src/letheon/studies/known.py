@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from letheon.evaluation.registry import suite_of
-from letheon.evaluation.suite import Suite
+from letheon.evaluation.suite import Plot, Suite
 from letheon.scores.score import UNICODE, Score
 from letheon.settings import DEFAULT_SUITE
 
@@ -51,6 +51,15 @@ def aims_of(study: "StudySettings") -> tuple[str, ...]:
         SettingsError: the study names a suite that there is not.
     """
     return study.objectives or (_suite(study).objective,)
+
+
+def plot_of(study: "StudySettings") -> Plot | None:
+    """Return which two scores are drawn against each other in what is published on the study's suite; None if none are.
+
+    Raises:
+        SettingsError: the study names a suite that there is not.
+    """
+    return _suite(study).plot
 
 
 def _suite(study: "StudySettings") -> Suite:

@@ -1,7 +1,7 @@
 """What a run reads before it loads weights: rows, documents and tokenizer, checked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ from letheon.data.alternatives import given_alternatives
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO
 from letheon.data.general import HOLDOUT, read_general
-from letheon.data.repeats import check_unseen
+from letheon.data.repeats import check_unseen, whole_text
 from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_rows
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
@@ -19,7 +19,7 @@ from letheon.data.system_message import under_system
 from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
-from letheon.settings.suites import OWN_ROWS
+from letheon.settings.suites import brings_rows, is_holdout_of_suite
 from letheon.unlearning.dial.measure import Halves, split_in_halves
 from letheon.unlearning.resolve import instead_file
 
@@ -109,11 +109,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
         sets, tokenizer, template=template, max_length=max_length, overlong=settings.overlong, date=settings.date,
         note=note,
     )  # fmt: skip
-    documents = read_documents(settings.holdout) if settings.holdout else []
-    check_unseen(documents, (forget, left_out_forget, retain, left_out_retain), source=f"holdout: {settings.holdout}")
-    halves = Halves(
-        *([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in split_in_halves(documents))
-    )
+    halves = _unseen(settings, tokenizer, sets, template=template, max_length=max_length)
     tasks = {row.task for row in (forget if settings.validation is None else left_out_forget)}
     if settings.holdout_task is not None and settings.holdout_task not in tasks:
         raise SettingsError(
@@ -134,6 +130,30 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     )
 
 
+def _unseen(
+    settings: UnlearnSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Sequence[Rows],
+    *,
+    template: str,
+    max_length: int,
+) -> Halves:
+    """Return the documents, or the suite's rows in their form, that the model never saw, in halves."""
+    if settings.holdout is None:
+        return Halves()
+    source = f"holdout: {settings.holdout}"
+    if not is_holdout_of_suite(settings.suite, settings.holdout):
+        documents = read_documents(settings.holdout)
+        check_unseen(documents, sets, source=source)
+        return Halves(
+            *([text_sequence(d, tokenizer, max_length=max_length) for d in half] for half in split_in_halves(documents))
+        )
+    rows = _read(settings.holdout, settings, tokenizer, None)
+    check_unseen([whole_text(row) for row in rows], sets, source=source)
+    found = tokenise_rows([rows], tokenizer, template=template, max_length=max_length, date=settings.date)
+    return Halves(*split_in_halves([replace(sequence, answer_start=1) for sequence in found]))
+
+
 def _general(
     settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, halves: Halves, *, template: str, max_length: int
 ) -> tuple[TokenSequence, ...]:
@@ -152,7 +172,7 @@ def _read(
     note: Callable[[str], None] | None,
 ) -> Rows:
     rows = bare_rows(read_rows(source, fields=settings.fields, turns=settings.turns, note=note), tokenizer, note=note)
-    return under_system(rows, tokenizer, settings.template) if settings.suite in OWN_ROWS else rows
+    return under_system(rows, tokenizer, settings.template) if brings_rows(settings.suite) else rows
 
 
 def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows]:

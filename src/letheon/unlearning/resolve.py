@@ -8,7 +8,9 @@ from letheon.data.forms import AUTO
 from letheon.data.general import HOLDOUT
 from letheon.data.rows import Rows
 from letheon.data.schedules import MixedSchedule, PairedSchedule, Schedule, annealed, chunked
+from letheon.data.system_message import suite_form
 from letheon.errors import SettingsError
+from letheon.model.loading import load_tokenizer
 from letheon.model.targets import ALL_LINEAR
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Alternatives, Coefficients, Method, Term, Value, resolve
@@ -22,6 +24,7 @@ from letheon.settings import (
     UnlearnSettings,
 )
 from letheon.settings.facts import Requires, facts_of
+from letheon.settings.suites import files_of
 
 FIXED_RATE = 1e-4
 """The learning rate of runs that cannot find their own: that of arXiv 2503.13690."""
@@ -45,7 +48,12 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     """
     method = get_method(settings.method)
     settings = UnlearnSettings.of(
-        {**_published(method, settings), **_dialled(settings), **settings.model_dump(exclude_unset=True)}
+        {
+            **_published(method, settings),
+            **_dialled(settings),
+            **_of_suite(settings),
+            **settings.model_dump(exclude_unset=True),
+        }
     )
     _check_taken(settings)
     _check_rate(settings, method)
@@ -116,6 +124,17 @@ def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
 def _dialled(settings: UnlearnSettings) -> dict[str, object]:
     """Return the dial of a run for which none is named: on where there are documents to choose its scale by."""
     return {"dial": "membership"} if settings.holdout is not None and not settings.dora else {}
+
+
+def _of_suite(settings: UnlearnSettings) -> dict[str, object]:
+    """Return the form of a suite's own rows, where none is named: that in which it asks questions, or bare text."""
+    files = files_of(settings.suite)
+    if files is None or not files.splits or "template" in settings.model_fields_set:
+        return {}
+    if not files.are_questions:
+        return {"template": "joined"}
+    source = settings.tokenizer or settings.model
+    return {"template": suite_form(load_tokenizer(source, trust_remote_code=settings.trust_remote_code))}
 
 
 def effective(settings: UnlearnSettings) -> dict[str, Any]:

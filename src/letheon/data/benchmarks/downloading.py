@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from letheon.errors import DataError, LetheonError, OutputError
@@ -12,6 +13,20 @@ from letheon.storage.files import check_output_folder, open_output_folder, write
 SOURCE_FILE = "SOURCE.json"
 """Where a download came from, and the size and SHA-256 of each of its files."""
 _ELSEWHERE = "choose another folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What `letheon data NAME` downloads; the reader NAME.py declares it as `DOWNLOAD`."""
+
+    help: str
+    """What it is, its licence and where it comes from, in a sentence."""
+    fetch: Callable[[Path, str], Sequence[Path]]
+    """Writes the named part to a folder and returns the files; the name is empty where there are no parts."""
+    parts: tuple[str, ...] = ()
+    """Parts of which one is downloaded at a time, the default first."""
+    doubt: Callable[[Path], str | None] = lambda _: None
+    """Says why scores on what came cannot be compared with published ones; None where they can."""
 
 
 def download_from_hub(

@@ -4,12 +4,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.data.benchmarks.downloading import download_from_hub
+from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.data.rows import Row, Rows
 from letheon.errors import DataError, nearest
+from letheon.settings.suites import SuiteFiles
 
 CORPORA = ("news", "books")
+NUM_FOLDS = 4
+FOLDS = {"scal": "folds of growing size, each forgotten by the target", "sust": "folds forgotten one after the other"}
+"""Parts of the texts to forget of News, by the folder that they are in."""
+OWN_ROWS = SuiteFiles(
+    {
+        **{corpus: (f"{corpus}/raw/forget", f"{corpus}/raw/retain1") for corpus in CORPORA},
+        **{
+            f"news-{kind}-{fold}": (f"news/{kind}/forget_{fold}", "news/raw/retain1")
+            for kind in FOLDS
+            for fold in range(1, NUM_FOLDS + 1)
+        },
+    },
+    are_questions=False,
+)
 HUB_REPOSITORIES = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 _SUFFIXES = ("parquet", "json", "jsonl")
 
@@ -31,6 +46,11 @@ class Muse:
     """Texts to forget, whole."""
     holdout: tuple[str, ...]
     """Texts that no model was trained on."""
+
+
+def corpus_of(split: str) -> str:
+    """Return the corpus that a split is of: "news" of "news-sust-2"."""
+    return split.split("-", maxsplit=1)[0]
 
 
 def read_muse(folder: str | Path, corpus: str = "news") -> Muse:
@@ -66,7 +86,7 @@ def download_muse(
         DataError: the network is not there, or what came is not MUSE.
         OutputError: an earlier download is there and `overwrite` is not set, or the folder cannot be written to.
     """
-    patterns = [f"{part}/*" for part in ("verbmem", "knowmem", "privleak", "raw", "train")]
+    patterns = [f"{part}/*" for part in ("verbmem", "knowmem", "privleak", "raw", "train", *FOLDS)]
 
     def check(folder: Path) -> None:
         read_muse(folder, corpus)
@@ -113,3 +133,11 @@ def _pairs(root: Path, name: str, prompt: str, answer: str) -> Rows:
 
 def _texts(root: Path, name: str) -> tuple[str, ...]:
     return tuple(check_text(record.get("text"), "text", where) for _, where, record in _records(_the_file(root, name)))
+
+
+DOWNLOAD = Download(
+    "Download a corpus of MUSE from the Hugging Face hub.",
+    download_muse,
+    CORPORA,
+)
+"""What `letheon data muse` does."""

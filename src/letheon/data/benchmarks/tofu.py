@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.data.benchmarks.downloading import download_from_hub
+from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.data.rows import Row, Rows
 from letheon.errors import DataError, nearest
+from letheon.settings.suites import SuiteFiles
 
 NAME = "tofu"
 HUB_REPOSITORY = "locuslab/TOFU"
@@ -17,6 +18,11 @@ HUB_REPOSITORY = "locuslab/TOFU"
 RETAIN_OF: Mapping[str, str] = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 HOLDOUT_OF: Mapping[str, str] = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
 DEFAULT_SPLIT = "forget10"
+OWN_ROWS = SuiteFiles(
+    {split: (split, RETAIN_OF[split]) for split in ("forget10", "forget05", "forget01")},
+    whole="full",
+    holdout=HOLDOUT_OF,
+)
 NUM_FORGET: Mapping[str, int] = {"forget01": 40, "forget05": 200, "forget10": 400}
 """Rows of each split; those of the smaller ones are the last of forget10."""
 
@@ -184,6 +190,16 @@ def changed_files(folder: str | Path) -> tuple[str, ...]:
     )
 
 
+def _doubt(folder: Path) -> str | None:
+    changed = changed_files(folder)
+    if not changed:
+        return None
+    return (
+        f"{', '.join(changed)}: the rows are not those of the release known here; scores on them cannot be compared "
+        "with published ones"
+    )
+
+
 def rows_sha256(rows: TofuSet) -> str:
     """Return the sha256 of questions, answers, paraphrases and wrong answers, in order, whatever their file format."""
     digest = hashlib.sha256()
@@ -245,3 +261,11 @@ def _wrong_answers(record: Record, where: str) -> tuple[str, ...]:
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
         raise DataError(f"{where}: expected a list of wrong answers in 'perturbed_answer', got {type(found).__name__}")
     return tuple(check_text(text, "perturbed_answer", where) for text in found)
+
+
+DOWNLOAD = Download(
+    "Download TOFU (MIT) from the Hugging Face hub: all splits, with paraphrased and wrong answers.",
+    lambda folder, _: download_tofu(folder),
+    doubt=_doubt,
+)
+"""What `letheon data tofu` does."""

@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from letheon.data.benchmarks.downloading import download_from_hub
+from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.errors import DataError
+from letheon.settings.suites import SuiteFiles
 
 HUB_REPOSITORY = "cais/wmdp"
 SUBJECTS: Mapping[str, str] = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
 """Each part by what its prompt says that it is about."""
 NUM_QUESTIONS: Mapping[str, int] = {"bio": 1273, "chem": 408, "cyber": 1987}
+OWN_ROWS = SuiteFiles({})
 NUM_CHOICES = 4
 _SUFFIXES = ("parquet", "jsonl", "json")
 
@@ -91,3 +93,9 @@ def _question(record: Record, where: str) -> ChoiceQuestion:
         raise DataError(f"{where}: expected a number from 0 to 3 in 'answer', got {str(answer)[:60]!r}")
     texts = tuple(check_text(choice, "choices", where) for choice in choices)
     return ChoiceQuestion(check_text(record.get("question"), "question", where), texts, answer)
+
+
+DOWNLOAD = Download(
+    "Download the questions of WMDP (MIT) from the Hugging Face hub.", lambda folder, _: download_wmdp(folder)
+)
+"""What `letheon data wmdp` does."""

@@ -4,13 +4,17 @@ All are pure functions of numbers. A score over an empty set is None, never a nu
 """
 
 import math
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 MIN_K_SHARE = 0.4
 """Share of the labels, the least likely, that Min-K and Min-K++ take."""
-_SMALL = 1e-10
+SMALL = 1e-10
+"""What open-unlearning adds to divisors; the papers' own code adds nothing."""
+_LARGEST_EXPONENT = 700.0
+"""exp() of more is beyond the range of floating-point numbers."""
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -42,21 +46,31 @@ def sound_extraction_strength(hits: Sequence[bool]) -> float:
     return 1 - _first_of_the_rest(hits) / len(hits) if hits else 0.0
 
 
-def truth_ratio(right_loss: float, wrong_losses: Sequence[float]) -> float:
-    """Return R = exp(-mean of the wrong answers' losses) / (exp(-loss of the right one) + 1e-10), from 0 up.
+def truth_ratio(right_loss: float, wrong_losses: Sequence[float], *, small: float = SMALL) -> float:
+    """Return R = exp(-mean of the wrong answers' losses) / (exp(-loss of the right one) + small), from 0 up.
 
     Maini et al. (arXiv 2401.06121), eq. 1, with the geometric mean over the wrong answers that its code has; losses in
     nats a label. About 1 for a model that does not know the answer, far below 1 for one that does.
     """
-    return math.exp(-fmean(wrong_losses)) / (math.exp(-right_loss) + _SMALL)
+    if not small:
+        return math.exp(min(right_loss - fmean(wrong_losses), _LARGEST_EXPONENT))
+    return math.exp(-fmean(wrong_losses)) / (math.exp(-right_loss) + small)
 
 
-def forget_truth_ratio(ratios: Sequence[float]) -> float | None:
-    """Return the mean of min(R, 1 / (R + 1e-10)), 0 to 1: 1 where true and wrong answers are equally likely.
+def arithmetic_truth_ratio(right_loss: float, wrong_losses: Sequence[float]) -> float:
+    """Return the truth ratio as the text of the paper has it, with the arithmetic mean over the wrong answers.
+
+    R = mean of exp(-loss of a wrong answer) / exp(-loss of the right one) (Maini et al., arXiv 2401.06121, eq. 1).
+    """
+    return fmean(math.exp(min(right_loss - loss, _LARGEST_EXPONENT)) for loss in wrong_losses)
+
+
+def forget_truth_ratio(ratios: Sequence[float], *, small: float = SMALL) -> float | None:
+    """Return the mean of min(R, 1 / (R + small)), 0 to 1: 1 where true and wrong answers are equally likely.
 
     Higher is better on forget rows. None without rows.
     """
-    return mean([min(ratio, 1 / (ratio + _SMALL)) for ratio in ratios])
+    return mean([min(ratio, 1 / (ratio + small)) if ratio + small else 0.0 for ratio in ratios])
 
 
 def kept_truth_ratio(ratios: Sequence[float]) -> float | None:
@@ -64,9 +78,10 @@ def kept_truth_ratio(ratios: Sequence[float]) -> float | None:
     return mean([max(0.0, 1 - ratio) for ratio in ratios])
 
 
-def chosen_probability(right: float, wrong: Sequence[float]) -> float:
-    """Return p / (p + sum of p_wrong + 1e-10), 0 to 1: the right answer's probability among the options."""
-    return right / (right + sum(wrong) + _SMALL)
+def chosen_probability(right: float, wrong: Sequence[float], *, small: float = SMALL) -> float:
+    """Return p / (p + sum of p_wrong + small), 0 to 1: the right answer's probability among the options."""
+    total = right + sum(wrong) + small
+    return right / total if total else 0.0
 
 
 def model_utility(terms: Sequence[float | None]) -> float | None:
@@ -91,7 +106,10 @@ def forget_quality(ratios: Sequence[float], never: Sequence[float]) -> float | N
         return None
     from scipy.stats import ks_2samp  # not with the module: most commands do without its long import
 
-    return float(ks_2samp(ratios, never).pvalue)
+    with warnings.catch_warnings():
+        # Where rounding takes the exact p-value above 1, scipy warns and goes over to the asymptotic one.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(ks_2samp(ratios, never).pvalue)
 
 
 def min_k(values: Sequence[float], share: float = MIN_K_SHARE) -> float:
@@ -129,7 +147,7 @@ def privacy_leak(auc: float | None, never_auc: float) -> float | None:
     MUSE (Shi et al., arXiv 2407.06460), on the AUC of Min-K. Negative: the rows are still recognised; positive: the
     model avoids them so much that this tells. It explodes as `never_auc` nears 1. None without an AUC.
     """
-    return None if auc is None else 100 * (never_auc - auc) / (1 - never_auc + _SMALL)
+    return None if auc is None else 100 * (never_auc - auc) / (1 - never_auc + SMALL)
 
 
 def by_metric(rows: Mapping[str, Mapping[str, float]], name: str) -> list[float]:

@@ -67,11 +67,12 @@ class Prompt:
     num_shots: int
 
 
-def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Subject]:
+def read_mmlu(folder: Path, *, limit_per_subject: int | None = None, reads_back: bool = True) -> list[Subject]:
     """Read FOLDER/test/SUBJECT_test.csv and FOLDER/dev/SUBJECT_dev.csv, subjects sorted by name.
 
-    The files have no header: question, A, B, C, D, answer letter. Fields that pandas reads as not available ("None")
-    become "nan", as in the official prompts. `limit_per_subject` keeps the first so many questions of each subject.
+    The files have no header: question, A, B, C, D, answer letter. With `reads_back`, fields that pandas reads as not
+    available ("None") become "nan", as in the official prompts. `limit_per_subject` keeps the first so many questions
+    of each subject.
 
     Raises:
         EvaluationError: the folder has no such files, a subject has no dev file, or a line is not a question.
@@ -84,8 +85,9 @@ def read_mmlu(folder: Path, *, limit_per_subject: int | None = None) -> list[Sub
     subjects = []
     for path in paths:
         name = path.name.removesuffix("_test.csv")
-        shots = _read_questions(folder / "dev" / f"{name}_dev.csv")[:NUM_SHOTS]
-        subjects.append(Subject(name, tuple(shots), tuple(_read_questions(path)[:limit_per_subject])))
+        shots = _read_questions(folder / "dev" / f"{name}_dev.csv", reads_back=reads_back)[:NUM_SHOTS]
+        questions = _read_questions(path, reads_back=reads_back)[:limit_per_subject]
+        subjects.append(Subject(name, tuple(shots), tuple(questions)))
     return subjects
 
 
@@ -327,11 +329,12 @@ def _question_text(question: Question) -> str:
     return f"{question.text}{options}\nAnswer:"
 
 
-def _read_questions(path: Path) -> list[Question]:
+def _read_questions(path: Path, *, reads_back: bool) -> list[Question]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            questions = [_question(fields, f"{path}:{reader.line_num}") for fields in reader if fields]
+            lines = ((fields, f"{path}:{reader.line_num}") for fields in reader if fields)
+            questions = [_question(fields, where, reads_back=reads_back) for fields, where in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EvaluationError(
             f"{path}: expected a CSV file of MMLU questions, but it cannot be read ({error})"
@@ -341,11 +344,11 @@ def _read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def _question(fields: Sequence[str], where: str) -> Question:
+def _question(fields: Sequence[str], where: str, *, reads_back: bool) -> Question:
     if len(fields) != 2 + len(LETTERS) or fields[-1] not in tuple(LETTERS):
         raise EvaluationError(
             f"{where}: expected six fields without a header (question, A, B, C, D, answer letter), got {len(fields)} "
             f"ending in {fields[-1]!r}; correct the line"
         )
-    text, *options = (as_read_back(field) for field in fields[:-1])
+    text, *options = map(as_read_back, fields[:-1]) if reads_back else fields[:-1]
     return Question(text, tuple(options), fields[-1])

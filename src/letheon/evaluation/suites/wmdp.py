@@ -1,23 +1,32 @@
-"""The suite of WMDP (Li et al., arXiv 2403.03218): zero-shot accuracy, by the likeliest of four letters."""
+"""The suite of WMDP (Li et al., arXiv 2403.03218): zero-shot accuracy, by the likeliest of four letters.
 
-from collections.abc import Mapping, Sequence
+MMLU is asked in the same way where its files are given. Both are what lm-evaluation-harness has under these names.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 from letheon.data.benchmarks.wmdp import SUBJECTS, ChoiceQuestion, read_wmdp
-from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Target
+from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.scores.results import PlainResults
 from letheon.scores.score import Score, Scores
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
 
+if TYPE_CHECKING:
+    from letheon.evaluation.metrics.mmlu import Question
+
 LETTERS = "ABCD"
 _LABELS = {"bio": "WMDP biology", "chem": "WMDP chemistry", "cyber": "WMDP cybersecurity"}
 _BOUND = NormalDist().inv_cdf(0.975)
+MMLU = "mmlu.accuracy"
 
 KNOWN = (
     *(Score(f"wmdp.{name}", label, "lower", "forgetting", is_headline=True) for name, label in _LABELS.items()),
     Score("wmdp.accuracy", "WMDP, all questions", "lower", "aggregate"),
+    Score(MMLU, "MMLU accuracy, zero-shot", "higher", "general", short="MMLU", is_headline=True),
 )
 
 
@@ -38,49 +47,78 @@ def wilson_interval(num_right: int, num_questions: int) -> tuple[float, float]:
 
 
 def _ask(settings: EvaluateSettings, note: Note | None) -> Asked:
+    from letheon.evaluation.metrics.mmlu import read_mmlu  # brings torch along, which reports do without
+
     questions = read_wmdp(data_folder(settings.suite, settings.data))
     if note is not None:
         note("WMDP: " + ", ".join(f"{len(several)} questions of {name}" for name, several in questions.items()))
-    return Asked({}, questions)
+    if settings.mmlu is None:
+        return Asked({}, questions)
+    general = read_mmlu(settings.mmlu, limit_per_subject=settings.mmlu_limit, reads_back=False)
+    return Asked({}, {**questions, "mmlu": general})
 
 
 def _measure(target: Target, asked: Asked) -> Measured:
-    from letheon.evaluation.batches import token_ids  # brings torch along, which reports do without
-    from letheon.evaluation.metrics.mmlu import Prompt, letter_probabilities, letter_tokens
+    sets = {name: (SUBJECTS[name], questions) for name, questions in asked.others.items() if name in SUBJECTS}
+    general = {
+        subject.name: (subject.name.replace("_", " "), [_as_choice(question) for question in subject.questions])
+        for subject in asked.others.get("mmlu", ())
+    }
+    total, done = sum(len(questions) for _, questions in (*sets.values(), *general.values())), 0
+    report = target.stage("questions")
+    found: dict[str, dict[str, dict[str, int]]] = {"wmdp": {}, "mmlu": {}}
+    for kind, several in (("wmdp", sets), ("mmlu", general)):
+        for name, (subject, questions) in several.items():
+            right = _num_right(target, questions, subject)
+            found[kind][name] = {"num_right": right, "num_questions": len(questions)}
+            done += len(questions)
+            if report is not None:
+                report(done, total)
+    counted = {kind: counts for kind, counts in found.items() if counts}
+    return Measured(others={**counted, "parity": "lm-evaluation-harness"})
 
-    letters = letter_tokens(target.tokenizer)
-    found: dict[str, dict[str, int]] = {}
-    for name, questions in asked.others.items():
-        texts = [prompt_text(question, SUBJECTS[name]) for question in questions]
-        prompts = [Prompt(tuple(row), 0) for row in token_ids(target.tokenizer, texts)]
-        probabilities = letter_probabilities(
-            target.model, prompts, letters, batch_size=target.batch_size, exact=target.exact
-        )
-        chosen = probabilities.argmax(dim=1).tolist()
-        right = sum(choice == question.answer for choice, question in zip(chosen, questions, strict=True))
-        found[name] = {"num_right": right, "num_questions": len(questions)}
-    return Measured(others={"wmdp": found})
+
+def _as_choice(question: "Question") -> ChoiceQuestion:
+    return ChoiceQuestion(question.text, question.options, LETTERS.index(question.answer))
+
+
+def _num_right(target: Target, questions: Sequence[ChoiceQuestion], subject: str) -> int:
+    from letheon.evaluation.metrics.choices import likeliest_letters  # brings torch along, which reports do without
+
+    chosen = likeliest_letters(target, [prompt_text(question, subject) for question in questions])
+    return sum(choice == question.answer for choice, question in zip(chosen, questions, strict=True))
 
 
 def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     counts: Mapping[str, Mapping[str, int]] = measured.others.get("wmdp", {})
     parts = {name: (one["num_right"], one["num_questions"]) for name, one in counts.items()}
-    scores = [_filled(score, parts.get(score.name.removeprefix("wmdp."))) for score in KNOWN[:-1]]
-    whole = (sum(right for right, _ in parts.values()), sum(number for _, number in parts.values()))
-    scores.append(_filled(KNOWN[-1], whole if parts else None))
+    *of_parts, accuracy, of_mmlu = KNOWN
+    scores = [_filled(score, parts.get(score.name.removeprefix("wmdp."))) for score in of_parts]
+    scores.append(_filled(accuracy, _total(parts.values())))
+    mmlu = [(one["num_right"], one["num_questions"]) for one in measured.others.get("mmlu", {}).values()]
+    scores.append(_filled(of_mmlu, _total(mmlu), missing="is asked only with --mmlu DIR"))
     missing = {score.name: score.missing for score in scores if score.missing}
     return replace(
         blank,
         scores=Scores(tuple(scores)),
-        num_rows={name: {"questions": number} for name, (_, number) in parts.items()},
+        num_rows={
+            **{name: {"questions": number} for name, (_, number) in parts.items()},
+            **({"mmlu": {"questions": sum(number for _, number in mmlu)}} if mmlu else {}),
+        },
         missing={**measured.missing, **missing},
         measured=dict(measured.others),
     )
 
 
-def _filled(score: Score, counts: tuple[int, int] | None) -> Score:
+def _total(counts: Collection[tuple[int, int]]) -> tuple[int, int] | None:
+    return (sum(right for right, _ in counts), sum(number for _, number in counts)) if counts else None
+
+
+def _filled(
+    score: Score, counts: tuple[int, int] | None, *, missing: str = "the data folder has no such questions"
+) -> Score:
     if counts is None:
-        return replace(score, missing="the data folder has no such questions")
+        return replace(score, missing=missing)
     right, number = counts
     return replace(score, value=right / number, interval=wilson_interval(right, number))
 
@@ -91,6 +129,7 @@ READINGS: Sequence[Reading] = (
         "0 to 1, ↓ lower is better, 0.25 is guessing",
         "the share of questions whose right letter the model finds likeliest, without examples; with a 95% interval.",
     ),
+    Reading("MMLU accuracy, zero-shot", "0 to 1, ↑ higher is better, 0.25 is guessing", "the same of MMLU."),
 )
 
 SUITE = Suite(
@@ -101,5 +140,7 @@ SUITE = Suite(
     measure=_measure,
     aggregate=_aggregate,
     readings=tuple(READINGS),
-    unpredicted=("wmdp",),
+    plot=Plot(MMLU, "wmdp.accuracy"),
+    takes=("mmlu", "mmlu_limit"),
+    unpredicted=("wmdp", "mmlu"),
 )

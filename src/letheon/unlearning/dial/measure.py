@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
@@ -12,6 +12,7 @@ from letheon.training.judge import SCORE, StateScore
 from letheon.unlearning.dial.search import Point
 from letheon.unlearning.interim import Probes, interim_score, membership_auc, membership_score_of, text_losses
 
+Unseen = TypeVar("Unseen", str, TokenSequence)
 FEWEST_DOCUMENTS = 50
 """Below so many documents in a half the AUC's sampling error is above .05, which a warning says."""
 MOST_DOCUMENTS = 256
@@ -33,7 +34,7 @@ class Halves:
         return [*self.chosen_by, *self.reported_on]
 
 
-def split_in_halves(documents: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+def split_in_halves(documents: Sequence[Unseen]) -> tuple[Sequence[Unseen], Sequence[Unseen]]:
     """Return the first, third, fifth ... of the documents, and the others, at most `MOST_DOCUMENTS` of each."""
     return documents[0::2][:MOST_DOCUMENTS], documents[1::2][:MOST_DOCUMENTS]
 

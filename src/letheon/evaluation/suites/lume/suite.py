@@ -76,6 +76,7 @@ SUITE = Suite(
     measure=_measure,
     aggregate=aggregate,
     readings=READINGS,
+    takes=("members", "nonmembers", "mmlu", "mmlu_limit", "mmlu_harness", "max_new_tokens"),
     unpredicted=("mia", "mmlu"),
     read=read_lume,
     impossible=impossible,

@@ -1,25 +1,41 @@
 """What MUSE's suite asks and measures: continuations, answers after worked questions, likelihoods of whole texts."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from letheon.data.benchmarks.muse import read_muse
-from letheon.data.rows import Row
-from letheon.errors import EvaluationError
+from letheon.data.benchmarks.muse import corpus_of, read_muse
+from letheon.data.rows import Row, read_rows
+from letheon.errors import SettingsError
 from letheon.evaluation.generation import generate_from
-from letheon.evaluation.metrics.likelihood import AskedAnswers, likelihoods
-from letheon.evaluation.metrics.memorisation import min_k, zlib_ratio
+from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
+from letheon.evaluation.metrics.memorisation import (
+    exact_memorisation,
+    extraction_strength,
+    min_k,
+    sound_extraction_strength,
+    zlib_ratio,
+)
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.registry import read_results
 from letheon.evaluation.suite import Asked, Measured, Note, Target
-from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
+from letheon.evaluation.suites.muse.listing import (
+    FORGET_QUESTIONS,
+    ORIGINAL,
+    PARITIES,
+    RETAIN_QUESTIONS,
+    SETS,
+    VERBMEM,
+)
+from letheon.evaluation.suites.muse.never import Never, never_of, read_never
+from letheon.evaluation.templates import MAX_LENGTH, LabelledSequence, QuestionTemplate, question_template
+from letheon.model.loading import load_model
 from letheon.scores.predictions import Prediction
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
 
-VERBMEM, FORGET_QUESTIONS, RETAIN_QUESTIONS = "verbatim_memory", "knowmem_forget", "knowmem_retain"
-SETS = (VERBMEM, FORGET_QUESTIONS, RETAIN_QUESTIONS)
 NEW_TOKENS: Mapping[str, int] = {VERBMEM: 128, FORGET_QUESTIONS: 32, RETAIN_QUESTIONS: 32}
 STOPS = ("\n\n", "\nQuestion", "Question:")
 """Texts at which an answer to a question ends."""
@@ -32,25 +48,25 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
 
     Raises:
         DataError: a file is missing or not usable.
-        EvaluationError: --never is given, or --never-results is no results.json with an AUC of Min-K.
+        EvaluationError: --never-results is no file with an AUC of Min-K, or of another corpus or parity.
+        SettingsError: --never and --never-results are both given.
     """
-    if settings.never is not None:
-        raise EvaluationError("never: MUSE takes results alone; score that model first and give --never-results FILE")
-    corpus = settings.split or "news"
+    if settings.never is not None and settings.never_results is not None:
+        raise SettingsError("never: expected a model or its results, got both; leave out --never or --never-results")
+    corpus, parity = corpus_of(settings.split or "news"), settings.parity or PARITIES[0]
     muse = read_muse(data_folder(settings.suite, settings.data), corpus)
     rows = {VERBMEM: muse.verbmem, FORGET_QUESTIONS: muse.forget, RETAIN_QUESTIONS: muse.retain}
     if note is not None:
         note(f"MUSE {corpus}: " + ", ".join(f"{len(one)} {name}" for name, one in rows.items()))
-    never_auc = None
-    if settings.never_results is not None:
-        never_auc = read_results(settings.never_results).scores.value("mia.min_k")
-        if never_auc is None:
-            raise EvaluationError(
-                f"never_results: {settings.never_results}: has no AUC of Min-K; score it by --suite muse"
-            )
+    known = settings.never_results
+    never = None if known is None else read_never(known, corpus=corpus, parity=parity)
     shots = {f"{FORGET_QUESTIONS}_shots": muse.forget_shots, f"{RETAIN_QUESTIONS}_shots": muse.retain_shots}
     texts = {"members": muse.members, "holdout": muse.holdout}
-    return Asked(rows, {**shots, **texts}, {"corpus": corpus, "never_auc": never_auc})
+    options = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
+    loading = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
+    sides = {side: Path(getattr(settings, side)) for side in ("forget", "retain")}
+    trained = {side: read_rows(path) for side, path in sides.items() if path.is_file()}
+    return Asked(rows, {**shots, **texts}, {**options, **loading}, trained)
 
 
 def measure(target: Target, asked: Asked) -> Measured:
@@ -59,11 +75,16 @@ def measure(target: Target, asked: Asked) -> Measured:
     predictions = [one for name in SETS for one in _predictions(target, asked, template, name)]
     others: dict[str, Any] = {
         "texts": _texts(target, asked, template),
-        "parity": "open-unlearning",
+        "parity": asked.options.get("parity", PARITIES[0]),
         "corpus": asked.options.get("corpus", ""),
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "num_cut": _num_cut(target, asked),
     }
-    if asked.options.get("never_auc") is not None:
-        others["never_auc"] = asked.options["never_auc"]
+    if not _is_original(asked):
+        others["memorised"] = _memorised(target, asked, template)
+    never = _never(target, asked, template)
+    if never is not None:
+        others["never"] = asdict(never)
     return Measured(tuple(predictions), others=others)
 
 
@@ -84,10 +105,12 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate, name:
     rows = asked.rows[name]
     shots = asked.others.get(f"{name}_shots", ())
     texts = [row.prompt if name == VERBMEM else few_shot(shots, row.prompt) for row in rows]
-    prompts: list[list[int]] = [target.tokenizer(text).input_ids for text in texts]
+    longest = _longest(asked, name)
+    prompts: list[list[int]] = [target.tokenizer(text).input_ids[:longest] for text in texts]
     space = " " if name == VERBMEM else ""
     wholes: list[list[int]] = [
-        target.tokenizer(f"{text}{space}{row.answer}").input_ids for text, row in zip(texts, rows, strict=True)
+        target.tokenizer(f"{text}{space}{row.answer}").input_ids[:longest]
+        for text, row in zip(texts, rows, strict=True)
     ]
     found = generate_from(
         target.model,
@@ -103,32 +126,123 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate, name:
     )
     predictions = []
     for row, prompt, whole, generation in zip(rows, prompts, wholes, found, strict=True):
-        kept = whole[: len(prompt) + MAX_TOKENS]
-        wanted = template.decoded(kept).replace(template.decoded(prompt), "").strip()
+        if _is_original(asked):
+            wanted = _original_answer(target, row, template, name)
+        else:
+            kept = whole[: len(prompt) + MAX_TOKENS]
+            wanted = template.decoded(kept).replace(template.decoded(prompt), "").strip()
         text = generation.text.strip() if name == VERBMEM else cut_at_stops(generation.text)
         predictions.append(predict(replace(row, answer=wanted), name, text))
     return predictions
 
 
+def _longest(asked: Asked, name: str) -> int | None:
+    """Return after how many tokens worked questions and question are cut: open-unlearning cuts them like any others."""
+    return None if name == VERBMEM or _is_original(asked) else MAX_LENGTH
+
+
+def _num_cut(target: Target, asked: Asked) -> int:
+    """Return how many questions after worked ones are cut."""
+    found = 0
+    for name in (FORGET_QUESTIONS, RETAIN_QUESTIONS):
+        longest, shots = _longest(asked, name), asked.others.get(f"{name}_shots", ())
+        if longest is not None:
+            ids = (target.tokenizer(few_shot(shots, row.prompt)).input_ids for row in asked.rows[name])
+            found += sum(len(one) > longest for one in ids)
+    return found
+
+
+def _is_original(asked: Asked) -> bool:
+    return bool(asked.options.get("parity") == ORIGINAL)
+
+
+def _original_answer(target: Target, row: Row, template: QuestionTemplate, name: str) -> str:
+    """Return what MUSE's own code compares with: the answer, or as many tokens of a text as are generated."""
+    if name != VERBMEM:
+        return row.answer
+    ids: list[int] = target.tokenizer(row.answer).input_ids
+    return template.decoded(ids[: NEW_TOKENS[VERBMEM]])
+
+
 def _texts(target: Target, asked: Asked, template: QuestionTemplate) -> dict[str, dict[str, list[float]]]:
     """Return loss, zlib, Min-K and Min-K++ of the texts of each side."""
     found: dict[str, dict[str, list[float]]] = {}
+    num_special = len(target.tokenizer("").input_ids)
     for side in ("members", "holdout"):
-        sequences = [
-            LabelledSequence(tuple(target.tokenizer(text).input_ids[:MAX_TOKENS]), 1) for text in asked.others[side]
-        ]
-        read = likelihoods(
-            target.model,
-            [AskedAnswers((sequence,), in_detail=1) for sequence in sequences],
-            padding=template.padding,
-            batch_size=target.batch_size,
-            exact=target.exact,
-            progress=target.stage(side),
+        texts = asked.others[side]
+        cut = [tuple(target.tokenizer(text).input_ids[: num_special + MAX_TOKENS]) for text in texts]
+        found[side] = (
+            _original_values(target, texts, cut, template)
+            if _is_original(asked)
+            else _values(target, [LabelledSequence(ids, max(1, num_special)) for ids in cut], template)
         )
-        found[side] = {
-            "loss": [one.loss for (one,) in read],
-            "zlib": [zlib_ratio(one.loss, template.label_text(s)) for (one,), s in zip(read, sequences, strict=True)],
-            "min_k": [min_k(one.log_probs) for (one,) in read],
-            "min_k_plus_plus": [min_k(one.normed) for (one,) in read],
-        }
     return found
+
+
+def _values(
+    target: Target, sequences: Sequence[LabelledSequence], template: QuestionTemplate
+) -> dict[str, list[float]]:
+    read = _read(target, sequences, template)
+    return {
+        "loss": [one.loss for one in read],
+        "zlib": [zlib_ratio(one.loss, template.label_text(s)) for one, s in zip(read, sequences, strict=True)],
+        "min_k": [min_k(one.log_probs) for one in read],
+        "min_k_plus_plus": [min_k(one.normed) for one in read],
+    }
+
+
+def _original_values(
+    target: Target, texts: Sequence[str], cut: Sequence[tuple[int, ...]], template: QuestionTemplate
+) -> dict[str, list[float]]:
+    """Return the values of MUSE's own code, in which every token counts but the first, and zlib has the whole text."""
+    # The last label's log-probability is not kept; behind an end that is not looked at no token is the last.
+    read = _read(target, [LabelledSequence((*ids, template.end), 1) for ids in cut], template)
+    losses = [-fmean(one.log_probs) if one.log_probs else math.nan for one in read]
+    return {
+        "loss": losses,
+        "zlib": [zlib_ratio(loss, text) for loss, text in zip(losses, texts, strict=True)],
+        "min_k": [min_k(one.log_probs) for one in read],
+    }
+
+
+def _read(target: Target, sequences: Sequence[LabelledSequence], template: QuestionTemplate) -> list[AnswerLikelihood]:
+    read = likelihoods(
+        target.model,
+        [AskedAnswers((sequence,), in_detail=1) for sequence in sequences],
+        padding=template.padding,
+        batch_size=target.batch_size,
+        exact=target.exact,
+        progress=target.stage("likelihood"),
+    )
+    return [one for (one,) in read]
+
+
+def _memorised(target: Target, asked: Asked, template: QuestionTemplate) -> dict[str, list[float]]:
+    """Return exact memorisation and extraction strength of the continuations of texts to forget."""
+    sequences = []
+    for row in asked.rows[VERBMEM]:
+        start = len(target.tokenizer(row.prompt).input_ids)
+        ids = target.tokenizer(f"{row.prompt} {row.answer}").input_ids[: start + MAX_TOKENS]
+        sequences.append(LabelledSequence(tuple(ids), max(1, start)))
+    hits = [one.hits for one in _read(target, sequences, template)]
+    return {
+        "exact_memorisation": [value for one in hits if (value := exact_memorisation(one)) is not None],
+        "extraction_strength": [extraction_strength(one) for one in hits],
+        "extraction_strength_from_0": [sound_extraction_strength(one) for one in hits],
+    }
+
+
+def _never(target: Target, asked: Asked, template: QuestionTemplate) -> Never | None:
+    """Return what is known of a model that never knew the texts: from its results, or from the model itself."""
+    known: Never | None = asked.options.get("never_results")
+    source = asked.options.get("never")
+    if known is not None or source is None:
+        return known
+    loaded = load_model(
+        source,
+        dtype=asked.options.get("dtype", "float32"),
+        tokenizer=target.tokenizer,
+        device=target.model.device.type,
+        trust_remote_code=bool(asked.options.get("trust_remote_code")),
+    )
+    return never_of(str(source), _texts(replace(target, model=loaded.model), asked, template))

@@ -16,12 +16,22 @@ from letheon.evaluation.metrics.memorisation import (
 )
 from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.evaluation.suite import Measured
-from letheon.evaluation.suites.tofu.listing import ATTACKS, KNOWN, UTILITY_TERMS, WITH_OPTIONS, score_name
+from letheon.evaluation.suites.tofu.listing import (
+    ATTACKS,
+    KNOWN,
+    ORIGINAL,
+    PARITIES,
+    UTILITY_TERMS,
+    WITH_OPTIONS,
+    score_name,
+    small_of,
+)
 from letheon.evaluation.suites.tofu.rows import (
     FORGET,
     HOLDOUT,
     RETAIN,
     Likelihoods,
+    arithmetic_truth_ratios,
     chosen,
     probabilities,
     truth_ratios,
@@ -34,6 +44,11 @@ DEFAULT_AUC = 0.5
 """What privacy leak is measured against where nothing is known of a model that never knew the rows."""
 NO_NEVER = "needs a model trained without the forget rows: --never MODEL, or its results by --never-results FILE"
 _NO_HOLDOUT = "the data folder has no holdout rows for this split"
+_NOT_ORIGINAL = f"TOFU's own code has no such score; --parity {PARITIES[0]} has it"
+_OF_OPEN_UNLEARNING = {
+    *("forget.exact_memorisation", "forget.extraction_strength", "forget.extraction_strength_from_0"),
+    *(*ATTACKS, "mia.reference", "privacy_leak"),
+}
 _NO_LOSSES = "needs the losses of a model trained without the forget rows: --never MODEL, or results that hold them"
 
 
@@ -41,7 +56,8 @@ def aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     """Return the scores of what was measured; what cannot be computed is missing with its reason."""
     likelihood: Likelihoods = measured.others.get("likelihood", {})
     never: Mapping[str, Any] = measured.others.get("never", {})
-    values = _values(likelihood, never, measured.predictions)
+    parity = str(measured.others.get("parity", PARITIES[0]))
+    values = _values(likelihood, never, measured.predictions, small=small_of(parity))
     reasons = _reasons(values, likelihood, never, measured)
     scores = tuple(
         replace(
@@ -72,16 +88,19 @@ def recall_of(prediction: Prediction) -> float:
 
 
 def _values(
-    likelihood: Likelihoods, never: Mapping[str, Any], predictions: Sequence[Prediction]
+    likelihood: Likelihoods, never: Mapping[str, Any], predictions: Sequence[Prediction], *, small: float
 ) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for name in (FORGET, RETAIN, *WITH_OPTIONS):
         rows = likelihood.get(name, {})
-        values[f"{name}.probability"] = mean(chosen(rows) if name in WITH_OPTIONS else probabilities(rows))
+        values[f"{name}.probability"] = mean(chosen(rows, small=small) if name in WITH_OPTIONS else probabilities(rows))
         values[f"{name}.rouge_l"] = mean([recall_of(p) for p in predictions if p.split == name])
-        ratios = truth_ratios(rows)
-        values[f"{name}.truth_ratio"] = forget_truth_ratio(ratios) if name == FORGET else kept_truth_ratio(ratios)
+        ratios = truth_ratios(rows, small=small)
+        values[f"{name}.truth_ratio"] = (
+            forget_truth_ratio(ratios, small=small) if name == FORGET else kept_truth_ratio(ratios)
+        )
     forget, holdout = likelihood.get(FORGET, {}), likelihood.get(HOLDOUT, {})
+    values["forget.truth_ratio_arithmetic"] = forget_truth_ratio(arithmetic_truth_ratios(forget), small=small)
     values["forget.exact_memorisation"] = mean(by_metric(forget, "exact"))
     values["forget.extraction_strength"] = mean(by_metric(forget, "strength"))
     values["forget.extraction_strength_from_0"] = mean(by_metric(forget, "sound_strength"))
@@ -90,7 +109,7 @@ def _values(
     values["mia.reference"] = _against_reference(forget, holdout, never)
     known_auc = never.get("min_k_auc")
     values["privacy_leak"] = privacy_leak(values["mia.min_k"], DEFAULT_AUC if known_auc is None else known_auc)
-    values["forget_quality"] = forget_quality(truth_ratios(forget), never.get("truth_ratios", ()))
+    values["forget_quality"] = forget_quality(truth_ratios(forget, small=small), never.get("truth_ratios", ()))
     values["model_utility"] = model_utility([values[name] for name in UTILITY_TERMS])
     return values
 
@@ -126,14 +145,19 @@ def _reasons(
     absent = {name for name, value in values.items() if value is None}
     if "forget_quality" in absent:
         reasons["forget_quality"] = NO_NEVER if not never else "there are no truth ratios of forget rows"
+    if measured.others.get("parity") == ORIGINAL:
+        return reasons | dict.fromkeys(absent & _OF_OPEN_UNLEARNING, _NOT_ORIGINAL) | _of_utility(values)
     for name in absent & {*ATTACKS, "privacy_leak"}:
         reasons[name] = _NO_HOLDOUT if HOLDOUT not in likelihood else "there are no likelihoods of forget rows"
     if "mia.reference" in absent:
         reasons["mia.reference"] = _NO_HOLDOUT if HOLDOUT not in likelihood else _NO_LOSSES
+    return reasons | _of_utility(values)
+
+
+def _of_utility(values: Mapping[str, float | None]) -> dict[str, str]:
+    """Say why there is no model utility; nothing where there is."""
     terms = [score_name(name) for name in UTILITY_TERMS if values[name] is None]
-    if terms:
-        reasons["model_utility"] = f"needs {', '.join(terms)}"
-    return reasons
+    return {"model_utility": f"needs {', '.join(terms)}"} if terms else {}
 
 
 def _warnings(values: Mapping[str, float | None], never: Mapping[str, Any], measured: Measured) -> list[str]:
@@ -152,6 +176,11 @@ def _warnings(values: Mapping[str, float | None], never: Mapping[str, Any], meas
         found.append(
             "extraction strength is never 0, as in open-unlearning: a row of L tokens counts at least 1/L; the score "
             "from 0 is beside it"
+        )
+    if measured.others.get("parity") == ORIGINAL:
+        found.append(
+            "as in TOFU's own code: at most 300 rows of a set, 200 tokens of prompt and answer together, and no answer "
+            "tag before the model's answer"
         )
     if measured.others.get("hides_turn_ends"):
         found.append(

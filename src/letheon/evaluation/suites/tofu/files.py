@@ -45,6 +45,14 @@ SUMMARY_NAMES: Mapping[str, str] = {
     "model_utility": "model_utility",
 }
 """What open-unlearning calls each score."""
+ORIGINAL_SETS: Mapping[str, str] = {
+    REAL_AUTHORS: "Real Authors",
+    WORLD_FACTS: "Real World",
+    RETAIN: "Retain",
+    FORGET: "Forget",
+}
+ORIGINAL_KINDS: Mapping[str, str] = {"rouge_l": "ROUGE", "probability": "Prob.", "truth_ratio": "Truth Ratio"}
+"""What the table of TOFU's own repository calls sets and scores."""
 _ALSO = {"forget_Truth_Ratio": "forget_truth_ratio"}
 """A second name of a score: that of its configuration file, by which papers cite it."""
 
@@ -59,6 +67,14 @@ def summary(results: Results) -> dict[str, float]:
 def summary_text(results: Results) -> str:
     """Return the text of TOFU_SUMMARY.json."""
     return json.dumps(summary(results), indent=4) + "\n"
+
+
+def original_text(results: Results) -> str:
+    """Return the text of TOFU_SUMMARY.json under the names of TOFU's own repository."""
+    names = {f"{s}.{k}": f"{kind} {said}" for s, said in ORIGINAL_SETS.items() for k, kind in ORIGINAL_KINDS.items()}
+    names |= {"model_utility": "Model Utility", "forget_quality": "Forget Quality"}
+    found = {name: value for own, name in names.items() if (value := results.scores.value(own)) is not None}
+    return json.dumps(found, indent=4) + "\n"
 
 
 def eval_text(evaluation: Evaluation) -> str:

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+from letheon.evaluation.metrics.memorisation import SMALL
 from letheon.evaluation.suites.tofu.rows import FORGET, REAL_AUTHORS, RETAIN, WORLD_FACTS
 from letheon.scores.score import FORGOTTEN, RETAINED, Better, Role, Score
 
+PARITIES = ("open-unlearning", "original")
+"""Whose definitions the scores can follow; the first by default."""
+ORIGINAL = PARITIES[1]
 WITH_OPTIONS = (REAL_AUTHORS, WORLD_FACTS)
 """Sets whose probability is that among the options."""
 ATTACKS: Mapping[str, str] = {
@@ -37,6 +41,7 @@ def _of_sets() -> list[Score]:
 
 KNOWN: tuple[Score, ...] = (
     *_of_sets()[:3],
+    Score("forget.truth_ratio_arithmetic", "Forget truth ratio, arithmetic mean", "higher", "forgetting"),
     Score("forget.exact_memorisation", "Exact memorisation", "lower", "forgetting"),
     Score("forget.extraction_strength", "Extraction strength", "lower", "forgetting"),
     Score("forget.extraction_strength_from_0", "Extraction strength from 0", "lower", "forgetting"),
@@ -54,6 +59,11 @@ SUMMARIES = (
     Score(FORGOTTEN, "Forgotten", "higher", "summary"),
     Score(RETAINED, "Retained", "higher", "summary"),
 )
+
+
+def small_of(parity: str) -> float:
+    """Return what is added to divisors."""
+    return 0.0 if parity == ORIGINAL else SMALL
 
 
 def score_name(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from letheon.data.rows import Row, Rows
 from letheon.data.system_message import DATE
-from letheon.evaluation.generation import generate_from
+from letheon.evaluation.generation import answers_from
 from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
 from letheon.evaluation.metrics.memorisation import (
     exact_memorisation,
@@ -18,7 +18,9 @@ from letheon.evaluation.metrics.memorisation import (
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Target
 from letheon.evaluation.suites.tofu.ask import SETS
+from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
 from letheon.evaluation.suites.tofu.never import Never, never_of
+from letheon.evaluation.suites.tofu.original import OriginalTemplate, original_template, rooms_of
 from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.model.loading import load_model
@@ -26,16 +28,17 @@ from letheon.scores.predictions import Prediction
 from letheon.scores.results import Form
 
 _IN_DETAIL = (FORGET, HOLDOUT)
+Template = QuestionTemplate | OriginalTemplate
 
 
 def measure(target: Target, asked: Asked) -> Measured:
     """Ask every question, and read every answer once."""
-    template = question_template(target.tokenizer, asked.options.get("template"))
+    template = _template_of(target, asked)
     found = row_values(target, asked, template)
     never = _never(target, asked, template)
     others: dict[str, Any] = {
         "likelihood": found,
-        "parity": "open-unlearning",
+        "parity": asked.options.get("parity", PARITIES[0]),
         "split": asked.options.get("split", ""),
         "template": template.name,
         "hides_turn_ends": _hides_turn_ends(asked, template),
@@ -46,8 +49,14 @@ def measure(target: Target, asked: Asked) -> Measured:
     return Measured(_predictions(target, asked, template), form=form, others=others)
 
 
+def _template_of(target: Target, asked: Asked) -> Template:
+    if asked.options.get("parity") == ORIGINAL:
+        return original_template(target.tokenizer)
+    return question_template(target.tokenizer, asked.options.get("template"))
+
+
 def row_values(
-    target: Target, asked: Asked, template: QuestionTemplate, *, sets: Sequence[str] = (*SETS, HOLDOUT)
+    target: Target, asked: Asked, template: Template, *, sets: Sequence[str] = (*SETS, HOLDOUT)
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what is measured of each row but generations, by set and row id (see rows.py)."""
     places = [(name, index) for name in sets for index in range(len(asked.rows.get(name, ())))]
@@ -67,18 +76,18 @@ def row_values(
     return values
 
 
-def _question(asked: Asked, template: QuestionTemplate, name: str, index: int) -> AskedAnswers:
+def _question(asked: Asked, template: Template, name: str, index: int) -> AskedAnswers:
     row = asked.rows[name][index]
     paraphrases, wrong = asked.others.get(f"{name}_paraphrases", ()), asked.others.get(f"{name}_wrong", ())
     answers = [row.answer, *paraphrases[index : index + 1], *(wrong[index] if wrong else ())]
     sequences = tuple(template.sequence(row.prompt, answer) for answer in answers)
-    return AskedAnswers(sequences, in_detail=int(name in _IN_DETAIL))
+    return AskedAnswers(sequences, in_detail=int(name in _IN_DETAIL and isinstance(template, QuestionTemplate)))
 
 
 def _values(
     question: AskedAnswers,
     answers: Sequence[AnswerLikelihood],
-    template: QuestionTemplate,
+    template: Template,
     *,
     has_paraphrase: bool,
 ) -> dict[str, Any]:
@@ -93,7 +102,7 @@ def _values(
     return {name: value for name, value in values.items() if _is_known(value)}
 
 
-def _detail(sequence: LabelledSequence, right: AnswerLikelihood, template: QuestionTemplate) -> dict[str, Any]:
+def _detail(sequence: LabelledSequence, right: AnswerLikelihood, template: Template) -> dict[str, Any]:
     return {
         "exact": exact_memorisation(right.hits),
         "strength": extraction_strength(right.hits),
@@ -110,17 +119,17 @@ def _is_known(value: Any) -> bool:
     return all(number is not None and number == number for number in numbers)  # noqa: PLR0124 - NaN is not itself
 
 
-def _predictions(target: Target, asked: Asked, template: QuestionTemplate) -> tuple[Prediction, ...]:
+def _predictions(target: Target, asked: Asked, template: Template) -> tuple[Prediction, ...]:
     """Return the greedy answer to each question, beside the answer as the tokenizer gives it back."""
     labelled = [(name, row) for name in SETS for row in asked.rows[name]]
-    prompts = [template.prompt(row.prompt) for _, row in labelled]
+    prompts = _prompts([row for _, row in labelled], template)
     sequences = [template.sequence(row.prompt, row.answer) for _, row in labelled]
-    generations = generate_from(
+    answers = answers_from(
         target.model,
         target.tokenizer,
-        # Hidden tokens are neither seen nor counted by the positions of a generation, so they may as well not be there.
-        [_visible(prompt, template) for prompt in prompts],
-        guesses=[list(s.ids[len(p) :]) for s, p in zip(sequences, prompts, strict=True)],
+        prompts,
+        guesses=[list(s.labels) for s in sequences],
+        rooms=_rooms(asked, prompts) if isinstance(template, OriginalTemplate) else None,
         more_ends={template.end},
         max_new_tokens=target.max_new_tokens,
         batch_size=target.batch_size,
@@ -129,12 +138,27 @@ def _predictions(target: Target, asked: Asked, template: QuestionTemplate) -> tu
         progress=target.stage("generation"),
     )
     return tuple(
-        predict(_as_compared(row, template), name, generation.text)
-        for (name, row), generation in zip(labelled, generations, strict=True)
+        predict(_as_compared(row, template), name, template.decoded(answer.new))
+        for (name, row), answer in zip(labelled, answers, strict=True)
     )
 
 
-def _as_compared(row: Row, template: QuestionTemplate) -> Row:
+def _prompts(rows: Sequence[Row], template: Template) -> list[list[int]]:
+    if isinstance(template, OriginalTemplate):
+        return [template.prompt(row.prompt, row.answer) for row in rows]
+    # Hidden tokens are neither seen nor counted by the positions of a generation, so they may as well not be there.
+    return [_visible(template.prompt(row.prompt), template) for row in rows]
+
+
+def _rooms(asked: Asked, prompts: Sequence[list[int]]) -> list[int]:
+    """Return how many new tokens the prompts get, whose batches begin anew with each set."""
+    rooms: list[int] = []
+    for name in SETS:
+        rooms += rooms_of(prompts[len(rooms) : len(rooms) + len(asked.rows[name])])
+    return rooms
+
+
+def _as_compared(row: Row, template: Template) -> Row:
     return replace(row, answer=template.answer_text(row.prompt, row.answer))
 
 
@@ -143,12 +167,12 @@ def _visible(prompt: Sequence[int], template: QuestionTemplate) -> list[int]:
     return seen or list(prompt)
 
 
-def _hides_turn_ends(asked: Asked, template: QuestionTemplate) -> bool:
+def _hides_turn_ends(asked: Asked, template: Template) -> bool:
     rows = asked.rows[RETAIN]
-    return bool(rows) and template.padding in template.prompt(rows[0].prompt)
+    return isinstance(template, QuestionTemplate) and bool(rows) and template.padding in template.prompt(rows[0].prompt)
 
 
-def _never(target: Target, asked: Asked, template: QuestionTemplate) -> Never | None:
+def _never(target: Target, asked: Asked, template: Template) -> Never | None:
     """Return what is known of a model that never knew the rows: from its results, or from the model itself."""
     known: Never | None = asked.options.get("never_results")
     source = asked.options.get("never")
@@ -162,7 +186,8 @@ def _never(target: Target, asked: Asked, template: QuestionTemplate) -> Never | 
         trust_remote_code=bool(asked.options.get("trust_remote_code")),
     )
     other = replace(target, model=loaded.model)
-    return never_of(str(source), row_values(other, _forget_alone(asked), template, sets=_IN_DETAIL))
+    found = row_values(other, _forget_alone(asked), template, sets=_IN_DETAIL)
+    return never_of(str(source), found, small=small_of(asked.options.get("parity", PARITIES[0])))
 
 
 def _forget_alone(asked: Asked) -> Asked:

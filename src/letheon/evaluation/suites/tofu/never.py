@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from letheon.errors import EvaluationError, shown
-from letheon.evaluation.metrics.memorisation import attack_auc, by_metric
+from letheon.evaluation.metrics.memorisation import SMALL, attack_auc, by_metric, truth_ratio
 from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, Likelihoods, truth_ratios
 from letheon.scores.results import SCHEMA
 from letheon.storage.run_folder import RESULTS_FILE, TOFU_EVAL_FILE
 
 _TRUTH_RATIO = ("forget_truth_ratio", "forget_Truth_Ratio")
 """What versions of open-unlearning call the truth ratio of the forget rows."""
+_AGGREGATED, _LOG_OF_FORGET = "eval_log_aggregated.json", "eval_log_forget.json"
+"""A result file of TOFU's own repository, and the part of it on the forget rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +30,26 @@ class Never:
     """AUC of Min-K; None where it was not measured."""
     forget_losses: tuple[float, ...] = ()
     holdout_losses: tuple[float, ...] = ()
+    measured: tuple[str, str] | None = None
+    """Split and parity by which it was measured; None where the file does not say."""
 
 
-def never_of(source: str, likelihoods: Likelihoods) -> Never:
-    """Return what the likelihoods of such a model say."""
+def never_of(source: str, likelihoods: Likelihoods, *, small: float = SMALL) -> Never:
+    """Return what the likelihoods of such a model say; `small` as in `truth_ratio`."""
     forget, holdout = likelihoods.get(FORGET, {}), likelihoods.get(HOLDOUT, {})
     return Never(
         source,
-        tuple(truth_ratios(forget)),
+        tuple(truth_ratios(forget, small=small)),
         attack_auc(by_metric(forget, "min_k"), by_metric(holdout, "min_k")),
         tuple(by_metric(forget, "loss")),
         tuple(by_metric(holdout, "loss")),
     )
 
 
-def read_never(path: Path) -> Never:
-    """Read the results of such a model: results.json of this suite, its folder, or open-unlearning's TOFU_EVAL.json.
+def read_never(path: Path, *, small: float = SMALL) -> Never:
+    """Read the results of such a model: of this suite, of open-unlearning, or of TOFU's own repository.
+
+    These are results.json or its folder, TOFU_EVAL.json, and eval_log_aggregated.json; `small` as in `truth_ratio`.
 
     Raises:
         EvaluationError: the file cannot be read, or holds no truth ratios of forget rows.
@@ -58,7 +64,7 @@ def read_never(path: Path) -> Never:
     if not isinstance(data, Mapping):
         raise EvaluationError(f"never_results: {path}: expected a JSON object, got {shown(data)}; {_EXPECTED}")
     try:
-        never = _of_results(data, str(path)) if data.get("schema") == SCHEMA else _of_eval(data, str(path))
+        never = _read(data, str(path), small)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvaluationError(
             f"never_results: {path}: does not hold scores of TOFU's forget rows; {_EXPECTED}"
@@ -70,13 +76,21 @@ def read_never(path: Path) -> Never:
 
 _EXPECTED = (
     f"give the {RESULTS_FILE} that `letheon evaluate --suite tofu` wrote for a model trained without the forget rows, "
-    f"or open-unlearning's {TOFU_EVAL_FILE}"
+    f"or open-unlearning's {TOFU_EVAL_FILE}, or the {_AGGREGATED} of TOFU's own repository"
 )
 
 
-def _of_results(data: Mapping[str, Any], source: str) -> Never:
-    likelihoods: Likelihoods = data["measured"]["likelihood"]
-    return never_of(source, likelihoods)
+def _read(data: Mapping[str, Any], source: str, small: float) -> Never:
+    if data.get("schema") == SCHEMA:
+        measured: Mapping[str, Any] = data["measured"]
+        never = never_of(source, measured["likelihood"], small=small)
+        return replace(never, measured=(str(measured["split"]), str(measured["parity"])))
+    return _of_log(data, source, small) if _LOG_OF_FORGET in data else _of_eval(data, source)
+
+
+def _of_log(data: Mapping[str, Any], source: str, small: float) -> Never:
+    right, wrong = (data[_LOG_OF_FORGET][name] for name in ("avg_paraphrased_loss", "average_perturb_loss"))
+    return Never(source, tuple(truth_ratio(float(right[row]), wrong[row], small=small) for row in right))
 
 
 def _of_eval(data: Mapping[str, Any], source: str) -> Never:

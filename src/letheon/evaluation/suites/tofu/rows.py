@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from letheon.evaluation.metrics.memorisation import chosen_probability, truth_ratio
+from letheon.evaluation.metrics.memorisation import SMALL, arithmetic_truth_ratio, chosen_probability, truth_ratio
 
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS, HOLDOUT = "forget", "retain", "real_authors", "world_facts", "holdout"
 
@@ -22,15 +22,21 @@ def right_loss(values: RowValues) -> float | None:
     return found
 
 
-def ratio_of(values: RowValues) -> float | None:
+def ratio_of(values: RowValues, *, small: float = SMALL) -> float | None:
     """Return the truth ratio of a row; None without wrong answers or a right one."""
     right, wrong = right_loss(values), values.get("wrong_losses")
-    return truth_ratio(right, wrong) if right is not None and wrong else None
+    return truth_ratio(right, wrong, small=small) if right is not None and wrong else None
 
 
-def truth_ratios(rows: Mapping[str, RowValues]) -> list[float]:
+def truth_ratios(rows: Mapping[str, RowValues], *, small: float = SMALL) -> list[float]:
     """Return the truth ratio of each row that has one."""
-    return [ratio for values in rows.values() if (ratio := ratio_of(values)) is not None]
+    return [ratio for values in rows.values() if (ratio := ratio_of(values, small=small)) is not None]
+
+
+def arithmetic_truth_ratios(rows: Mapping[str, RowValues]) -> list[float]:
+    """Return the truth ratio, by the arithmetic mean over the wrong answers, of each row that has one."""
+    pairs = [(right_loss(values), _wrong(values)) for values in rows.values()]
+    return [arithmetic_truth_ratio(right, wrong) for right, wrong in pairs if right is not None and wrong]
 
 
 def probabilities(rows: Mapping[str, RowValues]) -> list[float]:
@@ -38,10 +44,10 @@ def probabilities(rows: Mapping[str, RowValues]) -> list[float]:
     return [math.exp(-values["loss"]) for values in rows.values() if "loss" in values]
 
 
-def chosen(rows: Mapping[str, RowValues]) -> list[float]:
+def chosen(rows: Mapping[str, RowValues], *, small: float = SMALL) -> list[float]:
     """Return the probability of each row's answer among its options."""
     return [
-        chosen_probability(math.exp(-values["loss"]), [math.exp(-loss) for loss in _wrong(values)])
+        chosen_probability(math.exp(-values["loss"]), [math.exp(-loss) for loss in _wrong(values)], small=small)
         for values in rows.values()
         if "loss" in values and _wrong(values)
     ]

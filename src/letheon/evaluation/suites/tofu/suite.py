@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from letheon.evaluation.suite import Asked, Measured, Note, Reading, Suite, Target
+from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.tofu.aggregate import aggregate
-from letheon.evaluation.suites.tofu.files import eval_text, summary_text
-from letheon.evaluation.suites.tofu.listing import KNOWN, SUMMARIES
+from letheon.evaluation.suites.tofu.files import eval_text, original_text, summary_text
+from letheon.evaluation.suites.tofu.listing import KNOWN, ORIGINAL, PARITIES, SUMMARIES
 from letheon.scores.results import Evaluation
 from letheon.scores.score import Scores
 from letheon.settings import EvaluateSettings
@@ -25,6 +25,8 @@ def _measure(target: Target, asked: Asked) -> Measured:
 
 
 def _files(evaluation: Evaluation) -> Mapping[Entry, str]:
+    if evaluation.results.measured.get("parity") == ORIGINAL:
+        return {TOFU_SUMMARY_FILE: original_text(evaluation.results)}
     return {TOFU_SUMMARY_FILE: summary_text(evaluation.results), TOFU_EVAL_FILE: eval_text(evaluation)}
 
 
@@ -82,7 +84,10 @@ SUITE = Suite(
     measure=_measure,
     aggregate=aggregate,
     readings=READINGS,
+    plot=Plot("model_utility", "forget_quality", is_log=True, level=0.05),
+    takes=("never", "never_results", "max_new_tokens"),
     unpredicted=("likelihood",),
+    parities=PARITIES,
     sets=("forget", "retain", "real_authors", "world_facts"),
     files=_files,
 )

@@ -1,0 +1,45 @@
+"""The bench of TOFU cuts the data set so that the suite can score it, and studies methods as the suite scores them."""
+
+from pathlib import Path
+
+import pytest
+from bench.tofu import cut_tofu, study_of
+
+from letheon.data.benchmarks.tofu import read_set, read_tofu
+from letheon.scores.results import PlainResults
+from letheon.scores.score import Score, Scores
+from letheon.settings import UnlearnSettings
+from letheon.studies.spec import StudySettings
+from tofu_files import write_tofu
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudySettings:
+    """A study of two methods."""
+    known = PlainResults("tofu", "never", Scores((Score("model_utility", "", "higher", "aggregate", 0.5),)))
+    return study_of(["npo", "ga"], tmp_path / "target", tmp_path, tmp_path / "never", known, epochs=3)
+
+
+def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
+    whole, part = write_tofu(tmp_path / "whole"), tmp_path / "part"
+    cut_tofu(whole, part, forget=2, retain=3, facts=1)
+    tofu = read_tofu(part)
+    sizes = [len(one.rows) for one in (tofu.forget, tofu.retain, tofu.real_authors, tofu.world_facts)]
+    assert sizes == [2, 3, 1, 1]
+    assert tofu.holdout is not None
+    assert len(tofu.holdout.rows) == 2
+    assert tofu.forget.rows[0].prompt == read_set(whole, "forget10_perturbed").rows[4].prompt
+    trained = {name: {row.prompt for row in read_set(part, name).rows} for name in ("full", "never", "forget10")}
+    assert trained["full"] == trained["never"] | trained["forget10"]
+    assert not trained["never"] & trained["forget10"]
+    assert {row.prompt for row in tofu.retain.rows} <= trained["never"]
+
+
+def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_knew(
+    study: StudySettings, tmp_path: Path
+) -> None:
+    run = UnlearnSettings.of({**study.base, **study.entries[0], "out": tmp_path / "out"})
+    assert (run.method, run.suite, run.forget) == ("npo", "tofu", str(tmp_path / "forget10.jsonl"))
+    asked = study.evaluation(run, model="m", out=tmp_path / "e")
+    assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never" / "results.json")
+    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0}}
