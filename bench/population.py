@@ -42,7 +42,7 @@ from letheon.report.tables import Table, to_markdown
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import write_json
 from letheon.training.state import Hooks, Run
-from letheon.training.step import accumulate, update
+from letheon.training.step import accumulate, add_gradients, update
 from letheon.training.tracking import Log, Silent
 from letheon.unlearning.method_runs import begin_run
 from letheon.unlearning.populations.step import accumulate_together
@@ -171,7 +171,7 @@ def steps_alone(case: Compared) -> None:
     """Take a step of each run as a run alone does; the caller holds the engine's `running` open."""
     for run in case.alone:
         began, rows = time.monotonic(), run.job.rows_of_step(run.step)
-        parts, num_tokens = accumulate(run.job, rows, max_tokens=run.settings.max_batch_tokens)
+        parts, num_tokens = add_gradients(run.job, rows, max_tokens=run.settings.max_batch_tokens)
         update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 

@@ -410,13 +410,13 @@ def test_rows_left_out_are_scored_on_and_never_trained_on(
     scored_texts = [tokenizer.decode(list(s.input_ids), skip_special_tokens=True) for s in problem.probes.answers]
     assert scored_texts == [f"{row.prompt} {row.answer}" for row in problem.probes.rows]
     seen: list[int] = []
-    accumulate = step.accumulate
+    add_gradients = step.add_gradients
 
     def watch(problem: Any, rows: Any, **kwargs: Any) -> Any:
         seen.extend(rows)
-        return accumulate(problem, rows, **kwargs)
+        return add_gradients(problem, rows, **kwargs)
 
-    monkeypatch.setattr(step, "accumulate", watch)
+    monkeypatch.setattr(step, "add_gradients", watch)
     report = run(given, validation=0.34, epochs=2)
     assert sorted(set(seen)) == [0, 1, 2, 3]
     assert [line["epoch"] for line in events(report.folder, "interim")] == [1, 2]

@@ -155,13 +155,13 @@ def test_two_zipped_streams(
     write_rows(forget, tmp_path / "many.jsonl")
     write_rows(retain, tmp_path / "kept.jsonl")
     steps: list[list[int]] = []
-    accumulate = step.accumulate
+    add_gradients = step.add_gradients
 
     def watch(problem: Problem, wanted: Any, **kwargs: Any) -> Any:
         steps.append(list(wanted))
-        return accumulate(problem, wanted, **kwargs)
+        return add_gradients(problem, wanted, **kwargs)
 
-    monkeypatch.setattr(step, "accumulate", watch)
+    monkeypatch.setattr(step, "add_gradients", watch)
     run(
         given,
         forget=str(tmp_path / "many.jsonl"),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from letheon.errors import DivergenceError
 from letheon.training.job import Factors, Job
@@ -14,6 +15,9 @@ from letheon.training.state import Run
 
 Parts = dict[str, float | None]
 """Unweighted terms of a loss by name, None where the step has no token of their role."""
+DeviceParts = dict[str, Tensor | None]
+"""The same as scalars on the model's device, without gradients: reading one makes the host wait for the device."""
+_NORM = "gradient_norm"
 
 
 def take_step(run: Run[Job]) -> None:
@@ -24,11 +28,13 @@ def take_step(run: Run[Job]) -> None:
     """
     began, rows = time.monotonic(), run.job.rows_of_step(run.step)
     with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
-        parts, num_tokens = accumulate(run.job, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
+        parts, num_tokens = add_gradients(run.job, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
     update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
-def accumulate(job: Job, rows: Sequence[int], *, max_tokens: int, factors: Factors | None = None) -> tuple[Parts, int]:
+def add_gradients(
+    job: Job, rows: Sequence[int], *, max_tokens: int, factors: Factors | None = None
+) -> tuple[DeviceParts, int]:
     """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
 
     A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
@@ -36,18 +42,40 @@ def accumulate(job: Job, rows: Sequence[int], *, max_tokens: int, factors: Facto
     neither parameters nor the optimiser.
     """
     pieces = job.pieces(rows, max_tokens=max_tokens)
-    totals: Parts = {}
+    found: list[DeviceParts] = []
     for piece in pieces:
         loss = piece.loss(factors or {})
         if len(piece.batch.labels):
             loss.total.backward()
-        for name, part in loss.parts.items():
-            totals[name] = None if part is None else (totals.get(name) or 0.0) + part.item()
-    return totals, sum(piece.batch.num_tokens for piece in pieces)
+        found.append({name: None if part is None else part.detach() for name, part in loss.parts.items()})
+    return sum_parts(found), sum(piece.batch.num_tokens for piece in pieces)
 
 
-def update(run: Run[Job], rows: Sequence[int], parts: Parts, *, num_tokens: int, began: float) -> None:
-    """Take the step whose gradients lie in the trained parameters and whose unweighted terms are `parts`.
+def sum_parts(pieces: Sequence[DeviceParts]) -> DeviceParts:
+    """Return the parts of a step from those of its pieces, which a role is either in all of or in none of."""
+    known = {name: [piece[name] for piece in pieces] for name in (pieces[0] if pieces else ())}
+    return {name: _sum([part for part in parts if part is not None]) for name, parts in known.items()}
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack(list(parts)).sum() if parts else None
+
+
+def accumulate(job: Job, rows: Sequence[int], *, max_tokens: int, factors: Factors | None = None) -> tuple[Parts, int]:
+    """Add the gradients of one step as `add_gradients` does, and return its terms as numbers."""
+    parts, num_tokens = add_gradients(job, rows, max_tokens=max_tokens, factors=factors)
+    return on_host(parts), num_tokens
+
+
+def on_host(parts: DeviceParts) -> Parts:
+    """Return the terms as numbers, which takes one copy from the device."""
+    known = {name: part for name, part in parts.items() if part is not None}
+    values = dict(zip(known, torch.stack(list(known.values())).tolist(), strict=True)) if known else {}
+    return {name: values.get(name) for name in parts}
+
+
+def update(run: Run[Job], rows: Sequence[int], terms: DeviceParts, *, num_tokens: int, began: float) -> None:
+    """Take the step whose gradients lie in the trained parameters and whose unweighted terms are `terms`.
 
     `began` is the time, by the monotonic clock, at which the step began.
 
@@ -57,8 +85,11 @@ def update(run: Run[Job], rows: Sequence[int], parts: Parts, *, num_tokens: int,
     job, factors = run.job, run.factors
     learning_rate = _set_learning_rate(run)
     trained = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, run.settings.max_gradient_norm or float("inf")))
-    _check_finite(job, run.step, rows, {**parts, "gradient_norm": norm})
+    norm = torch.nn.utils.clip_grad_norm_(trained, run.settings.max_gradient_norm or float("inf"))
+    # All that the host reads of a step comes over at once: each copy would wait for the device.
+    parts = on_host({**terms, _NORM: norm.to(trained[0].device)})
+    _check_finite(job, run.step, rows, parts)
+    gradient_norm = parts.pop(_NORM) or 0.0
     run.optimiser.step()
     job.adapted.update_model()
     run.optimiser.zero_grad(set_to_none=True)
@@ -69,7 +100,7 @@ def update(run: Run[Job], rows: Sequence[int], parts: Parts, *, num_tokens: int,
         run.control = job.control.after_step(run.control, parts, ends_epoch=ends_epoch)
     duration_s = time.monotonic() - began
     run.pace.add_step(duration_s, num_tokens=num_tokens)
-    step = {"loss": job.total(parts, factors), "learning_rate": learning_rate, "gradient_norm": norm}
+    step = {"loss": job.total(parts, factors), "learning_rate": learning_rate, _NORM: gradient_norm}
     _tell(run, parts, step, num_tokens=num_tokens, duration_s=duration_s)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from letheon.data.packing import PackedBatch, join, token_groups
 from letheon.engine.head import LabelTerms, label_terms
@@ -12,7 +11,7 @@ from letheon.engine.terms import terms_of_states
 from letheon.objective.methods import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
 from letheon.training.state import Run
-from letheon.training.step import Parts
+from letheon.training.step import DeviceParts, sum_parts
 from letheon.unlearning.problem import Problem, whole_counts
 
 MOST_TOKENS = {"cpu": 1024}
@@ -22,10 +21,10 @@ the caches; elsewhere all that there are."""
 
 def accumulate_together(
     population: Population, runs: Mapping[int, Run[Problem]], rows: Mapping[int, Sequence[int]]
-) -> dict[int, tuple[Parts, int]]:
+) -> dict[int, tuple[DeviceParts, int]]:
     """Add the gradients of one step of each of `runs` to its own parameters; both arguments are by run.
 
-    Returns of each run what `step.accumulate` does: its unweighted terms and the tokens it read. A run's step of
+    Returns of each run what `step.add_gradients` does: its unweighted terms and the tokens it read. A run's step of
     more tokens than its `max_batch_tokens` is computed in pieces, as it is alone; a pass takes one piece of each.
     """
     pieces = {m: run.job.batches(rows[m], max_tokens=run.settings.max_batch_tokens) for m, run in runs.items()}
@@ -34,12 +33,10 @@ def accumulate_together(
     for present in _passes({m: [batch for batch in of_one if len(batch.labels)] for m, of_one in pieces.items()}):
         for m, parts in zip(present, _add_gradients(population, runs, present, counts), strict=True):
             found[m].append(parts)
-    return {m: (_summed(found[m]), sum(batch.num_tokens for batch in pieces[m])) for m in runs}
+    return {m: (sum_parts(found[m]), sum(batch.num_tokens for batch in pieces[m])) for m in runs}
 
 
-def _parts_without_tokens(
-    run: Run[Problem], pieces: Sequence[PackedBatch], whole: RoleCounts
-) -> list[dict[str, Tensor | None]]:
+def _parts_without_tokens(run: Run[Problem], pieces: Sequence[PackedBatch], whole: RoleCounts) -> list[DeviceParts]:
     """The parts of the pieces without an answer token, which go through no model and leave no gradient."""
     empty = [batch for batch in pieces if not len(batch.labels)]
     return [run.job.loss_of(batch, whole, run.factors).parts for batch in empty]
@@ -75,7 +72,7 @@ def _add_gradients(
     runs: Mapping[int, Run[Problem]],
     batches: Mapping[int, PackedBatch],
     counts: Mapping[int, RoleCounts],
-) -> list[dict[str, Tensor | None]]:
+) -> list[DeviceParts]:
     """One forward and backward; returns the parts of each run."""
     with population.together(list(batches), list(batches.values())):
         values = terms_together([runs[m].job for m in batches], list(batches.values()))
@@ -85,12 +82,3 @@ def _add_gradients(
         ]
         torch.stack([loss.total for loss in losses]).sum().backward()
     return [{name: None if part is None else part.detach() for name, part in loss.parts.items()} for loss in losses]
-
-
-def _summed(pieces: Sequence[dict[str, Tensor | None]]) -> Parts:
-    """The parts of a step from those of its pieces, which a role is either in all of or in none of."""
-    known = {name: [piece[name] for piece in pieces] for name in pieces[0]}
-    return {
-        name: None if any(part is None for part in parts) else sum(float(part) for part in parts if part is not None)
-        for name, parts in known.items()
-    }
