@@ -9,12 +9,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "storage", "progress", "signals", "settings"}
+BASE = {"errors", "storage", "progress", "signals", "settings", "devices"}
 ALLOWED = {
     "errors": set(),
     "storage": {"errors"},
     "progress": {"storage"},
     "signals": set(),
+    "devices": {"errors"},
     "endings": {"errors", "signals", "storage"},
     "settings": {"errors", "storage"},
     "recipes": {"errors", "settings"},
@@ -25,7 +26,10 @@ ALLOWED = {
     "model": {*BASE, "data"},
     "engine": {*BASE, "data", "objective.terms", "model"},
     # The loop trains any job: of objectives it knows that there is a loss, and of settings nothing.
-    "training": {"errors", "storage", "progress", "signals", "data", "objective.methods", "objective.control", "model"},
+    "training": {
+        "errors", "storage", "progress", "signals", "devices", "data", "objective.methods", "objective.control",
+        "model",
+    },
     "memorizing": {*BASE, "data", "objective.methods", "model", "engine", "training"},
     "unlearning": {
         *BASE, "data", "scores.fluency", "scores.numbers", "objective", "model", "engine", "training",

@@ -278,7 +278,7 @@ def mean_loss(engine: Engine, text: Sequence[TokenSequence]) -> float:
     num_tokens = sum(len(piece.input_ids) for piece in text)
     total, count = 0.0, 0
     for batch in in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)]):
-        total -= engine.label_terms(batch.to(engine.model.device)).log_probs.double().sum().item()
+        total -= engine.label_terms(batch.to(engine.model.device)).log_probs.cpu().double().sum().item()
         count += len(batch.labels)
     return total / count
 

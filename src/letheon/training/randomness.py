@@ -8,6 +8,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+from letheon.devices import kept_random_state
 from letheon.model.lowrank import ADAPTER
 
 
@@ -27,8 +28,7 @@ def dropout_of_step(dropouts: Collection[nn.Dropout], *, seed: int, step: int) -
     if not dropouts:
         yield
         return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_random_state():
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8]) >> 1)
         try:
             for module in dropouts:
