@@ -220,10 +220,13 @@ def study_side_by_side(
     Raises:
         LetheonError: what would stop every run.
     """
+    from letheon.studies.runner import forget_failures
     from letheon.studies.side_by_side import run_side_by_side
     from letheon.studies.single import begin_runs
 
     if settings.search:
+        if retry:
+            forget_failures(out)
         runs = {str(number): f"process {number} of the search" for number in range(1, num_jobs + 1)}
         return run_side_by_side(runs, num_jobs=num_jobs, arguments=lambda _: ["study", *given], view=view)
     runs = begin_runs(settings, out, jobs=_jobs(), evaluate=evaluate, checks=_checks(), view=view, retry=retry)

@@ -59,10 +59,10 @@ def use_device(device: torch.device) -> None:
 
 
 def bring(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host on a device; on a GPU the host does not wait for the copy."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """Return a tensor of the host on a device; of a CUDA GPU the host does not wait for the copy."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_bytes(device: torch.device) -> int | None:
