@@ -44,7 +44,7 @@ def check_device(asked: str | None) -> None:
         SettingsError: torch does not find it.
     """
     there = available_devices()
-    is_there = asked is None or any(re.fullmatch(rf"{asked}(:\d+)?", name) for name in there)
+    is_there = asked is None or any(re.fullmatch(rf"{re.escape(asked)}(:\d+)?", name) for name in there)
     if not is_there:
         raise SettingsError(
             f"device: expected one that torch finds here ({', '.join(there)}), got '{asked}'; leave out --device or "
