@@ -223,7 +223,8 @@ def kl_from_expectation(
 
 def _blocks(head: Head, num_rows: int) -> Iterator[tuple[int, Head]]:
     """Yield the head cut along the vocabulary, in float32, each with its first token."""
-    at_once = max(BLOCK_LOGITS.get(head.weight.device.type, BLOCK_LOGITS["cuda"]) // max(num_rows, 1), LEAST_BLOCK)
+    kind = "cpu" if head.weight.device.type == "cpu" else "cuda"  # all GPUs are filled alike
+    at_once = max(BLOCK_LOGITS[kind] // max(num_rows, 1), LEAST_BLOCK)
     for first in range(0, head.weight.shape[0], at_once):
         block = slice(first, first + at_once)
         bias = None if head.bias is None else head.bias[block].float()
