@@ -223,7 +223,8 @@ def kl_from_expectation(
 
 def _blocks(head: Head, num_rows: int) -> Iterator[tuple[int, Head]]:
     """Yield the head cut along the vocabulary, in float32, each with its first token."""
-    kind = "cpu" if head.weight.device.type == "cpu" else "cuda"  # all GPUs are filled alike
+    # All GPUs are filled alike; a plan, on "meta", counts with the blocks of a CPU.
+    kind = "cpu" if head.weight.device.type in ("cpu", "meta") else "cuda"
     at_once = max(BLOCK_LOGITS[kind] // max(num_rows, 1), LEAST_BLOCK)
     for first in range(0, head.weight.shape[0], at_once):
         block = slice(first, first + at_once)
