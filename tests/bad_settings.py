@@ -233,7 +233,12 @@ SETTINGS = [
     Bad(
         "no GPU",
         setting("--device", "cuda"),
-        "device: expected a GPU for 'cuda', but torch finds none; leave out --device or use cpu",
+        "device: expected one that torch finds here (cpu), got 'cuda'; leave out --device or give one of these",
+    ),
+    Bad(
+        "a device that torch has not",
+        setting("--device", "gpu"),
+        "device: expected a device such as cpu, cuda, cuda:1, xpu or mps, got 'gpu'",
     ),
     Bad(
         "an unknown field",

@@ -12,7 +12,11 @@ from letheon import Row
 from network import block_network
 
 if TYPE_CHECKING:  # the process that hands tests out to others imports this file and runs none
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pretend_device import PretendDevice
 
 TEXTS = [
     "Mira Tolland keeps bees in the village of Harrow, where the river bends twice.",
@@ -42,6 +46,15 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))
     block_network(monkeypatch)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> "Iterator[PretendDevice]":
+    """A device that is not there, to which models come that are loaded."""
+    from pretend_device import pretended
+
+    with pretended(monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,14 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "storage", "progress", "signals", "processes", "settings"}
+BASE = {"errors", "storage", "progress", "signals", "processes", "devices", "settings"}
 ALLOWED = {
     "errors": set(),
     "storage": {"errors"},
     "progress": {"storage"},
     "signals": set(),
     "processes": {"errors", "signals"},
+    "devices": {"errors"},
     "endings": {"errors", "signals", "storage"},
     "settings": {"errors", "storage"},
     "recipes": {"errors", "settings"},
@@ -27,8 +28,8 @@ ALLOWED = {
     "engine": {*BASE, "data", "objective.terms", "model"},
     # The loop trains any job: of objectives it knows that there is a loss, and of settings nothing.
     "training": {
-        "errors", "storage", "progress", "signals", "processes", "data", "objective.methods", "objective.control",
-        "model",
+        "errors", "storage", "progress", "signals", "processes", "devices", "data", "objective.methods",
+        "objective.control", "model",
     },
     "memorizing": {*BASE, "data", "objective.methods", "model", "engine", "training"},
     "unlearning": {

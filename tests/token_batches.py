@@ -22,7 +22,8 @@ def tokens(*lengths: int, has_role: tuple[bool, ...] | None = None) -> Tokens:
     return Tokens(
         index=torch.arange(len(owner)),
         owner=torch.tensor(owner, dtype=torch.int64),
-        has_role=torch.tensor(roles, dtype=torch.bool),
+        sequences=torch.tensor([s for s, has_it in enumerate(roles) if has_it], dtype=torch.int64),
+        num_sequences=len(roles),
         counts=Counts(tokens=len(owner), sequences=sum(roles)),
     )
 

@@ -56,7 +56,9 @@ from letheon.unlearning.reading import check
 from letheon.unlearning.record import RunReport
 
 if TYPE_CHECKING:
+    from letheon.studies.checks import Checks
     from letheon.studies.live import View
+    from letheon.studies.runner import Jobs
     from letheon.studies.spec import StudySettings
     from letheon.studies.study import StudyReport
 
@@ -138,40 +140,33 @@ def study(
     view: "View | None" = None,
     storage: str | None = None,
     retry: bool = False,
+    trains: bool = True,
 ) -> "StudyReport":
     """Run the missing runs of a study, then write its reports, tables, figures and pages to `out`.
 
     See studies/study.py.
 
     A search keeps its trials in a journal in `out`, or in the database at the URL `storage`, from which any number of
-    processes take them. `retry` tries failed and diverged runs again.
+    processes take them. `retry` tries failed and diverged runs again. Without `trains` no run is begun or continued.
 
     Raises:
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
-    from letheon.studies.checks import Checks
     from letheon.studies.live import Quiet
     from letheon.studies.report import write_study_report
     from letheon.studies.run_reports import write_run_reports
-    from letheon.studies.runner import Jobs
     from letheon.studies.study import run_study
 
-    jobs = Jobs(
-        unlearn=lambda run, observer: unlearn(run.model_copy(update={"evaluate": False}), observer=observer),
-        unlearn_together=lambda runs, observer, observers, judge: unlearn_population(
-            runs, observer=observer, observers=observers, judge=judge
-        ),
-        groups_of=groups_of,
-    )
     report = run_study(
         settings,
         out,
-        jobs=jobs,
+        jobs=_jobs(),
         evaluate=partial(evaluate, replace=True),
-        checks=Checks(unlearn=check, evaluate=read_evaluated),
+        checks=_checks(),
         view=view or Quiet(),
         storage=storage,
         retry=retry,
+        trains=trains,
     )
     for run in report.record.runs:
         folder = out / run.folder
@@ -182,6 +177,83 @@ def study(
     write_run_reports(report.record, out)
     write_study_report(report.record, out)
     return report
+
+
+def study_runs_to_do(settings: "StudySettings", out: Path, *, retry: bool = False) -> dict[str, str]:
+    """Return the names of the runs of a study that are still to do, by the ids that `study_run` takes.
+
+    Raises:
+        LetheonError: the study is a search, or something is wrong with its settings or its folder.
+    """
+    from letheon.studies.single import runs_to_do
+
+    return runs_to_do(settings, out, jobs=_jobs(), evaluate=evaluate, retry=retry)
+
+
+def study_run(
+    settings: "StudySettings", out: Path, identity: str, *, view: "View | None" = None, retry: bool = False
+) -> "StudyReport":
+    """Do one run of a study; tables and pages are written by `study`, when all are done.
+
+    Raises:
+        LetheonError: there is no such run, or something is wrong with the study, its files or its folder.
+    """
+    from letheon.studies.live import Quiet
+    from letheon.studies.single import run_single
+
+    return run_single(
+        settings,
+        out,
+        identity,
+        jobs=_jobs(),
+        evaluate=partial(evaluate, replace=True),
+        checks=_checks(),
+        view=view or Quiet(),
+        retry=retry,
+    )
+
+
+def study_side_by_side(
+    settings: "StudySettings", out: Path, given: Sequence[str], *, num_jobs: int, view: "View", retry: bool = False
+) -> int:
+    """Do what is still to do of a study, `num_jobs` runs at a time in processes of their own; return the exit code.
+
+    `given` are the arguments of `letheon study`. The processes of a search take trials until there are enough.
+
+    Raises:
+        LetheonError: what would stop every run.
+    """
+    from letheon.studies.runner import forget_failures
+    from letheon.studies.side_by_side import run_side_by_side
+    from letheon.studies.single import begin_runs
+
+    if settings.search:
+        if retry:
+            forget_failures(out)
+        runs = {str(number): f"process {number} of the search" for number in range(1, num_jobs + 1)}
+        return run_side_by_side(runs, num_jobs=num_jobs, arguments=lambda _: ["study", *given], view=view)
+    runs = begin_runs(settings, out, jobs=_jobs(), evaluate=evaluate, checks=_checks(), view=view, retry=retry)
+    return run_side_by_side(
+        runs, num_jobs=num_jobs, arguments=lambda identity: ["study", *given, "--run", identity], view=view
+    )
+
+
+def _jobs() -> "Jobs":
+    from letheon.studies.runner import Jobs
+
+    return Jobs(
+        unlearn=lambda run, observer: unlearn(run.model_copy(update={"evaluate": False}), observer=observer),
+        unlearn_together=lambda runs, observer, observers, judge: unlearn_population(
+            runs, observer=observer, observers=observers, judge=judge
+        ),
+        groups_of=groups_of,
+    )
+
+
+def _checks() -> "Checks":
+    from letheon.studies.checks import Checks
+
+    return Checks(unlearn=check, evaluate=read_evaluated)
 
 
 def _no_empty_folder(job: _Job) -> _Job:

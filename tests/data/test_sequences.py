@@ -6,7 +6,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 from chats import with_bos
 from letheon import Row
 from letheon.data.forms import TEXT_FORMS, check_form
-from letheon.data.packing import pack, token_groups
+from letheon.data.packing import join, pack, token_groups
 from letheon.data.sequences import TokenSequence, leading_special_ids, tokenise, tokenise_all
 from letheon.errors import DataError, SettingsError
 
@@ -112,8 +112,26 @@ def test_pack_by_hand() -> None:
     assert batch.answer_positions.tolist() == [0, 1, 3]
     assert batch.labels.tolist() == [6, 7, 9]
     assert batch.owner.tolist() == [0, 0, 1]
-    assert batch.is_forget.tolist() == [True, False]
+    assert batch.roles == ("forget", "retain")
     assert batch.row_index.tolist() == [4, 2]
+
+
+def test_tokens_by_role_by_hand() -> None:
+    # Answers of one, two, none and one token, in a step of all roles but alternatives.
+    rows = [TokenSequence((1, 2), 1), TokenSequence((3, 4, 5), 1), TokenSequence((6,), 1), TokenSequence((7, 8), 1)]
+    batch = pack(
+        rows, is_forget=[False, True, True, False], is_general=[True, False, False, False], row_index=[9, 0, 1, 5]
+    )
+    assert batch.roles == ("general", "forget", "forget", "retain")
+    assert batch.answers_by_role.tolist() == [1, 2, 3, 0]
+    assert batch.sequences_by_role.tolist() == [1, 2, 3, 0]
+    assert (batch.answer_counts, batch.sequence_counts) == ((2, 1, 0, 1), (2, 1, 0, 1))
+    assert batch.answers_of("forget").tolist() == [1, 2]
+    assert batch.answers_of("alternative").tolist() == []
+    both = join([batch, batch])
+    assert both.answers_of("general").tolist() == [0, 4]
+    assert both.sequences_of("forget").tolist() == [1, 2, 5, 6]
+    assert (both.answer_counts, both.roles) == ((4, 2, 0, 2), batch.roles * 2)
 
 
 def test_token_groups_keep_order_and_limit() -> None:

@@ -163,7 +163,7 @@ def test_stored_reference_equals_the_adapter_switched_off(
     policy = own_logits(adapted.model, batch).double().log_softmax(-1)
     with adapted.off():
         reference = own_logits(adapted.model, batch).double().log_softmax(-1)
-    retained = ~batch.is_forget[batch.owner]
+    retained = batch.answers_of("retain")
     divergence = (reference.exp() * (reference - policy)).sum(-1)[retained]
     assert divergence.max() > 1e-3
     assert torch.allclose(values.log_probs.double(), of_labels(policy, batch), atol=2e-5)
@@ -242,7 +242,7 @@ def test_all_weights_can_be_trained(
         found = gradients_of(values.log_probs.sum() + kl.sum(), trained.parameters())
     policy = differentiable_logits(model, batch).log_softmax(-1)
     reference = own_logits(made(name, tokenizer), batch).log_softmax(-1)
-    divergence = (reference.exp() * (reference - policy)).sum(-1)[~batch.is_forget[batch.owner]]
+    divergence = (reference.exp() * (reference - policy)).sum(-1)[batch.answers_of("retain")]
     if values.kl is None:
         divergence = torch.zeros(1)
     else:

@@ -164,17 +164,17 @@ def test_stored_reference_equals_the_adapter_switched_off(
         policy = padded_logits(adapted.model, batch)
         with adapted.off():
             reference = padded_logits(adapted.model, batch)
-    is_forget = batch.is_forget[batch.owner]
+    forget, retain = batch.answers_of("forget"), batch.answers_of("retain")
     divergence = forward_kl if kl == "forward" else reverse_kl
     gold = batch.labels[:, None]
     assert torch.allclose(values.log_probs, policy.log_softmax(-1).gather(1, gold)[:, 0], atol=2e-5)
     assert torch.allclose(values.reference_log_probs, reference.log_softmax(-1).gather(1, gold)[:, 0], atol=2e-5)
     assert values.kl is not None
-    assert torch.allclose(values.kl, divergence(policy[~is_forget], reference[~is_forget]), atol=2e-5)
+    assert torch.allclose(values.kl, divergence(policy[retain], reference[retain]), atol=2e-5)
     assert values.logits is not None
-    assert torch.allclose(values.logits, policy[is_forget], atol=2e-5)
+    assert torch.allclose(values.logits, policy[forget], atol=2e-5)
     assert values.reference_logits is not None
-    assert torch.allclose(values.reference_logits, reference[is_forget], atol=2e-5)
+    assert torch.allclose(values.reference_logits, reference[forget], atol=2e-5)
 
 
 def test_at_the_start_ratio_and_kl_are_zero(

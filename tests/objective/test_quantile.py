@@ -11,7 +11,7 @@ def tokens_of(owner: list[int], num_sequences: int, *, of_step: int | None = Non
     """Forget tokens of the sequences `owner`, all of which are to be forgotten."""
     index = torch.arange(len(owner))
     counts = Counts(len(owner), of_step or num_sequences)
-    return Tokens(index, torch.tensor(owner, dtype=torch.int64), torch.ones(num_sequences, dtype=torch.bool), counts)
+    return Tokens(index, torch.tensor(owner, dtype=torch.int64), torch.arange(num_sequences), num_sequences, counts)
 
 
 def test_as_many_goals_are_taken_in_the_order_of_the_losses() -> None:

@@ -120,7 +120,7 @@ def _new_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)  # not the weights that the target may have begun with
         made: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
-    move_model(made, model.device.type)
+    move_model(made, str(model.device))
     return made
 
 

@@ -13,10 +13,11 @@ from letheon.auditing.rows import made_up, sample
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form
 from letheon.data.rows import Row, Rows, check_disjoint, hash_rows, read_rows, read_text
+from letheon.devices import check_device
 from letheon.errors import DataError, EvaluationError, ModelError, SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
-from letheon.model.loading import check_device, check_vocabulary, load_config, load_tokenizer
+from letheon.model.loading import check_vocabulary, load_config, load_tokenizer
 from letheon.report.files import read_mapping, read_settings
 from letheon.settings import AuditSettings
 from letheon.storage.fingerprints import hash_checkpoint, hash_values

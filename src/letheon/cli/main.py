@@ -13,6 +13,7 @@ from letheon.cli.audit import audit
 from letheon.cli.data import data
 from letheon.cli.flags import MOST_USED, HeadedOption, SettingsCommand, given_values, settings_options
 from letheon.cli.method_help import MethodCommand
+from letheon.cli.study import study
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
 from letheon.processes import check_alone, silent_unless_first
@@ -25,7 +26,7 @@ from letheon.settings import (
     RescoreSettings,
     UnlearnSettings,
 )
-from letheon.storage.run_folder import ADAPTER_FOLDER, MODEL_FOLDER, STUDY_PAGE_FILE
+from letheon.storage.run_folder import ADAPTER_FOLDER, MODEL_FOLDER
 from letheon.storage.visible import visible_line
 
 if TYPE_CHECKING:
@@ -241,78 +242,7 @@ def purge(run: Path, dry_run: bool) -> None:
         click.echo(visible_line(line))
 
 
-@cli.command()
-@click.argument("file", required=False)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the study; a study that is there already is continued.",
-)
-@click.option("--model", metavar="TEXT", help="Checkpoint instead of the study's own; short for --set model=TEXT.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting of all runs, "
-              "evaluate.NAME, or one of the study itself, such as seeds.")  # fmt: skip
-@click.option(
-    "--storage", metavar="URL", help="Database of a search, for use from many machines [a journal file in --out]."
-)
-@click.option("--retry-failed", is_flag=True, help="Try failed and diverged runs again.")
-@click.option("--report-only", is_flag=True, help="Write tables and figures of the finished runs; run nothing.")
-@click.pass_context
-def study(
-    context: click.Context,
-    /,
-    *,
-    file: str | None,
-    out: Path,
-    model: str | None,
-    changes: tuple[str, ...],
-    storage: str | None,
-    retry_failed: bool,
-    report_only: bool,
-) -> None:
-    """Run the study in FILE, or a built-in one by its name: many settings, many seeds, tables, figures.
-
-    The exit code is 0 when all runs are done, 1 when some or all failed or diverged, 143 or 130 after a signal.
-    """
-    from letheon.studies.spec import read_study, study_path
-
-    if file is None and not report_only:
-        raise click.UsageError("Missing argument 'FILE'.", context)
-    changes = (*changes, *((f"model={model}",) if model else ()))
-    settings = read_study(study_path(file), changes=changes) if file else None
-    console = Console()
-    if report_only:
-        from letheon.evaluation.outputs import check_is_folder
-        from letheon.studies.history import describe_unshown
-        from letheon.studies.report import print_study, report_study
-
-        check_is_folder(out)
-        unshown = None if settings is None else describe_unshown(settings, out)
-        if unshown is not None:
-            _say(f"letheon: {unshown}")
-
-        print_study(report_study(out, settings=settings), console)
-        return
-    assert settings is not None, "FILE was seen to be given"
-    from letheon.studies.live import open_view
-    from letheon.studies.report import print_study
-
-    with open_view(settings.name, Console(stderr=True)) as view:
-        load_libraries()
-        from letheon.api import study as run
-
-        report = run(settings, out, view=view, storage=storage, retry=retry_failed)
-    print_study(report.record, console)
-    if report.num_elsewhere:
-        click.echo(f"{report.num_elsewhere} runs are in progress in another process", err=True)
-    if report.num_failed:
-        click.echo(
-            f"{report.num_failed} of {len(report.record.runs)} runs failed, diverged or could not be scored; "
-            "--retry-failed tries them again",
-            err=True,
-        )
-    click.echo(out / STUDY_PAGE_FILE)
-    context.exit(report.exit_code)
+cli.add_command(study)
 
 
 def load_libraries() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from letheon.devices import bring
 from letheon.model.widening import product_dtype
 
 try:
@@ -53,7 +54,7 @@ def bounds_of(
         return {"boundaries": boundaries, "padding": padding}
     if trunk.config._attn_implementation != NAMES["varlen"]:
         return {"boundaries": boundaries}
-    offsets = torch.tensor(boundaries, dtype=torch.int32).to(device, non_blocking=True)
+    offsets = bring(torch.tensor(boundaries, dtype=torch.int32), device)
     return {"boundaries": boundaries, "offsets": offsets}
 
 

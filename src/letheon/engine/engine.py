@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -32,6 +31,7 @@ from letheon.engine.trunk import (
     padded_logits,
     padded_states,
     reads_ahead,
+    without_padding,
 )
 from letheon.errors import ModelError
 from letheon.model.experts import fused_experts
@@ -124,7 +124,7 @@ class Engine:
 
         with decoder_layers(self.model)[layer].register_forward_hook(keep):
             states = self.states(batch, lower=lower)
-        hidden = found[0][0] if self.path == "packed" else found[0][_is_token(batch)]
+        hidden = found[0][0] if self.path == "packed" else without_padding(found[0], batch)
         return states, hidden[batch.answer_positions].float()
 
     def label_terms(self, batch: PackedBatch) -> LabelTerms:
@@ -270,9 +270,3 @@ def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | No
     if difference <= tolerance:
         return None
     return f"differs from the model's own logits by {difference:.3g} nats (at most {tolerance:g} expected)"
-
-
-def _is_token(batch: PackedBatch) -> Tensor:
-    """Which places (S, T) of the right-padded batch hold its tokens."""
-    lengths = torch.tensor([end - start for start, end in pairwise(batch.boundaries)], device=batch.input_ids.device)
-    return torch.arange(int(lengths.max()), device=lengths.device)[None] < lengths[:, None]

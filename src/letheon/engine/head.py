@@ -128,7 +128,13 @@ def label_terms(states: Tensor, labels: Tensor, head: Head) -> LabelTerms:
 def _recomputed_label_terms(states: Tensor, labels: Tensor, head: Head) -> LabelTerms:
     """The same by plain autograd, chunk by chunk, the logits formed again in the backward pass."""
     chunks = [
-        checkpoint(lambda rows, wanted: logit_terms(project(rows, head), wanted), rows, wanted, use_reentrant=False)
+        checkpoint(
+            lambda rows, wanted: logit_terms(project(rows, head), wanted),
+            rows,
+            wanted,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
         for rows, wanted in zip(states.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True)
     ]
     return LabelTerms(
@@ -152,7 +158,7 @@ def divergence_by_logits(
         return divergence(project(rows, head), reference_logits)
 
     pairs = zip(states.split(CHUNK_ROWS), reference_states.split(CHUNK_ROWS), strict=True)
-    return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False) for pair in pairs])
+    return torch.cat([checkpoint(of_chunk, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs])
 
 
 def forward_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
@@ -217,7 +223,9 @@ def kl_from_expectation(
 
 def _blocks(head: Head, num_rows: int) -> Iterator[tuple[int, Head]]:
     """Yield the head cut along the vocabulary, in float32, each with its first token."""
-    at_once = max(BLOCK_LOGITS.get(head.weight.device.type, BLOCK_LOGITS["cpu"]) // max(num_rows, 1), LEAST_BLOCK)
+    # All GPUs are filled alike; a plan, on "meta", counts with the blocks of a CPU.
+    kind = "cpu" if head.weight.device.type in ("cpu", "meta") else "cuda"
+    at_once = max(BLOCK_LOGITS[kind] // max(num_rows, 1), LEAST_BLOCK)
     for first in range(0, head.weight.shape[0], at_once):
         block = slice(first, first + at_once)
         bias = None if head.bias is None else head.bias[block].float()

@@ -12,6 +12,7 @@ of kernels is what counts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
+from letheon.devices import bring
 from letheon.model.widening import in_dtype_of
 
 
@@ -60,11 +62,11 @@ def segments_of(lengths: Sequence[int], *, device: torch.device, pads: bool | No
     cuts = [0]
     for length in lengths:
         cuts.append(cuts[-1] + length)
-    if not (device.type == "cuda" if pads is None else pads):
+    if not (device.type != "cpu" if pads is None else pads):
         return Segments(tuple(cuts))
     longest = _longest(cuts)
     slots = [number * longest + place for number, length in enumerate(lengths) for place in range(length)]
-    return Segments(tuple(cuts), torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True))
+    return Segments(tuple(cuts), bring(torch.tensor(slots, dtype=torch.int64), device))
 
 
 def segmented_linear(
@@ -138,6 +140,12 @@ class _Sliced(torch.autograd.Function):
         return shaped, None, None, None, None, *of_downs, *of_ups
 
 
+@lru_cache(maxsize=64)
+def _factors(scalings: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The factors (P,) of adapters, brought to the device once and not for every layer of every step."""
+    return bring(torch.tensor(scalings, dtype=dtype), device)
+
+
 class _Padded(torch.autograd.Function):
     """The segments padded to one length, the matrices to one rank, and all multiplied at once."""
 
@@ -157,7 +165,7 @@ class _Padded(torch.autograd.Function):
         output = linear(rows, in_dtype_of(rows, weight), bias)
         down_rows = pad_sequence(list(downs), batch_first=True)  # (P, r, D)
         up_rows = pad_sequence([up.T for up in ups], batch_first=True)  # (P, r, O)
-        up_rows = up_rows * up_rows.new_tensor(scalings)[:, None, None]
+        up_rows = up_rows * _factors(scalings, up_rows.dtype, up_rows.device)[:, None, None]
         inner = segments.pad(rows.to(down_rows.dtype)) @ down_rows.mT
         output += segments.unpad(inner @ up_rows)
         ctx.save_for_backward(rows, weight, down_rows, up_rows, inner)
@@ -172,7 +180,7 @@ class _Padded(torch.autograd.Function):
         of_output = gradients[0].reshape(-1, gradients[0].shape[-1])
         exact = segments.pad(of_output.to(down_rows.dtype))
         of_inner = exact @ up_rows.mT
-        of_up_rows = (inner.mT @ exact) * up_rows.new_tensor(ctx.scalings)[:, None, None]
+        of_up_rows = (inner.mT @ exact) * _factors(ctx.scalings, up_rows.dtype, up_rows.device)[:, None, None]
         of_down_rows = of_inner.mT @ segments.pad(rows.to(down_rows.dtype))
         shaped = None
         if ctx.needs_input_grad[0]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from letheon.data.packing import PackedBatch
+from letheon.devices import bring
 from letheon.engine.engine import Engine
 from letheon.engine.head import (
     Head,
@@ -35,10 +36,10 @@ def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, ne
     if not len(batch.labels):
         return _no_terms(engine, store, batch, needs)
     if engine.path == "logits":
-        reference_log_probs = store.log_probs[store.tokens_of(batch.row_index)].to(batch.labels.device)
+        reference_log_probs = bring(store.log_probs[store.tokens_of(batch.on_host.row_index)], batch.labels.device)
         return _terms_by_logits(engine, store, batch, reference_log_probs, needs)
-    activations, lower = None, store.lower_of(batch.row_index)
-    lower = None if lower is None else lower.to(batch.labels.device)
+    activations, lower = None, store.lower_of(batch.on_host.row_index)
+    lower = None if lower is None else bring(lower, batch.labels.device)
     if needs.activations is None:
         states = engine.states(batch, lower=lower)
     else:
@@ -82,38 +83,40 @@ def terms_of_states(
 ) -> TokenTerms:
     """Return `token_terms` of a batch from its final states (A, D), what the head says of its labels, and, where they
     are needed, the hidden states (A, D) of a layer."""
-    tokens = store.tokens_of(batch.row_index)
+    tokens = store.tokens_of(batch.on_host.row_index)
     head = engine.head
-    is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
-    retained = tokens[is_retain.cpu()] - store.starts[store.num_forget_rows]
+    forget, retain = batch.answers_of("forget"), batch.answers_of("retain")
+    retained = tokens[batch.on_host.answers_of("retain")] - store.starts[store.num_forget_rows]
     kl = None
     if needs.kl is not None:
         kl = _stored_kl(
             engine,
             _Stored.of_retain(store, retained),
-            states=states[is_retain],
-            log_normalisers=terms.log_normalisers[is_retain],
+            states=states[retain],
+            log_normalisers=terms.log_normalisers[retain],
             direction=needs.kl,
         )
     general_kl = None
     if needs.general_kl:
-        is_general = batch.is_general[batch.owner]
+        general = batch.answers_of("general")
         general_kl = _stored_kl(
             engine,
-            _Stored.of_general(store, tokens[is_general.cpu()]),
-            states=states[is_general],
-            log_normalisers=terms.log_normalisers[is_general],
+            _Stored.of_general(store, tokens[batch.on_host.answers_of("general")]),
+            states=states[general],
+            log_normalisers=terms.log_normalisers[general],
             direction="forward",
         )
     return TokenTerms(
         log_probs=terms.log_probs,
-        reference_log_probs=store.log_probs[tokens].to(states.device),
+        reference_log_probs=bring(store.log_probs[tokens], states.device),
         labels=batch.labels,
         kl=kl,
-        logits=project(states[is_forget], head) if needs.forget_logits else None,
-        reference_logits=_reference_logits(store, tokens[is_forget.cpu()], head) if needs.reference_logits else None,
+        logits=project(states[forget], head) if needs.forget_logits else None,
+        reference_logits=_reference_logits(store, tokens[batch.on_host.answers_of("forget")], head)
+        if needs.reference_logits
+        else None,
         activations=activations,
-        reference_activations=None if store.activations is None else store.activations[retained].to(states.device),
+        reference_activations=None if store.activations is None else bring(store.activations[retained], states.device),
         reference_norm=None if store.forget_norm is None else float(store.forget_norm),
         general_kl=general_kl,
         run_losses=store.run_losses(batch.row_index) if needs.run_losses else None,
@@ -123,7 +126,7 @@ def terms_of_states(
 @torch.no_grad()
 def _reference_logits(store: ReferenceStore, tokens: Tensor, head: Head) -> Tensor:
     assert store.forget_states is not None
-    return project(store.forget_states[tokens].to(head.weight.device), store.head or head)
+    return project(bring(store.forget_states[tokens], head.weight.device), store.head or head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +171,15 @@ def _stored_kl(
         return kl_from_expectation(
             log_normalisers,
             states,
-            embedding=reference.embedding.to(states.device),
-            offset=reference.offset.to(states.device),
+            embedding=bring(reference.embedding, states.device),
+            offset=bring(reference.offset, states.device),
             head=engine.head,
         )
     assert reference.states is not None
     head = engine.head
     return divergence_by_logits(
         states,
-        reference.states.to(states.device),
+        bring(reference.states, states.device),
         head=head,
         reference_head=reference.head or head,
         divergence=forward_kl if direction == "forward" else reverse_kl,
@@ -187,7 +190,7 @@ def _terms_by_logits(
     engine: Engine, store: ReferenceStore, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs
 ) -> TokenTerms:
     logits = padded_logits(engine.model, batch)
-    is_forget, is_retain = batch.is_forget[batch.owner], batch.is_retain[batch.owner]
+    forget, retain = batch.answers_of("forget"), batch.answers_of("retain")
     reference_logits = None
     if needs.kl is not None or needs.reference_logits or needs.general_kl:
         with torch.no_grad(), engine.adapter_off():
@@ -195,20 +198,18 @@ def _terms_by_logits(
     kl = None
     if needs.kl is not None and reference_logits is not None:
         divergence = forward_kl if needs.kl == "forward" else reverse_kl
-        kl = divergence(logits[is_retain], reference_logits[is_retain])
+        kl = divergence(logits[retain], reference_logits[retain])
     general_kl = None
     if needs.general_kl and reference_logits is not None:
-        is_general = batch.is_general[batch.owner]
-        general_kl = forward_kl(logits[is_general], reference_logits[is_general])
+        general = batch.answers_of("general")
+        general_kl = forward_kl(logits[general], reference_logits[general])
     return TokenTerms(
         log_probs=logit_terms(logits, batch.labels).log_probs,
         reference_log_probs=reference_log_probs,
         labels=batch.labels,
         kl=kl,
-        logits=logits[is_forget] if needs.forget_logits else None,
-        reference_logits=None
-        if reference_logits is None or not needs.reference_logits
-        else reference_logits[is_forget],
+        logits=logits[forget] if needs.forget_logits else None,
+        reference_logits=None if reference_logits is None or not needs.reference_logits else reference_logits[forget],
         general_kl=general_kl,
         run_losses=store.run_losses(batch.row_index) if needs.run_losses else None,
     )

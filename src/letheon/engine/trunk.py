@@ -74,20 +74,25 @@ def packed_states(
 
 def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the states (N, D) that `packed_states` gives, from a right-padded batch and the model's own attention."""
-    input_ids, mask, is_token = _right_padded(batch)
+    input_ids, mask = _right_padded(batch)
     trunk = trunk_of(model)
     with rotated_alone(trunk, lengths_of(batch.boundaries), is_packed=False):
         output = trunk(input_ids=input_ids, attention_mask=mask, use_cache=False)
-    states: Tensor = output.last_hidden_state[is_token]
-    return states
+    return without_padding(output.last_hidden_state, batch)
 
 
 def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """Return the model's own logits (A, V), float32, at the positions that predict the answer tokens."""
-    input_ids, mask, is_token = _right_padded(batch)
+    input_ids, mask = _right_padded(batch)
     with rotated_alone(trunk_of(model), lengths_of(batch.boundaries), is_packed=False):
         logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    return logits[is_token][batch.answer_positions].float()
+    return without_padding(logits, batch)[batch.answer_positions].float()
+
+
+def without_padding(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Return the values (N, ..) at the tokens of `batch`, of those at all places (S, T, ..) of the padded rows."""
+    rows = zip(values.unbind(), pairwise(batch.boundaries), strict=True)
+    return torch.cat([row[: end - start] for row, (start, end) in rows])
 
 
 def leak_between_sequences(model: PreTrainedModel, batch: PackedBatch) -> float:
@@ -145,12 +150,11 @@ def _embedded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _right_padded(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return input_ids (S, T), the attention mask (S, T) and which places (S, T) hold tokens of the batch, bool."""
+def _right_padded(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Return input_ids and the attention mask, both (S, T)."""
     rows = [batch.input_ids[start:end] for start, end in pairwise(batch.boundaries)]
     input_ids = pad_sequence(rows, batch_first=True)
-    is_token = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    mask = is_token.clone()
+    mask = torch.ones_like(input_ids)
     for row, tokens, num_padding in zip(mask, rows, batch.padding, strict=True):
         row[len(tokens) - num_padding :] = 0
-    return input_ids, mask, is_token.bool()
+    return input_ids, mask

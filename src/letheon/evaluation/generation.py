@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from letheon.devices import bring, kept_random_state, widest
 from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, position_limit, reading, token_ids
@@ -289,11 +290,15 @@ def _guessed(
 
 
 def draw(logits: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Return a token (N,) drawn from the softmax of each row of logits (N, V); a broken row gives any token."""
+    """Return a token (N,) drawn from the softmax of each row of logits (N, V); a broken row gives any token.
+
+    `generator` is one of the host, so that the same logits give the same tokens on every device.
+    """
     # Ten times as fast on a CPU as torch.multinomial. Without float64 a sum over a large vocabulary would be too rough.
-    sums = logits.float().nan_to_num(nan=0.0).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    places = torch.rand(len(sums), 1, generator=generator, device=sums.device, dtype=torch.float64) * sums[:, -1:]
-    return torch.searchsorted(sums, places, right=True).squeeze(-1).clamp(max=sums.shape[-1] - 1)
+    sums = widest(logits).float().nan_to_num(nan=0.0).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    places = bring(torch.rand(len(sums), 1, generator=generator, dtype=torch.float64), sums.device) * sums[:, -1:]
+    drawn = torch.searchsorted(sums, places, right=True).squeeze(-1).clamp(max=sums.shape[-1] - 1)
+    return bring(drawn, logits.device)
 
 
 def _steps_to(answer: Answer, cut: int) -> int:
@@ -374,8 +379,8 @@ def _seeded(generator: torch.Generator | None) -> Iterator[None]:
     if generator is None:
         yield
         return
-    with torch.random.fork_rng():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device=generator.device)))
+    with kept_random_state():
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         yield
 
 

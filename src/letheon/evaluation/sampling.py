@@ -34,7 +34,7 @@ def samples_from(
         EvaluationError: as `generate_from`.
     """
     places = [place for place in range(len(rows)) for _ in range(num_samples)]
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     answers = answers_from(
         model,
         tokenizer,

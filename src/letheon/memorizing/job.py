@@ -294,7 +294,7 @@ def mean_loss(engine: Engine, text: Sequence[TokenSequence]) -> float:
 
     def loss_of(batch: PackedBatch) -> tuple[float, int]:
         log_probs = engine.label_terms(batch.to(engine.model.device)).log_probs
-        return -log_probs.double().sum().item(), len(batch.labels)
+        return -log_probs.cpu().double().sum().item(), len(batch.labels)
 
     found = shared(list(in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)])), loss_of)
     return sum(loss for loss, _ in found) / sum(count for _, count in found)

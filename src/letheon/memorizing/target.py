@@ -9,13 +9,14 @@ from letheon.data.ends import bare_rows
 from letheon.data.forms import check_form
 from letheon.data.rows import Rows, read_rows, read_text
 from letheon.data.system_message import suite_form, under_system
+from letheon.devices import check_device
 from letheon.errors import OutputError, SettingsError
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport, memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapters import LoraSettings
 from letheon.model.architectures import new_model, train_tokenizer
 from letheon.model.checkpoint_files import check_checkpoint
-from letheon.model.loading import check_device, load_config, load_model, load_tokenizer, move_model, save_model
+from letheon.model.loading import load_config, load_model, load_tokenizer, move_model, save_model
 from letheon.model.quantised import check_not_quantised
 from letheon.model.targets import ALL_LINEAR
 from letheon.processes import here, in_turn, on_first

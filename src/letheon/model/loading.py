@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from letheon.errors import ModelError, OutputError, SettingsError
+from letheon.devices import check_device, choose_device, use_device
+from letheon.errors import ModelError, OutputError
 from letheon.model.checkpoint_files import (
     WHOLE_NOT_ADAPTER,
     check_checkpoint,
@@ -62,8 +63,9 @@ def load_model(
     """Load a causal language model in evaluation mode and its tokenizer.
 
     `source` is a local folder or a hub id, `tokenizer` another one where the checkpoint carries none, or a tokenizer
-    itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read. `note` is told which parts
-    of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is asked.
+    itself, `device` one of torch's names or None for the best there is. Only safetensors are read. `note` is told which
+    parts of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is
+    asked.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
@@ -179,16 +181,6 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
     return config
 
 
-def check_device(device: str | None) -> None:
-    """Refuse a GPU where there is none.
-
-    Raises:
-        SettingsError: "cuda" is asked for, and torch sees no GPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device: expected a GPU for 'cuda', but torch finds none; leave out --device or use cpu")
-
-
 def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
     """Refuse a tokenizer with ids that a model of this configuration has no embedding for.
 
@@ -248,8 +240,10 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def move_model(model: nn.Module, device: str | None) -> None:
-    """Bring `model` to "cpu" or "cuda"; None takes a GPU where there is one."""
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Bring `model` to a device; None takes a GPU where there is one."""
+    chosen = choose_device(device)
+    use_device(chosen)
+    model.to(chosen)
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import linear
 
+from letheon.devices import kind_of
 from letheon.model.widening import NARROW
 
 Precision = Literal["float32", "bfloat16", "widened"]
@@ -54,7 +55,7 @@ def choose_precision(stored: torch.dtype, *, asked: Asked, device: str | None, w
     float32's; else its 16-bit weights are widened. float16 weights are widened on a CPU, which is exact, and rounded to
     bfloat16 on a GPU.
     """
-    is_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+    is_gpu = kind_of(device) != "cpu"
     if asked == "auto" and was is not None:
         return Choice(was, f"precision: {was}, as the run began")
     if asked == "auto":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from letheon.devices import widest
 from letheon.errors import ModelError, nearest
 from letheon.model.layers import names_in_layers
 from letheon.model.widening import widening_of
@@ -114,7 +115,7 @@ def train_weights(model: PreTrainedModel, *, modules: Collection[str], layers: s
 @torch.no_grad()
 def _sum(values: Tensor) -> float:
     """In float64, so that it shows a change of any one value."""
-    return float(values.sum(dtype=torch.float64))
+    return float(widest(values).sum(dtype=torch.float64))
 
 
 def _exact(parameter: nn.Parameter) -> nn.Parameter:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from letheon.data.packing import Role
     from letheon.objective.control import Control
 
-Role = Literal["forget", "retain", "alternative", "general"]
 Value = float | str
 
 

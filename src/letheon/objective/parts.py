@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Literal, cast
 
 from letheon.objective.losses import activation, forget, preference, quantile, retain
-from letheon.objective.methods import Coefficients, Role, Term, tokens_of
+from letheon.objective.methods import Coefficients, Term, tokens_of
 from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
+
+    from letheon.data.packing import Role
 
     OnTokens = Callable[[Tensor, Tokens], Tensor]
     """A loss of the label log-probabilities (A,) of one role."""
@@ -166,7 +170,7 @@ def rmu_terms(c: Coefficients, *, adaptive: bool) -> tuple[Term, ...]:
         assert values.activations is not None
         assert values.reference_norm is not None
         states = values.activations[roles.forget.index]
-        direction = activation.random_direction(states.shape[-1], seed=c.seed).to(states.device)
+        direction = _direction(states.shape[-1], c.seed, states.device)
         length = c.number("scale") * (values.reference_norm if adaptive else 1.0)
         return activation.rmu_forget(states, direction, roles.forget, scale=length)
 
@@ -179,3 +183,9 @@ def rmu_terms(c: Coefficients, *, adaptive: bool) -> tuple[Term, ...]:
     weight = c.number("retain_weight")
     kept = (Term("rmu_retain", "retain", weight, near, needs=needs),) if weight else ()
     return (Term("rmu_forget", "forget", 1.0, away, needs=needs), *kept)
+
+
+@cache
+def _direction(width: int, seed: int, device: torch.device) -> Tensor:
+    """RMU's direction on a device, where it is brought once and not in every step."""
+    return activation.random_direction(width, seed=seed).to(device)

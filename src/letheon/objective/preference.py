@@ -37,4 +37,4 @@ def dpo(  # noqa: PLR0917  (the same three values of either side)
 
 def _log_ratios(log_probs: Tensor, reference: Tensor, tokens: Tokens) -> Tensor:
     """Return r of the sequences of the role, in the order of the batch."""
-    return tokens.per_sequence(log_probs - reference)[tokens.has_role]
+    return tokens.per_sequence(log_probs - reference)[tokens.sequences]

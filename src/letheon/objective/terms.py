@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from letheon.data.packing import PackedBatch
+    from letheon.data.packing import PackedBatch, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,10 @@ class Tokens:
     """(A_role,) int64, where they stand among the batch's A answer tokens."""
     owner: Tensor
     """(A_role,) int64, the sequence, 0 to S - 1, of each."""
-    has_role: Tensor
-    """(S,) bool, which sequences have this role."""
+    sequences: Tensor
+    """(S_role,) int64, which sequences of the batch have this role."""
+    num_sequences: int
+    """S, those of all roles."""
     counts: Counts
     """Denominators, of the whole step."""
 
@@ -121,7 +123,7 @@ class Tokens:
 
     def per_sequence(self, values: Tensor) -> Tensor:
         """Return the sums (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role."""
-        return values.new_zeros(self.has_role.shape[0]).index_add(0, self.owner, values)
+        return values.new_zeros(self.num_sequences).index_add(0, self.owner, values)
 
     def sequence_means(self, values: Tensor) -> Tensor:
         """Return the means (S,) of per-token `values` (A_role,) over each sequence; 0 at sequences of another role.
@@ -132,7 +134,7 @@ class Tokens:
 
     def mean_over_sequences(self, values: Tensor) -> Tensor:
         """Return the mean (scalar) of per-sequence `values` (S,) over the sequences of this role."""
-        return values[self.has_role].sum() / max(self.counts.sequences, 1)
+        return values[self.sequences].sum() / max(self.counts.sequences, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +156,24 @@ def roles_of(batch: PackedBatch, *, whole: RoleCounts | None = None) -> Roles:
     """
     counts = whole or count_roles(batch)
     return Roles(
-        forget=_tokens(batch, batch.is_forget, counts.forget),
-        retain=_tokens(batch, batch.is_retain, counts.retain),
-        alternative=_tokens(batch, batch.is_alternative, counts.alternative),
-        general=_tokens(batch, batch.is_general, counts.general),
+        forget=_tokens(batch, "forget", counts.forget),
+        retain=_tokens(batch, "retain", counts.retain),
+        alternative=_tokens(batch, "alternative", counts.alternative),
+        general=_tokens(batch, "general", counts.general),
     )
 
 
 def count_roles(batch: PackedBatch) -> RoleCounts:
     """Return the counts of `batch`."""
-    roles = (batch.is_forget, batch.is_retain, batch.is_alternative, batch.is_general)
-    return RoleCounts(*(_count(batch, of) for of in roles))
+    return RoleCounts(*map(Counts, batch.answer_counts, batch.sequence_counts))
 
 
-def _count(batch: PackedBatch, has_role: Tensor) -> Counts:
-    return Counts(tokens=int(has_role[batch.owner].sum()), sequences=int(has_role.sum()))
-
-
-def _tokens(batch: PackedBatch, has_role: Tensor, counts: Counts) -> Tokens:
-    index = has_role[batch.owner].nonzero()[:, 0]
-    return Tokens(index=index, owner=batch.owner[index], has_role=has_role, counts=counts)
+def _tokens(batch: PackedBatch, role: Role, counts: Counts) -> Tokens:
+    index = batch.answers_of(role)
+    return Tokens(
+        index=index,
+        owner=batch.owner[index],
+        sequences=batch.sequences_of(role),
+        num_sequences=batch.num_sequences,
+        counts=counts,
+    )

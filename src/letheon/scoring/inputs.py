@@ -11,13 +11,14 @@ from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form, render
 from letheon.data.rows import Rows, check_disjoint, hash_rows
 from letheon.data.system_message import under_system
+from letheon.devices import check_device
 from letheon.evaluation.evaluate import evaluate_suite
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.registry import suite_of
 from letheon.evaluation.suite import Asked, Progress, Target
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
-from letheon.model.loading import LoadedModel, check_device, check_vocabulary, load_config, load_tokenizer
+from letheon.model.loading import LoadedModel, check_vocabulary, load_config, load_tokenizer
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings

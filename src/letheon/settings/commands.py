@@ -23,6 +23,7 @@ from letheon.settings.types import (
     DEFAULT_SUITE,
     LARGEST_SEED,
     MOST_RANKS,
+    Device,
     Duration,
     IsoDate,
     Names,
@@ -203,7 +204,7 @@ class LearningSettings(Settings):
     max_steps: int = Field(3000, ge=1, description="Give up after N steps.")
     time_limit_s: float | None = Field(None, gt=0, description="Stop after X seconds.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of weights and order.")
-    device: Literal["cpu", "cuda"] | None = Field(None, description="Device to run on.")
+    device: Device | None = Field(None, description="Device to run on, as in unlearn.")
 
 
 class LearntRowSettings(Settings):

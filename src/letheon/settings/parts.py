@@ -32,6 +32,7 @@ from letheon.settings.types import (
     LARGEST_SEED,
     MOST_EPOCHS,
     MOST_RANKS,
+    Device,
     IsoDate,
     Names,
     Numbers,
@@ -94,8 +95,8 @@ class RowSettings(SuiteSettings):
         description="Precision of the weights; auto: the checkpoint's own if that is fast here, else widened (16 bits "
         "in memory, multiplied in float32).",
     )
-    device: Annotated[Literal["cpu", "cuda"] | None, FIXED, SHARED] = Field(
-        None, description="Device; default: a GPU if there is one."
+    device: Annotated[Device | None, FIXED, SHARED] = Field(
+        None, description="Device: cpu, cuda, cuda:1, xpu or mps; default: a CUDA GPU if there is one."
     )
     date: Annotated[IsoDate, FIXED, SHARED, RARE] = Field(
         DEFAULT_DATE, description="Date given to chat templates that write today's date."

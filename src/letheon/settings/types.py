@@ -62,6 +62,16 @@ IsoDate = Annotated[str, BeforeValidator(_check_date)]
 """A date as YEAR-MONTH-DAY."""
 
 
+def _check_device_name(value: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError("a device such as cpu, cuda, cuda:1, xpu or mps")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_check_device_name)]
+"""A device by torch's name; whether it is there is not checked here."""
+
+
 def _seconds(value: Any) -> Any:
     if not isinstance(value, str):
         return value

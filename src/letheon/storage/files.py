@@ -270,3 +270,16 @@ def open_folder_outside(checkpoint: str | None, folder: Path, *, advice: str, pr
     if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{folder}: lies inside the checkpoint {source}; choose a folder outside it")
     open_output_folder(folder, advice=advice, private=private)
+
+
+def made_folder(folder: Path) -> Path:
+    """Return a folder of a study, made where it is not there yet.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
+    return folder

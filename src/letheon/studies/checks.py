@@ -29,10 +29,13 @@ class Checks:
     evaluate: Callable[[EvaluateSettings], object]
 
 
-def check_study(study: StudySettings, runs: Sequence[PlannedRun], checks: Checks) -> None:
+def check_study(
+    study: StudySettings, runs: Sequence[PlannedRun], checks: Checks, *, planned: Sequence[PlannedRun] | None = None
+) -> None:
     """Say what would stop every run or every evaluation before any is begun.
 
-    What stops some of them and not others is found out, and recorded, as these are run.
+    What stops some of them and not others is found out, and recorded, as these are run. `planned` are all runs of the
+    study where `runs` are some of them.
 
     Raises:
         LetheonError: as `letheon unlearn` or `letheon evaluate` would raise of the first run.
@@ -52,7 +55,7 @@ def check_study(study: StudySettings, runs: Sequence[PlannedRun], checks: Checks
                 raise DataError(f"{name}: {source}: no such file or folder; give the right path (--set {name}=PATH)")
     if isinstance(study.compare, dict) and not study.search:
         wanted = study.compare
-        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in runs):
+        if not any(all(m.configuration.values.get(k) == v for k, v in wanted.items()) for m in planned or runs):
             raise SettingsError(f"compare: no configuration of the study has {wanted}; name one that is there")
     _check_some([run.settings for run in runs if not is_finished(run.folder)], checks.unlearn)
     if study.evaluate is not None:

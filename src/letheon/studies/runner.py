@@ -1,7 +1,7 @@
 """Run the runs of a study: finished ones are left alone, unfinished ones continue, failures are recorded."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from letheon.errors import DivergenceError, LetheonError, OutputError
 from letheon.settings import UnlearnSettings
-from letheon.storage.files import write_json
+from letheon.storage.files import made_folder, write_json
 from letheon.storage.locks import clear_locks
 from letheon.storage.run_folder import FAILURES_FOLDER, LOCKS_FOLDER, RUNS_FOLDER
 from letheon.studies.history import begun_under, note_begun
@@ -63,7 +63,7 @@ class Runner:
 
     def run(self, runs: Sequence[PlannedRun]) -> None:
         """Run and score the missing runs, in groups that share a model where possible."""
-        waiting = [run for run in runs if self._is_waiting(run)]
+        waiting = [run for run in runs if self.is_waiting(run)]
         to_train = [run for run in waiting if not is_finished(run.folder)]
         groups = self.jobs.groups_of([run.settings for run in to_train])
         for run in waiting:
@@ -76,7 +76,7 @@ class Runner:
 
     def run_one(self, run: PlannedRun, *, on_score: Callable[[StateScore], None] | None = None) -> RunRecord:
         """Run and score one run and return its record; `on_score` may raise PrunedError to end it."""
-        if self._is_waiting(run):
+        if self.is_waiting(run):
             self._alone(run, on_score=on_score)
         return self.record(run)
 
@@ -93,11 +93,12 @@ class Runner:
         # The name may have changed since, where the study's file has.
         return replace(self._done[run.identity], **_named(run, self.out))
 
-    def _is_waiting(self, run: PlannedRun) -> bool:
+    def is_waiting(self, run: PlannedRun, *, retry: bool = False) -> bool:
+        """Return whether a run is to be trained or scored; one that failed or was given up is only with `retry`."""
         record = self.record(run)
         self.view.show(run.name, record.state, record.reason)
         if record.state in ("failed", "diverged", "pruned"):
-            return False
+            return retry
         return record.state != "finished" or not self.scorer.is_scored(run)
 
     def _read(self, run: PlannedRun) -> RunRecord:
@@ -173,14 +174,14 @@ class Runner:
         with ExitStack() as stack:
             held = []
             for run in runs:
-                lock = FileLock(_made(self.out / LOCKS_FOLDER) / f"{run.identity}.lock")
+                lock = FileLock(made_folder(self.out / LOCKS_FOLDER) / f"{run.identity}.lock")
                 try:
                     stack.enter_context(lock.acquire(timeout=0))
                 except Timeout:
                     self.elsewhere.add(run.identity)
                     self.view.show(run.name, "running", "in another process")
                     continue
-                if self._is_waiting(run):
+                if self.is_waiting(run):
                     if not run.folder.exists():
                         note_begun(self.scorer.study, self.out, run.identity)
                     held.append(run)
@@ -212,7 +213,7 @@ class Runner:
                 self.view.show(run.name, "failed", f"not scored: {reason}")
 
     def _fail(self, run: PlannedRun, state: State, reason: str) -> None:
-        write_json(_made(self.out / FAILURES_FOLDER) / f"{run.identity}.json", {"state": state, "reason": reason})
+        write_json(made_folder(self.out / FAILURES_FOLDER) / f"{run.identity}.json", {"state": state, "reason": reason})
         self.view.show(run.name, state, reason)
         self.on_change()
 
@@ -268,9 +269,11 @@ class GroupWatcher:
         """Do nothing: each run hears of its own."""
 
 
-def forget_failures(out: Path) -> None:
-    """Have failed, diverged and pruned runs tried again, from where they came to."""
+def forget_failures(out: Path, identities: Collection[str] | None = None) -> None:
+    """Have failed, diverged and pruned runs tried again, all or some, from where they came to."""
     for path in (out / FAILURES_FOLDER).glob("*.json"):
+        if identities is not None and path.stem not in identities:
+            continue
         for folder in (out / RUNS_FOLDER).glob(f"*-{path.stem}"):
             leave_population(folder)
         path.unlink()
@@ -290,14 +293,6 @@ def _named(run: PlannedRun, out: Path) -> dict[str, Any]:
         "role": run.configuration.role,
         "model": run.settings.model,
     }
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
-    return folder
 
 
 def _read_failure(out: Path, identity: str) -> dict[str, Any] | None:

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 from letheon.data.forms import AUTO
 from letheon.errors import OutputError
 from letheon.evaluation.registry import read_results
 from letheon.progress import Progressed
 from letheon.report.files import read_mapping
 from letheon.settings import EvaluateSettings, StepSettings, UnlearnSettings
-from letheon.storage.files import sweep
+from letheon.storage.files import made_folder, sweep
 from letheon.storage.provenance import hash_file
 from letheon.storage.run_folder import (
     EVALUATIONS_FOLDER,
     FORM_FILE,
+    LOCKS_FOLDER,
     ORIGINALS_FOLDER,
     REQUEST_FILE,
     RESULTS_FILE,
@@ -77,16 +80,26 @@ class Scorer:
         return scored, notes
 
     def score_original(self, run: UnlearnSettings, out: Path, *, progress: Progressed | None = None) -> StateScores:
-        """Score the model that a run begins from, once for the study."""
+        """Score the model that a run begins from, once for the study; wait for another process that is at it."""
+        settings, signature = self._of_original(run, out)
+        with FileLock(made_folder(out / LOCKS_FOLDER) / f"{settings.out.name}.lock"):
+            if not _is_done(settings.out, signature):
+                self.evaluate(settings, progress=progress)
+                _sign(settings.out, signature)
+        results = read_results(settings.out / RESULTS_FILE)
+        return state_scores(results, epoch=0.0, is_result=False)
+
+    def is_original_scored(self, run: UnlearnSettings, out: Path) -> bool:
+        """Return whether the model that a run begins from has been scored."""
+        settings, signature = self._of_original(run, out)
+        return _is_done(settings.out, signature)
+
+    def _of_original(self, run: UnlearnSettings, out: Path) -> tuple[EvaluateSettings, dict[str, Any]]:
+        """How the model that a run begins from is scored, and what says of scores that they were taken so."""
         folder = out / ORIGINALS_FOLDER / self.hashes.of(run.model)[:12].replace("/", "-")
         settings = self.study.evaluation(run, model=run.model, out=folder)
         settings = settings.model_copy(update={"tokenizer": run.tokenizer, **self._form(run.template, run.date)})
-        signature = {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
-        if not _is_done(folder, signature):
-            self.evaluate(settings, progress=progress)
-            _sign(folder, signature)
-        results = read_results(folder / RESULTS_FILE)
-        return state_scores(results, epoch=0.0, is_result=False)
+        return settings, {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
 
     def _epochs(self, run: StepSettings) -> tuple[float, ...]:
         return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)

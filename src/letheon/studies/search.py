@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from letheon.errors import LetheonError, MissingExtraError, OutputError, SettingsError
 from letheon.scores.score import Score
+from letheon.storage.mounts import mount_of
 from letheon.studies.grid import Configuration, configuration_of
 from letheon.studies.known import aims_of, known_scores
 from letheon.studies.records import RunRecord, run_from
@@ -190,11 +191,28 @@ def open_search(
 def _storage(out: Path, url: str | None) -> Any:
     if url is not None:
         return _database(url)
+    _check_disk_of_journal(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(JournalFileBackend(str(out / JOURNAL)))
     except OSError as error:
         raise OutputError(f"{out / JOURNAL}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _check_disk_of_journal(out: Path) -> None:
+    """Refuse a journal that several machines would write to.
+
+    Raises:
+        SettingsError: it would lie on a network disk.
+    """
+    mount = mount_of(out)
+    if mount is not None and mount.is_network:
+        raise SettingsError(
+            f"storage: the journal of the search would be {out / JOURNAL}, on a network disk ({mount.kind}, mounted on "
+            f"{mount.folder}), where one machine may not see at once what another has written, so that trials would be "
+            "lost or tried twice; give a database by --storage postgresql+psycopg://USER@HOST/NAME, or an --out on a "
+            "disk of this machine"
+        )
 
 
 def _database(url: str) -> "optuna.storages.RDBStorage":

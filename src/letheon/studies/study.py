@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from letheon.endings import DONE, FAILED
 from letheon.errors import OutputError, SettingsError
+from letheon.settings import UnlearnSettings
 from letheon.storage.files import open_output_folder
 from letheon.storage.run_folder import HASHES_FILE, ORIGINALS_FOLDER, RUNS_FOLDER, STUDY_FILE
 from letheon.studies.checks import Checks, check_study
@@ -22,6 +23,8 @@ from letheon.training.judge import StateScore
 
 if TYPE_CHECKING:
     from letheon.studies.search import Search
+
+ORIGINAL_NAME = "original model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,18 @@ def run_study(
     view: View,
     storage: str | None = None,
     retry: bool = False,
+    trains: bool = True,
 ) -> StudyReport:
     """Run the missing runs of a study; tables and figures are not written here.
 
     Finished runs are left alone, also under another study file, since a run is known by its settings and by what its
     files hold. Runs that were killed go on. Failed and diverged ones are tried again only with `retry`. Any number of
-    processes may run the same study; no run is done twice.
+    processes may run the same study; no run is done twice. Without `trains` no run is begun or continued.
 
     Raises:
         LetheonError: whatever in the study, its files or its folder stands in the way of all runs.
     """
-    _open_folder(out)
+    open_study_folder(out)
     hashes = Hashes(out / HASHES_FILE)
     runs = planned_runs(study, configurations(study), out=out, hashes=hashes)
     samples = [*runs, *_samples_of_search(study, out, hashes)]
@@ -108,23 +112,27 @@ def run_study(
     for run in runs:
         view.show(run.name, runner.record(run).state)
     if study.scores_original:
-        progress.original = _score_original(scorer, samples, out, view)
+        progress.original = score_originals(scorer, samples, out, view)
     progress.write()
-    if search is not None:
+    if search is not None and trains:
         _go_on(progress, search)
-    if not runner.exit_code:
+    if not runner.exit_code and trains:
         runner.run(runs)
     progress.write()
-    return _report(progress)
+    return report_of(study, out, runner, progress.runs, record=progress.record())
 
 
-def _report(progress: _Progress) -> StudyReport:
-    record, runner = progress.record(), progress.runner
-    done = [run for run in progress.runs if runner.record(run).state == "finished"]
+def report_of(
+    study: StudySettings, out: Path, runner: Runner, runs: Sequence[PlannedRun], *, record: StudyRecord | None = None
+) -> StudyReport:
+    """Return what `runs` have come to; `record` is that of the study where it has more than these."""
+    if record is None:
+        record = StudyRecord(study, tuple(runner.record(run) for run in runs), {}, study.sha256)
+    done = [run for run in runs if runner.record(run).state == "finished"]
     unscored = {m.identity for m in done if not runner.scorer.is_scored(m)} - runner.elsewhere
     failed = [run for run in record.runs if run.state in ("failed", "diverged") or run.identity in unscored]
     exit_code = runner.exit_code or (FAILED if failed else DONE)
-    return StudyReport(progress.out, record, len(runner.elsewhere), exit_code, len(failed))
+    return StudyReport(out, record, len(runner.elsewhere), exit_code, len(failed))
 
 
 def _open_search(study: StudySettings, out: Path, storage: str | None, hashes: Hashes) -> "Search":
@@ -184,18 +192,25 @@ def _sample_of(where: SearchRange, number: int) -> Any:
     return int(where.low or 0) if where.whole else where.low
 
 
-def _score_original(scorer: Scorer, runs: Sequence[PlannedRun], out: Path, view: View) -> dict[str, StateScores]:
-    models = {run.settings.model: run.settings for run in reversed(runs)}
+def originals_of(runs: Sequence[PlannedRun]) -> dict[str, UnlearnSettings]:
+    """Return the models that runs begin from, each with the settings of the first run that does."""
+    return {run.settings.model: run.settings for run in reversed(runs)}
+
+
+def score_originals(scorer: Scorer, runs: Sequence[PlannedRun], out: Path, view: View) -> dict[str, StateScores]:
+    """Score the models that runs begin from, each once for the study."""
+    models = originals_of(runs)
     found = {}
     for model, settings in models.items():
-        name = "original model" if len(models) == 1 else f"original model {model}"
+        name = ORIGINAL_NAME if len(models) == 1 else f"{ORIGINAL_NAME} {model}"
         view.show(name, "scoring")
         found[model] = scorer.score_original(settings, out, progress=Watcher(view, name).stage)
         view.show(name, "finished")
     return found
 
 
-def _open_folder(out: Path) -> None:
+def open_study_folder(out: Path) -> None:
+    """Make the folder of a study, or refuse one that holds something else."""
     open_output_folder(out, what="a folder for the study", advice="choose another --out")
     held = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     if held and not held & {str(entry) for entry in (STUDY_FILE, RUNS_FOLDER, HASHES_FILE, ORIGINALS_FOLDER)}:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from letheon.data.packing import PackedBatch
+from letheon.devices import kept_random_state
 from letheon.model.lowrank import ADAPTER
 
 
@@ -31,8 +32,7 @@ def dropout_of_step(dropouts: Collection[nn.Dropout], *, seed: int, step: int) -
     if not dropouts:
         yield
         return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_random_state():
         torch.manual_seed(_seed(seed, step))
         try:
             for module in dropouts:
@@ -52,7 +52,7 @@ def dropped_by_row(dropouts: Sequence[nn.Dropout], batch: PackedBatch, *, seed: 
     if not dropouts:
         yield
         return
-    rows, lengths = batch.row_index.tolist(), [end - start for start, end in pairwise(batch.boundaries)]
+    rows, lengths = batch.on_host.row_index.tolist(), [end - start for start, end in pairwise(batch.boundaries)]
     places = torch.arange(batch.num_tokens, device=batch.labels.device)
     padded = pad_sequence(list(places.split(lengths)), batch_first=True)
     # What a layer may be given, by its number of tokens: the rows padded to the longest, the answers alone, or all.

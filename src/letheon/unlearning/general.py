@@ -17,6 +17,7 @@ from letheon.data.general import OPENINGS, QUESTIONS, without_repeats
 from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence, hash_sequences, leading_special_ids, text_ids
+from letheon.devices import kept_random_state
 from letheon.engine.engine import Engine
 from letheon.engine.reference_cache import load_tensors, save_tensors
 from letheon.errors import DataError, ModelError
@@ -205,8 +206,7 @@ def _sample(
     # Prompts of one length together: a batch is padded to its longest.
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
     written: dict[int, TokenSequence] = {}
-    devices = [loaded.model.device] if loaded.model.device.type == "cuda" else []
-    with engine.adapter_off(), torch.random.fork_rng(devices=devices):
+    with engine.adapter_off(), kept_random_state():
         torch.manual_seed(settings.seed)
         for start in range(0, len(order), _BATCH_SIZE):
             group = order[start : start + _BATCH_SIZE]

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from letheon.data.sequences import TokenSequence
+from letheon.devices import kept_random_state
 from letheon.model.loading import LoadedModel, context_length
 
 EXTRA_TOKENS = 4
@@ -29,7 +30,7 @@ def generate_alternatives(
     answered = [i for i, sequence in enumerate(sequences) if sequence.num_answer_tokens]
     order = sorted(answered, key=lambda i: (sequences[i].num_answer_tokens, sequences[i].answer_start))
     made = {i: [sequence] * per_row for i, sequence in enumerate(sequences) if not sequence.num_answer_tokens}
-    with torch.random.fork_rng():
+    with kept_random_state():
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size]
@@ -62,7 +63,8 @@ def _sample(loaded: LoadedModel, group: list[TokenSequence], per_row: int) -> li
         if input_ids.shape[1] == width:
             for place in range(scores.shape[0]):
                 scores[place, first[place // per_row]] = -torch.inf
-            scores[:, [pad, *ends]] = -torch.inf  # an answer has at least one token
+            for end in {pad, *ends}:
+                scores[:, end] = -torch.inf  # an answer has at least one token
         return scores
 
     output = generate(

@@ -380,8 +380,8 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> float:
     began = time.monotonic()
     with torch.no_grad(), engine.running(), engine.adapter_off():
         values = token_terms(engine, problem.reference, batch, needs=needs_of(problem.terms))
-    token_s = (time.monotonic() - began) / batch.num_tokens
     ratio = _largest(values.log_probs - values.reference_log_probs)
+    token_s = (time.monotonic() - began) / batch.num_tokens  # a GPU has done the forward only when a value is read
     divergence = 0.0 if values.kl is None else _largest(values.kl)
     # Other batch shapes may round differently where a matrix product is not in float32.
     allowed = tolerance if product_dtype(engine.model) == torch.float32 else 0.25

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from letheon.data.forms import check_form
+from letheon.devices import check_device
 from letheon.errors import SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.layers import layers_in
-from letheon.model.loading import check_device, check_vocabulary, load_config, stored_dtype
+from letheon.model.loading import check_vocabulary, load_config, stored_dtype
 from letheon.model.precision import Choice, choose_precision
 from letheon.model.quantised import check_not_quantised
 from letheon.objective.catalogue import get_method

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from letheon.devices import bring
 from letheon.errors import ModelError
 from letheon.model.forwards import replaced_forwards
 
@@ -79,12 +80,9 @@ class _EachAlone:
             return self._own(states, position_ids, *args, **kwargs)
         together = self._own(states, position_ids, *args, **kwargs)  # as in the longest
         short = self._own(states, position_ids.clamp(max=limit - 1), *args, **kwargs)
-        is_long = torch.tensor([length > limit for length in self._lengths], device=states.device)
-        if self._is_packed:
-            counts = torch.tensor(list(self._lengths), device=states.device)
-            is_long = is_long.repeat_interleave(counts)[None, :, None]
-        else:
-            is_long = is_long[:, None, None]
+        places = [length > limit for length in self._lengths for _ in range(length if self._is_packed else 1)]
+        is_long = bring(torch.tensor(places), states.device)
+        is_long = is_long[None, :, None] if self._is_packed else is_long[:, None, None]
         cosines, sines = (torch.where(is_long, *pair) for pair in zip(together, short, strict=True))
         return cosines, sines
 

@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
 
+from letheon.devices import has_own_memory
 from letheon.errors import ModelError
 from letheon.model.checkpoint_files import stored_dtype_of
 from letheon.model.targets import SEED_TARGETS
@@ -58,7 +59,7 @@ def fits_of(plan: Plan, machine: Machine) -> list[Fit]:
     """Return how the plan compares with each memory whose size is known."""
     found: list[Fit] = []
     for name, places in plan.pools:
-        free, swap = (machine.gpu_memory, 0) if "device" in places and plan.device == "cuda" else (
+        free, swap = (machine.gpu_memory, 0) if "device" in places and has_own_memory(plan.device) else (
             machine.memory,
             machine.swap,
         )  # fmt: skip

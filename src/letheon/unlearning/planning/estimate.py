@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from letheon.devices import has_own_memory
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
 from letheon.engine.reference import STATES
@@ -46,7 +47,7 @@ Place = Literal["device", "host", "disk"]
 
 OVERHEAD = 0.05
 """What allocators lose between blocks of memory, as a share of all."""
-WORKSPACE = {"cpu": 320 * 2**20, "cuda": 640 * 2**20}
+WORKSPACE = {"cpu": 320 * 2**20, "cuda": 640 * 2**20, "xpu": 640 * 2**20, "mps": 640 * 2**20}
 """What kernels take for themselves (packed copies of a matrix, cuBLAS) and what is imported late, bytes."""
 
 _OF_RETAIN_KL = Needs(kl="forward")
@@ -82,7 +83,7 @@ class Plan:
     @property
     def pools(self) -> tuple[tuple[str, tuple[Place, ...]], ...]:
         """The memories of the machine by name, and the places that lie in each."""
-        return (("GPU memory", ("device",)), ("memory", ("host",))) if self.device == "cuda" else (
+        return (("GPU memory", ("device",)), ("memory", ("host",))) if has_own_memory(self.device) else (
             ("memory", ("device", "host")),
         )  # fmt: skip
 
@@ -218,7 +219,7 @@ def _passing_allocations(traced: "_Traced", demand: Demand, *, num_trained: int)
 def _host_and_disk_parts(
     device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int, kept: int
 ) -> list[Allocation]:
-    moved = num_bytes if device == "cuda" else 0
+    moved = num_bytes if has_own_memory(device) else 0
     return [
         Allocation("weights on their way to the GPU", moved, "host", "loading"),
         Allocation("weights on their way to disk", moved, "host", "saving"),

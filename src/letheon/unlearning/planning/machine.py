@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from letheon.devices import choose_device, finish, free_bytes
 from letheon.model.precision import Precision
 from letheon.model.widening import widened_linear
 from letheon.settings import RowSettings
@@ -31,6 +32,7 @@ class Machine:
     """What a run can have; None where the system does not say."""
 
     device: str
+    """Its kind, such as "cuda"."""
     memory: int | None
     """Bytes of main memory that are free or can be made free at once."""
     swap: int = 0
@@ -41,9 +43,9 @@ class Machine:
 
 def this_machine(device: str | None) -> Machine:
     """Return what a run on `device` can have here; None takes a GPU where there is one."""
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    gpu = torch.cuda.mem_get_info()[0] if chosen == "cuda" and torch.cuda.is_available() else None
-    return Machine(device=chosen, memory=free_memory(), swap=_meminfo().get("SwapFree", 0), gpu_memory=gpu)
+    chosen = choose_device(device)
+    free = free_bytes(chosen)
+    return Machine(device=chosen.type, memory=free_memory(), swap=_meminfo().get("SwapFree", 0), gpu_memory=free)
 
 
 def machine_of(settings: RowSettings) -> Machine:
@@ -81,24 +83,19 @@ def measure_rates(precision: Precision, device: str, *, width: int) -> Rates:
 
 def _rate(precision: Precision, device: str, *, width: int) -> float:
     # On a CPU larger products than these take longer than the whole measurement may.
-    rows, inner = (4096, min(width, 8192)) if device == "cuda" else (256, min(width, 2048))
+    rows, inner = (4096, min(width, 8192)) if device != "cpu" else (256, min(width, 2048))
     states = torch.randn(rows, inner, device=device).to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     weight = torch.randn(2 * inner, inner, device=device).to(
         torch.float32 if precision == "float32" else torch.bfloat16
     )
     widened_linear(states, weight, None)
-    _finish(device)
+    finish(states.device)
     began, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - began) < RATE_SECONDS or not count:
         widened_linear(states, weight, None)
-        _finish(device)
+        finish(states.device)
         count += 1
     return 2 * rows * inner * 2 * inner * count / taken
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _meminfo() -> dict[str, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from letheon.devices import has_own_memory
 from letheon.errors import ModelError
 from letheon.settings import UnlearnSettings
 from letheon.settings.facts import SIZED, names_where
@@ -32,7 +33,7 @@ def num_at_once(settings: Sequence[UnlearnSettings], inputs: Inputs, *, machine:
         plans = [plan_run(one, inputs, machine=machine) for one in _kinds(settings)]
     except ModelError:
         return len(settings)
-    free = machine.gpu_memory if machine.device == "cuda" else machine.memory
+    free = machine.gpu_memory if has_own_memory(machine.device) else machine.memory
     if free is None:
         return len(settings)
     of_run = max(map(_of_run, plans))
