@@ -237,6 +237,7 @@ def evaluate(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
     )
     provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=chosen.line)
     evaluation = inputs.score(loaded, provenance=provenance, progress=progress)

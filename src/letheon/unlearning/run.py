@@ -111,6 +111,7 @@ def _unlearn(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
         note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()

@@ -184,6 +184,7 @@ def _loaded(run: _FinishedRun, observer: Observer, *, inputs: Inputs | None = No
         tokenizer=settings.tokenizer if inputs is None else inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
         note=observer.note,
     )
     adapted = adapt(loaded.model, settings)
