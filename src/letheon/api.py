@@ -22,6 +22,7 @@ from letheon.model.loading import (
     stored_dtype,
 )
 from letheon.model.precision import choose_precision
+from letheon.model.quantised import described
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_run
 from letheon.report.pairing import doubt, refusal
@@ -239,7 +240,9 @@ def evaluate(
         trust_remote_code=settings.trust_remote_code,
         quantise=settings.quantise,
     )
-    provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=chosen.line)
+    provenance = inputs.describe(
+        weights_sha256=fingerprint(loaded.model), precision=f"{chosen.line}{described(config, settings.quantise)}"
+    )
     evaluation = inputs.score(loaded, provenance=provenance, progress=progress)
     with finishing():
         write_evaluation(evaluation, settings.out)

@@ -87,6 +87,15 @@ def is_quantised_checkpoint(config: PreTrainedConfig) -> bool:
     return found is not None and _is_of_bitsandbytes(found)
 
 
+def described(config: PreTrainedConfig, quantise: Quantise | None) -> str:
+    """Return how a model's layers are quantised, as the end of a sentence; "" for an ordinary one."""
+    found = _quantisation(config)
+    if quantise is None and (found is None or not _is_of_bitsandbytes(found)):
+        return ""
+    kind = quantise if found is None else _described(found)[0]
+    return f"; linear layers quantised ({kind}) and dequantised for each product"
+
+
 def how_to_quantise(kind: Quantise) -> BitsAndBytesConfig:
     """Return what transformers is asked for to quantise while it loads; the head stays as it is."""
     if kind == "int8":

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from letheon.model.codes import dequantised, is_quantised, matrix_shape
-from letheon.model.widening import widened_linear
+from letheon.model.widening import saved_dtype, widened_linear
 
 _FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
 
@@ -56,6 +56,15 @@ def quantised_layers(model: nn.Module) -> dict[int, QuantisedLinear]:
     return {id(module.weight): module for module in model.modules() if isinstance(module, QuantisedLinear)}
 
 
+def kind_of(model: nn.Module) -> str | None:
+    """Return how the layers of a model are quantised, "nf4", "fp4" or "int8"; None for an ordinary model."""
+    layer = next(iter(quantised_layers(model).values()), None)
+    if layer is None:
+        return None
+    state = getattr(layer.weight, "quant_state", None)
+    return "int8" if state is None else str(state.quant_type)
+
+
 def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of a model's state, without the scales that bitsandbytes has there beside its codes."""
     for path, module in model.named_modules(remove_duplicate=False):
@@ -65,6 +74,13 @@ def own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 yield prefix + name, buffer
+
+
+def saved_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of a model's parameters on disk, where quantised matrices are ordinary ones again."""
+    parameters = list(model.parameters())
+    quantised = sum(matrix_shape(p).numel() for p in parameters if is_quantised(p))
+    return quantised * saved_dtype(model).itemsize + sum(p.nbytes for p in parameters if not is_quantised(p))
 
 
 def plain_shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, harmonic_mean
 
 import torch
+from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.probing import AnswerValues
@@ -255,6 +256,21 @@ def answer_values(
         matches=tuple(matches),
         repetitions=tuple(repetitions),
     )
+
+
+@torch.no_grad()
+def answer_log_probs(engine: Engine, sequences: Sequence[TokenSequence], *, max_tokens: int = PASS_TOKENS) -> Tensor:
+    """Return the log-probabilities (A,) of all answer tokens under the engine's present state, row after row."""
+    found = [
+        (index, part)
+        for batch, group in _batches(engine, sequences, max_tokens)
+        for index, part in zip(
+            group,
+            engine.label_terms(batch).log_probs.cpu().split([sequences[i].num_answer_tokens for i in group]),
+            strict=True,
+        )
+    ]
+    return torch.cat([part for _, part in sorted(found, key=lambda pair: pair[0])])
 
 
 def more_repetition(said: Sequence[int], true: Sequence[int]) -> float | None:

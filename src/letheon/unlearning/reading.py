@@ -11,7 +11,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.layers import layers_in
 from letheon.model.loading import check_device, check_vocabulary, load_config, stored_dtype
 from letheon.model.precision import Choice, choose_precision
-from letheon.model.quantised import check_quantisation
+from letheon.model.quantised import check_quantisation, described
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
@@ -85,9 +85,11 @@ def precision_of(settings: UnlearnSettings) -> Choice:
     Raises:
         ModelError: the checkpoint cannot be read.
     """
-    stored = stored_dtype(settings.model, load_config(settings.model, trust_remote_code=settings.trust_remote_code))
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    stored = stored_dtype(settings.model, config)
     was = recorded_dtype(settings.out) if settings.resume else None
-    return choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    return replace(chosen, line=f"{chosen.line}{described(config, settings.quantise)}")
 
 
 def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:

@@ -139,6 +139,8 @@ def _unlearn(
         report = write_result(
             settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
         )
+    if report.merging is not None:
+        observer.note(report.merging.sentence)
     if (gibberish := gibberish_note(report.fluency)) is not None:
         observer.note(gibberish)
     is_time_up = clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
