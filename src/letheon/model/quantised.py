@@ -77,8 +77,13 @@ def check_installed() -> None:
     Raises:
         MissingExtraError: it is.
     """
-    if find_spec(_PACKAGE) is None:
+    if not is_installed():
         raise MissingExtraError("quantised weights", "quantised")
+
+
+def is_installed() -> bool:
+    """Return whether bitsandbytes is there."""
+    return find_spec(_PACKAGE) is not None
 
 
 def is_quantised_checkpoint(config: PreTrainedConfig) -> bool:
@@ -94,6 +99,17 @@ def described(config: PreTrainedConfig, quantise: Quantise | None) -> str:
         return ""
     kind = quantise if found is None else _described(found)[0]
     return f"; linear layers quantised ({kind}) and dequantised for each product"
+
+
+def quantisation_of(config: PreTrainedConfig, quantise: Quantise | None) -> BitsAndBytesConfig | None:
+    """Return how a model's layers are quantised, by its checkpoint or on loading; None for an ordinary model."""
+    if quantise is not None:
+        return how_to_quantise(quantise)
+    found = _quantisation(config)
+    if found is None or not _is_of_bitsandbytes(found):
+        return None
+    how: BitsAndBytesConfig = BitsAndBytesConfig.from_dict(found)
+    return how
 
 
 def how_to_quantise(kind: Quantise) -> BitsAndBytesConfig:

@@ -39,11 +39,21 @@ class Machine:
     """Free bytes of the GPU, where one is used."""
 
 
+def num_processes() -> int:
+    """Return how many processes a launcher starts for the run; 1 without one."""
+    return max(int(os.environ.get("WORLD_SIZE") or 1), 1)
+
+
 def this_machine(device: str | None) -> Machine:
-    """Return what a run on `device` can have here; None takes a GPU where there is one."""
+    """Return what a run on `device` can have here; None takes a GPU where there is one.
+
+    Of main memory it is the share of one of the processes on this machine; each has a GPU of its own.
+    """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpu = torch.cuda.mem_get_info()[0] if chosen == "cuda" and torch.cuda.is_available() else None
-    return Machine(device=chosen, memory=free_memory(), swap=_meminfo().get("SwapFree", 0), gpu_memory=gpu)
+    sharing = max(int(os.environ.get("LOCAL_WORLD_SIZE") or num_processes()), 1)
+    memory, swap = free_memory(), _meminfo().get("SwapFree", 0)
+    return Machine(chosen, None if memory is None else memory // sharing, swap // sharing, gpu_memory=gpu)
 
 
 def machine_of(settings: RowSettings) -> Machine:
