@@ -4,9 +4,11 @@ The reference never moves while unlearning, so one gradient-free pass over the r
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,8 +25,12 @@ from letheon.engine.head import (
     likeliest,
 )
 from letheon.engine.patches.lower import states_given_to
+from letheon.errors import ModelError
+from letheon.model.memory import unless_out_of_memory
 from letheon.objective.terms import Needs, RunLosses
 from letheon.progress import Progressed
+
+_logger = logging.getLogger(__name__)
 
 STORED = (
     "log_probs",
@@ -141,27 +147,31 @@ def build_reference(
     needs: Needs,
     max_tokens: int = PASS_TOKENS,
     progress: Progressed | None = None,
+    note: Callable[[str], None] = _logger.warning,
 ) -> ReferenceStore:
     """Run the reference (adapter off) over all rows, at most `max_tokens` tokens a forward.
 
     Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives, and
-    `num_general_rows` general rows last. `progress` hears of the rows that are done.
+    `num_general_rows` general rows last. `progress` hears of the rows that are done. Where a GPU's memory runs out, the
+    rows in question are run again in halves, and the following ones too, which `note` hears.
     """
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
     pieces: list[dict[str, Tensor]] = []
-    num_done = 0
+
+    def values_of(group: Sequence[int]) -> dict[str, Tensor]:
+        batch = pack(
+            [sequences[i] for i in group],
+            is_forget=[index < num_forget_rows for index in group],
+            is_alternative=[first_alternative <= index < first_general for index in group],
+            is_general=[index >= first_general for index in group],
+            row_index=group,
+        )
+        return reference_values(engine, batch.to(engine.model.device), needs)
+
     with engine.adapter_off(), engine.running():
-        for group in token_groups([len(s.input_ids) for s in sequences], max_tokens):
-            batch = pack(
-                [sequences[i] for i in group],
-                is_forget=[index < num_forget_rows for index in group],
-                is_alternative=[first_alternative <= index < first_general for index in group],
-                is_general=[index >= first_general for index in group],
-                row_index=group,
-            )
-            pieces.append(reference_values(engine, batch.to(engine.model.device), needs))
-            num_done += len(group)
+        for num_done, found in _in_groups(values_of, [len(s.input_ids) for s in sequences], max_tokens, note=note):
+            pieces.append(found)
             if progress is not None:
                 progress("reference pass", num_done, len(sequences))
     values = {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
@@ -175,6 +185,42 @@ def build_reference(
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
     return with_head(store, engine)
+
+
+def _in_groups(
+    values_of: Callable[[Sequence[int]], dict[str, Tensor]],
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    note: Callable[[str], None],
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield how many rows are done and the values of those that came last; fewer rows at once once memory runs out."""
+    first = 0
+    while first < len(lengths):
+        for places in token_groups(lengths[first:], max_tokens):
+            group = [first + place for place in places]
+            found = unless_out_of_memory(partial(values_of, group))
+            if found is None:
+                max_tokens = _fewer_tokens([lengths[index] for index in group])
+                note(
+                    f"the GPU's memory ran out in the reference pass, which goes on with at most {max_tokens} tokens "
+                    f"at once and gives the same values"
+                )
+                first = group[0]
+                break
+            yield group[-1] + 1, found
+        else:
+            return
+
+
+def _fewer_tokens(lengths: Sequence[int]) -> int:
+    """Half of the tokens of rows that did not fit, but no fewer than the longest has."""
+    if len(lengths) == 1:
+        raise ModelError(
+            f"reference pass: the GPU's memory is not enough for a row of {lengths[0]} tokens; use --quantise nf4 or a "
+            f"shorter --max-length (--plan shows what takes the memory)"
+        )
+    return max(sum(lengths) // 2, *lengths)
 
 
 def with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:

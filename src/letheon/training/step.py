@@ -9,6 +9,7 @@ from torch import Tensor
 
 from letheon.errors import DivergenceError
 from letheon.training.job import Factors, Job
+from letheon.training.memory import within_memory
 from letheon.training.optimiser import set_learning_rate
 from letheon.training.randomness import dropout_of_step
 from letheon.training.state import Run
@@ -25,10 +26,15 @@ def take_step(run: Run[Job]) -> None:
 
     Raises:
         DivergenceError: a term or the gradient is not finite; nothing is changed then.
+        SettingsError: a GPU's memory is not enough for it.
     """
     began, rows = time.monotonic(), run.job.rows_of_step(run.step)
-    with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
-        parts, num_tokens = add_gradients(run.job, rows, max_tokens=run.settings.max_batch_tokens, factors=run.factors)
+
+    def compute(max_tokens: int) -> tuple[DeviceParts, int]:
+        with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
+            return add_gradients(run.job, rows, max_tokens=max_tokens, factors=run.factors)
+
+    parts, num_tokens = within_memory(run, rows, compute)
     update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
