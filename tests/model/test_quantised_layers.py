@@ -194,3 +194,22 @@ def _dtypes(folder: Path) -> set[str]:
 
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("architecture", ["olmo", "gpt2"])
+def test_a_quantised_checkpoint_can_be_made_an_ordinary_model(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Kind, architecture: str
+) -> None:
+    source = saved(tmp_path / "m", architecture, tokenizer, torch.bfloat16)
+    quantised = load_model(source, dtype="widened", device="cpu", quantise=kind).model
+    ordinary = load_model(source, dtype="widened", device="cpu", quantise=kind, dequantise=True).model
+    with torch.no_grad():
+        found, expected = ordinary(IDS).logits, quantised(IDS).logits
+    assert torch.allclose(found, expected, atol=0.1)  # the dequantised numbers are rounded to bfloat16
+    save_model(ordinary, tokenizer, tmp_path / "out")
+    before, after = load_file(tmp_path / "m/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in after.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}
+    with torch.no_grad():
+        assert torch.equal(load_model(str(tmp_path / "out"), dtype="widened", device="cpu").model(IDS).logits, found)
+    ordinary.requires_grad_(True)
+    ordinary(IDS).logits.sum().backward()

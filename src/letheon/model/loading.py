@@ -33,7 +33,7 @@ from letheon.model.checkpoint_files import (
 from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
 from letheon.model.precision import Asked, choose_precision
 from letheon.model.quantised import Quantise, check_installed, how_to_quantise, is_quantised_checkpoint
-from letheon.model.quantised_layers import dequantise_in_products, quantised_layers
+from letheon.model.quantised_layers import dequantise_in_products, make_ordinary, quantised_layers
 from letheon.model.saved import check_saved
 from letheon.model.unexpected import check_unexpected
 from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
@@ -61,6 +61,7 @@ def load_model(
     device: str | None = None,
     trust_remote_code: bool = False,
     quantise: Quantise | None = None,
+    dequantise: bool = False,
     note: Callable[[str], None] = _logger.warning,
 ) -> LoadedModel:
     """Load a causal language model in evaluation mode and its tokenizer.
@@ -69,6 +70,7 @@ def load_model(
     itself, `device` "cpu", "cuda" or None for the best there is. Only safetensors are read. `note` is told which parts
     of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is asked.
     `quantise` is how the linear layers of an ordinary checkpoint are quantised; `dtype` is that of everything else.
+    `dequantise` makes an ordinary model of a quantised checkpoint.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
@@ -113,6 +115,8 @@ def load_model(
     model.eval()
     if is_quantised:
         dequantise_in_products(model)
+        if dequantise:
+            make_ordinary(model)
     if precision == "widened":
         widen(model, stored, exact=_exact_weights(source))
         if not computes_wide(model):

@@ -16,6 +16,7 @@ from letheon.model.codes import dequantised, is_quantised, matrix_shape
 from letheon.model.widening import saved_dtype, widened_linear
 
 _FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit")
+_OF_QUANTISED = ("hf_quantizer", "is_quantized", "quantization_method")
 
 
 class QuantisedLinear(nn.Linear):
@@ -95,9 +96,24 @@ def plain_shapes(model: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def _ordinary_layer(layer: QuantisedLinear, dtype: torch.dtype) -> nn.Linear:
+def make_ordinary(model: PreTrainedModel) -> None:
+    """Put ordinary layers in place of all quantised ones; transformers then takes the model for one like any other."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantisedLinear):
+            model.set_submodule(path, _ordinary_layer(module, model.dtype))
+    vars(model.config).pop("quantization_config", None)
+    for name in _OF_QUANTISED:
+        model.__dict__.pop(name, None)
+
+
+def _ordinary_layer(layer: QuantisedLinear, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
-        made = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    made.weight = nn.Parameter(dequantised(layer.weight, dtype), requires_grad=False)
+        made = (
+            Conv1D(layer.out_features, layer.in_features)
+            if layer.is_transposed
+            else nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        )
+    matrix = dequantised(layer.weight, dtype)
+    made.weight = nn.Parameter(matrix.T.contiguous() if layer.is_transposed else matrix, requires_grad=False)
     made.bias = layer.bias
     return made
