@@ -31,7 +31,8 @@ def dequantised(weight: Tensor, dtype: torch.dtype) -> Tensor:
     codes, state = weight.detach().data, getattr(weight, "quant_state", None)
     if state is None:
         scales: Tensor = weight.SCB  # type: ignore[attr-defined]
-        return (codes * scales[:, None]).mul_(_INT8_STEP).to(dtype)
+        # Widened first: a product of int8 and float32 takes ten times as long.
+        return codes.float().mul_(scales[:, None]).mul_(_INT8_STEP).to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
     wanted = copy(state)
