@@ -169,6 +169,20 @@ def test_the_saved_model_is_an_ordinary_one_that_computes_what_was_measured(
     assert torch.allclose(with_adapter.float(), expected.float(), atol=tolerance)
 
 
+def test_decomposed_adapters_are_merged_as_they_compute(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Kind
+) -> None:
+    source = saved(tmp_path / "m", "olmo", tokenizer, torch.float32)
+    adapter = adapted(source, kind, decomposed=True)
+    save_model(adapter.model, tokenizer, tmp_path / "out", state=adapter.merged_state())
+    with torch.no_grad():
+        found = adapter.model(IDS).logits
+        with adapter.off():
+            assert not torch.allclose(adapter.model(IDS).logits, found, atol=0.1)
+        expected = load_model(str(tmp_path / "out"), dtype="float32", device="cpu").model(IDS).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_a_checkpoint_that_is_quantised_is_the_one_quantised_on_loading(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, kind: Kind
 ) -> None:

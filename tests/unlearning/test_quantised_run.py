@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from commands import finish, start
 from letheon import unlearn_population
 from letheon.api import dial, unlearn
 from letheon.data.rows import Row
@@ -27,7 +28,7 @@ from letheon.storage.yaml_text import parse_yaml
 from letheon.unlearning.prepare import adapt
 from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings
-from running import After, knowing_model, model_of, run, same, short_run
+from running import After, as_flags, knowing_model, model_of, run, same, short_run
 
 KINDS = ("nf4", "int8")
 
@@ -137,6 +138,22 @@ def test_a_population_comes_to_what_its_runs_come_to_alone(given: dict[str, Any]
         alone = model_of(run({**one, "out": tmp_path / f"alone{one['seed']}"}))
         for name, value in model_of(found).items():
             assert torch.allclose(value, alone[name], atol=2e-4), name
+
+
+@pytest.mark.slow
+def test_the_command_says_what_it_did_and_a_plan_what_it_takes(given: dict[str, Any]) -> None:
+    flags = as_flags(given)
+    code, _, said = finish(start("unlearn", *flags))
+    assert code == 0, said
+    assert "linear layers quantised (nf4) and dequantised for each product" in said
+    assert "merging the adapter into the dequantised weights (nf4, saved in bfloat16) changed" in said
+    code, planned, _ = finish(start("unlearn", "--plan", *flags))
+    assert code == 0
+    assert "weights in nf4 and 16 bits" in planned
+    code, _, refused = finish(start("unlearn", *as_flags(given, "model", "forget", "retain", "quantise"), "--out",
+                                    given["out"].parent / "other", "--adapt", "weights"))  # fmt: skip
+    assert code
+    assert refused.splitlines()[-1].startswith("letheon: error: adapt: quantised weights cannot be trained themselves")
 
 
 def test_without_bitsandbytes_the_error_says_what_to_install(

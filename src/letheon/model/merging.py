@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError
-from letheon.model.codes import dequantised, exact_matrix
+from letheon.model.codes import dequantised, exact_matrix, is_quantised
 from letheon.model.experts import merged_experts
 from letheon.model.lowrank import ADAPTER
 from letheon.model.quantised_layers import own_tensors, quantised_layers
@@ -37,12 +37,23 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[Any, nn.Parameter]]:
 
 def merged_matrix(layer: LoraLinear, dtype: torch.dtype) -> Tensor:
     """Return W + s B A of a layer, W dequantised, in `dtype`."""
-    weight = exact_matrix(cast("Tensor", layer.get_base_layer().weight))
-    if ADAPTER in layer.lora_variant:
-        merged: Tensor = layer.lora_variant[ADAPTER].merge_safe(layer, ADAPTER, weight)
+    weight = cast("Tensor", layer.get_base_layer().weight)
+    exact = exact_matrix(weight)
+    if ADAPTER not in layer.lora_variant:
+        merged = exact + layer.get_delta_weight(ADAPTER).float()
+    elif is_quantised(weight):
+        merged = _decomposed(layer, exact)
     else:
-        merged = weight + layer.get_delta_weight(ADAPTER).float()
+        merged = layer.lora_variant[ADAPTER].merge_safe(layer, ADAPTER, exact)
     return merged.to(dtype)
+
+
+def _decomposed(layer: LoraLinear, weight: Tensor) -> Tensor:
+    """DoRA's m (W + s B A) / |W + s B A|, row by row; PEFT would put another parameter in place of the codes."""
+    changed = weight + layer.get_delta_weight(ADAPTER).float()
+    magnitude: Any = layer.lora_magnitude_vector[ADAPTER]
+    scaled: Tensor = magnitude.weight.float()[:, None] * changed / torch.linalg.norm(changed, dim=1, keepdim=True)
+    return scaled
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:

@@ -44,7 +44,7 @@ def dequantise_in_products(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and is_quantised(module.weight):
-            module.__class__ = type(type(module).__name__, (QuantisedLinear, type(module)), {})
+            module.__class__ = type(QuantisedLinear.__name__, (QuantisedLinear, type(module)), {})
     for flag in _FLAGS:
         model.__dict__.pop(flag, None)
     head = model.get_output_embeddings()
