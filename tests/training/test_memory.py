@@ -64,7 +64,7 @@ def test_only_memory_that_runs_out_is_forgiven() -> None:
         unless_out_of_memory(broken)
 
 
-@pytest.mark.parametrize("adapt", ["lora", "weights"])
+@pytest.mark.parametrize("adapt", ["lora", pytest.param("weights", marks=pytest.mark.slow)])
 def test_steps_go_on_in_smaller_pieces_with_equal_results(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapt: str
 ) -> None:

@@ -120,6 +120,7 @@ def test_bytes_of_quantised_weights_by_hand(tmp_path: Path, tokenizer: PreTraine
     assert plans["nf4"].num_parameters == plans[None].num_parameters
 
 
+@pytest.mark.slow
 def test_autograd_keeps_no_dequantised_matrix(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     pytest.importorskip("bitsandbytes")
     source = saved(tmp_path / "m", "olmo", tokenizer)
@@ -127,6 +128,7 @@ def test_autograd_keeps_no_dequantised_matrix(tmp_path: Path, tokenizer: PreTrai
     assert bytes_of(quantised, "activations") == bytes_of(ordinary, "activations") > 0
 
 
+@pytest.mark.slow
 def test_four_bits_are_advised_where_nothing_else_fits(
     tmp_path: Path, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -30,7 +30,7 @@ from letheon.unlearning.record import RunReport
 from letheon.unlearning.resolve import resolve_settings
 from running import After, as_flags, knowing_model, model_of, run, same, short_run
 
-KINDS = ("nf4", "int8")
+KINDS = ("nf4", pytest.param("int8", marks=pytest.mark.slow))
 
 
 @pytest.fixture
@@ -89,6 +89,7 @@ def test_a_run_says_what_merging_into_the_dequantised_weights_changed(
     assert "quantization" not in (report.model / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_merging_changes_nothing_but_rounding_in_float32(given: dict[str, Any]) -> None:
     shifts = run({**given, "dtype": "float32"}).provenance["result"]["merging"]["log_prob_shift"]
     assert 0 < max(one["largest"] for one in shifts.values()) < 1e-4
@@ -106,6 +107,7 @@ def test_the_scores_after_are_those_of_the_saved_model(given: dict[str, Any]) ->
     assert before.provenance["read"]["weights_sha256"] == fingerprint(quantised.model)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_goes_on_over_the_same_quantised_weights(given: dict[str, Any], tmp_path: Path) -> None:
     whole = run({**given, "out": tmp_path / "whole"})
     ended = unlearn(UnlearnSettings.of(given), observer=After(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
@@ -116,6 +118,7 @@ def test_a_run_that_was_ended_goes_on_over_the_same_quantised_weights(given: dic
     assert resumed.provenance["result"]["merging"] == whole.provenance["result"]["merging"]
 
 
+@pytest.mark.slow
 def test_the_dial_works_on_quantised_weights_and_says_anew_what_merging_changed(given: dict[str, Any]) -> None:
     report = run(given)
     before = report.provenance["result"]["merging"]
