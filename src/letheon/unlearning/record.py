@@ -265,7 +265,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
             "chosen": prepared.precision,
             "weights": str(problem.adapted.model.dtype).removeprefix("torch."),
             "products": str(product_dtype(problem.adapted.model)).removeprefix("torch."),
-            "quantised": kind_of(problem.adapted.model),
+            **({} if (kind := kind_of(problem.adapted.model)) is None else {"quantised": kind}),
             "saved": str(saved_dtype(problem.adapted.model)).removeprefix("torch."),
         },
         "engine": {
