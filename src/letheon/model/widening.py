@@ -279,7 +279,7 @@ def _keep_exact(model: PreTrainedModel, exact: Iterable[tuple[str, Tensor]]) -> 
         else:
             is_renamed = True
         if name in named and named[name].dtype in NARROW:
-            named[name].data = value
+            named[name].data = value.to(named[name].device)
     if is_renamed:  # then transformers alone knows which they are
         found |= {name for name, tensor in state.items() if tensor.dtype not in NARROW}
     return frozenset(found)
