@@ -32,6 +32,15 @@ def _quantised(kind: str) -> str:
     )
 
 
+_NOT_TRAINED = (
+    "adapt: quantised weights cannot be trained themselves, only an adapter beside them; use --adapt lora, or "
+)
+_TWICE = (
+    "quantise: expected a checkpoint with ordinary weights, but those of {at}/target are quantised already "
+    "(bitsandbytes, 8 bit); leave out --quantise"
+)
+
+
 CHECKPOINTS = [
     Bad(
         "no checkpoint",
@@ -174,9 +183,26 @@ CHECKPOINTS = [
         ),
     ),
     Bad(
-        "weights in 4 bit",
-        lambda p: p.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}).unlearn(),
-        _quantised("bitsandbytes, 4 bit") + "dequantise it first: " + _conversion("(d).dequantize()"),
+        "weights in 4 bit, to be trained themselves",
+        lambda p: p.config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}).unlearn(
+            "--adapt", "weights"
+        ),
+        _NOT_TRAINED + "dequantise them: " + _conversion("(d).dequantize()"),
+    ),
+    Bad(
+        "weights to be quantised and trained themselves",
+        lambda p: p.unlearn("--adapt", "weights", "--quantise", "nf4"),
+        _NOT_TRAINED + "leave out --quantise",
+    ),
+    Bad(
+        "weights that are quantised already, to unlearn",
+        lambda p: p.config(quantization_config={"load_in_8bit": True}).unlearn("--quantise", "nf4"),
+        _TWICE,
+    ),
+    Bad(
+        "weights that are quantised already, to evaluate",
+        lambda p: p.config(quantization_config={"load_in_8bit": True}).evaluate("--quantise", "int8"),
+        _TWICE,
     ),
     Bad(
         "weights in 8 bit, to memorise",

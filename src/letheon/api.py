@@ -22,6 +22,7 @@ from letheon.model.loading import (
     stored_dtype,
 )
 from letheon.model.precision import choose_precision
+from letheon.model.quantised import described
 from letheon.processes import from_first, here, in_processes, in_turn, on_first
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_run
@@ -303,8 +304,11 @@ def evaluate(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
     )
-    provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=chosen.line)
+    provenance = inputs.describe(
+        weights_sha256=fingerprint(loaded.model), precision=f"{chosen.line}{described(config, settings.quantise)}"
+    )
     evaluation = inputs.score(loaded, provenance=provenance, progress=progress)
     on_first(lambda: _write_evaluation(evaluation, settings.out))
     return evaluation

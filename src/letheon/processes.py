@@ -258,10 +258,10 @@ def share_by_size(sizes: Sequence[int]) -> list[int]:
     return shares_by_size(sizes)[_here.rank]
 
 
-def shares_by_size(sizes: Sequence[int]) -> list[list[int]]:
+def shares_by_size(sizes: Sequence[int], num_processes: int | None = None) -> list[list[int]]:
     """Return which of some things, by number and in order, are each process's: the largest first, each to the process
-    that has least."""
-    size = _here.size
+    that has least. They are as many as work together at present unless `num_processes` says otherwise."""
+    size = num_processes or _here.size
     if size == 1:
         return [list(range(len(sizes)))]
     loads, shares = [0] * size, [list[int]() for _ in range(size)]

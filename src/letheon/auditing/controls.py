@@ -55,6 +55,7 @@ def load(
         tokenizer=tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        dequantise=True,  # attacks train and round the weights themselves
         note=note,
     )
 

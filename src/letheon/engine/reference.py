@@ -4,9 +4,11 @@ The reference never moves while unlearning, so one gradient-free pass over the r
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,9 +26,13 @@ from letheon.engine.head import (
     likeliest,
 )
 from letheon.engine.patches.lower import states_given_to
+from letheon.errors import ModelError
+from letheon.model.memory import unless_out_of_memory
 from letheon.objective.terms import Needs, RunLosses
 from letheon.processes import shared
 from letheon.progress import Progressed
+
+_logger = logging.getLogger(__name__)
 
 STORED = (
     "log_probs",
@@ -143,18 +149,20 @@ def build_reference(
     needs: Needs,
     max_tokens: int = PASS_TOKENS,
     progress: Progressed | None = None,
+    note: Callable[[str], None] = _logger.warning,
 ) -> ReferenceStore:
     """Run the reference (adapter off) over all rows, at most `max_tokens` tokens a forward.
 
     Forget rows come first, then `num_retain_rows` retain rows (all the rest by default), then alternatives, and
-    `num_general_rows` general rows last. `progress` hears of the rows that are done.
+    `num_general_rows` general rows last. `progress` hears of the rows that are done. Where a GPU's memory runs out, the
+    rows in question are run again in halves, and the following ones too, which `note` hears.
     """
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
-    num_done = 0
+    lengths = [len(s.input_ids) for s in sequences]
+    most, num_done = max_tokens, 0
 
-    def values_of(group: list[int]) -> dict[str, Tensor]:
-        nonlocal num_done
+    def values_of(group: Sequence[int]) -> dict[str, Tensor]:
         batch = pack(
             [sequences[i] for i in group],
             is_forget=[index < num_forget_rows for index in group],
@@ -162,16 +170,31 @@ def build_reference(
             is_general=[index >= first_general for index in group],
             row_index=group,
         )
-        found = reference_values(engine, batch.to(engine.model.device), needs)
-        num_done += len(group)
-        if progress is not None:
-            progress("reference pass", num_done, len(sequences))
-        return found
+        return reference_values(engine, batch.to(engine.model.device), needs)
 
-    groups = list(token_groups([len(s.input_ids) for s in sequences], max_tokens))
+    def within_memory(group: Sequence[int]) -> dict[str, Tensor]:
+        nonlocal most, num_done
+        found, rest = list[dict[str, Tensor]](), list(group)
+        while rest:
+            part = [rest[place] for place in next(token_groups([lengths[row] for row in rest], most))]
+            values = unless_out_of_memory(partial(values_of, part))
+            if values is None:
+                most = _fewer_tokens([lengths[row] for row in part])
+                note(
+                    f"the GPU's memory ran out in the reference pass, which goes on with at most {most} tokens at once "
+                    f"and gives the same values"
+                )
+                continue
+            found.append(values)
+            rest = rest[len(part) :]
+            num_done += len(part)
+            if progress is not None:
+                progress("reference pass", num_done, len(sequences))
+        return _joined(found)
+
     with engine.adapter_off(), engine.running():
-        pieces = shared(groups, values_of)
-    values = {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
+        pieces = shared(list(token_groups(lengths, max_tokens)), within_memory)
+    values = _joined(pieces)
     norms = values.pop("forget_norms", None)
     store = ReferenceStore(
         starts=answer_starts(sequences),
@@ -182,6 +205,20 @@ def build_reference(
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
     return with_head(store, engine)
+
+
+def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else {})}
+
+
+def _fewer_tokens(lengths: Sequence[int]) -> int:
+    """Half of the tokens of rows that did not fit, but no fewer than the longest has."""
+    if len(lengths) == 1:
+        raise ModelError(
+            f"reference pass: the GPU's memory is not enough for a row of {lengths[0]} tokens; use --quantise nf4 or a "
+            f"shorter --max-length (--plan shows what takes the memory)"
+        )
+    return max(sum(lengths) // 2, *lengths)
 
 
 def with_head(store: ReferenceStore, engine: Engine) -> ReferenceStore:

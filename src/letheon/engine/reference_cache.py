@@ -51,13 +51,14 @@ def load_or_build_reference(
     note: Callable[[str], None] = _logger.warning,
     progress: Progressed | None = None,
     on_path: Callable[[Path], None] | None = None,
+    on_short: Callable[[str], None] = _logger.warning,
 ) -> ReferenceStore:
     """Return the store from `cache_dir` where one of the same model, rows and needs lies there, else build and keep it.
 
     The key covers weights, token ids, answer spans, needs, path, dtype, device kind and torch version: if anything
     differs the store is built anew. Of several processes that want the same one, one builds it and the others wait,
     which `note` is told; `progress` hears of the rows that are done. `on_path` learns where the store lies before it
-    is made. None for `cache_dir` keeps it in memory only.
+    is made, and `on_short` that a GPU's memory ran out. None for `cache_dir` keeps it in memory only.
 
     Raises:
         OutputError: it cannot be written to `cache_dir`.
@@ -72,6 +73,7 @@ def load_or_build_reference(
         needs=needs,
         max_tokens=max_tokens,
         progress=progress,
+        note=on_short,
     )
     if cache_dir is None:
         return build()

@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
 from letheon.devices import bring
-from letheon.model.widening import in_dtype_of
+from letheon.model.widening import in_dtype_of, keep_for_backward, kept_for_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,14 @@ class _Sliced(torch.autograd.Function):
             inners.append(rows[span].to(down.dtype) @ down.T)
             all_up_rows.append((up.T * scaling).contiguous())
             _add_product(output[span], inners[-1], all_up_rows[-1])
-        ctx.save_for_backward(rows, weight, *downs, *all_up_rows, *inners)
+        keep_for_backward(ctx, weight, rows, *downs, *all_up_rows, *inners)
         ctx.segments, ctx.scalings = segments, scalings
         return _as_new(output, states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of states, A_m and B_m; None for frozen ones."""
-        rows, weight, *others = ctx.saved_tensors
+        weight, rows, *others = kept_for_backward(ctx)
         num, segments = len(ctx.scalings), ctx.segments
         downs, all_up_rows, inners = others[:num], others[num : 2 * num], others[2 * num :]
         of_output = gradients[0].reshape(-1, gradients[0].shape[-1])
@@ -168,14 +168,14 @@ class _Padded(torch.autograd.Function):
         up_rows = up_rows * _factors(scalings, up_rows.dtype, up_rows.device)[:, None, None]
         inner = segments.pad(rows.to(down_rows.dtype)) @ down_rows.mT
         output += segments.unpad(inner @ up_rows)
-        ctx.save_for_backward(rows, weight, down_rows, up_rows, inner)
+        keep_for_backward(ctx, weight, rows, down_rows, up_rows, inner)
         ctx.segments, ctx.scalings, ctx.ranks = segments, scalings, [len(down) for down in downs]
         return _as_new(output, states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of states, A_m and B_m; None for frozen ones."""
-        rows, weight, down_rows, up_rows, inner = ctx.saved_tensors
+        weight, rows, down_rows, up_rows, inner = kept_for_backward(ctx)
         segments = ctx.segments
         of_output = gradients[0].reshape(-1, gradients[0].shape[-1])
         exact = segments.pad(of_output.to(down_rows.dtype))

@@ -22,8 +22,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, OutputError
-from letheon.model.experts import keep_fused, merged_experts
+from letheon.model.codes import exact_matrix
+from letheon.model.experts import keep_fused
 from letheon.model.lowrank import ADAPTER
+from letheon.model.merging import adapted_weights, merged_weights, ordinary_weight, plain_tensors
+from letheon.model.quantised_layers import plain_shapes, quantised_layers
 from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
 from letheon.model.widening import widening_of
 from letheon.storage.files import replace_folder
@@ -102,31 +105,28 @@ class LoraAdapter:
     def merged_state(self) -> dict[str, Tensor]:
         """Return the ordinary model's weights with the adapter folded in, W + (alpha / rank) B A, summed in float32.
 
-        The model itself is left as it is: merging in place would move the reference that the run is measured against.
+        Quantised matrices are dequantised, in main memory, in the dtype that the model is saved in. The model itself is
+        left as it is: merging in place would move the reference that the run is measured against.
 
         Raises:
             ModelError: a layer's adapter cannot be merged, or the weights would not be those of the plain model.
         """
         # By the parameter itself, since a layer that the model has in several places has several names.
-        merged = {id(parameter): value for parameter, value in _merged(self.model)}
-        state = {
-            plain_name(name): merged.get(id(value), value.detach())
-            for name, value in self.model.state_dict(keep_vars=True).items()
-            if ".lora_" not in name
-        }
+        merged = {id(parameter): value for parameter, value in merged_weights(self.model)}
+        state = {plain_name(name): merged.get(id(value), value.detach()) for name, value in plain_tensors(self.model)}
         _check_same_tensors(state, self.tensors)
         return state
 
     @torch.no_grad()
     def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
         """Return whether the adapter is not zero but `merged`, the weights with it folded in, are the model's own."""
-        layers = list(_adapted_weights(self.model))
+        layers = list(adapted_weights(self.model))
         if not any(
             bool(layer.lora_A[ADAPTER].weight.any() and layer.lora_B[ADAPTER].weight.any()) for layer, _ in layers
         ):
             return False
         names = {id(p): plain_name(name) for name, p in self.model.named_parameters(remove_duplicate=False)}
-        return all(torch.equal(merged[names[id(weight)]], weight) for _, weight in layers)
+        return all(torch.equal(merged[names[id(weight)]], ordinary_weight(self.model, weight)) for _, weight in layers)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -154,7 +154,7 @@ class LoraAdapter:
 
     @property
     def _scaling(self) -> float:
-        layer, _ = next(_adapted_weights(self.model))
+        layer, _ = next(adapted_weights(self.model))
         return float(layer.scaling[ADAPTER])
 
     def save(self, folder: Path) -> None:
@@ -208,7 +208,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
         layers=settings.layers,
         takes_parameters=not settings.decomposed and not settings.dropout,
     )
-    tensors = {name: value.shape for name, value in model.state_dict().items()}
+    tensors = plain_shapes(model)
     modules, parameters = peft_names(model, targets)
     config = LoraConfig(
         r=settings.rank,
@@ -238,6 +238,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) ->
     # What is saved names the layers as PEFT finds them in the plain model.
     saved: Any = peft.peft_config[ADAPTER]
     saved.target_modules, saved.target_parameters = modules, parameters or None
+    saved.fan_in_fan_out |= any(layer.is_transposed for layer in quantised_layers(model).values())
     named = dict(peft.named_parameters())
     for name, value in first_values(peft, rank=settings.rank, seed=seed, init=settings.init).items():
         named[name].data = value
@@ -270,7 +271,7 @@ def _set_magnitude(layer: LoraLinear) -> None:
     """Begin with the lengths of the weights' rows in float32: PEFT rounds them to the weights' own dtype."""
     base: Any = layer.get_base_layer()
     vector: Any = layer.lora_magnitude_vector
-    vector[ADAPTER].weight.copy_(torch.linalg.norm(base.weight.float(), dim=0 if isinstance(base, Conv1D) else 1))
+    vector[ADAPTER].weight.copy_(torch.linalg.norm(exact_matrix(base.weight), dim=0 if isinstance(base, Conv1D) else 1))
 
 
 def plain_name(name: str) -> str:
@@ -286,26 +287,6 @@ def _names_as_given() -> Iterator[None]:
         yield
 
 
-def _adapted_weights(model: nn.Module) -> Iterator[tuple[Any, nn.Parameter]]:
-    """Yield each adapted layer with the weight that its adapter adds to.
-
-    Raises:
-        ModelError: a layer is of a kind whose weight is not known, such as a quantised one.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, ParamWrapper):
-            yield module, module.get_param()
-        elif isinstance(module, LoraLinear):
-            yield module, cast("nn.Parameter", module.get_base_layer().weight)
-        elif isinstance(module, LoraLayer):
-            raise ModelError(f"{name}: the adapter of a {type(module).__name__} cannot be merged")
-
-
-def _merged(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    for layer, weight in _adapted_weights(model):
-        yield weight, merged_experts(layer) if isinstance(layer, ParamWrapper) else _merged_weight(layer)
-
-
 def _check_same_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
     found = {name: value.shape for name, value in state.items()}
     different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
@@ -316,19 +297,8 @@ def _check_same_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torc
         )
 
 
-def _merged_weight(layer: LoraLinear) -> Tensor:
-    """Sum in float32 and round at once: held in float32, all of them would take twice the model."""
-    rounded = cast("Tensor", layer.get_base_layer().weight)
-    weight = rounded.float()
-    if ADAPTER in layer.lora_variant:
-        merged: Tensor = layer.lora_variant[ADAPTER].merge_safe(layer, ADAPTER, weight)
-    else:
-        merged = weight + layer.get_delta_weight(ADAPTER).float()
-    return merged.to(rounded.dtype)
-
-
 def _are_transposed(model: PreTrainedModel, targets: Targets) -> bool:
-    """GPT-2's Conv1D keeps its weight as (in, out)."""
+    """GPT-2's Conv1D keeps its weight as (in, out), unless it is quantised."""
     return any(isinstance(model.get_submodule(path), Conv1D) for path in targets.modules)
 
 

@@ -26,6 +26,9 @@ WHOLE_NOT_ADAPTER = (
 )
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+_CODES = ("U8", "I8")
+_SCALES = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB")
+"""How the names end that bitsandbytes gives to what belongs to a quantised matrix."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
     "convert it with transformers on a machine you trust: "
@@ -63,6 +66,8 @@ def check_checkpoint(source: str) -> None:
 def stored_dtype_of(folder: Path) -> torch.dtype:
     """Return the dtype of most of the numbers in a checkpoint's weights, as their files say it.
 
+    Codes of quantised weights and their scales are not counted.
+
     Raises:
         ModelError: there are no weights, or they cannot be read.
     """
@@ -71,8 +76,10 @@ def stored_dtype_of(folder: Path) -> torch.dtype:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 tensor = file.get_slice(name)
+                if tensor.get_dtype() in _CODES or name.endswith(_SCALES):
+                    continue
                 counts[_DTYPES.get(tensor.get_dtype(), torch.float32)] += math.prod(tensor.get_shape())
-    return counts.most_common(1)[0][0]
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def float32_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from letheon.model.checkpoint_files import (
 )
 from letheon.model.companions import OF_MODEL, OF_TOKENIZER, copy_companions, fetch_companions, local_folder
 from letheon.model.precision import Asked, choose_precision
+from letheon.model.quantised import Quantise, check_installed, how_to_quantise, is_quantised_checkpoint
+from letheon.model.quantised_layers import dequantise_in_products, make_ordinary, quantised_layers
 from letheon.model.saved import check_saved
 from letheon.model.unexpected import check_unexpected
-from letheon.model.widening import as_stored, computes_wide, widen, widen_wholly, widening_of
+from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
 from letheon.storage.files import replace_folder
 
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
@@ -58,6 +61,8 @@ def load_model(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    quantise: Quantise | None = None,
+    dequantise: bool = False,
     note: Callable[[str], None] = _logger.warning,
 ) -> LoadedModel:
     """Load a causal language model in evaluation mode and its tokenizer.
@@ -65,7 +70,8 @@ def load_model(
     `source` is a local folder or a hub id, `tokenizer` another one where the checkpoint carries none, or a tokenizer
     itself, `device` one of torch's names or None for the best there is. Only safetensors are read. `note` is told which
     parts of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is
-    asked.
+    asked. `quantise` is how the linear layers of an ordinary checkpoint are quantised; `dtype` is that of everything
+    else. `dequantise` makes an ordinary model of a quantised checkpoint.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
@@ -84,6 +90,7 @@ def load_model(
     stored = stored_dtype(source, config)
     precision = choose_precision(stored, asked=dtype, device=device).precision
     loaded_in = {"float32": torch.float32, "bfloat16": torch.bfloat16, "widened": stored}[precision]
+    is_quantised = quantise is not None or is_quantised_checkpoint(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -92,6 +99,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
+            **(_quantised_loading(quantise, device) if is_quantised else {}),
         )
     except Exception as error:
         expected = "expected a causal language model with safetensors weights that transformers can load"
@@ -106,13 +114,25 @@ def load_model(
     _check_finite(model, source=source)
     fetch_companions(source)
     model.eval()
+    if is_quantised:
+        dequantise_in_products(model)
+        if dequantise:
+            make_ordinary(model)
     if precision == "widened":
         widen(model, stored, exact=_exact_weights(source))
         if not computes_wide(model):
             widen_wholly(model)
             note(f"{type(model).__name__} uses its matrices in its own way, so all weights are float32 in memory")
-    move_model(model, device)
+    if not is_quantised:  # it lies where it was quantised
+        move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
+
+
+def _quantised_loading(quantise: Quantise | None, device: str | None) -> dict[str, Any]:
+    """What transformers is told besides: how to quantise, and where."""
+    check_installed()
+    how = {} if quantise is None else {"quantization_config": how_to_quantise(quantise)}
+    return {"device_map": {"": device or ("cuda" if torch.cuda.is_available() else "cpu")}, **how}
 
 
 def stored_dtype(source: str, config: PreTrainedConfig) -> torch.dtype:
@@ -271,7 +291,7 @@ def save_model(
     """
     try:
         with replace_folder(folder) as temporary:
-            model.save_pretrained(temporary, state_dict=_to_write(model, state))
+            _writable(model).save_pretrained(temporary, state_dict=_to_write(model, state))
             _name_dtype(model, temporary / "config.json")
             tokenizer.save_pretrained(temporary)
             copy_companions(model.name_or_path or "", temporary, OF_MODEL)
@@ -279,6 +299,18 @@ def save_model(
             check_saved(temporary, model)
     except (RuntimeError, SafetensorError) as error:
         raise OutputError(f"{folder}: the model cannot be written ({_reason(error)}); is the disk full?") from error
+
+
+def _writable(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that transformers is asked to write with the weights given: it writes no quantised one as ordinary."""
+    if not quantised_layers(model):
+        return model
+    config = deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with torch.device("meta"):
+        ordinary: PreTrainedModel = type(model)._from_config(config, dtype=saved_dtype(model))
+    ordinary.generation_config = model.generation_config
+    return ordinary
 
 
 def _to_write(model: PreTrainedModel, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -296,16 +328,28 @@ def _name_dtype(model: PreTrainedModel, path: Path) -> None:
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the sha256 of the model's configuration and weights as they are in memory, adapters left out."""
-    config = model.config.to_dict()
+    return _digest(model.config, model.state_dict(), is_widened=widening_of(model) is not None)
+
+
+def fingerprint_as_saved(
+    model: PreTrainedModel, state: dict[str, Tensor], folder: Path, *, trust_remote_code: bool = False
+) -> str:
+    """Return what `fingerprint` finds of a model that was saved to `folder` with the weights of `state`."""
+    config = load_config(str(folder), trust_remote_code=trust_remote_code)
+    return _digest(config, state, is_widened=widening_of(model) is not None)
+
+
+@torch.no_grad()
+def _digest(config: PreTrainedConfig, state: Mapping[str, Any], *, is_widened: bool) -> str:
+    plain = config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
-        config.pop(name, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    if widening_of(model) is not None:
+        plain.pop(name, None)
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    if is_widened:
         digest.update(b"widened")  # a model without norms and biases lies in memory as one in bfloat16 does
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         if ".lora_" in name:
             continue
         digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())

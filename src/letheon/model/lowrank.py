@@ -16,11 +16,26 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from letheon.model.codes import is_quantised
 from letheon.model.forwards import is_replaced
-from letheon.model.widening import WidenedConv1D, WidenedLinear, in_dtype_of, widened_linear
+from letheon.model.quantised_layers import QuantisedLinear
+from letheon.model.widening import (
+    WidenedConv1D,
+    WidenedLinear,
+    in_dtype_of,
+    keep_for_backward,
+    kept_for_backward,
+    widened_linear,
+)
 
 ADAPTER = "default"
-LINEAR_FORWARDS = (nn.Linear.forward, Conv1D.forward, WidenedLinear.forward, WidenedConv1D.forward)
+LINEAR_FORWARDS = (
+    nn.Linear.forward,
+    Conv1D.forward,
+    WidenedLinear.forward,
+    WidenedConv1D.forward,
+    QuantisedLinear.forward,
+)
 """Of layers that give W x + b and nothing else."""
 
 
@@ -63,7 +78,7 @@ def low_rank_linear(
 ) -> Tensor:
     """Return W x + b + s B A x (.., O) of states (.., D), with A (r, D) and B (O, r) in float32.
 
-    W (O, D) and b (O,) are frozen and of any dtype.
+    W (O, D) and b (O,) are frozen; W is of any dtype or quantised.
     """
     product = _LowRankLinear.apply(states, weight, bias, down, up, scaling)  # type: ignore[no-untyped-call]
     return cast("Tensor", product)
@@ -74,7 +89,7 @@ def is_plain(layer: LoraLinear) -> bool:
     base: Any = layer.get_base_layer()
     return (
         type(base).forward in LINEAR_FORWARDS
-        and base.weight.is_floating_point()
+        and (base.weight.is_floating_point() or is_quantised(base.weight))
         and not base.weight.requires_grad
         and (base.bias is None or not base.bias.requires_grad)
         and type(layer) is LoraLinear  # not fused already, by a block around this one
@@ -105,7 +120,7 @@ class _LowRankLinear(torch.autograd.Function):
             output.addmm_(inner, up_rows)
         else:
             output += inner @ up_rows  # added in float32 and rounded once, as PEFT does
-        ctx.save_for_backward(rows, inner, weight, down, up_rows)
+        keep_for_backward(ctx, weight, rows, inner, down, up_rows)
         ctx.scaling = scaling
         # Not a view in autograd's eyes: OLMo clamps its queries, keys and values in place.
         return cast("Tensor", torch.ops.aten._unsafe_view(output, (*states.shape[:-1], output.shape[-1])))
@@ -113,7 +128,7 @@ class _LowRankLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         """Return the gradients of states, A and B; the frozen matrix has none."""
-        rows, inner, weight, down, up_rows = ctx.saved_tensors
+        weight, rows, inner, down, up_rows = kept_for_backward(ctx)
         (of_output,) = gradients
         shape = of_output.shape
         of_rows_out = of_output.reshape(-1, shape[-1])

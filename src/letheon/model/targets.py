@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from letheon.errors import ModelError, nearest
+from letheon.model.codes import is_quantised, matrix_shape
 from letheon.model.layers import names_in_layers, trunk_of
 from letheon.model.lowrank import LINEAR_FORWARDS
 
@@ -100,7 +101,7 @@ def find_targets(
 def narrowest(model: PreTrainedModel, targets: Targets) -> tuple[str, int]:
     """Return the name of the matrix with the smallest side among those that carry an adapter, and that side."""
     paths = {**{f"{name}.weight": name for name in targets.modules}, **{name: name for name in targets.experts}}
-    sides = {name: min(model.get_parameter(path).shape[-2:]) for path, name in paths.items()}
+    sides = {name: min(matrix_shape(model.get_parameter(path))[-2:]) for path, name in paths.items()}
     name = min(sides, key=sides.__getitem__)
     return name, sides[name]
 
@@ -241,11 +242,17 @@ def _refused(model: PreTrainedModel, paths: Collection[str], *, takes_parameters
             refused[path] = "the model uses its weight directly, without the adapter"
     lost = _lost_by_peft(model, paths)
     refused.update(dict.fromkeys(lost, "PEFT loads its adapter under another name"))
+    by_name = renamed_by_peft(model, [path for path in paths if _holds_codes(model, path)])
+    refused.update(dict.fromkeys(by_name, "PEFT adapts it as a parameter, and it is quantised"))
     if not takes_parameters:
         by_parameter = {path for path in paths if _is_expert_matrix(model, path)} | renamed_by_peft(model, paths)
         reason = "PEFT adapts it as a parameter of a mixture of experts, without DoRA or dropout"
         refused.update({path: reason for path in paths if path in by_parameter})
     return {path: refused[path] for path in paths if path in refused}
+
+
+def _holds_codes(model: PreTrainedModel, path: str) -> bool:
+    return not _is_expert_matrix(model, path) and is_quantised(model.get_parameter(f"{path}.weight"))
 
 
 def _lost_by_peft(model: PreTrainedModel, paths: Collection[str]) -> set[str]:
@@ -275,7 +282,7 @@ def _frozen(model: PreTrainedModel, kept: Collection[str]) -> tuple[float, list[
     embeddings = (*(m for m in model.modules() if isinstance(m, nn.Embedding)), model.get_output_embeddings())
     passed_over = {id(p) for module in embeddings if module is not None for p in module.parameters()}
     trunk = {id(parameter) for parameter in trunk_of(model).parameters()} - passed_over
-    sizes = {n: p.numel() for n, p in model.named_parameters() if id(p) in trunk and p.ndim > 1}
+    sizes = {n: matrix_shape(p).numel() for n, p in model.named_parameters() if id(p) in trunk and p.ndim > 1}
     frozen = {name: size for name, size in sizes.items() if name not in adapted}
     return sum(frozen.values()) / max(sum(sizes.values()), 1), sorted(frozen, key=lambda name: -frozen[name])
 

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from letheon.model.codes import dequantised, is_quantised
+
 NARROW = (torch.bfloat16, torch.float16)
 """The dtypes that are widened."""
 _MARK = "_letheon_widened"
@@ -139,7 +141,7 @@ def as_stored(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def widened_linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return W x + b (.., O) of states (.., D), W (O, D) widened for the product where it is narrower than they are.
 
-    A narrow W is frozen; the gradient is that of the states and of b.
+    A narrow or quantised W is frozen; the gradient is that of the states and of b.
     """
     if weight.dtype == states.dtype:
         return linear(states, weight, bias)
@@ -150,25 +152,39 @@ def widened_linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def in_dtype_of(states: Tensor, weight: Tensor) -> Tensor:
-    """Return a frozen matrix as it is multiplied with `states`: itself, or a wider copy for this product alone."""
+    """Return a frozen matrix as it is multiplied with `states`: itself, or a copy in their dtype for this product."""
+    if is_quantised(weight):
+        return dequantised(weight, states.dtype)
     return weight.to(states.dtype) if weight.dtype in NARROW and states.dtype == torch.float32 else weight
 
 
+def keep_for_backward(ctx: Any, weight: Tensor, *others: Tensor) -> None:
+    """Keep a frozen matrix and other tensors; a quantised one past the hooks that would strip it of its scales."""
+    ctx.quantised = weight if is_quantised(weight) else None
+    ctx.save_for_backward(*(others if ctx.quantised is not None else (weight, *others)))
+
+
+def kept_for_backward(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what `keep_for_backward` was given."""
+    saved: tuple[Tensor, ...] = ctx.saved_tensors
+    return saved if ctx.quantised is None else (ctx.quantised, *saved)
+
+
 class _WidenedLinear(torch.autograd.Function):
-    """y = W x + b that keeps the narrow W alone for the backward pass."""
+    """y = W x + b that keeps the narrow or quantised W alone for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return y (.., O) of states (.., D)."""
-        ctx.save_for_backward(weight)
-        return linear(states, weight.to(states.dtype), bias)
+        keep_for_backward(ctx, weight)
+        return linear(states, in_dtype_of(states, weight), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         """Return the gradients of states and b."""
         (of_output,) = gradients
-        (weight,) = ctx.saved_tensors
-        of_states = of_output @ weight.to(of_output.dtype) if ctx.needs_input_grad[0] else None
+        (weight,) = kept_for_backward(ctx)
+        of_states = of_output @ in_dtype_of(of_output, weight) if ctx.needs_input_grad[0] else None
         of_bias = of_output.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return of_states, None, of_bias
 
@@ -263,7 +279,7 @@ def _keep_exact(model: PreTrainedModel, exact: Iterable[tuple[str, Tensor]]) -> 
         else:
             is_renamed = True
         if name in named and named[name].dtype in NARROW:
-            named[name].data = value
+            named[name].data = value.to(named[name].device)
     if is_renamed:  # then transformers alone knows which they are
         found |= {name for name, tensor in state.items() if tensor.dtype not in NARROW}
     return frozenset(found)

@@ -64,8 +64,13 @@ def history(run: RunFiles) -> Facts:
 
 
 def result_facts(run: RunFiles) -> Facts:
-    """Return the fingerprints of the result of the run."""
+    """Return the fingerprints of the result of the run, and what merging into dequantised weights changed."""
     result = _part(run.provenance, "result")
+    merging = _text(_part(result, "merging").get("sentence"))
+    return (*_fingerprints(result), *(() if merging is None else (("merging", merging),)))
+
+
+def _fingerprints(result: Mapping[str, Any]) -> Facts:
     return tuple(
         (name, str(result[key]))
         for name, key in (("model/", "model_sha256"), ("adapter/", "adapter_sha256"))

@@ -6,6 +6,7 @@ when the optimiser's moments, which are larger, are gone.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,8 +15,10 @@ from letheon.errors import EvaluationError, LetheonError
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import write_evaluation
-from letheon.model.loading import LoadedModel, fingerprint, load_model
-from letheon.model.taking import take_saved_weights
+from letheon.model.adapters import LoraAdapter
+from letheon.model.loading import LoadedModel, fingerprint, fingerprint_as_saved, load_model
+from letheon.model.quantised_layers import quantised_layers
+from letheon.model.taking import computing_as_saved, take_saved_weights
 from letheon.model.widening import product_dtype, widening_of
 from letheon.processes import from_first, on_first
 from letheon.progress import Progressed
@@ -112,17 +115,31 @@ class RunScoring:
 
     def _after(self, written: Written) -> Results:
         settings, inputs, form = self._asked("after", written)
+        with ExitStack() as stack:
+            loaded, weights_sha256 = self._saved(settings, written, stack)
+            provenance = inputs.describe(weights_sha256=weights_sha256, precision=written.precision)
+            known = from_first(lambda: _scores_there(settings.out, form, provenance))
+            if known is not None:
+                return known
+            evaluation = inputs.score(loaded, provenance=provenance, progress=self._progress("after"))
+        return _written_to(settings.out, _with_losses_before(evaluation, written.report.fluency))
+
+    def _saved(self, settings: EvaluateSettings, written: Written, stack: ExitStack) -> tuple[LoadedModel, str]:
+        """The model that computes as the saved one, while `stack` is open, and the fingerprint of its weights."""
+        adapted = written.adapted
+        if isinstance(adapted, LoraAdapter) and quantised_layers(adapted.model):
+            folder, trusts = Path(settings.model), settings.trust_remote_code
+            weights_sha256 = fingerprint_as_saved(
+                adapted.model, adapted.merged_state(), folder, trust_remote_code=trusts
+            )
+            stack.enter_context(computing_as_saved(adapted))
+            return written.loaded, weights_sha256
         if _keeps_dtypes(written):
-            take_saved_weights(written.adapted)
+            take_saved_weights(adapted)
             loaded = written.loaded
         else:
             loaded = self._load(settings, written)
-        provenance = inputs.describe(weights_sha256=fingerprint(loaded.model), precision=written.precision)
-        known = from_first(lambda: _scores_there(settings.out, form, provenance))
-        if known is not None:
-            return known
-        evaluation = inputs.score(loaded, provenance=provenance, progress=self._progress("after"))
-        return _written_to(settings.out, _with_losses_before(evaluation, written.report.fluency))
+        return loaded, fingerprint(loaded.model)
 
     def _asked(self, side: Side, written: Written) -> tuple[EvaluateSettings, EvaluatedInputs, AskedForm]:
         """The settings and inputs of an evaluation, which asks in the form of the run."""

@@ -1,4 +1,4 @@
-"""The parts of the settings of `unlearn` that say what a run does beyond its rows (see parts.py)."""
+"""The parts of the settings of `unlearn` about its model and what a run does beyond its rows (see parts.py)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +9,18 @@ from letheon.settings.facts import FILE, FIXED, OWN, RARE, RESUMABLE, SHARED, SI
 from letheon.settings.types import General, Instead
 
 _BY_MEMBERSHIP = Requires("dial", "membership")
+
+
+class QuantisationSettings(Settings):
+    """How the weights of an ordinary checkpoint are kept in memory."""
+
+    heading: ClassVar[str] = "Model and rows"
+
+    quantise: Annotated[Literal["nf4", "int8"] | None, FIXED, SHARED] = Field(
+        None,
+        description="Keep linear layers in 4 bits (nf4) or 8 bits (int8), by bitsandbytes; unlearn trains an adapter "
+        "over them and saves ordinary weights.",
+    )
 
 
 class GeneralSettings(Settings):

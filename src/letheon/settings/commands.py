@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
-from letheon.settings.beyond import DialSettings, GeneralSettings
+from letheon.settings.beyond import DialSettings, GeneralSettings, QuantisationSettings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
@@ -40,6 +40,7 @@ class UnlearnSettings(  # the settings of the last base come first
     GeneralSettings,
     MethodSettings,
     OutputSettings,
+    QuantisationSettings,
     FormedRowSettings,
 ):
     """Settings of `letheon unlearn`."""
@@ -53,7 +54,7 @@ class RedialSettings(DialSettings):
     command: ClassVar[str] = "dial"
 
 
-class EvaluateSettings(RowSettings):
+class EvaluateSettings(QuantisationSettings, RowSettings):
     """Settings of `letheon evaluate`."""
 
     command: ClassVar[str] = "evaluate"

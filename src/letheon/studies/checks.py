@@ -9,7 +9,7 @@ from typing import TypeVar
 from letheon.errors import DataError, LetheonError, SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import load_config
-from letheon.model.quantised import check_not_quantised
+from letheon.model.quantised import check_quantisation
 from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.studies.planned_runs import PlannedRun
 from letheon.studies.spec import StudySettings
@@ -40,9 +40,11 @@ def check_study(
     Raises:
         LetheonError: as `letheon unlearn` or `letheon evaluate` would raise of the first run.
     """
-    for model, trust in {(run.settings.model, run.settings.trust_remote_code) for run in runs}:
+    loaded = {(one.model, one.trust_remote_code, one.quantise, one.adapt) for one in (run.settings for run in runs)}
+    for model, trust, quantise, adapt in loaded:
         check_checkpoint(model)
-        check_not_quantised(load_config(model, trust_remote_code=trust), source=model)
+        config = load_config(model, trust_remote_code=trust)
+        check_quantisation(config, source=model, quantise=quantise, adapt=adapt)
     for run in runs:
         evaluation = _evaluation(study, run)
         sources = {"forget": run.settings.forget, "retain": run.settings.retain}

@@ -157,6 +157,7 @@ def _write_state(run: Path, state: RunState, folder: Path) -> None:
         tokenizer=settings.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
     )
     adapted = adapt(loaded.model, settings)
     adapted.load_state(saved.parameters)

@@ -68,6 +68,8 @@ class Run(Generic[JobT_co]):
     would be kept there."""
     num_scorings: int = 1
     """How many scorings follow the last step."""
+    most_tokens: int | None = None
+    """How many tokens a step computes at once since a GPU's memory ran out; None for as many as the settings say."""
 
     @property
     def epoch(self) -> float:

@@ -13,6 +13,7 @@ from letheon.data.packing import PackedBatch
 from letheon.errors import DivergenceError
 from letheon.processes import here
 from letheon.training.job import Factors, Job
+from letheon.training.memory import within_memory
 from letheon.training.optimiser import set_learning_rate
 from letheon.training.randomness import dropout_of_step, dropped_by_row
 from letheon.training.state import Run
@@ -30,16 +31,18 @@ def take_step(run: Run[Job]) -> None:
 
     Raises:
         DivergenceError: a term or the gradient is not finite; nothing is changed then.
+        SettingsError: a GPU's memory is not enough for it.
     """
     began, rows = time.monotonic(), run.job.rows_of_step(run.step)
-    with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
-        parts, num_tokens = add_gradients(
-            run.job,
-            rows,
-            max_tokens=run.settings.max_batch_tokens,
-            factors=run.factors,
-            within=partial(dropped_by_row, run.dropouts, seed=run.settings.seed, step=run.step),
-        )
+
+    def compute(max_tokens: int) -> tuple[DeviceParts, int]:
+        with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):
+            return add_gradients(run.job, rows, max_tokens=max_tokens, factors=run.factors, within=within)
+
+    within = partial(dropped_by_row, run.dropouts, seed=run.settings.seed, step=run.step)
+    parts, num_tokens = within_memory(run, rows, compute)
+    if here().size > 1:
+        parts, num_tokens = add_up(run.job.adapted.parameters(), run.job.part_names, parts, num_tokens)
     update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
@@ -53,12 +56,9 @@ def add_gradients(
 ) -> tuple[DeviceParts, int]:
     """Add the gradients of one step to the trained parameters; return the unweighted terms and the tokens read.
 
-    Each piece is computed `within` a context of its own.
-
-    A step of more than `max_tokens` tokens is computed in pieces, which add up to the same loss and gradient; terms
-    that cannot be split are computed whole. Of several processes each computes its share of the rows, and all get the
-    sum. A step without answer tokens leaves no gradient, so that it changes
-    neither parameters nor the optimiser.
+    A step of more than `max_tokens` tokens is computed in pieces, each `within` a context of its own, which add up to
+    the same loss and gradient; terms that cannot be split are computed whole. Of several processes each adds those of
+    its share. A step without answer tokens leaves no gradient, so that it changes neither parameters nor the optimiser.
     """
     pieces = job.pieces(rows, max_tokens=max_tokens)
     found: list[DeviceParts] = []
@@ -68,10 +68,7 @@ def add_gradients(
             if len(piece.batch.labels):
                 loss.total.backward()
         found.append({name: None if part is None else part.detach() for name, part in loss.parts.items()})
-    parts, num_tokens = sum_parts(found), sum(piece.batch.num_tokens for piece in pieces)
-    if here().size == 1:
-        return parts, num_tokens
-    return add_up(job.adapted.parameters(), job.part_names, parts, num_tokens)
+    return sum_parts(found), sum(piece.batch.num_tokens for piece in pieces)
 
 
 def sum_parts(pieces: Sequence[DeviceParts]) -> DeviceParts:

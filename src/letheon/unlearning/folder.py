@@ -9,6 +9,7 @@ import yaml
 from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.precision import Precision
+from letheon.model.quantised_layers import saved_bytes
 from letheon.settings import UnlearnSettings
 from letheon.settings.facts import FIXED, facts_of
 from letheon.storage.files import check_output_folder, check_room, is_leftover, open_output_folder, sweep
@@ -77,7 +78,7 @@ def check_disk(settings: UnlearnSettings, adapted: Adapted, *, num_runs: int, nu
         OutputError: there is too little room.
     """
     trained = sum(parameter.numel() * parameter.element_size() for parameter in adapted.parameters())
-    model = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    model = saved_bytes(adapted.model)
     num_checkpoints = num_runs * most_checkpoints(settings) + num_held
     present = sum(path.stat().st_size for path in settings.out.rglob("*") if path.is_file())
     check_room(
@@ -92,7 +93,7 @@ def num_bytes_at_end(adapted: Adapted) -> int:
     """Return how many bytes of weights a run reads and writes when it ends: its last checkpoint, the kept one, adapter
     and model."""
     trained = sum(parameter.numel() * parameter.element_size() for parameter in adapted.parameters())
-    model = sum(parameter.numel() * parameter.element_size() for parameter in adapted.model.parameters())
+    model = saved_bytes(adapted.model)
     return model + 7 * trained
 
 

@@ -14,6 +14,7 @@ from statistics import fmean, harmonic_mean
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.probing import AnswerValues
@@ -269,6 +270,16 @@ def answer_values(
         matches=tuple(answer.match for answer in found),
         repetitions=tuple(answer.repetition for answer in found),
     )
+
+
+@torch.no_grad()
+def answer_log_probs(engine: Engine, sequences: Sequence[TokenSequence], *, max_tokens: int = PASS_TOKENS) -> Tensor:
+    """Return the log-probabilities (A,) of all answer tokens under the engine's present state, row after row."""
+
+    def log_probs_of(batch: PackedBatch, _: list[int]) -> Tensor:
+        return engine.label_terms(batch).log_probs.cpu()
+
+    return torch.cat(_passed(engine, sequences, max_tokens, log_probs_of))
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,7 @@ def prepare_shared(
         loaded, engine, inputs, settings[0],
         model_fingerprint=fingerprinted, cache_dir=cache_dir, on_path=on_path, progress=progress,
     )  # fmt: skip
+    short = list[str]()
     reference = load_or_build_reference(
         engine,
         [*form.trained, *general.trained],
@@ -150,6 +151,7 @@ def prepare_shared(
         cache_dir=cache_dir,
         progress=progress,
         on_path=on_path,
+        on_short=short.append,
     )
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
     if measures_kl:
@@ -166,7 +168,7 @@ def prepare_shared(
             form = replace(form, known=others)
     unscored = _unscored(inputs, form.sequences, settings[0])
     said = [unscored.describe(so="not scored")] if unscored else []
-    notes = (*adapted.notes, *engine.notes, *form.notes, *general.notes, *said, *notes_of_start(start, form))
+    notes = (*adapted.notes, *engine.notes, *form.notes, *general.notes, *short, *said, *notes_of_start(start, form))
     read = what_was_read(
         form,
         inputs,

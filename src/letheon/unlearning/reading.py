@@ -11,7 +11,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.layers import layers_in
 from letheon.model.loading import check_vocabulary, load_config, stored_dtype
 from letheon.model.precision import Choice, choose_precision
-from letheon.model.quantised import check_not_quantised
+from letheon.model.quantised import check_quantisation, described
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
@@ -61,7 +61,7 @@ def read(
     _check_cache(settings.cache_dir)
     check_checkpoint(settings.model)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    check_not_quantised(config, source=settings.model)
+    check_quantisation(config, source=settings.model, quantise=settings.quantise, adapt=settings.adapt)
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     warnings = target_warnings(settings, note=note)
@@ -85,9 +85,11 @@ def precision_of(settings: UnlearnSettings) -> Choice:
     Raises:
         ModelError: the checkpoint cannot be read.
     """
-    stored = stored_dtype(settings.model, load_config(settings.model, trust_remote_code=settings.trust_remote_code))
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    stored = stored_dtype(settings.model, config)
     was = recorded_dtype(settings.out) if settings.resume else None
-    return choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    return replace(chosen, line=f"{chosen.line}{described(config, settings.quantise)}")
 
 
 def _choose_layer(settings: UnlearnSettings, method: Method) -> UnlearnSettings:

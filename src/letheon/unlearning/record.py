@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, save_model
+from letheon.model.quantised_layers import kind_of
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.catalogue import get_method
 from letheon.scores.fluency import Fluencies
@@ -37,6 +38,7 @@ from letheon.unlearning.dial.turn import Dialled
 from letheon.unlearning.fluent import kept_fluency
 from letheon.unlearning.form_record import describe_form, keep_form
 from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.merging import MergingDifference, measure_merging
 from letheon.unlearning.prepare import Prepared
 from letheon.unlearning.resolve import effective
 
@@ -62,6 +64,8 @@ class RunReport:
     exit_code: int = 0
     fluency: Fluencies = field(default_factory=dict)
     """How fluently the kept state answers; empty where it was not asked: under a time limit, and after a signal."""
+    merging: MergingDifference | None = None
+    """What merging into dequantised weights changed; None where they are ordinary, or where it was not asked."""
 
     @property
     def model(self) -> Path:
@@ -84,17 +88,20 @@ def write_run(settings: UnlearnSettings, prepared: Prepared) -> None:
     write_entry(settings.out, SETTINGS_FILE, settings_text(settings, read))
 
 
-def settings_text(settings: UnlearnSettings, read: Mapping[str, Any], *, scale: float | None = None) -> str:
-    """Return run.yaml: the settings, and as comments what the run `read` and the scale that its dial chose."""
+def settings_text(
+    settings: UnlearnSettings, read: Mapping[str, Any], *, scale: float | None = None, merging: str | None = None
+) -> str:
+    """Return run.yaml: the settings, and as comments what the run `read`, the scale that its dial chose, and what
+    `merging` changed."""
     text = yaml.safe_dump({**effective(settings), "resume": False}, sort_keys=False, allow_unicode=True)
     # Comments, so that the file stays what --config takes.
     said = (f"#   {name}: {value}\n" for name, value in read.items() if name.endswith("_sha256"))
     text += f"\n# What the run read; {FORM_FILE} holds the same.\n{''.join(said)}"
-    return (
-        text
-        if scale is None
-        else f"{text}\n# The dial's scale; {PROVENANCE_FILE} says how it was chosen.\n#   scale: {scale:g}\n"
-    )
+    if scale is not None:
+        text += f"\n# The dial's scale; {PROVENANCE_FILE} says how it was chosen.\n#   scale: {scale:g}\n"
+    if merging is not None:
+        text += f"\n# What saving changed; {PROVENANCE_FILE} has the numbers.\n#   {merging}\n"
+    return text
 
 
 def log_start(
@@ -161,12 +168,15 @@ def write_result(
         ModelError: the model would be the one it came from, or not have its tensors.
         OutputError: a file cannot be written.
     """
-    write_weights(settings.out, prepared.problem.adapted, loaded.tokenizer)
-    if dialled is not None:
+    problem, is_asked = prepared.problem, settings.time_limit_s is None and exit_code == 0
+    write_weights(settings.out, problem.adapted, loaded.tokenizer)
+    merging = None
+    if is_asked:
+        merging = measure_merging(problem.engine, problem.adapted, problem.probes, trained=outcome.kept)
+    if dialled is not None or merging is not None:
         settings = settings.model_copy(update={"template": prepared.form.template})
-        text = settings_text(settings, prepared.problem.read, scale=dialled.scale)
-        write_entry(settings.out, SETTINGS_FILE, text)
-    is_asked = settings.time_limit_s is None and exit_code == 0
+        scale, said = (None if dialled is None else dialled.scale), (None if merging is None else merging.sentence)
+        write_entry(settings.out, SETTINGS_FILE, settings_text(settings, problem.read, scale=scale, merging=said))
     fluent = kept_fluency(loaded, prepared.problem) if is_asked else {}
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
@@ -180,6 +190,7 @@ def write_result(
             "reason": outcome.reason,
             "kept": outcome.kept.flat(),
             **({} if dialled is None else {"dial": dialled.record()}),
+            **({} if merging is None else {"merging": merging.record()}),
             "model_sha256": hash_checkpoint(settings.out / MODEL_FOLDER),
             "adapter_sha256": hash_checkpoint(settings.out / ADAPTER_FOLDER),
             "num_steps": outcome.step,
@@ -201,6 +212,7 @@ def write_result(
         provenance=provenance,
         exit_code=exit_code,
         fluency=fluent,
+        merging=merging,
     )
 
 
@@ -253,6 +265,7 @@ def _provenance(settings: UnlearnSettings, prepared: Prepared, inputs: Inputs) -
             "chosen": prepared.precision,
             "weights": str(problem.adapted.model.dtype).removeprefix("torch."),
             "products": str(product_dtype(problem.adapted.model)).removeprefix("torch."),
+            **({} if (kind := kind_of(problem.adapted.model)) is None else {"quantised": kind}),
             "saved": str(saved_dtype(problem.adapted.model)).removeprefix("torch."),
         },
         "engine": {

@@ -123,6 +123,7 @@ def _unlearn(
         tokenizer=inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
         note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()
@@ -152,6 +153,8 @@ def _unlearn(
                 settings, loaded, prepared, inputs, outcome, clock=clock, exit_code=exit_code, dialled=dialled
             )
         )
+    if report.merging is not None:
+        observer.note(report.merging.sentence)
     if (gibberish := gibberish_note(report.fluency)) is not None:
         observer.note(gibberish)
     is_time_up = from_first(

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from letheon.model.codes import is_quantised
 from letheon.model.forwards import is_replaced, replaced_forwards
 
 _PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -41,9 +42,10 @@ def gated_blocks(model: nn.Module) -> tuple[nn.Module, ...]:
 def _is_gated(block: Any) -> bool:
     try:
         weight = next(block.gate_proj.parameters())
+        dtype = torch.float32 if is_quantised(weight) else weight.dtype
         width = block.down_proj.out_features
         generator = torch.Generator().manual_seed(0)
-        states = torch.randn(1, _NUM_PROBED, width, generator=generator).to(weight.device, weight.dtype)
+        states = torch.randn(1, _NUM_PROBED, width, generator=generator).to(weight.device, dtype)
         own, ours = block(states), _Lean(block)(states)
     except (RuntimeError, TypeError, AttributeError, ValueError, StopIteration):
         return False

@@ -44,6 +44,7 @@ from letheon.unlearning.folder import num_bytes_at_end
 from letheon.unlearning.form_record import inputs_read, read_form
 from letheon.unlearning.formed_rows import form_rows
 from letheon.unlearning.inputs import Inputs
+from letheon.unlearning.merging import MergingDifference, measure_merging
 from letheon.unlearning.prepare import adapt, probes_of
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import settings_text, write_weights
@@ -152,19 +153,21 @@ def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
     if method.alternatives is None:
         _check_same(run, {"sequences_sha256": form.sha256})
     _load_trained(run, adapted, method)
+    probes = probes_of(inputs, form.sequences, settings, asked=form.asked)
     dialled = turn_dial(
         settings,
         engine=engine,
-        probes=probes_of(inputs, form.sequences, settings, asked=form.asked),
+        probes=probes,
         halves=inputs.halves,
         set_scale=scaling_of(adapted, settings),
         trained=run.trained,
         start=run.start,
         progress=observer.stage,
     )
-    for note in dialled.notes():
+    merging = measure_merging(engine, adapted, probes, trained=dialled.kept)
+    for note in (*dialled.notes(), *([] if merging is None else [merging.sentence])):
         observer.note(note)
-    _write(run, loaded, adapted, dialled, observer)
+    _write(run, loaded, adapted, dialled, observer, merging=merging)
     return dialled
 
 
@@ -184,6 +187,7 @@ def _loaded(run: _FinishedRun, observer: Observer, *, inputs: Inputs | None = No
         tokenizer=settings.tokenizer if inputs is None else inputs.tokenizer,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
         note=observer.note,
     )
     adapted = adapt(loaded.model, settings)
@@ -229,7 +233,13 @@ def _saved_adapter(run: _FinishedRun, adapted: LoraAdapter) -> dict[str, Any]:
 
 
 def _write(
-    run: _FinishedRun, loaded: LoadedModel, adapted: Adapted, dialled: Dialled | None, observer: Observer
+    run: _FinishedRun,
+    loaded: LoadedModel,
+    adapted: Adapted,
+    dialled: Dialled | None,
+    observer: Observer,
+    *,
+    merging: MergingDifference | None = None,
 ) -> None:
     """Stage model, adapter and what describes them, and put all of it in place."""
     folder = run.folder
@@ -237,10 +247,10 @@ def _write(
     observer.stage("writing the model", 0, 0)
     with finishing(), staged_result(folder) as staged:
         write_weights(staged, adapted, loaded.tokenizer)
-        scale = None if dialled is None else dialled.scale
-        write_entry(staged, SETTINGS_FILE, settings_text(run.settings, run.read, scale=scale))
+        scale, said = (None if dialled is None else dialled.scale), (None if merging is None else merging.sentence)
+        write_entry(staged, SETTINGS_FILE, settings_text(run.settings, run.read, scale=scale, merging=said))
         write_entry(staged, LOG_FILE, _log_text(run, dialled))
-        write_json_entry(staged, PROVENANCE_FILE, {**run.provenance, "result": _result(run, staged, dialled)})
+        write_json_entry(staged, PROVENANCE_FILE, {**run.provenance, "result": _result(run, staged, dialled, merging)})
 
 
 def _log_text(run: _FinishedRun, dialled: Dialled | None) -> str:
@@ -256,14 +266,17 @@ def _log_text(run: _FinishedRun, dialled: Dialled | None) -> str:
     return text.getvalue()
 
 
-def _result(run: _FinishedRun, staged: Path, dialled: Dialled | None) -> dict[str, Any]:
+def _result(
+    run: _FinishedRun, staged: Path, dialled: Dialled | None, merging: MergingDifference | None
+) -> dict[str, Any]:
     """What provenance.json says of the new result, in the order of any run's."""
     kept = run.trained if dialled is None else dialled.kept
-    rest = {name: value for name, value in run.result.items() if name not in ("reason", "kept", "dial")}
+    rest = {name: value for name, value in run.result.items() if name not in ("reason", "kept", "dial", "merging")}
     return {
         "reason": run.result["reason"],
         "kept": kept.flat(),
         **({} if dialled is None else {"dial": dialled.record()}),
+        **({} if merging is None else {"merging": merging.record()}),
         **rest,
         "model_sha256": hash_checkpoint(staged / MODEL_FOLDER),
         "adapter_sha256": hash_checkpoint(staged / ADAPTER_FOLDER),

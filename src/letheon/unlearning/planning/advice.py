@@ -9,6 +9,8 @@ from types import MappingProxyType
 from letheon.devices import has_own_memory
 from letheon.errors import ModelError
 from letheon.model.checkpoint_files import stored_dtype_of
+from letheon.model.loading import load_config
+from letheon.model.quantised import is_installed, quantisation_of
 from letheon.model.targets import SEED_TARGETS
 from letheon.model.widening import NARROW
 from letheon.settings import UnlearnSettings
@@ -84,17 +86,20 @@ def advise(
     """Return the settings that would fit, each with the fewest changes; empty if none of those tried would.
 
     Tried are fewer tokens a forward (the same step in smaller pieces), gradient checkpointing, 16-bit weights, an
-    adapter in place of the weights themselves, fewer rows a step where it cannot be split, and what of these together.
+    adapter in place of the weights themselves, fewer rows a step where it cannot be split, and what of these together;
+    if none of it fits, weights in 4 bits as well.
     """
     moves = list(_moves(settings, plan))
-    for count in range(1, len(moves) + 1):
-        found = [
-            advice
-            for chosen in combinations(moves, count)
-            if (advice := _tried(settings, dict(pair for move in chosen for pair in move.items()), machine, replan))
-        ]
-        if found:
-            return found
+    # Quantised weights are another reference, so they are the last resort.
+    for possible in (moves, [*moves, *_quantising(settings)]):
+        for count in range(1, len(possible) + 1):
+            found = [
+                advice
+                for chosen in combinations(possible, count)
+                if (advice := _tried(settings, dict(pair for move in chosen for pair in move.items()), machine, replan))
+            ]
+            if found:
+                return found
     return []
 
 
@@ -107,10 +112,23 @@ def _moves(settings: UnlearnSettings, plan: Plan) -> Iterator[dict[str, object]]
     if settings.dtype == "float32":
         yield {"dtype": "widened" if _has_16_bits(settings.model) else "bfloat16"}
     if settings.adapt == "weights":
-        modules = {"target_modules": SEED_TARGETS} if settings.target_modules else {}
-        yield {"adapt": "lora", **modules}
+        yield _adapter(settings)
     if not plan.demand.can_split and settings.batch_size > 1:
         yield {"batch_size": 1}
+
+
+def _quantising(settings: UnlearnSettings) -> list[dict[str, object]]:
+    """Weights in 4 bits under an adapter, where bitsandbytes is there to make them."""
+    if settings.quantise is not None or not is_installed():
+        return []
+    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
+    return [] if quantisation_of(config, None) else [{"quantise": "nf4"} | _adapter(settings)]
+
+
+def _adapter(settings: UnlearnSettings) -> dict[str, object]:
+    if settings.adapt == "lora":
+        return {}
+    return {"adapt": "lora", **({"target_modules": SEED_TARGETS} if settings.target_modules else {})}
 
 
 def _has_16_bits(source: str) -> bool:

@@ -20,7 +20,7 @@ from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.planning.advice import advise, describe_fit, gib, is_impossible, is_tight
 from letheon.unlearning.planning.demand import Data, Demand, demand_of
 from letheon.unlearning.planning.estimate import Plan, estimate
-from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, process_memory
+from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, num_processes, process_memory
 from letheon.unlearning.planning.trace import empty_model
 from letheon.unlearning.prepare import kept_sequences, probes_of, waits_on_kl
 from letheon.unlearning.resolve import build_schedule, method_of, terms_of
@@ -90,7 +90,12 @@ def check_targets(settings: UnlearnSettings, *, note: Callable[[str], None] | No
     """
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     try:
-        model = empty_model(config, resolved_precision(settings.dtype), trust_remote_code=settings.trust_remote_code)
+        model = empty_model(
+            config,
+            resolved_precision(settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            quantise=settings.quantise,
+        )
     except ModelError:
         return  # loading says why, if it fails too
     if settings.adapt == "lora" and not settings.target_modules:
@@ -136,7 +141,7 @@ def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine, cou
         process=process_memory(),
         counts_work=counts_work,
     )
-    return replace(plan, notes=(*_unknown(settings, inputs), *plan.notes))
+    return replace(plan, notes=(*_unknown(settings, inputs), *plan.notes), num_processes=num_processes())
 
 
 def refusal(settings: UnlearnSettings, inputs: Inputs, plan: Plan, machine: Machine) -> SettingsError:
@@ -180,6 +185,7 @@ def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
         schedule=build_schedule(settings, inputs.forget, inputs.retain),
         method=method,
         can_split=all(term.splits for term in terms_of(method, settings)),
+        num_processes=num_processes(),
     )
 
 

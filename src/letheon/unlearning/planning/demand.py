@@ -7,6 +7,7 @@ from letheon.data.packing import PASS_TOKENS, token_groups
 from letheon.data.schedules import GeneralSchedule, Schedule, steps_from
 from letheon.data.sequences import TokenSequence
 from letheon.objective.methods import Method
+from letheon.processes import shares_by_size
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.resolve import steps_to_score, total_steps
 
@@ -134,9 +135,19 @@ class Demand:
 
 
 def demand_of(
-    settings: UnlearnSettings, data: Data, *, schedule: Schedule, method: Method, can_split: bool = True
+    settings: UnlearnSettings,
+    data: Data,
+    *,
+    schedule: Schedule,
+    method: Method,
+    can_split: bool = True,
+    num_processes: int = 1,
 ) -> Demand:
-    """Return what a run of these settings computes, each step as the schedule draws it."""
+    """Return what a run of these settings computes, each step as the schedule draws it.
+
+    The rows of a step that can be split are dealt to `num_processes`, so that the most tokens computed at once are
+    those of one share.
+    """
     num_steps = total_steps(settings, schedule)
     total, largest, is_split, num_read = Tokens(), list[int](), False, [0, 0, 0, 0]
     for step, rows in steps_from(schedule, 0, end=num_steps):
@@ -148,8 +159,13 @@ def demand_of(
         total += data.count(chosen)
         for index in chosen:
             num_read[data.role(index)] += 1
-        pieces = _pieces(data, chosen, settings.max_batch_tokens if can_split else None)
-        is_split |= len(pieces) > 1
+        dealt = shares_by_size([data.count([index]).read for index in chosen], num_processes) if can_split else []
+        shares = [[chosen[place] for place in share] for share in dealt] or [chosen]
+        pieces = list[list[int]]()
+        for share in shares:
+            of_share = _pieces(data, share, settings.max_batch_tokens if can_split else None)
+            is_split |= len(of_share) > 1
+            pieces += of_share
         largest = max([largest, *pieces], key=lambda piece: data.count(piece).read)
     everything = range(len(data.trained))
     longest = max(data.trained, key=lambda sequence: len(sequence.input_ids))

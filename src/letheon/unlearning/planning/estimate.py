@@ -19,9 +19,11 @@ from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
 from letheon.engine.reference import STATES
 from letheon.model.adapted import Adapted
+from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
 from letheon.model.precision import resolved_precision
-from letheon.model.widening import product_dtype
+from letheon.model.quantised_layers import kind_of, quantised_layers, saved_bytes
+from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import StepSettings, UnlearnSettings
@@ -79,6 +81,8 @@ class Plan:
     rates: Rates | None = None
     notes: tuple[str, ...] = ()
     """What the numbers leave out, in words."""
+    num_processes: int = 1
+    """How many share the rows; memory is that of one of them."""
 
     @property
     def pools(self) -> tuple[tuple[str, tuple[Place, ...]], ...]:
@@ -113,7 +117,8 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """How long they take at full rate: the least that the run can take; None without rates."""
-        return None if self.rates is None else sum(work.seconds(self.rates) for work in self.work)
+        rates = self.rates
+        return None if rates is None else sum(work.seconds(rates) for work in self.work) / self.num_processes
 
 
 def estimate(
@@ -129,7 +134,7 @@ def estimate(
     """Return what a run needs; its operations only if `counts_work`, since these take a second run without values.
 
     Always in the device's memory:
-        weights: b P, and buffers
+        weights: b P, and buffers; of a quantised matrix 1/2 and 4/64 a number in nf4, 1 in int8 and 4 a row
         trained: 4 P_t, an adapter's own or float32 copies of bfloat16 weights; 0 where the weights are float32
         moments: 8 P_t, Adam's two
         head as it was: 4 V D where a trained head's reference is needed
@@ -138,7 +143,8 @@ def estimate(
     In one stage after the other: loading (to a GPU: b P in main memory), the self-check (the model's own logits of the
     longest row; the gradients of four rows), the reference pass and a scoring (at most
     4096 tokens at once), a step (see `StepBytes`; 4 P_t more where gradients of earlier
-    pieces lie beside), saving (the merged matrices in float32, and in b). On disk: the model, checkpoints of 12 P_t
+    pieces lie beside), saving (the merged matrices in float32, and in b; quantised ones in main memory, all that is
+    saved). On disk: the model, checkpoints of 12 P_t
     (see `most_checkpoints`), and the reference's values.
 
     Operations: see `work_of`.
@@ -146,9 +152,15 @@ def estimate(
     Raises:
         ModelError: transformers makes no model of this configuration, or its modules do not fit the settings.
     """
-    model = empty_model(config, resolved_precision(settings.dtype), trust_remote_code=settings.trust_remote_code)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    model = empty_model(
+        config,
+        resolved_precision(settings.dtype),
+        trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
+    )
+    num_parameters = sum(matrix_shape(parameter).numel() for parameter in model.parameters())
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    num_bytes, num_saved = sum(map(stored_bytes, model.parameters())) + buffers, saved_bytes(model) + buffers
     with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
         adapted = adapt(model, settings)
     move_model(model, "meta")  # an adapter comes with values
@@ -157,9 +169,11 @@ def estimate(
     allocations = (
         *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
         *_passing_allocations(traced, demand, num_trained=num_trained),
+        *_saving_parts(model, traced, device, num_saved=num_saved),
         *_host_and_disk_parts(
             device,
             num_bytes=num_bytes,
+            num_saved=num_saved,
             num_trained=num_trained,
             num_checkpoints=most_checkpoints(settings),
             store=_store_bytes(traced.reference.stored, demand.reference),
@@ -182,6 +196,13 @@ def estimate(
 
 
 _WEIGHTS = {"widened": "16 bits", "auto": "float32"}
+
+
+def _kinds(model: PreTrainedModel, dtype: str) -> str:
+    """How weights lie, such as "nf4 and 16 bits"."""
+    return " and ".join(filter(None, (kind_of(model), _WEIGHTS.get(dtype, dtype))))
+
+
 _on_device = partial(Allocation, place="device")
 
 
@@ -192,7 +213,7 @@ def _constant_parts(
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and any(name in stored for name in STATES)
     return [
-        _on_device(f"weights in {_WEIGHTS.get(settings.dtype, settings.dtype)}", num_bytes),
+        _on_device(f"weights in {_kinds(model, settings.dtype)}", num_bytes),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
         _on_device("float32 copies of trained weights", 4 * num_trained if is_rounded and not is_lora else 0),
         _on_device("moments of the optimiser", 8 * num_trained),
@@ -212,21 +233,40 @@ def _passing_allocations(traced: "_Traced", demand: Demand, *, num_trained: int)
         _on_device("backward pass", step.backward, when="step"),
         _on_device("gradients of earlier pieces", 4 * num_trained if demand.is_split else 0, when="step"),
         _on_device("forward without gradients", traced.scoring, when="scoring"),
-        _on_device("merged weights", traced.merging, when="saving"),
+    ]
+
+
+def _saving_parts(model: PreTrainedModel, traced: "_Traced", device: str, *, num_saved: int) -> list[Allocation]:
+    """What merging takes: of a quantised model the whole ordinary one, in main memory, and one matrix where it lies."""
+    moved = Allocation("weights on their way to disk", num_saved if has_own_memory(device) else 0, "host", "saving")
+    layers = quantised_layers(model).values()
+    if not layers:
+        return [_on_device("merged weights", traced.merging, when="saving"), moved]
+    largest = max(matrix_shape(layer.weight).numel() for layer in layers)
+    return [
+        _on_device("one merged matrix", (3 * 4 + saved_dtype(model).itemsize) * largest, when="saving"),
+        moved if moved.bytes else _on_device("merged weights", num_saved, when="saving"),
     ]
 
 
 def _host_and_disk_parts(
-    device: str, *, num_bytes: int, num_trained: int, num_checkpoints: int, store: int, kept: int
+    device: str,
+    *,
+    num_bytes: int,
+    num_saved: int,
+    num_trained: int,
+    num_checkpoints: int,
+    store: int,
+    kept: int,
 ) -> list[Allocation]:
-    moved = num_bytes if has_own_memory(device) else 0
+    # Quantised weights go to the GPU one by one.
+    moved = num_bytes if has_own_memory(device) and num_saved == num_bytes else 0
     return [
         Allocation("weights on their way to the GPU", moved, "host", "loading"),
-        Allocation("weights on their way to disk", moved, "host", "saving"),
         Allocation("values of the reference", store, "host"),
         Allocation("values of the reference for the KL of scorings", kept, "host"),
         Allocation("values of the reference, put together", max(store, kept), "host", "reference pass"),
-        Allocation("model", num_bytes, "disk"),
+        Allocation("model", num_saved, "disk"),
         Allocation("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
         Allocation("values of the reference", store, "disk"),
     ]
@@ -261,7 +301,7 @@ def _trace(
                 step=trace_step(engine, terms, demand.largest) if demand.is_split else first,
                 reference=trace_reference(engine, needs_of(terms), demand.reference_group),
                 scoring=trace_scoring(engine, demand.scoring_group),
-                merging=trace_merging(adapted),
+                merging=0 if quantised_layers(model) else trace_merging(adapted),
                 check=trace_check(engine, demand.longest),
                 engine=engine,
                 kept=trace_reference(engine, _OF_RETAIN_KL, demand.reference_group).stored if demand.kept.read else {},

@@ -41,11 +41,21 @@ class Machine:
     """Free bytes of the GPU, where one is used."""
 
 
+def num_processes() -> int:
+    """Return how many processes a launcher starts for the run; 1 without one."""
+    return max(int(os.environ.get("WORLD_SIZE") or 1), 1)
+
+
 def this_machine(device: str | None) -> Machine:
-    """Return what a run on `device` can have here; None takes a GPU where there is one."""
+    """Return what a run on `device` can have here; None takes a GPU where there is one.
+
+    Of main memory it is the share of one of the processes on this machine; each has a GPU of its own.
+    """
     chosen = choose_device(device)
+    sharing = max(int(os.environ.get("LOCAL_WORLD_SIZE") or num_processes()), 1)
+    memory, swap = free_memory(), _meminfo().get("SwapFree", 0)
     free = free_bytes(chosen)
-    return Machine(device=chosen.type, memory=free_memory(), swap=_meminfo().get("SwapFree", 0), gpu_memory=free)
+    return Machine(chosen.type, None if memory is None else memory // sharing, swap // sharing, gpu_memory=free)
 
 
 def machine_of(settings: RowSettings) -> Machine:

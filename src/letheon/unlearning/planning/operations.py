@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from letheon.engine.engine import Engine
 from letheon.engine.reference import reference_values
 from letheon.engine.terms import token_terms
+from letheon.model.codes import matrix_shape
 from letheon.model.layers import trunk_of
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import roles_of
@@ -94,7 +95,7 @@ def rough_work(model: PreTrainedModel, demand: Demand) -> tuple[Work, ...]:
     """
     looked_up = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     matrices = (p for p in trunk_of(model).parameters() if p.ndim >= 2 and id(p) not in looked_up)
-    a_token = 2 * sum(matrix.numel() for matrix in matrices)
+    a_token = 2 * sum(matrix_shape(matrix).numel() for matrix in matrices)
     times = demand.num_scorings
     found = (
         Work("steps", 2 * a_token * demand.trained.read, 0),

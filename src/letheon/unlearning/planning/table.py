@@ -43,7 +43,7 @@ def _disk(plan: Plan) -> Table:
 def _time(plan: Plan) -> Table:
     table = _table("Work", "", "operations", "at least")
     for work in plan.work:
-        seconds = "" if plan.rates is None else duration(work.seconds(plan.rates))
+        seconds = "" if plan.rates is None else duration(work.seconds(plan.rates) / plan.num_processes)
         table.add_row(work.name, f"{work.flops:.3g}", seconds)
     table.add_section()
     total = "" if plan.seconds is None else duration(plan.seconds)
@@ -58,6 +58,11 @@ def _summary(plan: Plan, machine: Machine) -> str:
         f"{demand.num_steps:,} steps over {demand.trained.read:,} tokens ({demand.trained.answers:,} answer tokens), "
         f"at most {demand.largest.num_tokens:,} at once"
     ]
+    if plan.num_processes > 1:
+        lines.append(
+            f"memory is that of one of {plan.num_processes} processes, each with all weights and its share of a step's "
+            f"rows"
+        )
     if plan.rates is not None:
         rates = (
             f"{plan.rates.trunk / 1e9:,.0f} GFLOP/s in the weights' precision, {plan.rates.head / 1e9:,.0f} in float32"

@@ -33,9 +33,11 @@ from letheon.engine.reference import STATES, ReferenceStore, answer_starts, refe
 from letheon.engine.terms import token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
+from letheon.model.codes_without_values import quantise_without_values
 from letheon.model.experts import fused_experts
 from letheon.model.layers import trunk_of
 from letheon.model.precision import Precision
+from letheon.model.quantised import Quantise, quantisation_of
 from letheon.model.widening import widen
 from letheon.objective.methods import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of
@@ -70,13 +72,21 @@ class PassBytes:
     """What it gives to keep, without values: by name, the first dimension counts answer tokens."""
 
 
-def empty_model(config: PreTrainedConfig, precision: Precision, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def empty_model(
+    config: PreTrainedConfig,
+    precision: Precision,
+    *,
+    trust_remote_code: bool = False,
+    quantise: Quantise | None = None,
+) -> PreTrainedModel:
     """Return the model of a configuration in a precision, its weights without values, on the "meta" device.
+
+    Its layers are quantised where the configuration or `quantise` says so.
 
     Raises:
         ModelError: transformers knows no causal language model of this configuration.
     """
-    config = deepcopy(config)
+    how, config = quantisation_of(config, quantise), deepcopy(config)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -92,6 +102,8 @@ def empty_model(config: PreTrainedConfig, precision: Precision, *, trust_remote_
     # Some models look for it among the values of the ids. Past the configuration's own checks, since some refuse None.
     vars(model.config)["pad_token_id"] = None
     model.eval()
+    if how is not None:
+        quantise_without_values(model, how)
     if precision == "widened":
         widen(model, torch.bfloat16)  # float16 takes as much
     return model

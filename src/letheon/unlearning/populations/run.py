@@ -178,6 +178,7 @@ def _try_together(
             tokenizer=inputs.tokenizer,
             device=first.device,
             trust_remote_code=first.trust_remote_code,
+            quantise=first.quantise,
             note=observer.note,
         )
         shared = adapt(loaded.model, first)
