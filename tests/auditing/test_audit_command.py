@@ -96,7 +96,7 @@ def test_an_audit_that_was_ended_goes_on_and_another_model_begins_anew(
     assert (again.known, again.verdict) == (first.known, first.verdict)
     save_model(tiny_model("olmo", world.tokenizer, seed=5), world.tokenizer, Path(given["model"]))
     audit(AuditSettings.of(given))
-    assert len(with_echo) == 2 * num
+    assert with_echo[num:] == ["after", "after"]  # the model that hides comes of the model before, which is the same
 
 
 def test_purge_removes_what_attacks_brought_back(given: dict[str, Any], with_echo: list[str]) -> None:
