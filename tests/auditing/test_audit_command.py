@@ -77,7 +77,12 @@ def test_an_audit_leaves_results_outcomes_and_examples_for_whom_the_table_says(
 ) -> None:
     found = audit(AuditSettings.of(given))
     folder = given["out"] / "audit"
-    assert sorted(path.name for path in folder.iterdir()) == ["examples.jsonl", "outcomes.json", "results.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "examples.jsonl",
+        "outcomes.json",
+        "report.html",
+        "results.json",
+    ]
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in ("examples.jsonl", "outcomes.json")} == {0o600}
     assert read_audit(folder / "results.json") == found
     plain = json.loads((folder / "results.json").read_text())
@@ -103,8 +108,8 @@ def test_purge_removes_what_attacks_brought_back(given: dict[str, Any], with_ech
     audit(AuditSettings.of(given))
     folder = given["out"] / "audit"
     found = purge(given["out"], note=silent)
-    assert {trace.path.name for trace in found.traces} == {"examples.jsonl", "outcomes.json"}
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json"]
+    assert {trace.path.name for trace in found.traces} == {"examples.jsonl", "outcomes.json", "report.html"}
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "results.json"]
 
 
 def test_the_budget_leaves_out_what_would_take_longer(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ class AuditSection:
     is_masked: bool
 
 
-def audit_section(run: RunFiles) -> AuditSection | None:
-    """Return the section on the audit of a run; None where there was none."""
+def audit_section(run: RunFiles, *, folder: Path | None = None) -> AuditSection | None:
+    """Return the section on the audit of a run, or on that in `folder`; None where there was none."""
     results = run.audit
     if results is None:
         return None
@@ -67,7 +67,7 @@ def audit_section(run: RunFiles) -> AuditSection | None:
             *results.left_out.items(),
         ),
         tuple((attack.title, attack.source) for attack in results.attacks),
-        _examples(run.folder / AUDITS_FOLDER / EXAMPLES_FILE, is_masked=is_masked),
+        _examples((folder or run.folder / AUDITS_FOLDER) / EXAMPLES_FILE, is_masked=is_masked),
         is_masked,
     )
 

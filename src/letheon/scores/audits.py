@@ -12,7 +12,9 @@ from letheon.errors import EvaluationError, shown
 from letheon.scores.score import Scores
 from letheon.storage.run_folder import AUDIT_RESULTS_FILE
 
-SCHEMA = "letheon.audit/1"
+AUDIT_SCHEMAS = "letheon.audit/"
+"""How the schemas of all versions begin."""
+SCHEMA = f"{AUDIT_SCHEMAS}1"
 
 CONTROLS = {
     "before": "before",
