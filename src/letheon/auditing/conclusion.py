@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from letheon.auditing.findings import Assessor, Leak, Tried, count_findings, evidence_of
 from letheon.auditing.inputs import AuditInputs
 from letheon.auditing.outcomes import Asked
-from letheon.auditing.rows import telling
+from letheon.auditing.rows import documents_of, telling
 from letheon.auditing.verdict import Thresholds, judge
 from letheon.data.rows import Row
 from letheon.evaluation.in_form import AskedForm
@@ -85,6 +85,12 @@ def _assessor(inputs: AuditInputs, found: Found, control: str, thresholds: Thres
     return Assessor(
         telling(inputs.asked, [*retain, *inputs.placebo]),
         telling(inputs.placebo, [*retain, *inputs.asked]),
+        {
+            "asked": documents_of(inputs.asked),
+            "placebo": documents_of(inputs.placebo),
+            "members": documents_of(inputs.members),
+            "nonmembers": documents_of(inputs.nonmembers),
+        },
         found.asked,
         inputs.num_rows["asked"],
         control,

@@ -4,6 +4,9 @@ import random
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from letheon.data.benchmarks.synthetic import Size, generate
 from letheon.data.rows import Row
 
@@ -20,6 +23,12 @@ def document_of(row: Row) -> str:
     """Return the part of a row's id that names its document: "X" of LUME's `Xsc1` and `Xqa0`, of `X#1` of a
     conversation; the whole id of others."""
     return _PART.sub("", row.id)
+
+
+def documents_of(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Return (R,) which document each row is of, numbered in the order of their first rows."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(document_of(row), len(numbers)) for row in rows], dtype=np.int64)
 
 
 def subjects_of(rows: Sequence[Row]) -> list[list[int]]:

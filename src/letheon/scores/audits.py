@@ -28,7 +28,7 @@ CONTROLS = {
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A value with its bootstrap interval over rows, of the level that `Thresholds` were corrected to."""
+    """A value with its bootstrap interval over documents, of the level that `Thresholds` were corrected to."""
 
     value: float
     low: float
