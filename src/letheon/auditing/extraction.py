@@ -188,7 +188,8 @@ def _places(sequences: Sequence[TokenSequence], batch: Sequence[int]) -> list[tu
 def read(subject: Subject, rows: Sequence[Row], tell: Progressed, *, value: Callable[[Tensor], float]) -> Knowledge:
     """Return `value` of the hits in each row's answer, and which has the longest run."""
     sequences = [answer_sequence(subject, row) for row in rows]
-    hits = answer_hits(subject.model, sequences, partial(tell, "reading"))
+    model, progress = subject.model, partial(tell, "reading")
+    hits = subject.reads("hits", model, sequences, lambda: answer_hits(model, sequences, progress))
     runs = [round(longest_run(one) * len(one)) for one in hits]
     best = max(range(len(rows)), key=runs.__getitem__)
     note = f"the longest verbatim run has {runs[best]} of {len(hits[best])} tokens (row {rows[best].id})"
