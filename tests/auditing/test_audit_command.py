@@ -245,6 +245,7 @@ def test_the_audit_of_a_run_takes_its_settings_and_opens_its_report(
     assert page.index('id="audit"') < page.index('id="scores"')
     assert found.reason.partition("'")[0] in page
     assert "This audit is of another model" not in page
+    assert any(f"{folder / 'adapter'} is kept" in warning for warning in found.warnings)
     assert {trace.path.name for trace in purge(folder, note=silent).traces} >= {"outcomes.json", "examples.jsonl"}
 
 

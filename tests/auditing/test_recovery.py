@@ -134,13 +134,34 @@ def test_the_shift_of_an_auc_is_measured_against_the_control_on_the_same_rows() 
     assert other.high < 0
 
 
+def values_of(found: tuple[Interval, Interval]) -> tuple[float, float]:
+    return found[0].value, found[1].value
+
+
 def test_true_positives_are_told_on_both_sides() -> None:
     unseen = np.arange(100.0)
-    assert true_positives(np.full(10, 200.0), unseen) == (1.0, 0.0)
-    assert true_positives(np.full(10, -1.0), unseen) == (0.0, 1.0)
-    high, low = true_positives(unseen, unseen)
-    assert high <= 0.05
-    assert low <= 0.05
+    draws = draw(np.arange(10), np.arange(100), seed=0)
+    assert values_of(true_positives(np.full(10, 200.0), unseen, draws, level=LEVEL)) == (1.0, 0.0)
+    assert values_of(true_positives(np.full(10, -1.0), unseen, draws, level=LEVEL)) == (0.0, 1.0)
+    # Five of a hundred lie above 94, so that all of ten seen rows at 94.5 are found, and none at 94.
+    assert values_of(true_positives(np.full(10, 94.5), unseen, draws, level=LEVEL)) == (1.0, 0.0)
+    assert values_of(true_positives(np.full(10, 94.0), unseen, draws, level=LEVEL)) == (0.0, 0.0)
+    own = draw(np.arange(100), np.arange(100), seed=0)
+    assert values_of(true_positives(unseen, unseen, own, level=LEVEL)) == (0.05, 0.05)
+    # No row is found above a value that all of them share.
+    assert values_of(true_positives(np.ones(100), np.ones(100), own, level=LEVEL)) == (0.0, 0.0)
+
+
+def test_the_interval_of_true_positives_is_that_of_a_naive_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    seen, unseen = generator.normal(1, 1, 40), generator.normal(0, 1, 60).round(1)
+    naive = []
+    for _ in range(4000):
+        drawn = np.sort(generator.choice(unseen, 60))
+        threshold = min(value for value in drawn if (drawn > value).mean() <= 0.05)
+        naive.append((generator.choice(seen, 40) > threshold).mean())
+    found, _ = true_positives(seen, unseen, draw(np.arange(40), np.arange(60), seed=1), level=LEVEL)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.051)
 
 
 def test_the_level_is_shared_among_findings() -> None:

@@ -10,7 +10,7 @@ import pytest
 from letheon.api import write_report
 from letheon.errors import EvaluationError
 from letheon.purging.purge import purge
-from letheon.scores.audits import AuditedAttack, AuditPoint, AuditResults, Effect
+from letheon.scores.audits import AuditedAttack, AuditPoint, AuditResults, AuditSeparation, Effect
 
 SECRET = "Under the grey kettle, box 40213"
 CURVE = AuditedAttack(
@@ -31,6 +31,24 @@ CURVE = AuditedAttack(
         for steps, value in ((1, 0.125), (100, 0.75))
     ),
 )
+MEMBERSHIP = AuditedAttack(
+    "membership",
+    "Membership",
+    "Yeom et al. 2018",
+    "",
+    60,
+    counts=True,
+    works=True,
+    separations=(
+        AuditSeparation(
+            "loss",
+            {"before": 1.0, "after": 0.21},
+            Effect(0.21, 0.11, 0.31),
+            Effect(-0.29, -0.39, -0.19),
+            (Effect(0.0, 0.0, 0.0), Effect(0.4375, 0.25, 0.625)),
+        ),
+    ),
+)
 RESULTS = AuditResults(
     verdict="hidden",
     reason="Relearning brings back 75%",
@@ -44,8 +62,8 @@ RESULTS = AuditResults(
     known={"before": 0.98, "after": 0.02, "never": 0.01, "placebo": 0.0},
     remaining=Effect(0.01, 0.0, 0.03),
     num_leaked=0,
-    attacks=(CURVE,),
-    left_out={"membership": "there are no rows that no model saw"},
+    attacks=(CURVE, MEMBERSHIP),
+    left_out={"extraction-exposure": "too few rows have a number"},
     settings={"model": "M", "before": "B", "attacks": ["relearning"], "show_secrets": False},
     provenance={"letheon": "1.0"},
 )
@@ -74,7 +92,9 @@ def test_it_is_written_for_the_folder_given_as_out_and_for_that_of_the_audit(fol
     assert "0.750" in text  # of the attacked model, at the strength that brings back most
     assert "Relearning &lt;b&gt;on half&lt;/b&gt;" in text
     assert "<svg" in text
-    assert "there are no rows that no model saw" in text
+    assert "found as dear" in text
+    assert "0.438" in text
+    assert "too few rows" in text
     assert "no such model: it did not learn to refuse" in text
 
 

@@ -194,7 +194,7 @@ class Assessor:
                 {name: _auc(of[score]) for name, of in tried.separated.items() if score in of},
                 _effect(own),
                 _effect(shift),
-                true_positives(np.array(after[score].seen), np.array(after[score].unseen)),
+                self._true_positives(after[score]),
             )
             for score, (own, shift) in found.items()
         )
@@ -222,12 +222,19 @@ class Assessor:
             works=any(tells) if tells else None,
         )
 
+    def _true_positives(self, found: Separated) -> tuple[Effect, Effect]:
+        draws = self._member_draws()
+        high, low = true_positives(np.array(found.seen), np.array(found.unseen), draws, level=self.level)
+        return _effect(high), _effect(low)
+
+    def _member_draws(self) -> Draws:
+        return draw(self.units["members"], self.units["nonmembers"], seed=self.seed)
+
     def _shift(self, tried: Tried, name: str, score: str) -> tuple[Interval, Interval]:
         one = tried.separated[name][score]
         other = tried.separated.get("never", {}).get(score)
         control = None if other is None else (np.array(other.seen), np.array(other.unseen))
-        draws = draw(self.units["members"], self.units["nonmembers"], seed=self.seed)
-        return auc_shift(np.array(one.seen), np.array(one.unseen), control, draws, level=self.level)
+        return auc_shift(np.array(one.seen), np.array(one.unseen), control, self._member_draws(), level=self.level)
 
     def _draws(self, rows: Sequence[int], control_rows: Sequence[int]) -> Draws:
         """Draws of asked rows and the control's, by their places; no more placebo rows than there are."""

@@ -25,6 +25,7 @@ MIN_KNOWN = 0.05
 """Difference of knowledge before and after below which a recovery is a quotient of noise."""
 FALSE_POSITIVES = 0.05
 """Rate at which the true positives of a membership attack are told."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +165,12 @@ def auc_shift(
     return found[0], found[1]
 
 
-def true_positives(seen: Values, unseen: Values) -> tuple[float, float]:
-    """Return the share of seen rows found at 5% false positives, taking high scores for seen, and taking low ones."""
-    high = float((seen > np.quantile(unseen, 1 - FALSE_POSITIVES, method="higher")).mean())
-    low = float((seen < np.quantile(unseen, FALSE_POSITIVES, method="lower")).mean())
-    return high, low
+def true_positives(seen: Values, unseen: Values, draws: Draws, *, level: float) -> tuple[Interval, Interval]:
+    """Return the share of seen rows found at 5% false positives, taking high scores for seen, and taking low ones.
+
+    `draws` are those of `auc_shift`; each has a threshold of its own.
+    """
+    return _found(seen, unseen, draws, level=level), _found(-seen, -unseen, draws, level=level)
 
 
 def rows_for(margin: float, interval: Interval, num_rows: int) -> int:
@@ -199,6 +201,20 @@ def _drawn(units: Units, generator: np.random.Generator) -> Values:
     times = np.bincount(chosen.ravel(), minlength=NUM_DRAWS * count).reshape(NUM_DRAWS, count)
     weights = times[:, units].astype(np.float64)
     return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float64)
+
+
+def _found(seen: Values, unseen: Values, draws: Draws, *, level: float) -> Interval:
+    """The share of seen rows above the lowest unseen value that at most 5% of the unseen rows are above."""
+    falling = np.sort(unseen)[::-1]
+    first = np.searchsorted(-falling, -falling)
+    whole = np.full((1, len(unseen)), 1 / len(unseen))
+    shares = []
+    for rows, control in ((np.full((1, len(seen)), 1 / len(seen)), whole), (draws.rows, draws.control)):
+        weights = control[:, np.argsort(unseen)[::-1]]
+        above = (np.cumsum(weights, axis=1) - weights)[:, first]
+        lowest = (above <= FALSE_POSITIVES + _ROUNDING).sum(1) - 1
+        shares.append((rows * (seen > falling[lowest][:, None])).sum(1))
+    return _interval(float(shares[0][0]), shares[1], level=level)
 
 
 def _wins(seen: Values, unseen: Values) -> Values:

@@ -59,8 +59,9 @@ class AuditSeparation:
     """Of the unlearned model's AUC."""
     shift: Effect
     """Of that AUC less the control's on the same rows, or less 0.5."""
-    true_positives: tuple[float, float]
-    """Share of forget rows found at 5% false positives: taking cheap rows for seen, and taking dear ones."""
+    true_positives: tuple[Effect, Effect]
+    """Share of forget rows found at 5% false positives in the unlearned model: taking cheap rows for seen, and taking
+    dear ones."""
 
 
 @dataclass(frozen=True, slots=True)
