@@ -96,7 +96,7 @@ class Assessor:
         never = self.asked["never"].values if "never" in self.asked else None
         highest = self._highest_placebo(self.asked["placebo"].values[: self.num_asked], range(self.num_asked))
         return [
-            Leak(place, after.values[place], after.texts[place], "without an attack")
+            Leak(place, after.values[place], after.texts[place], "")
             for place in places
             if self._is_leak(place, after.values[place], highest, None if never is None else never[place])
         ]
