@@ -29,7 +29,7 @@ from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.objective.catalogue import METHODS
 from letheon.report.tables import Table, to_markdown
 from letheon.scores.audits import AuditResults, read_audit
-from letheon.storage.files import write_json
+from letheon.storage.files import write_json, write_text
 
 MADE = "made-2-layers"
 TARGETS = (MADE, "lume-val-6m-general")
@@ -79,7 +79,7 @@ class Inputs:
 
     target: Path
     rows: Path
-    """Folder with forget.jsonl, retain.jsonl and holdout.jsonl."""
+    """Folder with forget.jsonl, retain.jsonl, holdout.jsonl for audits and unseen.jsonl for methods."""
     out: Path
     attacks: tuple[str, ...]
     num_rows: int
@@ -115,7 +115,10 @@ def prepare(data: Path, target: str, out: Path, *, num_rows: int, attacks: Seque
     known = read_lume(data / "lume", "validation")
     write_rows(sample(list(known.forget), num_rows, seed=0), folder / "forget.jsonl")
     write_rows(sample(list(known.retain), num_rows, seed=0), folder / "retain.jsonl")
-    write_rows(sample(unseen_rows(data), 4 * num_rows, seed=0), folder / "holdout.jsonl")
+    unseen = sample(unseen_rows(data), 5 * num_rows, seed=0)
+    write_rows(unseen[: 4 * num_rows], folder / "holdout.jsonl")
+    texts = (f"{row.prompt} {row.answer}" for row in unseen[4 * num_rows :])
+    write_text(folder / "unseen.jsonl", "".join(json.dumps({"document": text}) + "\n" for text in texts))
     if target != MADE:
         return Inputs(data / "targets" / target, folder, out / target, tuple(attacks), num_rows)
     knows, never = (made(folder, name, out / f"{MADE}-{name}", seed) for seed, name in enumerate(("knows", "never")))
@@ -154,7 +157,8 @@ def one_method(inputs: Inputs, name: str) -> None:
     if not (run / "evaluation" / "after" / "results.json").exists():
         shutil.rmtree(run, ignore_errors=True)
         rows = ["--forget", inputs.rows / "forget.jsonl", "--retain", inputs.rows / "retain.jsonl"]
-        done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings_of(name)), "--out", run)
+        settings = settings_of(name, unseen=inputs.rows / "unseen.jsonl")
+        done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings), "--out", run)
         if done.returncode:
             write_json(run / "failed.json", {"error": done.stderr[-2000:]})
             return
@@ -170,10 +174,12 @@ def one_method(inputs: Inputs, name: str) -> None:
         shutil.copy(run / "audit" / "outcomes.json", inputs.shared)
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """Return the settings of a run, but for model and rows."""
+def settings_of(name: str, *, unseen: Path) -> dict[str, Any]:
+    """Return the settings of a run, but for model and rows; `unseen` are documents that no target saw."""
     own = VARIANTS.get(name) or OWN.get(name) or PUBLISHED.get(name, {})
-    return {"method": name, "template": "joined", "epochs": EPOCHS, **own}
+    needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
+    documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {}
+    return {"method": name, "template": "joined", "epochs": EPOCHS, **documents, **own}
 
 
 def flags(values: dict[str, Any]) -> Iterator[object]:
@@ -188,14 +194,14 @@ def verdict_of(run: Path) -> str:
     if (run / "failed.json").exists():
         failure: dict[str, str] = json.loads((run / "failed.json").read_text(encoding="utf-8"))
         return f"failed: {failure['error'].strip()[-300:]}"
-    found = read_audit(run / "audit" / "results.json")
+    found = _audit(run)
     return f"{found.verdict}: {found.reason}"
 
 
 def table_of(inputs: Inputs) -> Table:
     """Return a line for each run on a target that was audited."""
     names = [name for name in (*METHODS, *VARIANTS) if (inputs.out / name / "audit" / "results.json").exists()]
-    rows = [(name, *_official(inputs.out / name), *_audited(inputs.out / name)) for name in names]
+    rows = [(name, *_official(inputs.out / name), *audited_cells(_audit(inputs.out / name))) for name in names]
     columns = ("method", "task aggregate", "lowest retain score", "given without an attack", *COLUMNS.values())
     return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows))
 
@@ -207,10 +213,14 @@ def _official(run: Path) -> tuple[str, str]:
     return aggregate, f"{min(retained):.2f}" if retained else ""
 
 
-def _audited(run: Path) -> tuple[str, ...]:
-    found = read_audit(run / "audit" / "results.json")
+def audited_cells(found: AuditResults) -> tuple[str, ...]:
+    """Return what an audit found: what is given without an attack, `COLUMNS`, the verdict and its attack."""
     given = _cell(found, "audit.remaining")
     return (given, *(_cell(found, name) for name in COLUMNS), found.verdict, found.attack or "")
+
+
+def _audit(run: Path) -> AuditResults:
+    return read_audit(run / "audit" / "results.json")
 
 
 def _cell(found: AuditResults, name: str) -> str:
