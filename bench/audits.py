@@ -54,6 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 """Methods that take a fixed learning rate: the one that won in bench.methods."""
 VARIANTS: dict[str, dict[str, Any]] = {
+    "24 epochs": {"method": "low-rank-npo", "epochs": 24},
     "rank 64": {"method": "low-rank-npo", "rank": 64, "alpha": 64},
     "all weights": {"method": "low-rank-npo", "adapt": "weights"},
     "last half of the layers": {"method": "low-rank-npo", "layers": "2:"},
