@@ -38,6 +38,7 @@ from letheon.storage.files import open_folder_outside
 from letheon.storage.outside import note_evaluation
 from letheon.storage.run_folder import (
     ADAPTER_FOLDER,
+    AUDITS_FOLDER,
     CARD_FILE,
     EVALUATIONS_FOLDER,
     MODEL_FOLDER,
@@ -348,7 +349,7 @@ def audit(
     """Attack an unlearned model and say whether the rows are gone; leaves audit/ in `settings.out`.
 
     A path is the folder of a run, whose settings `changes` change: `audit(Path("run"), attacks=("membership",))`. The
-    report of a run gets a section on the audit.
+    report of a run gets a section on the audit; where there is no run, audit/ gets a report.html of its own.
 
     Raises:
         LetheonError: models, rows or settings are not usable or do not go together.
@@ -359,8 +360,7 @@ def audit(
 
     def audited() -> AuditResults:
         results = run_audit(asked, progress=progress, note=note)
-        if (asked.out / SETTINGS_FILE).is_file():
-            write_report(asked.out)
+        write_report(asked.out if (asked.out / SETTINGS_FILE).is_file() else asked.out / AUDITS_FOLDER)
         return results
 
     return from_first(audited)
@@ -387,7 +387,7 @@ def memorize(
 
 
 def write_report(folder: Path, *, show_paths: bool = False) -> Path:
-    """Write report.html for the folder of a run, or of an evaluation alone, and return its path.
+    """Write report.html for the folder of a run, or of an evaluation or an audit alone, and return its path.
 
     The cards of a run's model and adapter are written anew too, with the scores in evaluation/after. They name no
     paths, command line or machine unless `show_paths`. For a study's folder its page is written.
@@ -403,6 +403,11 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
 
         report_study(folder)
         return folder / STUDY_TEXT_FILE
+    from letheon.report.audit_page import audit_without_run, write_audit_page
+
+    audited = audit_without_run(folder)
+    if audited is not None:
+        return write_audit_page(audited)
     from letheon.report.page import write_report as write_page
 
     page = write_page(folder, defaults=UnlearnSettings.defaults())

@@ -22,6 +22,7 @@ RETAIN = [
     Row("r1", "Who wrote?", "The keeper", "Task1", "question"),
     Row("r2", "The old", "lighthouse stood.", "Task1", "completion"),
     Row("r3", "", "Some text to keep.", "Task1", "completion"),
+    Row("r4", "Who reads?", "The crew", "Task1", "question"),
 ]
 
 

@@ -9,7 +9,16 @@ from letheon.scores.audits import AuditedAttack, AuditResults
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("quantisation", "prompts", "sampling", "extraction", "two-checkpoints", "recognisability")
+NAMES = (
+    "quantisation",
+    "prompts",
+    "sampling",
+    "extraction",
+    "two-checkpoints",
+    "recognisability",
+    "logit-lens",
+    "linear-probe",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,7 @@ def named(results: AuditResults, name: str) -> AuditedAttack:
 
 
 def test_all_are_run_and_none_accuses_a_model_that_never_saw_the_rows(results: AuditResults) -> None:
-    assert len(results.attacks) == 9, results.left_out
+    assert len(results.attacks) == 11, results.left_out
     assert results.verdict in ("gone", "can't tell"), shown(results)
     for attack in results.attacks:
         shown_most = [one.recovery.low for one in attack.points if one.recovery] + [
@@ -34,7 +43,7 @@ def test_all_are_run_and_none_accuses_a_model_that_never_saw_the_rows(results: A
         assert not attack.counts or max(shown_most) < 0.1, attack.name
 
 
-@pytest.mark.parametrize("name", ["extraction-memorisation", "extraction-exposure", "recognisability"])
+@pytest.mark.parametrize("name", ["extraction-memorisation", "extraction-exposure", "recognisability", "linear-probe"])
 def test_rows_that_are_known_to_be_hidden_are_found(results: AuditResults, name: str) -> None:
     assert named(results, name).works
 

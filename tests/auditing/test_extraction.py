@@ -2,6 +2,8 @@
 
 import random
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +151,23 @@ def test_a_model_that_knows_the_rows_is_read_whole(tokenizer: PreTrainedTokenize
     found = attack.run(subject, rows[:3], silent)
     count = len(tokenise_all(rows[1:2], tokenizer, template="joined", max_length=256)[0].labels)
     assert found.notes == (f"the longest verbatim run has {count} of {count} tokens (row f1qa0)",)
+
+
+def test_several_attacks_read_a_model_once_and_another_model_anew(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[PreTrainedModel] = []
+
+    def reading(of: PreTrainedModel, *given: Any) -> list[Tensor]:
+        read.append(of)
+        return answer_hits(of, *given)
+
+    monkeypatch.setattr("letheon.auditing.extraction.answer_hits", reading)
+    subject = subject_of(knowing_model(tokenizer, rows), tokenizer, rows[:3])
+    for one in (subject, replace(subject, name="never", model=model)):
+        found = [attack.run(one, rows[:3], silent).points[0].values for attack in reading_attacks()]
+        assert (min(map(min, found)) == 1.0) == (one is subject)
+    assert read == [subject.model, model]
 
 
 def test_a_model_that_never_knew_them_is_not(

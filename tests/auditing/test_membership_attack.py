@@ -72,7 +72,7 @@ def test_all_scores_come_of_one_forward_and_the_ratio_needs_a_reference(
     subject = Subject("after", model, tokenizer, FORM, reference=model)
     found = attack(subject, rows[:3], rows[3:], lambda stage, done, total: seen.append(stage))
     assert list(found) == ["loss", "zlib", "min-k", "min-k++", "ratio"]
-    assert seen == ["reading", "reading the reference"]
+    assert seen == ["reading"]  # the model is its own reference
     assert {(len(one.seen), len(one.unseen)) for one in found.values()} == {(3, 3)}
     assert found["ratio"].seen == (0.0, 0.0, 0.0)
     alone = attack(Subject("after", model, tokenizer, FORM), rows[:3], rows[3:], silent)

@@ -87,7 +87,7 @@ def test_an_over_forgotten_model_is_hidden_by_the_low_side_of_membership(world: 
     (membership,) = found.attacks
     lowest = min(membership.separations, key=lambda one: one.auc["after"])
     assert lowest.auc["after"] < 0.35
-    assert lowest.true_positives[1] > lowest.true_positives[0]
+    assert lowest.true_positives[1].value > lowest.true_positives[0].value
 
 
 def test_a_planted_leak_of_one_row_is_found(world: World) -> None:

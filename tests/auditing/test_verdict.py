@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from letheon.auditing.attack import Separated
+from letheon.auditing.findings import Tried, count_findings
 from letheon.auditing.recovery import Interval
+from letheon.auditing.registry import attacks
 from letheon.auditing.verdict import Evidence, Finding, Thresholds, judge
 
 NOTHING = Interval(0.0, -0.01, 0.01)
@@ -94,3 +97,18 @@ def test_nothing_is_gone_by_attacks_that_were_not_shown_to_work() -> None:
     assert judge(evidence(untried, finding(NOTHING)), THRESHOLDS).word == "gone"
     # What comes back came back, whether or not it was tried elsewhere.
     assert judge(evidence(finding(Interval(0.9, 0.8, 1.0), works=None)), THRESHOLDS).word == "hidden"
+
+
+def test_the_level_is_corrected_for_each_attack_and_each_score_of_membership() -> None:
+    membership, recognisability, prompts, two = (
+        attacks()[name] for name in ("membership", "recognisability", "prompts", "two-checkpoints")
+    )
+    scores = dict.fromkeys(("loss", "zlib", "min-k", "min-k++", "ratio"), Separated((), ()))
+    tried = [
+        Tried(membership, separated={"after": scores}),
+        Tried(recognisability, separated={"after": {"profile": Separated((), ())}}),
+        Tried(prompts, knowledge={}),
+        Tried(two, knowledge={}),
+    ]
+    # What is given without an attack, five scores, one classifier, one curve; what never counts is not corrected for.
+    assert count_findings(tried) == 1 + 5 + 1 + 1

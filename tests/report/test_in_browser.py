@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from audit_files import write_audit
 from browser import Browser, open_browser
 from hostile import PAYLOADS, hostile_run
 from letheon.api import write_report
@@ -58,7 +59,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of a run, of one that was not evaluated, of an evaluation alone, and of a study of one run."""
+    """The pages of a run, of one that was not evaluated, of an evaluation and an audit alone, and of a study."""
     at = tmp_path_factory.mktemp("pages")
     study = at / "study"
     whole = _run(study / "runs" / "first", evaluated=True)
@@ -75,6 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "unscored": write_report(_run(at / "unscored", evaluated=False)),
         "evaluation": write_report(at / "alone"),
         "study": write_study_page(study),
+        "audit": write_report(write_audit(at / "audited")),
     }
 
 
@@ -110,7 +112,7 @@ def _run(folder: Path, *, evaluated: bool) -> Path:
     return folder
 
 
-NAMES = ["run", "unscored", "evaluation", "study"]
+NAMES = ["run", "unscored", "evaluation", "study", "audit"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,15 +8,18 @@ one model and of the rows that it is given. It never trains on what it then asks
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
+from letheon.data.sequences import TokenSequence
 from letheon.evaluation.in_form import AskedForm
 from letheon.progress import Progressed
 
 DEFAULT_SAMPLES = 32
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,21 @@ class Subject:
     num_samples: int = DEFAULT_SAMPLES
     """Answers that are drawn of each row by attacks that sample."""
     seed: int = 0
+    _read: dict[tuple[str, int, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    """What several attacks read of the same models and rows; all subjects of an audit share it."""
+
+    def reads(
+        self, what: str, model: PreTrainedModel, sequences: Sequence[TokenSequence], read: Callable[[], list[_T]]
+    ) -> list[_T]:
+        """Return `what` is read of sequences by one of the models of the audit, which `read` does the first time.
+
+        Of a model that changes, such as a copy in training, nothing may be read by this.
+        """
+        key = (what, id(model), hash(tuple(sequences)))
+        if key not in self._read:
+            self._read[key] = read()
+        found: list[_T] = self._read[key]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from letheon.auditing.findings import Assessor, Leak, Tried, count_findings, evidence_of
 from letheon.auditing.inputs import AuditInputs
 from letheon.auditing.outcomes import Asked
-from letheon.auditing.rows import telling
+from letheon.auditing.rows import documents_of, telling
 from letheon.auditing.verdict import Thresholds, judge
 from letheon.data.rows import Row
 from letheon.evaluation.in_form import AskedForm
 from letheon.scores.audits import AuditedAttack, AuditResults, Effect
 from letheon.scores.score import Score, Scores
 from letheon.storage.provenance import describe_environment
+from letheon.storage.run_folder import ADAPTER_FOLDER
 
 _MOST_EXAMPLES = 8
 
@@ -69,7 +71,7 @@ def conclude(inputs: AuditInputs, found: Found) -> Conclusion:
         num_leaked=evidence.leaked_plainly,
         attacks=audited,
         left_out=found.left_out,
-        warnings=(*warnings, *_too_weak(audited)),
+        warnings=(*warnings, *_too_weak(audited), *_adapter_kept(settings.out)),
         form=asdict(found.form),
         settings=settings.plain(),
         provenance={**describe_environment(), "read": dict(inputs.read)},
@@ -85,6 +87,12 @@ def _assessor(inputs: AuditInputs, found: Found, control: str, thresholds: Thres
     return Assessor(
         telling(inputs.asked, [*retain, *inputs.placebo]),
         telling(inputs.placebo, [*retain, *inputs.asked]),
+        {
+            "asked": documents_of(inputs.asked),
+            "placebo": documents_of(inputs.placebo),
+            "members": documents_of(inputs.members),
+            "nonmembers": documents_of(inputs.nonmembers),
+        },
         found.asked,
         inputs.num_rows["asked"],
         control,
@@ -119,6 +127,15 @@ def _too_weak(audited: Sequence[AuditedAttack]) -> list[str]:
     if untried:
         said.append(f"not shown to work first, since there was no model that hides the rows: {'; '.join(untried)}")
     return said
+
+
+def _adapter_kept(folder: Path) -> list[str]:
+    if not (folder / ADAPTER_FOLDER).is_dir():
+        return []
+    return [
+        f"{folder / ADAPTER_FOLDER} is kept: who has it and the unlearned model has the model before as well, and the "
+        "forget rows with it; do not publish it"
+    ]
 
 
 def _scores(audited: Sequence[AuditedAttack], remaining: float) -> Scores:

@@ -121,6 +121,12 @@ def peers_of(secret: str, *, kept: frozenset[int], draw: random.Random) -> list[
     return list(peers)
 
 
+def answer_sequence(subject: Subject, row: Row) -> TokenSequence:
+    """Return a row in the form in which the model knows it, without an end."""
+    form = subject.form
+    return tokenise(row, subject.tokenizer, template=form.template, date=form.date, max_length=_UNLIMITED)
+
+
 @torch.no_grad()
 def answer_hits(model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress) -> list[Tensor]:
     """Return for each sequence (A,) bool: whether an answer token is the likeliest after those before it."""
@@ -181,8 +187,9 @@ def _places(sequences: Sequence[TokenSequence], batch: Sequence[int]) -> list[tu
 
 def read(subject: Subject, rows: Sequence[Row], tell: Progressed, *, value: Callable[[Tensor], float]) -> Knowledge:
     """Return `value` of the hits in each row's answer, and which has the longest run."""
-    sequences = [_sequence(subject, row) for row in rows]
-    hits = answer_hits(subject.model, sequences, partial(tell, "reading"))
+    sequences = [answer_sequence(subject, row) for row in rows]
+    model, progress = subject.model, partial(tell, "reading")
+    hits = subject.reads("hits", model, sequences, lambda: answer_hits(model, sequences, progress))
     runs = [round(longest_run(one) * len(one)) for one in hits]
     best = max(range(len(rows)), key=runs.__getitem__)
     note = f"the longest verbatim run has {runs[best]} of {len(hits[best])} tokens (row {rows[best].id})"
@@ -210,7 +217,7 @@ def _candidates(subject: Subject, row: Row, shared: Mapping[str, frozenset[int]]
     """The sequences of a row and of its peers."""
     draw = random.Random(f"{subject.seed} {row.id}")
     peers = peers_of(row.answer, kept=shared.get(shape_of(row.answer), frozenset()), draw=draw)
-    return [_sequence(subject, replace(row, answer=answer)) for answer in (row.answer, *peers)]
+    return [answer_sequence(subject, replace(row, answer=answer)) for answer in (row.answer, *peers)]
 
 
 def _drawn(secret: str, kept: frozenset[int], draw: random.Random) -> str:
@@ -223,11 +230,6 @@ def _drawn(secret: str, kept: frozenset[int], draw: random.Random) -> str:
         day = _FIRST_DAY + timedelta(days=draw.randrange(_NUM_DAYS))
         letters[found.start() : found.end()] = day.isoformat()
     return "".join(letters)
-
-
-def _sequence(subject: Subject, row: Row) -> TokenSequence:
-    form = subject.form
-    return tokenise(row, subject.tokenizer, template=form.template, date=form.date, max_length=_UNLIMITED)
 
 
 def _needs_secrets(given: Given) -> str | None:

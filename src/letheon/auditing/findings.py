@@ -8,13 +8,16 @@ import numpy as np
 from letheon.auditing.attack import AnyAttack, Attack, Knowledge, Separated, Separation
 from letheon.auditing.outcomes import Asked
 from letheon.auditing.recovery import (
+    Draws,
     Interval,
     Sides,
+    Units,
     Values,
     area,
     auc,
     auc_shift,
     corrected_level,
+    draw,
     own_recoveries,
     recoveries,
     remaining,
@@ -55,6 +58,8 @@ class Assessor:
     """Places of the rows whose answers cannot be guessed."""
     telling_placebo: frozenset[int]
     """The same of the placebo rows."""
+    units: Mapping[str, Units]
+    """The document of each row, by its place: "asked", "placebo", "members" and "nonmembers"."""
     asked: Mapping[str, Asked]
     """What each control says without an attack, to all rows."""
     num_asked: int
@@ -81,8 +86,9 @@ class Assessor:
 
     def remaining(self) -> Interval:
         """Return the share of the knowledge before that is given without an attack."""
-        sides = (self._plain(name) for name in ("before", "after", self.control))
-        return remaining(*sides, is_paired=self.is_paired, level=self.level, seed=self.seed)
+        before, after, control = (self._plain(name) for name in ("before", "after", self.control))
+        places = range(self.num_asked)
+        return remaining(before, after, control, self._draws(places, places), level=self.level)
 
     def plain_leaks(self) -> list[Leak]:
         """Return the rows that are given without an attack."""
@@ -90,7 +96,7 @@ class Assessor:
         never = self.asked["never"].values if "never" in self.asked else None
         highest = self._highest_placebo(self.asked["placebo"].values[: self.num_asked], range(self.num_asked))
         return [
-            Leak(place, after.values[place], after.texts[place], "without an attack")
+            Leak(place, after.values[place], after.texts[place], "")
             for place in places
             if self._is_leak(place, after.values[place], highest, None if never is None else never[place])
         ]
@@ -159,20 +165,18 @@ class Assessor:
         found, control = tried.knowledge[name], tried.knowledge[self.control]
         count = min(len(found.points), len(control.points))
         attacked, control_attacked = _curve(found)[:count], _curve(control)[:count]
+        draws = self._draws(found.rows, control.rows)
         if attack.measure == "own":
             before = _curve(tried.knowledge["before"])[:count]
-            return own_recoveries(
-                attacked, before, control_attacked, is_paired=self.is_paired, level=self.level, seed=self.seed
-            )
+            return own_recoveries(attacked, before, control_attacked, draws, level=self.level)
         sides = Sides(
             self._at("before", found.rows),
             self._at(name, found.rows),
             attacked,
             self._at(self.control, control.rows),
             control_attacked,
-            is_paired=self.is_paired,
         )
-        return recoveries(sides, level=self.level, seed=self.seed)
+        return recoveries(sides, draws, level=self.level)
 
     def _separation(self, tried: Tried, attack: Separation) -> tuple[AuditedAttack, Finding]:
         after = tried.separated["after"]
@@ -190,7 +194,7 @@ class Assessor:
                 {name: _auc(of[score]) for name, of in tried.separated.items() if score in of},
                 _effect(own),
                 _effect(shift),
-                true_positives(np.array(after[score].seen), np.array(after[score].unseen)),
+                self._true_positives(after[score]),
             )
             for score, (own, shift) in found.items()
         )
@@ -218,11 +222,27 @@ class Assessor:
             works=any(tells) if tells else None,
         )
 
+    def _true_positives(self, found: Separated) -> tuple[Effect, Effect]:
+        draws = self._member_draws()
+        high, low = true_positives(np.array(found.seen), np.array(found.unseen), draws, level=self.level)
+        return _effect(high), _effect(low)
+
+    def _member_draws(self) -> Draws:
+        return draw(self.units["members"], self.units["nonmembers"], seed=self.seed)
+
     def _shift(self, tried: Tried, name: str, score: str) -> tuple[Interval, Interval]:
         one = tried.separated[name][score]
         other = tried.separated.get("never", {}).get(score)
         control = None if other is None else (np.array(other.seen), np.array(other.unseen))
-        return auc_shift(np.array(one.seen), np.array(one.unseen), control, level=self.level, seed=self.seed)
+        return auc_shift(np.array(one.seen), np.array(one.unseen), control, self._member_draws(), level=self.level)
+
+    def _draws(self, rows: Sequence[int], control_rows: Sequence[int]) -> Draws:
+        """Draws of asked rows and the control's, by their places; no more placebo rows than there are."""
+        asked, placebo = self.units["asked"], self.units["placebo"]
+        if self.is_paired:
+            return draw(_numbered(asked[list(rows)]), None, seed=self.seed)
+        there = [place for place in control_rows if place < len(placebo)]
+        return draw(_numbered(asked[list(rows)]), _numbered(placebo[there]), seed=self.seed)
 
     def _plain(self, name: str) -> Values:
         return self._at(name, range(self.num_asked))
@@ -258,6 +278,11 @@ def count_findings(tried: Sequence[Tried]) -> int:
     """Return how many findings the level is corrected for: attacks that count, each score of those on membership, and
     what is given without an attack."""
     return 1 + sum(len(one.separated.get("after", ())) or 1 for one in tried if one.attack.counts)
+
+
+def _numbered(units: Units) -> Units:
+    """Units from 0 without gaps."""
+    return np.unique(units, return_inverse=True)[1]
 
 
 def _best(found: Knowledge) -> list[float]:

@@ -51,7 +51,7 @@ def attack(subject: Subject, seen: Sequence[Row], unseen: Sequence[Row], tell: P
     """Return the five scores of forget rows and unseen rows; no ratio without a model that never saw the rows."""
     rows = [*seen, *unseen]
     sequences = [_sequence(subject, row) for row in rows]
-    values = answer_values(subject.model, sequences, partial(tell, "reading"))
+    values = values_of(subject, subject.model, sequences, partial(tell, "reading"))
     found = {
         "loss": [mean_log_prob(one) for one in values],
         "zlib": [zlib_ratio(one, row.answer) for one, row in zip(values, rows, strict=True)],
@@ -59,11 +59,18 @@ def attack(subject: Subject, seen: Sequence[Row], unseen: Sequence[Row], tell: P
         "min-k++": [lowest_mean(standardised(one)) for one in values],
     }
     if subject.reference is not None:
-        theirs = answer_values(subject.reference, sequences, partial(tell, "reading the reference"))
+        theirs = values_of(subject, subject.reference, sequences, partial(tell, "reading the reference"))
         pairs = zip(values, theirs, strict=True)
         found["ratio"] = [mean_log_prob(one) - mean_log_prob(other) for one, other in pairs]
     count = len(seen)
     return {name: Separated(tuple(of[:count]), tuple(of[count:])) for name, of in found.items()}
+
+
+def values_of(
+    subject: Subject, model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress
+) -> list[TokenValues]:
+    """Return what a model of the audit makes of each sequence's answer, read once for all attacks."""
+    return subject.reads("values", model, sequences, lambda: answer_values(model, sequences, progress))
 
 
 @torch.no_grad()

@@ -14,6 +14,9 @@ from letheon.storage.run_folder import OUTCOMES_FILE, write_json_entry
 
 _T = TypeVar("_T")
 
+_OF_UNLEARNED = "model_sha256"
+"""The fingerprint on which the outcomes of other models than the unlearned one do not depend."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -32,9 +35,13 @@ class Outcomes:
     read: Mapping[str, Any]
     """Fingerprints of all that outcomes depend on."""
 
-    def get(self, name: str, kind: Any, make: Callable[[], _T]) -> _T:
-        """Return the outcome `name` of type `kind`, made and kept unless it is there."""
-        key, kept = hash_values([dict(self.read)]), read_values(self.folder / OUTCOMES_FILE)
+    def get(self, name: str, kind: Any, make: Callable[[], _T], *, is_of_unlearned: bool) -> _T:
+        """Return the outcome `name` of type `kind`, made and kept unless it is there.
+
+        What is not of the unlearned model is kept for audits of other results of unlearning.
+        """
+        depends = {key: value for key, value in self.read.items() if is_of_unlearned or key != _OF_UNLEARNED}
+        key, kept = hash_values([depends]), read_values(self.folder / OUTCOMES_FILE)
         with suppress(KeyError, TypeError, ValidationError):
             if kept[name]["key"] == key:
                 return TypeAdapter(kind).validate_python(kept[name]["outcome"])  # type: ignore[no-any-return]

@@ -1,7 +1,8 @@
 """Recognisability: can a classifier of loss profiles tell forget rows from rows that were never seen?
 
-Unlearning leaves traces: a row whose answer costs more than any unseen one, or costs it elsewhere, is known by them
-(Chen et al. 2025, arXiv 2506.14003; Hayes et al. 2024, arXiv 2403.01218). A profile is how the loss lies along an
+Unlearning leaves traces: a row whose answer costs more than any unseen one, or costs it elsewhere, is known by them.
+Chen et al. 2025 (arXiv 2506.14003) tell unlearned models from others so, Hayes et al. 2024 (arXiv 2403.01218) which
+rows were unlearned. A profile is how the loss lies along an
 answer and how it is distributed; a logistic regression over it and its squares is trained on four fifths of the rows
 of both kinds and judges the others. Folds are cut by subject, so that no row is judged by one that tells of it.
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from letheon.auditing.attack import Given, Separated, Separation, Subject
-from letheon.auditing.membership import TokenValues, answer_values, standardised
+from letheon.auditing.membership import TokenValues, standardised, values_of
 from letheon.auditing.rows import subjects_of
 from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, tokenise
@@ -50,7 +51,7 @@ def profile(values: TokenValues) -> list[float]:
 def attack(subject: Subject, seen: Sequence[Row], unseen: Sequence[Row], tell: Progressed) -> dict[str, Separated]:
     """Return how much a classifier that was trained on other rows takes each row for one of the forget rows."""
     sequences = [_sequence(subject, row) for row in (*seen, *unseen)]
-    values = answer_values(subject.model, sequences, partial(tell, "reading"))
+    values = values_of(subject, subject.model, sequences, partial(tell, "reading"))
     profiles = np.array([profile(one) for one in values])
     count = len(seen)
     return {

@@ -1,10 +1,12 @@
-"""How much an attack recovers, beside controls, with bootstrap intervals over rows: pure functions of numbers.
+"""How much an attack recovers, beside controls, with bootstrap intervals: pure functions of numbers.
 
     recovery = (gain - gain of the control) / (before - after)
 
 The gain of an attack is what rows are known better than without it. What the unlearned model knows without an attack
 counts as no less than what the control does, so that an attack that only repairs broken answers gains nothing. The
 control is the model that never saw the rows, row by row, or where there is none the unlearned model on placebo rows.
+
+Rows of one document are not independent: who has it back has all of them. The bootstrap draws documents, rows and all.
 """
 
 import math
@@ -15,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+Units = NDArray[np.int64]
+"""(R,) which document each row is of, by number; no two rows of one where they are independent."""
 
 NUM_DRAWS = 4000
 MIN_KNOWN = 0.05
 """Difference of knowledge before and after below which a recovery is a quotient of noise."""
 FALSE_POSITIVES = 0.05
 """Rate at which the true positives of a membership attack are told."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,16 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """`NUM_DRAWS` bootstrap samples of the asked rows and of the control's."""
+
+    rows: Values
+    """(D, R) the share of each draw that each row has."""
+    control: Values
+    """(D, C); the same as `rows` where the control was asked the same rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sides:
     """What is known of the asked rows, in arrays of values from 0 to 1."""
 
@@ -54,8 +69,6 @@ class Sides:
     """(C,) by the control, without an attack."""
     control_attacked: Values
     """(P, C) by the control under the attack."""
-    is_paired: bool
-    """Whether the control was asked the same rows, so that C = R."""
 
 
 def corrected_level(level: float, num_findings: int) -> float:
@@ -63,7 +76,15 @@ def corrected_level(level: float, num_findings: int) -> float:
     return 1 - (1 - level) / max(1, num_findings)
 
 
-def remaining(before: Values, after: Values, control: Values, *, is_paired: bool, level: float, seed: int) -> Interval:
+def draw(units: Units, control_units: Units | None, *, seed: int) -> Draws:
+    """Return draws with replacement, of as many documents as there are; the same for both sides if the control was
+    asked the same rows (None)."""
+    generator = np.random.default_rng(seed)
+    rows = _drawn(units, generator)
+    return Draws(rows, rows if control_units is None else _drawn(control_units, generator))
+
+
+def remaining(before: Values, after: Values, control: Values, draws: Draws, *, level: float) -> Interval:
     """Return the share of what was known that is still given without an attack: (after - control) / (before - control).
 
     Takes (R,), (R,) and (C,) values; 1 where nothing was forgotten, 0 where no more is known than by the control. A
@@ -74,23 +95,21 @@ def remaining(before: Values, after: Values, control: Values, *, is_paired: bool
         known = b - c
         return np.divide(a - c, known, out=np.zeros_like(known), where=known >= MIN_KNOWN)
 
-    rows, others = _draws(len(before), len(control), is_paired=is_paired, seed=seed)
-    drawn = share(before[rows].mean(1), after[rows].mean(1), control[others].mean(1))
+    drawn = share(draws.rows @ before, draws.rows @ after, draws.control @ control)
     whole = share(*(np.array([values.mean()]) for values in (before, after, control)))
     return _interval(float(whole[0]), drawn, level=level)
 
 
-def recoveries(sides: Sides, *, level: float, seed: int) -> list[Interval] | None:
+def recoveries(sides: Sides, draws: Draws, *, level: float) -> list[Interval] | None:
     """Return the recovery at each strength; None where before less after is below `MIN_KNOWN`."""
     if float(sides.before.mean() - sides.after.mean()) < MIN_KNOWN:
         return None
-    rows, others = _draws(len(sides.before), len(sides.control), is_paired=sides.is_paired, seed=seed)
-    before, after = sides.before[rows].mean(1), sides.after[rows].mean(1)
-    control = sides.control[others].mean(1)
+    before, after = draws.rows @ sides.before, draws.rows @ sides.after
+    control = draws.control @ sides.control
     known = np.maximum(before - after, MIN_KNOWN)
     found = []
     for attacked, control_attacked in zip(sides.attacked, sides.control_attacked, strict=True):
-        drawn = _recovery(attacked[rows].mean(1), after, control_attacked[others].mean(1), control, known)
+        drawn = _recovery(draws.rows @ attacked, after, draws.control @ control_attacked, control, known)
         a, u, c, base = (np.array([v.mean()]) for v in (attacked, sides.after, control_attacked, sides.control))
         whole = _recovery(a, u, c, base, np.array([sides.before.mean() - sides.after.mean()]))
         found.append(_interval(float(whole[0]), drawn, level=level))
@@ -98,7 +117,7 @@ def recoveries(sides: Sides, *, level: float, seed: int) -> list[Interval] | Non
 
 
 def own_recoveries(
-    attacked: Values, before: Values, control: Values, *, is_paired: bool, level: float, seed: int
+    attacked: Values, before: Values, control: Values, draws: Draws, *, level: float
 ) -> list[Interval] | None:
     """Return the recovery at each strength of an attack with a measure of its own: (attacked - control) / (before -
     control), all under the attack.
@@ -107,11 +126,10 @@ def own_recoveries(
     """
     if float((before.mean(1) - control.mean(1)).max()) < MIN_KNOWN:
         return None
-    rows, others = _draws(before.shape[1], control.shape[1], is_paired=is_paired, seed=seed)
     found = []
     for a, b, c in zip(attacked, before, control, strict=True):
-        base = c[others].mean(1)
-        drawn = (a[rows].mean(1) - base) / np.maximum(b[rows].mean(1) - base, MIN_KNOWN)
+        base = draws.control @ c
+        drawn = (draws.rows @ a - base) / np.maximum(draws.rows @ b - base, MIN_KNOWN)
         whole = (a.mean() - c.mean()) / max(b.mean() - c.mean(), MIN_KNOWN)
         found.append(_interval(float(whole), drawn, level=level))
     return found
@@ -132,25 +150,27 @@ def auc(seen: Values, unseen: Values) -> float:
 
 
 def auc_shift(
-    seen: Values, unseen: Values, control: tuple[Values, Values] | None, *, level: float, seed: int
+    seen: Values, unseen: Values, control: tuple[Values, Values] | None, draws: Draws, *, level: float
 ) -> tuple[Interval, Interval]:
-    """Return the AUC, and its difference to that of the control on the same rows; to 1/2 where there is none."""
+    """Return the AUC, and its difference to that of the control on the same rows; to 1/2 where there is none.
+
+    `draws` are of the seen rows, and of the unseen ones as its control.
+    """
     own = _wins(seen, unseen)
     difference = own - (0.5 if control is None else _wins(*control))
-    rows, others = _draws(len(seen), len(unseen), is_paired=False, seed=seed)
-    weights, other_weights = _weights(rows, len(seen)), _weights(others, len(unseen))
     found = []
     for wins in (own, difference):
-        drawn = ((weights @ wins) * other_weights).sum(1)
+        drawn = ((draws.rows @ wins) * draws.control).sum(1)
         found.append(_interval(float(wins.mean()), drawn, level=level))
     return found[0], found[1]
 
 
-def true_positives(seen: Values, unseen: Values) -> tuple[float, float]:
-    """Return the share of seen rows found at 5% false positives, taking high scores for seen, and taking low ones."""
-    high = float((seen > np.quantile(unseen, 1 - FALSE_POSITIVES, method="higher")).mean())
-    low = float((seen < np.quantile(unseen, FALSE_POSITIVES, method="lower")).mean())
-    return high, low
+def true_positives(seen: Values, unseen: Values, draws: Draws, *, level: float) -> tuple[Interval, Interval]:
+    """Return the share of seen rows found at 5% false positives, taking high scores for seen, and taking low ones.
+
+    `draws` are those of `auc_shift`; each has a threshold of its own.
+    """
+    return _found(seen, unseen, draws, level=level), _found(-seen, -unseen, draws, level=level)
 
 
 def rows_for(margin: float, interval: Interval, num_rows: int) -> int:
@@ -174,20 +194,27 @@ def _recovery(attacked: Values, after: Values, control_attacked: Values, control
     return (gain - (control_attacked - control)) / known
 
 
-def _draws(
-    num_rows: int, num_others: int, *, is_paired: bool, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places (NUM_DRAWS, R) and (NUM_DRAWS, C) drawn with replacement; the same ones for paired rows."""
-    generator = np.random.default_rng(seed)
-    rows = generator.integers(num_rows, size=(NUM_DRAWS, num_rows))
-    return rows, rows if is_paired else generator.integers(num_others, size=(NUM_DRAWS, num_others))
+def _drawn(units: Units, generator: np.random.Generator) -> Values:
+    """(NUM_DRAWS, R) the share of each draw that each row has, its document drawn with all its rows."""
+    count = int(units.max()) + 1
+    chosen = generator.integers(count, size=(NUM_DRAWS, count)) + count * np.arange(NUM_DRAWS)[:, None]
+    times = np.bincount(chosen.ravel(), minlength=NUM_DRAWS * count).reshape(NUM_DRAWS, count)
+    weights = times[:, units].astype(np.float64)
+    return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float64)
 
 
-def _weights(draws: NDArray[np.int64], count: int) -> Values:
-    """(NUM_DRAWS, count) the share of each draw that each row has."""
-    flat = (draws + count * np.arange(len(draws))[:, None]).ravel()
-    counts = np.bincount(flat, minlength=len(draws) * count).reshape(len(draws), count)
-    return np.asarray(counts / draws.shape[1], dtype=np.float64)
+def _found(seen: Values, unseen: Values, draws: Draws, *, level: float) -> Interval:
+    """The share of seen rows above the lowest unseen value that at most 5% of the unseen rows are above."""
+    falling = np.sort(unseen)[::-1]
+    first = np.searchsorted(-falling, -falling)
+    whole = np.full((1, len(unseen)), 1 / len(unseen))
+    shares = []
+    for rows, control in ((np.full((1, len(seen)), 1 / len(seen)), whole), (draws.rows, draws.control)):
+        weights = control[:, np.argsort(unseen)[::-1]]
+        above = (np.cumsum(weights, axis=1) - weights)[:, first]
+        lowest = (above <= FALSE_POSITIVES + _ROUNDING).sum(1) - 1
+        shares.append((rows * (seen > falling[lowest][:, None])).sum(1))
+    return _interval(float(shares[0][0]), shares[1], level=level)
 
 
 def _wins(seen: Values, unseen: Values) -> Values:

@@ -4,6 +4,9 @@ import random
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from letheon.data.benchmarks.synthetic import Size, generate
 from letheon.data.rows import Row
 
@@ -16,6 +19,18 @@ _MOST_SHARED = 0.1
 """Share of the rows above which a word says nothing about whom a row is."""
 
 
+def document_of(row: Row) -> str:
+    """Return the part of a row's id that names its document: "X" of LUME's `Xsc1` and `Xqa0`, of `X#1` of a
+    conversation; the whole id of others."""
+    return _PART.sub("", row.id)
+
+
+def documents_of(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Return (R,) which document each row is of, numbered in the order of their first rows."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(document_of(row), len(numbers)) for row in rows], dtype=np.int64)
+
+
 def subjects_of(rows: Sequence[Row]) -> list[list[int]]:
     """Return the places of the rows that speak of one subject together, in the order of their first rows.
 
@@ -23,7 +38,7 @@ def subjects_of(rows: Sequence[Row]) -> list[list[int]]:
     id does, they are if they share a name: a capitalised word inside a sentence that at most a tenth of the rows have.
     Where such names join most of the rows, each row is a subject.
     """
-    keys = [[f"id {_PART.sub('', row.id)}"] for row in rows]
+    keys = [[f"id {document_of(row)}"] for row in rows]
     if len({key for [key] in keys}) < len(rows):
         return _joined(keys)
     named = [[*key, *_names(row)] for key, row in zip(keys, rows, strict=True)]

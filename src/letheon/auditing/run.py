@@ -42,6 +42,8 @@ _MOST_NEW_TOKENS = 256
 _UNLIMITED = 2**31
 _DEPENDS = ("rows", "samples", "max_new_tokens", "seed", "make_never", "dtype")
 """Settings that outcomes depend on, beside what was read."""
+_OF_UNLEARNED = ("after", "placebo")
+"""Controls that are the unlearned model."""
 
 
 def audit(settings: AuditSettings, *, progress: Progressed | None = None, note: Note | None = None) -> AuditResults:
@@ -144,7 +146,8 @@ class _Audit:
         """What each control says without an attack; "placebo" is the unlearned model, asked for placebo rows."""
         found = {}
         for name, subject, rows in self._sides(subjects, halves=True):
-            found[name] = kept.get(f"asked.{name}", Asked, partial(self._ask, name, subject, rows))
+            asks = partial(self._ask, name, subject, rows)
+            found[name] = kept.get(f"asked.{name}", Asked, asks, is_of_unlearned=name in _OF_UNLEARNED)
         return found
 
     def _ask(self, name: str, subject: Subject, rows: Sequence[Row]) -> Asked:
@@ -189,12 +192,14 @@ class _Audit:
                 if name == "before" and attack.measure == "answers":
                     continue
                 made = partial(attack.run, subject, rows, tell)
-                found[name] = kept.get(f"{attack.name}.{name}", Knowledge, made)
+                found[name] = kept.get(f"{attack.name}.{name}", Knowledge, made, is_of_unlearned=name in _OF_UNLEARNED)
             return Tried(attack, knowledge=found, duration_s=time.monotonic() - began)
         separated = {}
         for name, subject in subjects.items():
             judged = partial(attack.run, subject, self.inputs.members, self.inputs.nonmembers, tell)
-            separated[name] = kept.get(f"{attack.name}.{name}", dict[str, Separated], judged)
+            separated[name] = kept.get(
+                f"{attack.name}.{name}", dict[str, Separated], judged, is_of_unlearned=name in _OF_UNLEARNED
+            )
         return Tried(attack, separated=separated, duration_s=time.monotonic() - began)
 
 

@@ -39,6 +39,8 @@ class AuditSection:
     is_of_run: bool
     """Whether the audited model is the one that the run has now."""
     table: Table
+    membership: Table | None
+    """What attacks that tell seen rows from unseen ones find in the unlearned model."""
     facts: Facts
     thresholds: Facts
     warnings: tuple[str, ...]
@@ -48,8 +50,8 @@ class AuditSection:
     is_masked: bool
 
 
-def audit_section(run: RunFiles) -> AuditSection | None:
-    """Return the section on the audit of a run; None where there was none."""
+def audit_section(run: RunFiles, *, folder: Path | None = None) -> AuditSection | None:
+    """Return the section on the audit of a run, or on that in `folder`; None where there was none."""
     results = run.audit
     if results is None:
         return None
@@ -59,6 +61,7 @@ def audit_section(run: RunFiles) -> AuditSection | None:
         sentence(results),
         _is_of_run(run, results),
         attack_table(results),
+        membership_table(results),
         _facts(results),
         tuple((name.replace("_", " "), f"{value:g}") for name, value in results.thresholds.items()),
         results.warnings,
@@ -67,7 +70,7 @@ def audit_section(run: RunFiles) -> AuditSection | None:
             *results.left_out.items(),
         ),
         tuple((attack.title, attack.source) for attack in results.attacks),
-        _examples(run.folder / AUDITS_FOLDER / EXAMPLES_FILE, is_masked=is_masked),
+        _examples((folder or run.folder / AUDITS_FOLDER) / EXAMPLES_FILE, is_masked=is_masked),
         is_masked,
     )
 
@@ -99,6 +102,24 @@ def attack_table(results: AuditResults) -> Table:
         f"an attack, the share that is still given. All intervals together hold with {level:.0%}.",
     )
     return Table("Audit", columns, tuple(rows), notes=notes)
+
+
+def membership_table(results: AuditResults) -> Table | None:
+    """Return AUC and true positives of each score of the unlearned model; None where no such attack was run."""
+    rows = tuple(
+        (
+            f"{attack.title}, {one.score}",
+            *map(_effect, (one.interval, one.shift, *one.true_positives)),
+        )
+        for attack in results.attacks
+        for one in attack.separations
+    )
+    columns = ("Score", "AUC", "shift", "found as cheap", "found as dear")
+    notes = (
+        "The shift is the AUC less the control's, or less 0.5. Found: share of the forget rows that are told at 5% "
+        "false positives, by taking cheap rows for seen, and by taking dear ones.",
+    )
+    return Table("Told from unseen rows", columns, rows, notes=notes) if rows else None
 
 
 def masked(text: str) -> str:

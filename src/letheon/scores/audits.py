@@ -12,7 +12,9 @@ from letheon.errors import EvaluationError, shown
 from letheon.scores.score import Scores
 from letheon.storage.run_folder import AUDIT_RESULTS_FILE
 
-SCHEMA = "letheon.audit/1"
+AUDIT_SCHEMAS = "letheon.audit/"
+"""How the schemas of all versions begin."""
+SCHEMA = f"{AUDIT_SCHEMAS}1"
 
 CONTROLS = {
     "before": "before",
@@ -26,7 +28,7 @@ CONTROLS = {
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A value with its bootstrap interval over rows, of the level that `Thresholds` were corrected to."""
+    """A value with its bootstrap interval over documents, of the level that `Thresholds` were corrected to."""
 
     value: float
     low: float
@@ -57,8 +59,9 @@ class AuditSeparation:
     """Of the unlearned model's AUC."""
     shift: Effect
     """Of that AUC less the control's on the same rows, or less 0.5."""
-    true_positives: tuple[float, float]
-    """Share of forget rows found at 5% false positives: taking cheap rows for seen, and taking dear ones."""
+    true_positives: tuple[Effect, Effect]
+    """Share of forget rows found at 5% false positives in the unlearned model: taking cheap rows for seen, and taking
+    dear ones."""
 
 
 @dataclass(frozen=True, slots=True)

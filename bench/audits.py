@@ -1,0 +1,238 @@
+"""Every method under attack: official scores beside what an audit brings back (docs/audits.md).
+
+    python -m bench.audits --data DIR --out DIR [--methods NAME ...] [--targets NAME ...] [--rows 60] [--attacks ...]
+
+Each method forgets a sample of LUME's validation rows that the target knows, is scored officially and audited. Settings
+are those of the command, but for at most `EPOCHS` epochs; `OWN` has the learning rates of methods that do not find
+theirs, `VARIANTS` what else is tried by name. Placebo rows are LUME's own that are in no public split and that no
+target saw. One target is made here, a small model that learns the rows, beside another that learns those to keep alone
+and is the never-knew control. Each run is a process of its own on one thread; what is done is not done again. The
+tables are printed in Markdown at the end, of all runs that are there.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.methods import OWN as PUBLISHED
+from bench.methods import letheon
+from letheon.auditing.rows import document_of, sample
+from letheon.data.benchmarks.lume import read_lume
+from letheon.data.rows import Row, write_rows
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.lume.results import LumeResults
+from letheon.objective.catalogue import METHODS
+from letheon.report.tables import Table, to_markdown
+from letheon.scores.audits import AuditResults, read_audit
+from letheon.storage.files import write_json, write_text
+
+MADE = "made-2-layers"
+TARGETS = (MADE, "lume-val-6m-general")
+MODEL = ("--width", 128, "--num-layers", 2, "--lr", 3e-3)
+"""The target that is made, and its never-knew control."""
+ATTACKS = (
+    "membership",
+    "recognisability",
+    "extraction-strength",
+    "quantisation",
+    "sampling",
+    "prompts",
+    "relearning-part-lora",
+)
+"""One of each kind; --attacks takes others."""
+EPOCHS = 12
+OWN: dict[str, dict[str, Any]] = {
+    "sugd": {"learning_rate": 2.5e-3, "layers": "-2:", "batch_size": 8, "gamma": 3.5},
+    "agad": {"learning_rate": 1e-2, "batch_size": 16},
+    "npo-ties": {"learning_rate": 1e-2},
+    "task-vector": {"learning_rate": 1e-2},
+}
+"""Methods that take a fixed learning rate: the one that won in bench.methods."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "24 epochs": {"method": "low-rank-npo", "epochs": 24},
+    "rank 64": {"method": "low-rank-npo", "rank": 64, "alpha": 64},
+    "all weights": {"method": "low-rank-npo", "adapt": "weights"},
+    "last half of the layers": {"method": "low-rank-npo", "layers": "2:"},
+    "first half of the layers": {"method": "low-rank-npo", "layers": "0:2"},
+    "span text": {"method": "low-rank-npo", "span": "text"},
+}
+"""What may help against relearning and rounding, beside the default method."""
+COLUMNS = {
+    "audit.extraction-strength": "extraction",
+    "audit.quantisation": "rounding",
+    "audit.sampling": "sampling",
+    "audit.prompts": "prompts",
+    "audit.relearning-part-lora": "relearning, part",
+    "audit.membership.loss": "AUC, loss",
+    "audit.recognisability.profile": "AUC, profile",
+}
+"""Scores of an audit that are columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What all runs on one target share."""
+
+    target: Path
+    rows: Path
+    """Folder with forget.jsonl, retain.jsonl, holdout.jsonl for audits and unseen.jsonl for methods."""
+    out: Path
+    attacks: tuple[str, ...]
+    num_rows: int
+    never: Path | None = None
+
+    @property
+    def shared(self) -> Path:
+        """Outcomes of attacks on the models that all audits of a target share."""
+        return self.out / "outcomes.json"
+
+
+def main() -> None:
+    """Run what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=list(METHODS))
+    parser.add_argument("--rows", type=int, default=60, help="rows to forget, as many to keep")
+    parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    for target in given.targets:
+        inputs = prepare(given.data, target, given.out, num_rows=given.rows, attacks=given.attacks)
+        for name in given.methods:
+            one_method(inputs, name)
+            print(f"{target}, {name}: {verdict_of(inputs.out / name)}", file=sys.stderr, flush=True)
+        print(to_markdown(table_of(inputs)))
+
+
+def prepare(data: Path, target: str, out: Path, *, num_rows: int, attacks: Sequence[str]) -> Inputs:
+    """Write the rows of all runs: a sample of those that the target knows, and others that it never saw."""
+    folder = out / f"rows-{num_rows}"
+    known = read_lume(data / "lume", "validation")
+    write_rows(sample(list(known.forget), num_rows, seed=0), folder / "forget.jsonl")
+    write_rows(sample(list(known.retain), num_rows, seed=0), folder / "retain.jsonl")
+    unseen = sample(unseen_rows(data), 5 * num_rows, seed=0)
+    write_rows(unseen[: 4 * num_rows], folder / "holdout.jsonl")
+    texts = (f"{row.prompt} {row.answer}" for row in unseen[4 * num_rows :])
+    write_text(folder / "unseen.jsonl", "".join(json.dumps({"document": text}) + "\n" for text in texts))
+    if target != MADE:
+        return Inputs(data / "targets" / target, folder, out / target, tuple(attacks), num_rows)
+    knows, never = (made(folder, name, out / f"{MADE}-{name}", seed) for seed, name in enumerate(("knows", "never")))
+    return Inputs(knows, folder, out / target, tuple(attacks), num_rows, never)
+
+
+def made(rows: Path, name: str, folder: Path, seed: int) -> Path:
+    """Make a small model that learns all rows ("knows") or those to keep alone ("never"), unless that was done."""
+    if not (folder / "config.json").exists():
+        tokenizer = ["--vocab-size", 2000] if name == "knows" else ["--tokenizer", folder.parent / f"{MADE}-knows"]
+        files = [rows / f"{side}.jsonl" for side in (("forget", "retain") if name == "knows" else ("retain",))]
+        learnt = [part for file in files for part in ("--rows", file)]
+        done = letheon("memorize", *learnt, *tokenizer, *MODEL, "--seed", seed, "--out", folder)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+    return folder
+
+
+def unseen_rows(data: Path) -> list[Row]:
+    """Return the rows of LUME whose documents are in none of the public splits."""
+    splits = {name: read_lume(data / "lume", name) for name in ("train", "validation", "all")}
+    public = {document_of(row) for name in ("train", "validation") for row in _both(splits[name])}
+    return [row for row in _both(splits["all"]) if document_of(row) not in public]
+
+
+def _both(splits: Any) -> Iterator[Row]:
+    yield from splits.forget
+    yield from splits.retain
+
+
+def one_method(inputs: Inputs, name: str) -> None:
+    """Unlearn, score and audit with one method, unless that was done; a run that fails leaves failed.json."""
+    run = inputs.out / name
+    if (run / "failed.json").exists() or (run / "audit" / "results.json").exists():
+        return
+    if not (run / "evaluation" / "after" / "results.json").exists():
+        shutil.rmtree(run, ignore_errors=True)
+        rows = ["--forget", inputs.rows / "forget.jsonl", "--retain", inputs.rows / "retain.jsonl"]
+        settings = settings_of(name, unseen=inputs.rows / "unseen.jsonl")
+        done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings), "--out", run)
+        if done.returncode:
+            write_json(run / "failed.json", {"error": done.stderr[-2000:]})
+            return
+    if inputs.shared.exists() and not (run / "audit").exists():
+        (run / "audit").mkdir()
+        shutil.copy(inputs.shared, run / "audit" / "outcomes.json")
+    controls = ["--holdout", inputs.rows / "holdout.jsonl", "--rows", inputs.num_rows]
+    controls += [] if inputs.never is None else ["--never", inputs.never]
+    done = letheon("audit", run, *controls, "--attacks", ",".join(inputs.attacks))
+    if done.returncode:
+        write_json(run / "failed.json", {"error": done.stderr[-2000:]})
+    elif not inputs.shared.exists():
+        shutil.copy(run / "audit" / "outcomes.json", inputs.shared)
+
+
+def settings_of(name: str, *, unseen: Path) -> dict[str, Any]:
+    """Return the settings of a run, but for model and rows; `unseen` are documents that no target saw."""
+    own = VARIANTS.get(name) or OWN.get(name) or PUBLISHED.get(name, {})
+    needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
+    documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {}
+    return {"method": name, "template": "joined", "epochs": EPOCHS, **documents, **own}
+
+
+def flags(values: dict[str, Any]) -> Iterator[object]:
+    """Yield settings as flags of the command."""
+    for name, value in values.items():
+        shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        yield f"--{name.replace('_', '-')}={shown}"
+
+
+def verdict_of(run: Path) -> str:
+    """Return what the audit of a run came to."""
+    if (run / "failed.json").exists():
+        failure: dict[str, str] = json.loads((run / "failed.json").read_text(encoding="utf-8"))
+        return f"failed: {failure['error'].strip()[-300:]}"
+    found = _audit(run)
+    return f"{found.verdict}: {found.reason}"
+
+
+def table_of(inputs: Inputs) -> Table:
+    """Return a line for each run on a target that was audited."""
+    names = [name for name in (*METHODS, *VARIANTS) if (inputs.out / name / "audit" / "results.json").exists()]
+    rows = [(name, *_official(inputs.out / name), *audited_cells(_audit(inputs.out / name))) for name in names]
+    columns = ("method", "task aggregate", "lowest retain score", "given without an attack", *COLUMNS.values())
+    return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows))
+
+
+def _official(run: Path) -> tuple[str, str]:
+    results = LumeResults.of(read_results(run / "evaluation" / "after" / "results.json"))
+    retained = [value for name, value in results.task_terms.items() if name.startswith("retain")]
+    aggregate = "" if results.task_aggregate is None else f"{results.task_aggregate:.2f}"
+    return aggregate, f"{min(retained):.2f}" if retained else ""
+
+
+def audited_cells(found: AuditResults) -> tuple[str, ...]:
+    """Return what an audit found: what is given without an attack, `COLUMNS`, the verdict and its attack."""
+    given = _cell(found, "audit.remaining")
+    return (given, *(_cell(found, name) for name in COLUMNS), found.verdict, found.attack or "")
+
+
+def _audit(run: Path) -> AuditResults:
+    return read_audit(run / "audit" / "results.json")
+
+
+def _cell(found: AuditResults, name: str) -> str:
+    """A value with its interval; a recovery that could not be told is empty."""
+    if name == "audit.remaining":
+        return f"{found.remaining.value:.2f} ({found.remaining.low:.2f} to {found.remaining.high:.2f})"
+    score = found.scores.get(name)
+    if score is None or score.value is None or score.interval is None:
+        return ""
+    return f"{score.value:.2f} ({score.interval[0]:.2f} to {score.interval[1]:.2f})"
+
+
+if __name__ == "__main__":
+    main()

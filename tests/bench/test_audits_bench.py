@@ -1,0 +1,51 @@
+"""The table of methods under attack: settings that the command takes, and cells that say what an audit found."""
+
+from pathlib import Path
+
+import pytest
+from bench.audits import COLUMNS, VARIANTS, audited_cells, flags, settings_of
+
+from letheon.objective.catalogue import METHODS
+from letheon.scores.audits import AuditResults, Effect
+from letheon.scores.score import Score, Scores
+from letheon.settings import UnlearnSettings
+from letheon.unlearning.resolve import resolve_settings
+
+
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+def test_every_method_and_variant_is_a_run_that_the_command_takes(name: str) -> None:
+    inputs = {"model": "m", "forget": "f.jsonl", "retain": "r.jsonl", "out": Path("run")}
+    settings = resolve_settings(UnlearnSettings.of({**inputs, **settings_of(name, unseen=Path("unseen.jsonl"))}))
+    assert settings.method == (name if name in METHODS else "low-rank-npo")
+    assert settings.epochs == VARIANTS.get(name, {}).get("epochs", 12)
+
+
+def test_settings_are_flags() -> None:
+    given = {"learning_rate": 0.01, "coefficients": {"scale": 6.5, "retain_weight": 12.0}}
+    assert list(flags(given)) == ["--learning-rate=0.01", "--coefficients=scale=6.5,retain_weight=12.0"]
+
+
+def test_cells_have_intervals_and_what_was_not_measured_is_empty() -> None:
+    nothing = Effect(0.02, 0.0, 0.04)
+    found = AuditResults(
+        verdict="hidden",
+        reason="Sampling brings it back",
+        attack="sampling",
+        needed_rows=None,
+        thresholds={},
+        controls={},
+        missing={},
+        compared_with="never",
+        num_rows={},
+        known={},
+        remaining=nothing,
+        num_leaked=0,
+        attacks=(),
+        left_out={},
+        scores=Scores((Score("audit.sampling", "Sampling", "lower", "forgetting", 0.5, (0.4, 0.625), bounds=None),)),
+    )
+    cells = dict(zip(("given", *COLUMNS, "verdict", "by"), audited_cells(found), strict=True))
+    assert cells.pop("given") == "0.02 (0.00 to 0.04)"
+    assert cells.pop("audit.sampling") == "0.50 (0.40 to 0.62)"
+    assert (cells.pop("verdict"), cells.pop("by")) == ("hidden", "sampling")
+    assert set(cells.values()) == {""}

@@ -1,0 +1,61 @@
+"""The page of an audit that has no run: what an auditor reads first, and what stays when rows are purged."""
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from audit_files import RESULTS, SECRET, write_audit
+from letheon.api import write_report
+from letheon.errors import EvaluationError
+from letheon.purging.purge import purge
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What `letheon audit --out DIR` leaves in DIR/audit."""
+    return write_audit(tmp_path)
+
+
+@pytest.mark.parametrize("place", [".", "audit"])
+def test_it_is_written_for_the_folder_given_as_out_and_for_that_of_the_audit(folder: Path, place: str) -> None:
+    page = write_report(folder / place)
+    assert page == folder / "audit" / "report.html"
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    text = page.read_text()
+    assert text.index("hidden: Relearning brings back 75%.") < text.index("<table>")
+    for column in ("before", "unlearned", "never knew", "placebo rows", "recovery"):
+        assert f">{column}</th>" in text
+    assert "0.750" in text  # of the attacked model, at the strength that brings back most
+    assert "Relearning &lt;b&gt;on half&lt;/b&gt;" in text
+    assert "<svg" in text
+    assert "found as dear" in text
+    assert "0.438" in text
+    assert "too few rows" in text
+    assert "no such model: it did not learn to refuse" in text
+
+
+def test_examples_are_masked_unless_secrets_are_shown(folder: Path) -> None:
+    assert SECRET not in write_report(folder).read_text()
+    shown = replace(RESULTS, settings={**RESULTS.settings, "show_secrets": True})
+    (folder / "audit" / "results.json").write_text(shown.to_json())
+    assert SECRET in write_report(folder).read_text()
+
+
+def test_the_same_files_give_the_same_page(folder: Path) -> None:
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_purge_writes_it_again_without_examples(folder: Path) -> None:
+    page = write_report(folder)
+    assert "r7" in page.read_text()
+    purge(folder, note=lambda _: None)
+    assert "r7" not in page.read_text()
+    assert "hidden: Relearning" in page.read_text()
+
+
+def test_a_folder_with_neither_a_run_nor_an_audit_has_nothing_to_report(tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    with pytest.raises(EvaluationError):
+        write_report(tmp_path)
