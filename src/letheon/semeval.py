@@ -10,6 +10,7 @@ from letheon.errors import OutputError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model
 from letheon.model.quantised import check_not_quantised
+from letheon.processes import check_alone
 from letheon.recipes import recipe_settings
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import replace_folder
@@ -38,6 +39,7 @@ def unlearn(
     Raises:
         LetheonError: what is given cannot be used.
     """
+    check_alone("the submission")
     model_path, output_path = Path(model_path), Path(output_path)
     forget, retain = read_sets(forget_dir, "forget"), read_sets(retain_dir, "retain")
     check_checkpoint(str(model_path))

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,7 +17,7 @@ from letheon.cli.method_help import MethodCommand
 from letheon.cli.study import study
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
-from letheon.processes import check_alone, silent_unless_first
+from letheon.processes import check_alone, place, silent_unless_first
 from letheon.progress import open_display
 from letheon.settings import (
     DemoSettings,
@@ -58,7 +59,11 @@ def main() -> NoReturn:
         with silent_unless_first():
             return cli(arguments, standalone_mode=False, prog_name="letheon", obj=ending)
 
-    sys.exit(run_to_end(command, arguments))
+    code = run_to_end(command, arguments)
+    if place().size > 1:
+        # A launcher sends this to all when one has ended, and would make another code of ours.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _ending_of(context: click.Context) -> Ending:

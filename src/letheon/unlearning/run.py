@@ -10,7 +10,7 @@ from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
-from letheon.processes import from_first, here, in_turn, on_first
+from letheon.processes import check_alone, from_first, here, in_turn, on_first
 from letheon.settings import UnlearnSettings
 from letheon.signals import finishing, heed_signals
 from letheon.storage.cache import default_cache_dir
@@ -68,6 +68,8 @@ def unlearn(
     """
     clock = Clock(settings.time_limit_s)
     observer = observer or Silent()
+    if here().size == 1:
+        check_alone("a run that was not begun by letheon.unlearn")
     asked, note = settings, observer.note
 
     def checked() -> tuple[UnlearnSettings, Inputs]:
