@@ -3,7 +3,7 @@
 What draws figures and sums up studies is imported where it is used: a run needs neither, and they take long to import.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -11,36 +11,23 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from letheon.auditing.inputs import settings_of_run
 from letheon.auditing.run import audit as run_audit
-from letheon.evaluation.outputs import check_is_folder, check_no_other_scores
-from letheon.evaluation.rescoring import write_evaluation
+from letheon.evaluation.outputs import check_is_folder
 from letheon.memorizing.memorize import MemorizeProgress, MemorizeReport
 from letheon.memorizing.target import make_target
-from letheon.model.loading import (
-    fingerprint,
-    load_config,
-    load_model,
-    stored_dtype,
-)
-from letheon.model.precision import choose_precision
-from letheon.model.quantised import described
-from letheon.processes import from_first, here, in_processes, in_turn, on_first
+from letheon.processes import from_first, in_processes, on_first
 from letheon.report.card import adapter_card, model_card
 from letheon.report.files import RunFiles, read_run
 from letheon.report.pairing import doubt, refusal
 from letheon.scores.audits import AuditResults
 from letheon.scores.results import Evaluation
-from letheon.scoring.inputs import EvaluatedInputs, read_evaluated
+from letheon.scoring.evaluating import Progress, evaluate_model
+from letheon.scoring.inputs import read_evaluated
 from letheon.scoring.run import RunScoring, UnlearnReport
 from letheon.settings import AuditSettings, DialSettings, EvaluateSettings, MemorizeSettings, UnlearnSettings
-from letheon.settings.suites import brings_rows
-from letheon.signals import finishing
-from letheon.storage.files import open_folder_outside
-from letheon.storage.outside import note_evaluation
 from letheon.storage.run_folder import (
     ADAPTER_FOLDER,
     AUDITS_FOLDER,
     CARD_FILE,
-    EVALUATIONS_FOLDER,
     MODEL_FOLDER,
     RESULTS,
     SETTINGS_FILE,
@@ -65,10 +52,6 @@ if TYPE_CHECKING:
     from letheon.studies.study import StudyReport
 
 _Job = TypeVar("_Job", bound=Callable[..., Any])
-_ELSEWHERE = "choose another --out"
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 
 @in_processes
@@ -296,46 +279,7 @@ def evaluate(
         ModelError: the checkpoint cannot be used.
         OutputError: the results cannot be written, or would replace others.
     """
-    inputs = in_turn(lambda: _evaluated(settings, note=note, replace=replace))
-    config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
-    loaded = load_model(
-        settings.model,
-        dtype=chosen.precision,
-        tokenizer=inputs.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-    )
-    provenance = inputs.describe(
-        weights_sha256=fingerprint(loaded.model), precision=f"{chosen.line}{described(config, settings.quantise)}"
-    )
-    evaluation = inputs.score(loaded, provenance=provenance, progress=progress)
-    on_first(lambda: _write_evaluation(evaluation, settings.out))
-    return evaluation
-
-
-def _evaluated(settings: EvaluateSettings, *, note: Callable[[str], None] | None, replace: bool) -> EvaluatedInputs:
-    """Read what an evaluation asks, once it is seen that its scores may be written; make their folder."""
-    has_own_rows = brings_rows(settings.suite)
-    if not replace and not has_own_rows:
-        _check_replaced(settings, {"forget": settings.forget, "retain": settings.retain}, note)
-    if here().is_first:
-        finish_staged(Path(settings.model).absolute().parent, note=note or _ignore)
-    inputs = read_evaluated(settings, note=note)
-    if not replace and has_own_rows:
-        _check_replaced(
-            settings, {name: inputs.source_of(name) for name in ("forget", "retain") if name in inputs.asked.rows}, note
-        )
-    if here().is_first:
-        open_folder_outside(settings.model, settings.out, advice=_ELSEWHERE, private=EVALUATIONS_FOLDER.is_private)
-        note_evaluation(settings.model, settings.out)
-    return inputs
-
-
-def _write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    with finishing():
-        write_evaluation(evaluation, folder)
+    return evaluate_model(settings, progress=progress, note=note, replace=replace)
 
 
 @in_processes
@@ -413,12 +357,6 @@ def write_report(folder: Path, *, show_paths: bool = False) -> Path:
     page = write_page(folder, defaults=UnlearnSettings.defaults())
     _write_cards(read_run(folder), show_paths=show_paths)
     return page
-
-
-def _check_replaced(settings: EvaluateSettings, sources: Mapping[str, str], note: Callable[[str], None] | None) -> None:
-    replaced = check_no_other_scores(settings.out, model=settings.model, rows=sources)
-    if replaced is not None and note is not None:
-        note(replaced)
 
 
 def _ignore(_: str) -> None:

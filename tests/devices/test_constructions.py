@@ -13,6 +13,12 @@ MAKERS = {
     "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices",
 }  # fmt: skip
 HOST = {
+    "auditing/linear_probe.py": {
+        "attack": "an order of tokens",
+        "asked_tokens": "probes are trained on the host",
+        "read_by_probe": "probes are trained on the host",
+        "_labels": "probes are trained on the host",
+    },
     "auditing/recognisability.py": {"profile": "describes losses that are read into numpy"},
     "engine/reference.py": {
         "_losses": "the store lies on the host",
