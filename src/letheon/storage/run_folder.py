@@ -111,7 +111,11 @@ CHECKPOINTS_FOLDER = Entry(
     is_folder=True,
 )
 EVALUATIONS_FOLDER = Entry(
-    "evaluation", "scoring.evaluating", "evaluations of the model before, after and in between", readers="owner", is_folder=True
+    "evaluation",
+    "scoring.evaluating",
+    "evaluations of the model before, after and in between",
+    readers="owner",
+    is_folder=True,
 )
 MODEL_FOLDER = Entry("model", "unlearning.record", "the result, merged", readers="all", is_folder=True)
 ADAPTER_FOLDER = Entry("adapter", "unlearning.record", "what was changed in the model", readers="all", is_folder=True)

@@ -19,6 +19,7 @@ from letheon.evaluation.metrics.memorisation import (
     sound_extraction_strength,
     zlib_ratio,
 )
+from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Note, Target
 from letheon.evaluation.suites.muse.listing import (
@@ -31,7 +32,6 @@ from letheon.evaluation.suites.muse.listing import (
 )
 from letheon.evaluation.suites.muse.never import Never, never_of, read_never
 from letheon.evaluation.templates import MAX_LENGTH, LabelledSequence, QuestionTemplate, question_template
-from letheon.model.loading import load_model
 from letheon.scores.predictions import Prediction
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
@@ -238,11 +238,4 @@ def _never(target: Target, asked: Asked, template: QuestionTemplate) -> Never | 
     source = asked.options.get("never")
     if known is not None or source is None:
         return known
-    loaded = load_model(
-        source,
-        dtype=asked.options.get("dtype", "float32"),
-        tokenizer=target.tokenizer,
-        device=target.model.device.type,
-        trust_remote_code=bool(asked.options.get("trust_remote_code")),
-    )
-    return never_of(str(source), _texts(replace(target, model=loaded.model), asked, template))
+    return never_of(str(source), _texts(never_model(target, asked, source), asked, template))

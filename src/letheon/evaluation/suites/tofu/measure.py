@@ -15,6 +15,7 @@ from letheon.evaluation.metrics.memorisation import (
     sound_extraction_strength,
     zlib_ratio,
 )
+from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Target
 from letheon.evaluation.suites.tofu.ask import SETS
@@ -23,7 +24,6 @@ from letheon.evaluation.suites.tofu.never import Never, never_of
 from letheon.evaluation.suites.tofu.original import OriginalTemplate, original_template, rooms_of
 from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
-from letheon.model.loading import load_model
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Form
 
@@ -178,14 +178,7 @@ def _never(target: Target, asked: Asked, template: Template) -> Never | None:
     source = asked.options.get("never")
     if known is not None or source is None:
         return known
-    loaded = load_model(
-        source,
-        dtype=asked.options.get("dtype", "float32"),
-        tokenizer=target.tokenizer,
-        device=target.model.device.type,
-        trust_remote_code=bool(asked.options.get("trust_remote_code")),
-    )
-    other = replace(target, model=loaded.model)
+    other = never_model(target, asked, source)
     found = row_values(other, _forget_alone(asked), template, sets=_IN_DETAIL)
     return never_of(str(source), found, small=small_of(asked.options.get("parity", PARITIES[0])))
 
