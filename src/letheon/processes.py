@@ -53,13 +53,18 @@ _here: Place = _alone
 """The place while processes are joined and work together; alone before, after, and where one works for all."""
 
 
+def is_launched() -> bool:
+    """Return whether a launcher started several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def place() -> Place:
     """Return the place that the launcher gave this process, whether or not processes are joined.
 
     Raises:
         SettingsError: the launcher's variables contradict one another or are incomplete.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_launched():
         return _alone
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not os.environ.get(name)]

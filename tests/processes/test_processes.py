@@ -1,5 +1,8 @@
 """The place of a process among others, and how work is shared, as far as one process can tell."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -44,6 +47,16 @@ def test_half_a_launcher_is_refused(changed: dict[str, str | None], said: str, m
     launched(monkeypatch, **changed)
     with pytest.raises(SettingsError, match=said):
         place()
+
+
+def test_half_a_launcher_is_a_mistake_in_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "letheon", "evaluate", "--model", "x", "--forget", "x", "--retain", "x", "--out", "x"],
+        env={**os.environ, "WORLD_SIZE": "2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "letheon: error: WORLD_SIZE is 2" in done.stderr
 
 
 def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

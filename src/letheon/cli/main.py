@@ -17,7 +17,7 @@ from letheon.cli.method_help import MethodCommand
 from letheon.cli.study import study
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
-from letheon.processes import check_alone, place, silent_unless_first
+from letheon.processes import check_alone, is_launched, silent_unless_first
 from letheon.progress import open_display
 from letheon.settings import (
     DemoSettings,
@@ -60,7 +60,7 @@ def main() -> NoReturn:
             return cli(arguments, standalone_mode=False, prog_name="letheon", obj=ending)
 
     code = run_to_end(command, arguments)
-    if place().size > 1:
+    if is_launched():
         # A launcher sends this to all when one has ended, and would make another code of ours.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
