@@ -300,14 +300,10 @@ def audit(
     """
     if isinstance(settings, Path):
         settings = settings_of_run(settings, changes)
-    asked = settings
-
-    def audited() -> AuditResults:
-        results = run_audit(asked, progress=progress, note=note)
-        write_report(asked.out if (asked.out / SETTINGS_FILE).is_file() else asked.out / AUDITS_FOLDER)
-        return results
-
-    return from_first(audited)
+    out = settings.out
+    results = run_audit(settings, progress=progress, note=note)
+    on_first(lambda: write_report(out if (out / SETTINGS_FILE).is_file() else out / AUDITS_FOLDER))
+    return results
 
 
 @in_processes

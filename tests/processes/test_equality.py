@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from audited import new_world
 from courses import CASES, arguments_of, check_same, course_of, flags_of, make_inputs
 from launching import together
 from letheon.cli.main import cli
@@ -105,3 +107,36 @@ def test_memorising_takes_the_same_steps(inputs: Path, tmp_path: Path) -> None:
     ]
     assert reports[1]["accuracy"] == pytest.approx(reports[0]["accuracy"], abs=0.02)
     assert [report["steps"] for report in reports] == [12, 12]
+
+
+def test_an_audit_finds_the_same(tmp_path: Path) -> None:
+    world = new_world(tmp_path, num=16, models=("before", "never"))
+    attacks = "membership,extraction,sampling,relearning-part-lora"
+    for num in (1, 2):
+        given = world.given("never", attacks=tuple(attacks.split(",")), samples=2).plain()
+        named = {
+            name: given[name] for name in ("model", "before", "forget", "retain", "holdout", "template", "samples")
+        }
+        arguments = ["audit", *flags_of({**named, "attacks": attacks, "out": tmp_path / f"audit-{num}"})]
+        together(num, [arguments], tmp_path)
+    one, two = (
+        json.loads((tmp_path / f"audit-{num}" / "audit" / "outcomes.json").read_text(encoding="utf-8"))
+        for num in (1, 2)
+    )
+    assert one.keys() == two.keys() > {"asked.before"}
+    # The model that hides the rows, and relearning, take steps, which are equal to rounding.
+    for name in {name for name in one if not name.startswith("relearning") and not name.endswith(".hiding")}:
+        assert rounded(two[name]["outcome"]) == rounded(one[name]["outcome"]), name
+    for name in one:  # what greedy decoding says may differ in a word
+        if name.startswith("relearning"):
+            recovered = [fmean(point["values"]) for of in (one, two) for point in of[name]["outcome"]["points"][-1:]]
+            assert recovered[0] == pytest.approx(recovered[1], abs=0.15), name
+
+
+def rounded(value: Any) -> Any:
+    """Return plain values with numbers to four digits."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value

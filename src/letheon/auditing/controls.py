@@ -18,6 +18,7 @@ from letheon.memorizing.memorize import MemorizeProgress, memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import LoadedModel, load_config, load_model, move_model, save_model, stored_dtype
 from letheon.model.precision import choose_precision
+from letheon.processes import on_first
 from letheon.progress import Progressed
 from letheon.settings import AuditSettings
 
@@ -114,7 +115,7 @@ def make_never(
         options=options,
         progress=show,
     )
-    save_model(model, tokenizer, folder)
+    on_first(lambda: save_model(model, tokenizer, folder))
 
 
 def _new_like(model: PreTrainedModel, seed: int) -> PreTrainedModel:

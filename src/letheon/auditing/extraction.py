@@ -21,7 +21,7 @@ from copy import deepcopy
 from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
 from math import log2
 
 import torch
@@ -36,6 +36,7 @@ from letheon.evaluation.batches import StepProgress, length_batches, padded, rea
 from letheon.evaluation.decoding import can_be_batched, logits_at
 from letheon.evaluation.in_form import answer_values
 from letheon.evaluation.metrics.membership import MAX_LOGITS
+from letheon.processes import shared
 from letheon.progress import Progressed
 
 NUM_CANDIDATES = 64
@@ -130,17 +131,25 @@ def answer_sequence(subject: Subject, row: Row) -> TokenSequence:
 @torch.no_grad()
 def answer_hits(model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress) -> list[Tensor]:
     """Return for each sequence (A,) bool: whether an answer token is the likeliest after those before it."""
-    found: dict[int, Tensor] = {}
+    done = 0
     with reading(model) as plain:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         most = max(1, MAX_LOGITS // int(plain.config.get_text_config().vocab_size))
-        for batch in length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most):
+
+        def hits_of(batch: Sequence[int]) -> list[Tensor]:
+            nonlocal done
             ids, _ = padded([sequences[i].input_ids for i in batch], side="right", device=plain.device)
             likeliest = logits_at(plain, _places(sequences, batch), input_ids=ids, use_cache=False).argmax(-1)
             counts = [sequences[index].num_answer_tokens for index in batch]
-            for place, (index, chosen) in enumerate(zip(batch, likeliest.split(counts), strict=True)):
-                found[index] = (chosen == ids[place, sequences[index].answer_start : lengths[index]]).cpu()
-            progress(len(found), len(sequences))
+            done += len(batch)
+            progress(done, len(sequences))
+            return [
+                (chosen == ids[place, sequences[index].answer_start : lengths[index]]).cpu()
+                for place, (index, chosen) in enumerate(zip(batch, likeliest.split(counts), strict=True))
+            ]
+
+        batches = length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most)
+        found = dict(zip(chain(*batches), chain(*shared(batches, hits_of)), strict=True))
     return [found[index] for index in range(len(sequences))]
 
 
@@ -148,17 +157,19 @@ def answer_hits(model: PreTrainedModel, sequences: Sequence[TokenSequence], prog
 def answer_losses(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[float]:
     """Return the summed cross-entropy, nats, of the answers of sequences that begin alike, which is read once."""
     columns = zip(*(sequence.input_ids[: sequence.answer_start - 1] for sequence in sequences), strict=False)
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    num_shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     with reading(model) as plain:
-        if not shared or not can_be_batched(plain):
+        if not num_shared or not can_be_batched(plain):
             return list(answer_values(plain, sequences).losses)
         cache = DynamicCache()
-        start, _ = padded([sequences[0].input_ids[:shared]], side="right", device=plain.device)
+        start, _ = padded([sequences[0].input_ids[:num_shared]], side="right", device=plain.device)
         plain(input_ids=start, past_key_values=cache, use_cache=True, logits_to_keep=1)
         lengths = [len(sequence.input_ids) for sequence in sequences]
         found: dict[int, float] = {}
         for batch in length_batches(lengths, max_rows=len(lengths), max_tokens=_BATCH_TOKENS):
-            found.update(zip(batch, _losses_after(plain, cache, [sequences[i] for i in batch], shared), strict=True))
+            found.update(
+                zip(batch, _losses_after(plain, cache, [sequences[i] for i in batch], num_shared), strict=True)
+            )
     return [found[index] for index in range(len(sequences))]
 
 

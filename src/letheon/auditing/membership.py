@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from statistics import fmean
 
 import torch
@@ -27,6 +28,7 @@ from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, tokenise
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
 from letheon.evaluation.metrics.membership import MAX_LOGITS
+from letheon.processes import shared
 from letheon.progress import Progressed
 
 SHARE = 0.2
@@ -78,17 +80,25 @@ def answer_values(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress
 ) -> list[TokenValues]:
     """Return what the model makes of each sequence's answer; softmax in float32."""
-    found: dict[int, TokenValues] = {}
+    done = 0
     with reading(model) as plain:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         most = max(1, MAX_LOGITS // (4 * int(plain.config.get_text_config().vocab_size)))
-        for batch in length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most):
+
+        def values_of_batch(batch: Sequence[int]) -> list[TokenValues]:
+            nonlocal done
             ids, _ = padded([sequences[i].input_ids for i in batch], side="right", device=plain.device)
             logits = plain(input_ids=ids, use_cache=False).logits
-            for place, index in enumerate(batch):
-                start, end = sequences[index].answer_start, lengths[index]
-                found[index] = token_values(logits[place, start - 1 : end - 1], ids[place, start:end])
-            progress(len(found), len(sequences))
+            done += len(batch)
+            progress(done, len(sequences))
+            spans = [(sequences[index].answer_start, lengths[index]) for index in batch]
+            return [
+                token_values(logits[place, start - 1 : end - 1], ids[place, start:end])
+                for place, (start, end) in enumerate(spans)
+            ]
+
+        batches = length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most)
+        found = dict(zip(chain(*batches), chain(*shared(batches, values_of_batch)), strict=True))
     return [found[index] for index in range(len(sequences))]
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from letheon.processes import from_first, on_first
 from letheon.storage.fingerprints import hash_values
 from letheon.storage.run_folder import OUTCOMES_FILE, write_json_entry
 
@@ -41,14 +42,25 @@ class Outcomes:
         What is not of the unlearned model is kept for audits of other results of unlearning.
         """
         depends = {key: value for key, value in self.read.items() if is_of_unlearned or key != _OF_UNLEARNED}
-        key, kept = hash_values([depends]), read_values(self.folder / OUTCOMES_FILE)
+        key = hash_values([depends])
+        kept: list[_T] = from_first(lambda: self._kept(name, kind, key))
+        if kept:
+            return kept[0]
+        made = make()
+        on_first(lambda: self._keep(name, key, TypeAdapter(kind).dump_python(made, mode="json")))
+        return from_first(lambda: made)
+
+    def _kept(self, name: str, kind: Any, key: str) -> list[Any]:
+        """The outcome in a list, which is empty where there is none."""
+        kept = read_values(self.folder / OUTCOMES_FILE)
         with suppress(KeyError, TypeError, ValidationError):
             if kept[name]["key"] == key:
-                return TypeAdapter(kind).validate_python(kept[name]["outcome"])  # type: ignore[no-any-return]
-        made = make()
-        outcome = TypeAdapter(kind).dump_python(made, mode="json")
+                return [TypeAdapter(kind).validate_python(kept[name]["outcome"])]
+        return []
+
+    def _keep(self, name: str, key: str, outcome: Any) -> None:
+        kept = read_values(self.folder / OUTCOMES_FILE)
         write_json_entry(self.folder, OUTCOMES_FILE, {**kept, name: {"key": key, "outcome": outcome}})
-        return made
 
 
 def read_values(path: Path) -> dict[str, Any]:

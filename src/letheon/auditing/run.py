@@ -7,6 +7,7 @@ unlearned model again for placebo rows. What each found is kept, so that an audi
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from letheon.data.rows import Row
 from letheon.data.sequences import tokenise
 from letheon.errors import EvaluationError
 from letheon.evaluation.in_form import AskedForm, resolve_form
+from letheon.processes import from_first, in_turn, on_first
 from letheon.progress import Progressed
 from letheon.scores.audits import AuditResults
 from letheon.settings import AuditSettings
@@ -54,15 +56,27 @@ def audit(settings: AuditSettings, *, progress: Progressed | None = None, note: 
     """
     note, tell = note or _ignore, progress or _ignore_stage
     began = time.monotonic()
-    inputs = read_audited(settings, note=note)
+    inputs = in_turn(lambda: read_audited(settings, note=note))
     folder = settings.out / AUDITS_FOLDER
+    with ExitStack() as stack:
+        on_first(lambda: stack.enter_context(_held(folder, note)))
+        found = _Audit(inputs, folder, tell, note, began).run()
+        on_first(lambda: _write(folder, found))
+    return found.results
+
+
+@contextmanager
+def _held(folder: Path, note: Note) -> Iterator[None]:
+    """Make the folder of an audit and hold it while the block lasts."""
     open_output_folder(folder, advice="choose another --out", private=True)
     with folder_lock(folder, note=note):
-        found = _Audit(inputs, folder, tell, note, began).run()
-        with finishing():
-            write_entry(folder, EXAMPLES_FILE, found.examples)
-            write_entry(folder, AUDIT_RESULTS_FILE, found.results.to_json())
-    return found.results
+        yield
+
+
+def _write(folder: Path, found: Conclusion) -> None:
+    with finishing():
+        write_entry(folder, EXAMPLES_FILE, found.examples)
+        write_entry(folder, AUDIT_RESULTS_FILE, found.results.to_json())
 
 
 @dataclass(slots=True)
@@ -128,7 +142,7 @@ class _Audit:
         settings, folder = self.inputs.settings, self.folder / NEVER_FOLDER
         if not settings.make_never:
             return settings.never
-        if not (folder / "config.json").is_file():
+        if not from_first((folder / "config.json").is_file):
             make_never(
                 before,
                 self.inputs.given.retain,
@@ -168,7 +182,7 @@ class _Audit:
         budget, pass_s = self.inputs.settings.budget, 0.0
         for number, attack in enumerate(wanted, 1):
             expected_s = pass_s * attack.passes
-            if budget is not None and time.monotonic() - self.began + expected_s > budget:
+            if budget is not None and from_first(partial(self._is_beyond, budget, expected_s)):
                 left_out[attack.name] = f"it would have taken the audit beyond its budget of {budget:g} s"
                 continue
             self.note(f"attack {number} of {len(wanted)}: {attack.title}")
@@ -179,6 +193,9 @@ class _Audit:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
             raise EvaluationError(f"no attack could be run ({reasons})")
         return tried, left_out
+
+    def _is_beyond(self, budget: float, expected_s: float) -> bool:
+        return time.monotonic() - self.began + expected_s > budget
 
     def _try(self, attack: AnyAttack, subjects: dict[str, Subject], kept: Outcomes) -> Tried:
         began = time.monotonic()
