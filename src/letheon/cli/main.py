@@ -158,6 +158,7 @@ def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
         from letheon.evaluation.outputs import check_rescored
         from letheon.evaluation.rescoring import rescore, write_evaluation
 
+        check_alone("letheon evaluate --predictions")
         rescoring = RescoreSettings.of(values)
         evaluation = rescore(rescoring.predictions)
         check_rescored(rescoring.out, evaluation.results, predictions=rescoring.predictions)
