@@ -16,7 +16,7 @@ ALLOWED = {
     "progress": {"storage"},
     "signals": set(),
     "processes": {"errors", "signals"},
-    "devices": {"errors"},
+    "devices": {"errors", "processes"},
     "endings": {"errors", "signals", "storage"},
     "settings": {"errors", "storage"},
     "recipes": {"errors", "settings"},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from letheon.errors import SettingsError
+from letheon.processes import place
 
 _SHARES_MEMORY = ("cpu", "mps")
 """Kinds of devices whose memory is the machine's own."""
@@ -41,8 +42,13 @@ def check_device(asked: str | None) -> None:
     """Refuse a device that is not there.
 
     Raises:
-        SettingsError: torch does not find it.
+        SettingsError: torch does not find it, or it is one device for several processes.
     """
+    if asked is not None and ":" in asked and place().size > 1:
+        raise SettingsError(
+            f"device: each of the {place().size} processes takes the device of its own number, got '{asked}' for all; "
+            f"give '{asked.partition(':')[0]}' or leave out --device"
+        )
     there = available_devices()
     is_there = asked is None or any(re.fullmatch(rf"{re.escape(asked)}(:\d+)?", name) for name in there)
     if not is_there:

@@ -13,6 +13,7 @@ from torch import nn
 from letheon.cli.main import cli
 from letheon.data.packing import pack
 from letheon.data.sequences import TokenSequence
+from letheon.devices import check_device
 from letheon.errors import SettingsError
 from letheon.processes import Place, added, from_first, highest, in_turn, place, shared, shares_by_size
 from letheon.training.randomness import dropped_by_row
@@ -47,6 +48,13 @@ def test_half_a_launcher_is_refused(changed: dict[str, str | None], said: str, m
     launched(monkeypatch, **changed)
     with pytest.raises(SettingsError, match=said):
         place()
+
+
+def test_one_device_for_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch)
+    check_device("cpu")
+    with pytest.raises(SettingsError, match="each of the 3 processes takes the device of its own number, got 'cuda:1'"):
+        check_device("cuda:1")
 
 
 def test_half_a_launcher_is_a_mistake_in_one_line() -> None:
