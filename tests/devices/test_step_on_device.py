@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import Row
@@ -79,6 +80,11 @@ def test_every_method(method: str, given: dict[str, Any], steps: list[Traffic], 
     check(steps, stored=STORED.get(method, 1))
 
 
+def drawn_on_host(length: int, width: int, *, seed: int, device: torch.device) -> torch.Tensor:
+    """What `uniform` draws, for a device that has no random numbers of its own."""
+    return torch.rand(length, width, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
@@ -91,7 +97,10 @@ def test_every_method(method: str, given: dict[str, Any], steps: list[Traffic], 
         {"learning_rate": "auto"},
     ],
 )
-def test_every_kind_of_run(changed: dict[str, Any], given: dict[str, Any], steps: list[Traffic]) -> None:
+def test_every_kind_of_run(
+    changed: dict[str, Any], given: dict[str, Any], steps: list[Traffic], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("letheon.training.randomness.uniform", drawn_on_host)
     run(given, **changed)
     assert [len(traffic.to_host) for traffic in steps[1:]] == [1] * len(steps[1:]), [*map(str, steps[1].to_host)]
 

@@ -76,12 +76,14 @@ def _drop(share: float, drawn: Sequence[tuple[int, int]], layouts: Mapping[int, 
     chosen = layouts.get(states.numel() // width)
     if chosen is None:  # tokens in another order, as among experts
         return nn.functional.dropout(states, share)
-    generator = torch.Generator(device=states.device)
-    kept = [
-        torch.rand(length, width, device=states.device, generator=generator.manual_seed(seed)) >= share
-        for seed, length in drawn
-    ]
+    kept = [uniform(length, width, seed=seed, device=states.device) >= share for seed, length in drawn]
     return states * torch.cat(kept)[chosen].view(states.shape) / (1 - share)
+
+
+def uniform(length: int, width: int, *, seed: int, device: torch.device) -> Tensor:
+    """Return (length, width) float32 numbers from 0 to 1 that follow from the seed, drawn on the device itself."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    return torch.rand(length, width, device=device, generator=generator)
 
 
 def _seed(*numbers: int) -> int:
