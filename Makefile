@@ -14,10 +14,10 @@ demo: $(INSTALLED)  ## watch a small model forget, less than two minutes
 	rm -rf demo-run
 	$(BIN)/letheon demo --out demo-run
 
-test: $(INSTALLED)  ## the fast tests
+test: $(INSTALLED)  ## the fast tests, three minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not browser" -n auto --dist worksteal
 
-test-slow: $(INSTALLED)  ## the others, a quarter of an hour on two cores
+test-slow: $(INSTALLED)  ## the others, half an hour on two cores
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-browser: $(INSTALLED)  ## the reports in a headless chromium, half a minute; skipped where none is installed
