@@ -166,18 +166,35 @@ def check_alone(command: str) -> None:
         )
 
 
-def shared(items: Sequence[Item], compute: Callable[[Item], Value]) -> list[Value]:
+def shared(
+    items: Sequence[Item],
+    compute: Callable[[Item], Value],
+    *,
+    counts: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Value]:
     """Return `compute` of each item, in their order; each process computes every size-th, and all get all.
 
-    An error in one is raised in all.
+    An error in one is raised in all. `progress` hears after each item how much is done and how much there is, by
+    `counts` of the items; of several processes it is told as if they were equally far.
     """
-    at = _here
+    at, sizes = _here, list(counts) if counts is not None else [1] * len(items)
+    total, done = sum(sizes), 0
+
+    def computed(number: int) -> Value:
+        nonlocal done
+        value = compute(items[number])
+        done += sizes[number]
+        if progress is not None:
+            progress(min(done * at.size, total), total)
+        return value
+
     if at.size == 1:
-        return [compute(item) for item in items]
+        return [computed(number) for number in range(len(items))]
     mine: list[Value] | Exception
     try:
         with alone():
-            mine = [compute(item) for item in items[at.rank :: at.size]]
+            mine = [computed(number) for number in range(at.rank, len(items), at.size)]
     except Exception as error:
         mine = error
     found = _gathered(mine)

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from audited import new_world
@@ -102,11 +103,13 @@ def test_memorising_takes_the_same_steps(inputs: Path, tmp_path: Path) -> None:
     given = {"model": inputs / "target", "rows": inputs / "forget.jsonl", "max_steps": 12, "batch_tokens": 128}
     alone_do([["memorize", *flags_of({**given, "out": tmp_path / "one"})]])
     together(2, [["memorize", *flags_of({**given, "out": tmp_path / "two"})]], tmp_path)
-    reports = [
-        json.loads((tmp_path / name / "memorize.json").read_text(encoding="utf-8"))["report"] for name in ("one", "two")
-    ]
-    assert reports[1]["accuracy"] == pytest.approx(reports[0]["accuracy"], abs=0.02)
+    outs = [tmp_path / name for name in ("one", "two")]
+    reports = [json.loads((out / "memorize.json").read_text(encoding="utf-8"))["report"] for out in outs]
     assert [report["steps"] for report in reports] == [12, 12]
+    before, one, two = (load_file(folder / "model.safetensors") for folder in (inputs / "target", *outs))
+    for name, value in one.items():
+        moved = float((value - before[name]).abs().max())
+        assert float((two[name] - value).abs().max()) <= 0.01 * moved, name
 
 
 def test_an_audit_finds_the_same(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_alone_each_function_is_the_plain_computation() -> None:
     assert shared([3, 1, 2], lambda item: item * 2) == [6, 2, 4]
+    heard: list[tuple[int, int]] = []
+    shared(["ab", "c"], len, counts=[2, 1], progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(2, 3), (3, 3)]
     assert from_first(lambda: "x") == "x"
     assert in_turn(lambda: "x") == "x"
     assert highest(3, 0) == (3, 0)

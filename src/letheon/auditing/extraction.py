@@ -131,25 +131,22 @@ def answer_sequence(subject: Subject, row: Row) -> TokenSequence:
 @torch.no_grad()
 def answer_hits(model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress) -> list[Tensor]:
     """Return for each sequence (A,) bool: whether an answer token is the likeliest after those before it."""
-    done = 0
     with reading(model) as plain:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         most = max(1, MAX_LOGITS // int(plain.config.get_text_config().vocab_size))
 
         def hits_of(batch: Sequence[int]) -> list[Tensor]:
-            nonlocal done
             ids, _ = padded([sequences[i].input_ids for i in batch], side="right", device=plain.device)
             likeliest = logits_at(plain, _places(sequences, batch), input_ids=ids, use_cache=False).argmax(-1)
             counts = [sequences[index].num_answer_tokens for index in batch]
-            done += len(batch)
-            progress(done, len(sequences))
             return [
                 (chosen == ids[place, sequences[index].answer_start : lengths[index]]).cpu()
                 for place, (index, chosen) in enumerate(zip(batch, likeliest.split(counts), strict=True))
             ]
 
         batches = length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most)
-        found = dict(zip(chain(*batches), chain(*shared(batches, hits_of)), strict=True))
+        hits = shared(batches, hits_of, counts=list(map(len, batches)), progress=progress)
+        found = dict(zip(chain(*batches), chain(*hits), strict=True))
     return [found[index] for index in range(len(sequences))]
 
 

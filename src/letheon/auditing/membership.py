@@ -80,17 +80,13 @@ def answer_values(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], progress: StepProgress
 ) -> list[TokenValues]:
     """Return what the model makes of each sequence's answer; softmax in float32."""
-    done = 0
     with reading(model) as plain:
         lengths = [len(sequence.input_ids) for sequence in sequences]
         most = max(1, MAX_LOGITS // (4 * int(plain.config.get_text_config().vocab_size)))
 
         def values_of_batch(batch: Sequence[int]) -> list[TokenValues]:
-            nonlocal done
             ids, _ = padded([sequences[i].input_ids for i in batch], side="right", device=plain.device)
             logits = plain(input_ids=ids, use_cache=False).logits
-            done += len(batch)
-            progress(done, len(sequences))
             spans = [(sequences[index].answer_start, lengths[index]) for index in batch]
             return [
                 token_values(logits[place, start - 1 : end - 1], ids[place, start:end])
@@ -98,7 +94,8 @@ def answer_values(
             ]
 
         batches = length_batches(lengths, max_rows=_ROWS_AT_ONCE, max_tokens=most)
-        found = dict(zip(chain(*batches), chain(*shared(batches, values_of_batch)), strict=True))
+        values = shared(batches, values_of_batch, counts=list(map(len, batches)), progress=progress)
+        found = dict(zip(chain(*batches), chain(*values), strict=True))
     return [found[index] for index in range(len(sequences))]
 
 

@@ -160,7 +160,7 @@ def build_reference(
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
     lengths = [len(s.input_ids) for s in sequences]
-    most, num_done = max_tokens, 0
+    most = max_tokens
 
     def values_of(group: Sequence[int]) -> dict[str, Tensor]:
         batch = pack(
@@ -173,7 +173,7 @@ def build_reference(
         return reference_values(engine, batch.to(engine.model.device), needs)
 
     def within_memory(group: Sequence[int]) -> dict[str, Tensor]:
-        nonlocal most, num_done
+        nonlocal most
         found, rest = list[dict[str, Tensor]](), list(group)
         while rest:
             part = [rest[place] for place in next(token_groups([lengths[row] for row in rest], most))]
@@ -187,13 +187,12 @@ def build_reference(
                 continue
             found.append(values)
             rest = rest[len(part) :]
-            num_done += len(part)
-            if progress is not None:
-                progress("reference pass", num_done, len(sequences))
         return _joined(found)
 
     with engine.adapter_off(), engine.running():
-        pieces = shared(list(token_groups(lengths, max_tokens)), within_memory)
+        groups = list(token_groups(lengths, max_tokens))
+        shown = None if progress is None else partial(progress, "reference pass")
+        pieces = shared(groups, within_memory, counts=list(map(len, groups)), progress=shown)
     values = _joined(pieces)
     norms = values.pop("forget_norms", None)
     store = ReferenceStore(

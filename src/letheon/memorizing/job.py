@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -109,20 +110,17 @@ class RecallJudge:
     @torch.no_grad()
     def score(self, *, step: int, epoch: float, progress: Progressed | None = None) -> StateScore:
         """Score the present state."""
-        batches = list(in_order(self.rows))
-        done = 0
 
         def hits_of(batch: PackedBatch) -> list[Tensor]:
-            nonlocal done
             on_device = batch.to(self.engine.model.device)
             chosen, _ = self.engine.likeliest(on_device)
             hits = (chosen == on_device.labels).cpu()
-            done += batch.num_sequences
-            if progress is not None:
-                progress("scoring", done, len(self.rows))
             return list(hits.split(torch.bincount(batch.owner, minlength=batch.num_sequences).tolist()))
 
-        correct = [hits for found in shared(batches, hits_of) for hits in found]
+        batches = list(in_order(self.rows))
+        counts = [batch.num_sequences for batch in batches]
+        shown = None if progress is None else partial(progress, "scoring")
+        correct = list(chain(*shared(batches, hits_of, counts=counts, progress=shown)))
         share = torch.cat(correct).double().mean().item()
         return StateScore(step, epoch, {SCORE: share, "num_recalled": sum(bool(row.all()) for row in correct)})
 

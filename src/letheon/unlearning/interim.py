@@ -10,6 +10,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from statistics import fmean, harmonic_mean
 from typing import TypeVar
 
@@ -241,14 +243,12 @@ def answer_values(
     progress: Progressed | None = None,
 ) -> AnswerValues:
     """Return the values of each sequence's answer under the engine's present state."""
-    done = 0
 
     def values_of(batch: PackedBatch, group: list[int]) -> list[_Answer]:
-        nonlocal done
         lengths = [sequences[i].num_answer_tokens for i in group]
         likeliest, log_probs = engine.likeliest(batch)
         said, true = likeliest.cpu().split(lengths), batch.labels.cpu().split(lengths)
-        answers = [
+        return [
             _Answer(
                 recall=float((one == other).long().cumprod(0).double().mean()),
                 loss=-float(values.double().sum()),
@@ -257,12 +257,9 @@ def answer_values(
             )
             for one, other, values in zip(said, true, log_probs.cpu().split(lengths), strict=True)
         ]
-        done += len(group)
-        if progress is not None:
-            progress("scoring", done, len(sequences))
-        return answers
 
-    found = [answer for answers in _passed(engine, sequences, max_tokens, values_of) for answer in answers]
+    shown = None if progress is None else partial(progress, "scoring")
+    found = list(chain(*_passed(engine, sequences, max_tokens, values_of, progress=shown)))
     return AnswerValues(
         tuple(answer.recall for answer in found),
         tuple(answer.loss for answer in found),
@@ -312,6 +309,8 @@ def _passed(
     sequences: Sequence[TokenSequence],
     max_tokens: int,
     compute: Callable[[PackedBatch, list[int]], Value],
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Value]:
     """Return what `compute` makes of each batch and the numbers of its sequences, in order, by all processes."""
 
@@ -320,4 +319,5 @@ def _passed(
         return compute(batch.to(engine.model.device), group)
 
     with engine.running():
-        return shared(list(token_groups([len(s.input_ids) for s in sequences], max_tokens)), of_group)
+        groups = list(token_groups([len(s.input_ids) for s in sequences], max_tokens))
+        return shared(groups, of_group, counts=list(map(len, groups)), progress=progress)

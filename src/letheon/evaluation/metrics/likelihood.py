@@ -74,24 +74,19 @@ def likelihoods(
         packs = list(_packs(asked, reader.max_labels)) if not exact and reader.may_pack(asked) else []
         if packs and not reader.agrees([asked[i] for i in _probe(packs, asked)]):
             packs = []
-        done = 0
 
         def packed(pack: list[int]) -> list[AnswerLikelihood]:
-            return told(reader.packed([asked[i] for i in pack]))
+            return list(reader.packed([asked[i] for i in pack]))
 
         def padded(batch: list[tuple[int, int]]) -> list[AnswerLikelihood]:
-            return told(reader.padded([_one(asked[q], a) for q, a in batch]))
+            return list(reader.padded([_one(asked[q], a) for q, a in batch]))
 
-        def told(values: Sequence[AnswerLikelihood]) -> list[AnswerLikelihood]:
-            nonlocal done
-            done += len(values)
-            _report(progress, done, len(flat))
-            return list(values)
-
-        places, values = [_places(pack, asked) for pack in packs], shared(packs, packed)
-        if not packs:
-            places = _batches(flat, asked, batch_size)
-            values = shared(places, padded)
+        places = [_places(pack, asked) for pack in packs] or _batches(flat, asked, batch_size)
+        counts = list(map(len, places))
+        if packs:
+            values = shared(packs, packed, counts=counts, progress=progress)
+        else:
+            values = shared(places, padded, counts=counts, progress=progress)
         for batch, of_batch in zip(places, values, strict=True):
             found |= dict(zip(batch, of_batch, strict=True))
     return [tuple(found[q, a] for a in range(len(one.sequences))) for q, one in enumerate(asked)]
@@ -301,8 +296,3 @@ def _values(logits: Tensor, answer: _Answer) -> AnswerLikelihood:
         tuple((every.argmax(-1) == kept).tolist()),
         tuple(normed.tolist()),
     )
-
-
-def _report(progress: StepProgress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)

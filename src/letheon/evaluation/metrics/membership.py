@@ -75,18 +75,13 @@ def document_losses(
         max_tokens = max(1, MAX_LOGITS // plain_model.config.get_text_config().vocab_size)
         lengths = [len(row) for row in rows]
         exact = exact or changes_rotation(plain_model.config, lengths)
-        done = 0
 
         def losses_of(batch: list[int]) -> list[float]:
-            nonlocal done
-            found = list(_batch_losses(plain_model, [rows[i] for i in batch]))
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(rows))
-            return found
+            return list(_batch_losses(plain_model, [rows[i] for i in batch]))
 
         batches = length_batches(lengths, max_rows=1 if exact else batch_size, max_tokens=max_tokens)
-        for batch, found in zip(batches, shared(batches, losses_of), strict=True):
+        losses_found = shared(batches, losses_of, counts=list(map(len, batches)), progress=progress)
+        for batch, found in zip(batches, losses_found, strict=True):
             for index, loss in zip(batch, found, strict=True):
                 losses[index] = loss
     return losses

@@ -159,11 +159,8 @@ def score_mmlu(
     letters = letter_tokens(tokenizer)
     max_tokens = min(MAX_PROMPT_TOKENS, context_length(model.config) or MAX_PROMPT_TOKENS)
     limit = position_limit(model)
-    total = sum(len(subject.questions) for subject in subjects)
-    done = 0
 
     def right_of(subject: Subject) -> int:
-        nonlocal done
         prompts = subject_prompts(tokenizer, subject, max_tokens=max_tokens, limit=limit)
         _check_lengths(subject, prompts, limit)
         found = letter_probabilities(model, prompts, letters, batch_size=batch_size, exact=exact)
@@ -173,13 +170,12 @@ def score_mmlu(
                 f"earlier one"
             )
         choices = [LETTERS[i] for i in found.argmax(dim=1).tolist()]
-        done += len(prompts)
-        if progress is not None:
-            progress(done, total)
         return sum(a == q.answer for a, q in zip(choices, subject.questions, strict=True))
 
-    found = shared(subjects, right_of)
+    counts = [len(subject.questions) for subject in subjects]
+    found = shared(subjects, right_of, counts=counts, progress=progress)
     num_right = {subject.name: num for subject, num in zip(subjects, found, strict=True)}
+    total = sum(counts)
     return MmluScores(
         accuracy=sum(num_right.values()) / total,
         subjects={subject.name: num_right[subject.name] / len(subject.questions) for subject in subjects},
