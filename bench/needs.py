@@ -57,8 +57,10 @@ MODELS = {
 RUNS: dict[str, dict[str, Any]] = {
     "adapter, float32": {},
     "adapter, bfloat16": {"dtype": "bfloat16"},
+    "adapter, bfloat16, 4 processes with --shard": {"dtype": "bfloat16", "shard": True},
     "all weights, bfloat16": {"dtype": "bfloat16", "adapt": "weights"},
 }
+NUM_SHARES = 4
 ALL: tuple[Place, ...] = ("device", "host")
 
 
@@ -92,8 +94,10 @@ def plan_of(config: PreTrainedConfig, data: Data, changes: dict[str, Any], rates
     settings = resolve_settings(UnlearnSettings.of({**files, "epochs": EPOCHS, **changes}))
     method = get_method(settings.method)
     schedule = MixedSchedule(data.num_rows, settings.batch_size, settings.seed, EPOCHS)
-    demand = demand_of(settings, data, schedule=schedule, method=method)
-    plan = estimate(config, settings, demand, terms=terms_of(method, settings), device="cuda")
+    num = NUM_SHARES if settings.shard else 1
+    demand = demand_of(settings, data, schedule=schedule, method=method, num_processes=num)
+    terms = terms_of(method, settings)
+    plan = estimate(config, settings, demand, terms=terms, device="cuda", num_processes=num)
     return replace(plan, rates=rates)
 
 

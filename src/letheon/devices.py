@@ -71,6 +71,11 @@ def bring(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(tensor: Tensor) -> Tensor:
+    """Return a tensor in main memory; one without values as it is."""
+    return tensor if tensor.is_meta else tensor.cpu()
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Return the free bytes of a device that has a memory of its own; None for others."""
     library: Any = getattr(torch, device.type, None)

@@ -6,6 +6,9 @@ others (`from_first`, `on_first`, `highest`). So every process takes the same de
 these functions is the plain computation.
 
 A process that ends closes its connections, which ends the others' wait: they end too, with an error that says so.
+
+What processes need of one another while each computes its own share, such as weights that lie in several of them, goes
+by `said_by_all` and `exchange`. A process that waits for the others takes part in it meanwhile (`serve_while_waiting`).
 """
 
 import atexit
@@ -51,6 +54,10 @@ class Place:
 _alone = Place()
 _here: Place = _alone
 """The place while processes are joined and work together; alone before, after, and where one works for all."""
+_joined: Place = _alone
+"""The place while processes are joined, also where one works for all."""
+_serve: "Callable[[], None] | None" = None
+"""What a process does for the others before it waits for them."""
 
 
 def is_launched() -> bool:
@@ -92,6 +99,11 @@ def here() -> Place:
     return _here
 
 
+def among_all() -> Place:
+    """Return this process's place among those that are joined, also while it computes its own share."""
+    return _joined
+
+
 def in_processes(job: Callable[Given, Value]) -> Callable[Given, Value]:
     """Have a job done by all processes that a launcher started, together."""
 
@@ -112,7 +124,7 @@ def joined() -> Iterator[None]:
     Raises:
         ProcessError: they cannot be connected, or another one ended.
     """
-    global _here  # noqa: PLW0603 - as torch's own process group, there is one for the process
+    global _here, _joined  # noqa: PLW0603 - as torch's own process group, there is one for the process
     at = place()
     if at.size == 1 or _here.size > 1:
         yield
@@ -120,7 +132,7 @@ def joined() -> Iterator[None]:
     import torch
 
     _connect(at)
-    _here = at
+    _here = _joined = at
     try:
         yield
         _waited(torch.distributed.barrier)
@@ -129,7 +141,7 @@ def joined() -> Iterator[None]:
             _store().set(_SIGNAL, str(interrupted.signal_number))
         raise
     finally:
-        _here = _alone
+        _here = _joined = _alone
 
 
 @contextmanager
@@ -275,6 +287,31 @@ def added(values: "torch.Tensor") -> "torch.Tensor":
     return total
 
 
+def serve_while_waiting(serve: Callable[[], None]) -> None:
+    """Have `serve` called, in each process, before it waits for the others; it returns when all of them wait."""
+    global _serve  # noqa: PLW0603
+    _serve = serve
+
+
+def said_by_all(value: int) -> list[int]:
+    """Return what each of the joined processes says, by rank: to be called by all of them, whatever they compute."""
+    if _joined.size == 1:
+        return [value]
+    import torch
+
+    found = torch.empty(_joined.size, dtype=torch.int64)
+    _together(lambda: _all_gather(found, torch.tensor([value])))
+    return found.tolist()
+
+
+def exchange(share: "torch.Tensor", whole: "torch.Tensor") -> None:
+    """Put the shares (N,) of the joined processes, in their order, into `whole` (N times as many as they are,)."""
+    if _joined.size == 1:
+        whole.copy_(share)
+        return
+    _together(lambda: _all_gather(whole, share))
+
+
 def share_by_size(sizes: Sequence[int]) -> list[int]:
     """Return which of some things, by number and in order, are this process's (see `shares_by_size`)."""
     return shares_by_size(sizes)[_here.rank]
@@ -328,6 +365,14 @@ def _gathered(value: Value) -> list[Value]:
     return found
 
 
+def _all_gather(whole: "torch.Tensor", share: "torch.Tensor") -> None:
+    import torch
+
+    # Newer versions warn of the name that older ones have alone.
+    newer = getattr(torch.distributed, "all_gather_single", None)
+    (newer or torch.distributed.all_gather_into_tensor)(whole, share)
+
+
 def _broadcast(value: Any) -> Any:
     import torch
 
@@ -337,6 +382,17 @@ def _broadcast(value: Any) -> Any:
 
 
 def _waited(collective: Callable[[], object]) -> None:
+    """Do something that all processes do, which wait for one another here.
+
+    Raises:
+        Interrupted, ProcessError: as `_together`.
+    """
+    if _serve is not None and _joined.size > 1:
+        _serve()
+    _together(collective)
+
+
+def _together(collective: Callable[[], object]) -> None:
     """Do something that all processes do.
 
     Raises:
@@ -350,7 +406,7 @@ def _waited(collective: Callable[[], object]) -> None:
         if number is not None:
             raise Interrupted(number) from error
         raise ProcessError(
-            f"process {_here.rank} of {_here.size} waited for the others, but one of them ended "
+            f"process {_joined.rank} of {_joined.size} waited for the others, but one of them ended "
             f"({_first_line(error)}); what it said last tells why: after a kill or a crash, run again with --resume"
         ) from error
 

@@ -48,7 +48,8 @@ def plan_of(source: str, *, device: str = "cuda", num_processes: int = 1, **give
     data, method = Data(SEQUENCES, num_forget=2, num_retain=2, scored=SEQUENCES), get_method(settings.method)
     schedule = MixedSchedule(4, 4, 0, settings.epochs)
     demand = demand_of(settings, data, schedule=schedule, method=method, num_processes=num_processes)
-    return estimate(load_config(source), settings, demand, terms=terms_of(method, settings), device=device)
+    terms = terms_of(method, settings)
+    return estimate(load_config(source), settings, demand, terms=terms, device=device, num_processes=num_processes)
 
 
 def bytes_of(plan: Plan, name: str, place: str = "device") -> int:
@@ -156,6 +157,19 @@ def test_processes_share_the_rows_of_a_step_and_not_the_weights(
     assert bytes_of(two, "activations") < bytes_of(one, "activations")
     for name in ("weights in bfloat16", "adapter", "moments of the optimiser"):
         assert bytes_of(two, name) == bytes_of(one, name) > 0
+
+
+def test_weights_in_shares_by_hand(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    source, at_rest = saved(tmp_path / "m", "llama", tokenizer), "weights in bfloat16, a share and the largest layer"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    layer = sum(value.nbytes for value in model.model.layers[0].parameters())
+    embeddings, norm = model.get_input_embeddings().weight.nbytes, model.model.norm.weight.nbytes
+    num_layers = len(model.model.layers)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    buffers = sum(value.nbytes for value in model.buffers())
+    for num in (2, 4):
+        held = (num_layers * layer + embeddings) // num + max(layer, embeddings) + norm + buffers
+        assert bytes_of(plan_of(source, num_processes=num, shard=True), at_rest) == held
 
 
 def test_a_method_that_takes_its_steps_whole_is_not_shared(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

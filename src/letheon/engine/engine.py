@@ -37,6 +37,7 @@ from letheon.errors import ModelError
 from letheon.model.experts import fused_experts
 from letheon.model.layers import decoder_layers
 from letheon.model.lowrank import fused_adapters
+from letheon.model.sharding import gather
 from letheon.model.widening import product_dtype
 
 Path = Literal["packed", "padded", "logits"]
@@ -71,6 +72,7 @@ class Engine:
     @property
     def head(self) -> Head:
         """The head as it is now."""
+        gather(self.model.get_output_embeddings())
         return self.frozen_head or head_of(self.model)
 
     @property

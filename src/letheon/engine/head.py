@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from letheon.errors import ModelError
+from letheon.model.sharding import gather
 
 CHUNK_ROWS = 1024
 """Positions whose logits are formed at once where whole distributions are compared."""
@@ -89,6 +90,7 @@ def head_of(model: PreTrainedModel) -> Head:
             f"{type(model).__name__} has no language-model head (output embeddings); "
             "give a causal language model, one that AutoModelForCausalLM loads"
         )
+    gather(layer)
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     scale = scale if isinstance(scale, int | float) else 1.0  # MPT's may be a word, about attention

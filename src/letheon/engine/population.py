@@ -75,7 +75,7 @@ class PopulationAdapter:
             for name, value in state.items():
                 self.values[name].copy_(value)
 
-    def merged_state(self) -> dict[str, Tensor]:
+    def merged_state(self) -> Mapping[str, Tensor]:
         """Return the ordinary model's weights with this adapter folded in."""
         self._put_in()
         return self.shared.merged_state()

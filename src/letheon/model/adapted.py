@@ -43,8 +43,8 @@ class Adapted(Protocol):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore the values that `trained` returned, or a copy of them."""
 
-    def merged_state(self) -> dict[str, Tensor]:
-        """Return the weights of the ordinary checkpoint that the trained model is."""
+    def merged_state(self) -> Mapping[str, Tensor]:
+        """Return the weights by name of the ordinary checkpoint that the trained model is."""
 
     def is_lost_in(self, merged: Mapping[str, Tensor]) -> bool:
         """Return whether something was trained of which `merged`, the weights to save, show nothing at all."""

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from letheon.devices import to_host
 from letheon.errors import ModelError, OutputError
 from letheon.model.codes import exact_matrix
 from letheon.model.experts import keep_fused
 from letheon.model.lowrank import ADAPTER
-from letheon.model.merging import adapted_weights, merged_weights, ordinary_weight, plain_tensors
+from letheon.model.merging import adapted_weights, merged_weights, merging, ordinary_weight, plain_tensors
 from letheon.model.quantised_layers import plain_shapes, quantised_layers
+from letheon.model.sharding import WholeState, is_sharded, whole
 from letheon.model.targets import SEED_TARGETS, Targets, find_targets, peft_names
 from letheon.model.widening import widening_of
 from letheon.storage.files import replace_folder
@@ -102,19 +104,25 @@ class LoraAdapter:
                 named[name].copy_(value)
 
     @torch.no_grad()
-    def merged_state(self) -> dict[str, Tensor]:
+    def merged_state(self) -> Mapping[str, Tensor]:
         """Return the ordinary model's weights with the adapter folded in, W + (alpha / rank) B A, summed in float32.
 
-        Quantised matrices are dequantised, in main memory, in the dtype that the model is saved in. The model itself is
-        left as it is: merging in place would move the reference that the run is measured against.
+        Merged matrices go to main memory one by one, since a GPU that trains an adapter need not have room for them.
+        Quantised ones are dequantised in the dtype that the model is saved in. Weights that lie in shares are gathered
+        and merged when they are asked for. The model itself is left as it is: merging in place would move the reference
+        that the run is measured against.
 
         Raises:
             ModelError: a layer's adapter cannot be merged, or the weights would not be those of the plain model.
         """
+        if is_sharded(self.model):
+            sharded = WholeState({plain_name(n): value for n, value in plain_tensors(self.model)}, merging(self.model))
+            _check_same_tensors(sharded.shapes(), self.tensors)
+            return sharded
         # By the parameter itself, since a layer that the model has in several places has several names.
-        merged = {id(parameter): value for parameter, value in merged_weights(self.model)}
+        merged = {id(parameter): to_host(value) for parameter, value in merged_weights(self.model)}
         state = {plain_name(name): merged.get(id(value), value.detach()) for name, value in plain_tensors(self.model)}
-        _check_same_tensors(state, self.tensors)
+        _check_same_tensors({name: value.shape for name, value in state.items()}, self.tensors)
         return state
 
     @torch.no_grad()
@@ -126,7 +134,7 @@ class LoraAdapter:
         ):
             return False
         names = {id(p): plain_name(name) for name, p in self.model.named_parameters(remove_duplicate=False)}
-        return all(torch.equal(merged[names[id(weight)]], ordinary_weight(self.model, weight)) for _, weight in layers)
+        return all(_is_same(merged[names[id(weight)]], ordinary_weight(self.model, weight)) for _, weight in layers)
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
@@ -170,6 +178,10 @@ class LoraAdapter:
                 _tidy_config(temporary / "adapter_config.json")
         except SafetensorError as error:
             raise OutputError(f"{folder}: the adapter cannot be written ({error}); is the disk full?") from error
+
+
+def _is_same(merged: Tensor, weight: Tensor) -> bool:
+    return torch.equal(merged.to(weight.device), weight)
 
 
 def set_alpha(peft: PeftModel, alpha: float) -> None:
@@ -271,7 +283,9 @@ def _set_magnitude(layer: LoraLinear) -> None:
     """Begin with the lengths of the weights' rows in float32: PEFT rounds them to the weights' own dtype."""
     base: Any = layer.get_base_layer()
     vector: Any = layer.lora_magnitude_vector
-    vector[ADAPTER].weight.copy_(torch.linalg.norm(exact_matrix(base.weight), dim=0 if isinstance(base, Conv1D) else 1))
+    vector[ADAPTER].weight.copy_(
+        torch.linalg.norm(exact_matrix(whole(base.weight)), dim=0 if isinstance(base, Conv1D) else 1)
+    )
 
 
 def plain_name(name: str) -> str:
@@ -287,8 +301,7 @@ def _names_as_given() -> Iterator[None]:
         yield
 
 
-def _check_same_tensors(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    found = {name: value.shape for name, value in state.items()}
+def _check_same_tensors(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> None:
     different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
     if different:
         raise ModelError(

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from letheon.devices import check_device, choose_device, use_device
-from letheon.errors import ModelError, OutputError
+from letheon.errors import LetheonError, ModelError, OutputError
 from letheon.model.checkpoint_files import (
     WHOLE_NOT_ADAPTER,
     check_checkpoint,
@@ -36,10 +36,14 @@ from letheon.model.precision import Asked, choose_precision
 from letheon.model.quantised import Quantise, check_installed, how_to_quantise, is_quantised_checkpoint
 from letheon.model.quantised_layers import dequantise_in_products, make_ordinary, quantised_layers
 from letheon.model.saved import check_saved
+from letheon.model.shard_loading import Found, load_sharded
+from letheon.model.shard_saving import write_sharded
+from letheon.model.sharding import is_sharded, state_of
 from letheon.model.unexpected import check_unexpected
 from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
 from letheon.storage.files import replace_folder
 
+_EXPECTED = "expected a causal language model with safetensors weights that transformers can load"
 _NAME_TOKENIZER = "name the one the model was trained with by --tokenizer FOLDER_OR_HUB_ID"
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +67,7 @@ def load_model(
     trust_remote_code: bool = False,
     quantise: Quantise | None = None,
     dequantise: bool = False,
+    shard: bool = False,
     note: Callable[[str], None] = _logger.warning,
 ) -> LoadedModel:
     """Load a causal language model in evaluation mode and its tokenizer.
@@ -71,7 +76,8 @@ def load_model(
     itself, `device` one of torch's names or None for the best there is. Only safetensors are read. `note` is told which
     parts of the checkpoint are left out. A checkpoint without 16-bit weights is loaded in float32 where "widened" is
     asked. `quantise` is how the linear layers of an ordinary checkpoint are quantised; `dtype` is that of everything
-    else. `dequantise` makes an ordinary model of a quantised checkpoint.
+    else. `dequantise` makes an ordinary model of a quantised checkpoint. `shard` leaves a share of the weights in each
+    of the processes that work together (sharding.py), which all call this.
 
     Raises:
         ModelError: folder, weights or tokenizer are missing or broken, the vocabularies do not fit, the weights are
@@ -88,8 +94,11 @@ def load_model(
     config = load_config(source, trust_remote_code=trust_remote_code)
     check_vocabulary(config, loaded_tokenizer, source=source)
     stored = stored_dtype(source, config)
-    precision = choose_precision(stored, asked=dtype, device=device).precision
+    precision = choose_precision(stored, asked=dtype, device=device, is_sharded=shard).precision
     loaded_in = {"float32": torch.float32, "bfloat16": torch.bfloat16, "widened": stored}[precision]
+    if shard:
+        model = _load_sharded(source, config, loaded_in, device, trust_remote_code=trust_remote_code, note=note)
+        return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
     is_quantised = quantise is not None or is_quantised_checkpoint(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,8 +111,7 @@ def load_model(
             **(_quantised_loading(quantise, device) if is_quantised else {}),
         )
     except Exception as error:
-        expected = "expected a causal language model with safetensors weights that transformers can load"
-        raise _failure(source, f"{expected}, got {_reason(error)}", error) from error
+        raise _failure(source, f"{_EXPECTED}, got {_reason(error)}", error) from error
     model, loading = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
@@ -126,6 +134,43 @@ def load_model(
     if not is_quantised:  # it lies where it was quantised
         move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
+
+
+def _load_sharded(
+    source: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: str | None,
+    *,
+    trust_remote_code: bool,
+    note: Callable[[str], None],
+) -> PreTrainedModel:
+    def check(model: PreTrainedModel, found: Found) -> None:
+        missing, unexpected, mismatched = found
+        if missing and unexpected:
+            raise ModelError(
+                f"{source}: shard: expected weights by the names that {type(model).__name__} has, such as "
+                f"{min(missing)}, got {min(unexpected)}; transformers converts such checkpoints as it loads them, so "
+                f"leave out --shard"
+            )
+        _check_complete(model, missing=missing, mismatched=mismatched, source=source)
+        left_out = check_unexpected(model, unexpected, source=source)
+        if left_out is not None:
+            note(left_out)
+
+    chosen = choose_device(device)
+    use_device(chosen)
+    try:
+        model = load_sharded(
+            source, config, dtype=dtype, device=chosen, trust_remote_code=trust_remote_code, check=check
+        )
+    except LetheonError:
+        raise
+    except Exception as error:
+        raise _failure(source, f"{_EXPECTED}, got {_reason(error)}", error) from error
+    fetch_companions(source)
+    model.eval()
+    return model
 
 
 def _quantised_loading(quantise: Quantise | None, device: str | None) -> dict[str, Any]:
@@ -278,7 +323,7 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
-    state: dict[str, Tensor] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write model and tokenizer in the Hugging Face layout to `folder`, replacing what lies there only when complete.
 
@@ -291,8 +336,11 @@ def save_model(
     """
     try:
         with replace_folder(folder) as temporary:
-            _writable(model).save_pretrained(temporary, state_dict=_to_write(model, state))
-            _name_dtype(model, temporary / "config.json")
+            if is_sharded(model):
+                write_sharded(model, state, temporary)
+            else:
+                _writable(model).save_pretrained(temporary, state_dict=_to_write(model, state))
+                _name_dtype(model, temporary / "config.json")
             tokenizer.save_pretrained(temporary)
             copy_companions(model.name_or_path or "", temporary, OF_MODEL)
             copy_companions(tokenizer.name_or_path or "", temporary, OF_TOKENIZER)
@@ -313,11 +361,11 @@ def _writable(model: PreTrainedModel) -> PreTrainedModel:
     return ordinary
 
 
-def _to_write(model: PreTrainedModel, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+def _to_write(model: PreTrainedModel, state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The weights to write, as the checkpoint stores them; None for the model's own as they are."""
     if widening_of(model) is None:
-        return state
-    return as_stored(model, state or dict(model.state_dict()))
+        return None if state is None else dict(state)
+    return dict(as_stored(model, state or model.state_dict()))
 
 
 def _name_dtype(model: PreTrainedModel, path: Path) -> None:
@@ -330,11 +378,11 @@ def _name_dtype(model: PreTrainedModel, path: Path) -> None:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the sha256 of the model's configuration and weights as they are in memory, adapters left out."""
-    return _digest(model.config, model.state_dict(), is_widened=widening_of(model) is not None)
+    return _digest(model.config, state_of(model), is_widened=widening_of(model) is not None)
 
 
 def fingerprint_as_saved(
-    model: PreTrainedModel, state: dict[str, Tensor], folder: Path, *, trust_remote_code: bool = False
+    model: PreTrainedModel, state: Mapping[str, Tensor], folder: Path, *, trust_remote_code: bool = False
 ) -> str:
     """Return what `fingerprint` finds of a model that was saved to `folder` with the weights of `state`."""
     config = load_config(str(folder), trust_remote_code=trust_remote_code)
@@ -349,9 +397,8 @@ def _digest(config: PreTrainedConfig, state: Mapping[str, Any], *, is_widened: b
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     if is_widened:
         digest.update(b"widened")  # a model without norms and biases lies in memory as one in bfloat16 does
-    for name, tensor in sorted(state.items()):
-        if ".lora_" in name:
-            continue
+    for name in sorted(name for name in state if ".lora_" not in name):
+        tensor = state[name]
         digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

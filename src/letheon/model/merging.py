@@ -3,7 +3,8 @@
 Quantised matrices are dequantised for it. What comes of them is never quantised again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from letheon.model.codes import dequantised, exact_matrix, is_quantised
 from letheon.model.experts import merged_experts
 from letheon.model.lowrank import ADAPTER
 from letheon.model.quantised_layers import own_tensors, quantised_layers
+from letheon.model.sharding import whole
 from letheon.model.widening import saved_dtype
 
 
@@ -37,7 +39,7 @@ def adapted_weights(model: nn.Module) -> Iterator[tuple[Any, nn.Parameter]]:
 
 def merged_matrix(layer: LoraLinear, dtype: torch.dtype) -> Tensor:
     """Return W + s B A of a layer, W dequantised, in `dtype`."""
-    weight = cast("Tensor", layer.get_base_layer().weight)
+    weight = whole(cast("Tensor", layer.get_base_layer().weight))
     exact = exact_matrix(weight)
     if ADAPTER not in layer.lora_variant:
         merged = exact + layer.get_delta_weight(ADAPTER).float()
@@ -75,10 +77,20 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
             yield quantised.weight, quantised.ordinary(dequantised(quantised.weight, saved_dtype(model)))
 
 
+def merging(model: PreTrainedModel) -> dict[int, Callable[[], Tensor]]:
+    """Return what makes the merged value of each adapted weight, which is in memory then, by the weight's identity."""
+    return {
+        id(weight): partial(merged_experts, layer)
+        if isinstance(layer, ParamWrapper)
+        else partial(merged_matrix, layer, weight.dtype)
+        for layer, weight in adapted_weights(model)
+    }
+
+
 def ordinary_weight(model: PreTrainedModel, weight: nn.Parameter) -> Tensor:
     """Return a parameter of a model as the ordinary model that it stands for has it, no adapter folded in."""
     layer = quantised_layers(model).get(id(weight))
-    return weight.detach() if layer is None else layer.ordinary(dequantised(weight, saved_dtype(model)))
+    return whole(weight).detach() if layer is None else layer.ordinary(dequantised(weight, saved_dtype(model)))
 
 
 def plain_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -48,18 +48,23 @@ class Choice:
     """What is chosen and what was measured, in one line."""
 
 
-def choose_precision(stored: torch.dtype, *, asked: Asked, device: str | None, was: Precision | None = None) -> Choice:
+def choose_precision(
+    stored: torch.dtype, *, asked: Asked, device: str | None, was: Precision | None = None, is_sharded: bool = False
+) -> Choice:
     """Return the precision here for a checkpoint that is stored in a dtype; `was` is that of a run that goes on.
 
     "auto" is the checkpoint's own dtype where it is float32, and where bfloat16 products run here at least as fast as
     float32's; else its 16-bit weights are widened. float16 weights are widened on a CPU, which is exact, and rounded to
-    bfloat16 on a GPU.
+    bfloat16 on a GPU. Weights in shares (sharding.py) become float32 where others are widened for their products.
     """
     is_gpu = kind_of(device) != "cpu"
     if asked == "auto" and was is not None:
         return Choice(was, f"precision: {was}, as the run began")
     if asked == "auto":
-        return _best(stored, is_gpu=is_gpu)
+        best = _best(stored, is_gpu=is_gpu)
+        if is_sharded and best.precision == "widened":
+            return Choice("float32", f"precision: float32; the checkpoint has {_name(stored)}, slower to multiply here")
+        return best
     if asked == "bfloat16" and not is_gpu and (rates := product_rates()).slowdown > 1:
         return Choice(
             asked,

@@ -18,6 +18,7 @@ from letheon.model.experts import merged_experts
 from letheon.model.forwards import replaced_forwards
 from letheon.model.merging import adapted_weights, merged_matrix
 from letheon.model.quantised_layers import QuantisedLinear
+from letheon.model.sharding import is_sharded, put
 from letheon.model.widening import as_stored, saved_dtype
 
 
@@ -30,6 +31,10 @@ def take_saved_weights(adapted: Adapted) -> None:
     Raises:
         ModelError: a layer's adapter cannot be merged.
     """
+    if is_sharded(adapted.model):
+        for layer, weight in {id(weight): (layer, weight) for layer, weight in adapted_weights(adapted.model)}.values():
+            put(weight, merged_matrix(layer, weight.dtype))
+        return
     own = {plain_name(name): value for name, value in adapted.model.state_dict(keep_vars=True).items()}
     for name, value in as_stored(adapted.model, adapted.merged_state()).items():
         if value.data_ptr() != own[name].data_ptr():

@@ -5,7 +5,7 @@ in the backward pass, and the copy is let go. All else (norms, biases, what embe
 exact, so the model computes what the same checkpoint loaded in float32 computes, bit for bit, in half of its memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -123,7 +123,7 @@ def _dtypes(tree: Any) -> set[torch.dtype]:
     return {leaf.dtype for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
 
 
-def as_stored(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_stored(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the weights of a model by their plain names, in the dtypes of the checkpoint that it came from."""
     widened = widening_of(model)
     if widened is None:

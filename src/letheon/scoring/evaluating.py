@@ -38,7 +38,8 @@ def evaluate_model(
     """
     inputs = in_turn(lambda: _evaluated(settings, note=note, replace=replace))
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
-    chosen = choose_precision(stored_dtype(settings.model, config), asked=settings.dtype, device=settings.device)
+    stored = stored_dtype(settings.model, config)
+    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, is_sharded=settings.shard)
     loaded = load_model(
         settings.model,
         dtype=chosen.precision,
@@ -46,6 +47,7 @@ def evaluate_model(
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
         quantise=settings.quantise,
+        shard=settings.shard,
     )
     provenance = inputs.describe(
         weights_sha256=fingerprint(loaded.model), precision=f"{chosen.line}{described(config, settings.quantise)}"

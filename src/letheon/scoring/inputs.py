@@ -20,6 +20,7 @@ from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.companions import local_folder
 from letheon.model.loading import LoadedModel, check_vocabulary, load_config, load_tokenizer
 from letheon.model.quantised import check_loadable
+from letheon.model.shard_loading import check_sharding
 from letheon.report.files import read_mapping, read_settings
 from letheon.scores.results import Evaluation
 from letheon.settings import DEFAULT_DATE, EvaluateSettings
@@ -119,6 +120,8 @@ def read_evaluated(settings: EvaluateSettings, *, note: Note | None = None) -> E
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     check_vocabulary(config, tokenizer, source=settings.model)
     check_loadable(config, source=settings.model, quantise=settings.quantise)
+    if settings.shard:
+        check_sharding(config, dtype=settings.dtype, quantise=settings.quantise)
     bare = {name: bare_rows(rows, tokenizer, note=note) for name, rows in asked.rows.items()}
     forget, retain = bare.get("forget"), bare.get("retain")
     if forget is not None and retain is not None:

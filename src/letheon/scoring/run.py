@@ -155,6 +155,7 @@ class RunScoring:
             tokenizer=written.loaded.tokenizer,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
+            shard=self.settings.shard,
             note=self.observer.note,
         )
 

@@ -11,7 +11,7 @@ from letheon.settings.types import General, Instead
 _BY_MEMBERSHIP = Requires("dial", "membership")
 
 
-class QuantisationSettings(Settings):
+class WeightSettings(Settings):
     """How the weights of an ordinary checkpoint are kept in memory."""
 
     heading: ClassVar[str] = "Model and rows"
@@ -20,6 +20,10 @@ class QuantisationSettings(Settings):
         None,
         description="Keep linear layers in 4 bits (nf4) or 8 bits (int8), by bitsandbytes; unlearn trains an adapter "
         "over them and saves ordinary weights.",
+    )
+    shard: Annotated[bool, RESUMABLE, SHARED, RARE] = Field(
+        False,
+        description="Keep a share of the frozen weights in each process of a launcher, and gather a layer at a time.",
     )
 
 

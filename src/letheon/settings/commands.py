@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
-from letheon.settings.beyond import DialSettings, GeneralSettings, QuantisationSettings
+from letheon.settings.beyond import DialSettings, GeneralSettings, WeightSettings
 from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
@@ -40,7 +40,7 @@ class UnlearnSettings(  # the settings of the last base come first
     GeneralSettings,
     MethodSettings,
     OutputSettings,
-    QuantisationSettings,
+    WeightSettings,
     FormedRowSettings,
 ):
     """Settings of `letheon unlearn`."""
@@ -54,7 +54,7 @@ class RedialSettings(DialSettings):
     command: ClassVar[str] = "dial"
 
 
-class EvaluateSettings(QuantisationSettings, RowSettings):
+class EvaluateSettings(WeightSettings, RowSettings):
     """Settings of `letheon evaluate`."""
 
     command: ClassVar[str] = "evaluate"

@@ -40,6 +40,11 @@ def check_study(
     Raises:
         LetheonError: as `letheon unlearn` or `letheon evaluate` would raise of the first run.
     """
+    if any(run.settings.shard for run in runs):
+        raise SettingsError(
+            "shard: the runs of a study have a process each, with all weights; leave it out, or start single runs by "
+            "torchrun -m letheon unlearn"
+        )
     loaded = {(one.model, one.trust_remote_code, one.quantise, one.adapt) for one in (run.settings for run in runs)}
     for model, trust, quantise, adapt in loaded:
         check_checkpoint(model)

@@ -12,6 +12,7 @@ from letheon.model.layers import layers_in
 from letheon.model.loading import check_vocabulary, load_config, stored_dtype
 from letheon.model.precision import Choice, choose_precision
 from letheon.model.quantised import check_quantisation, described
+from letheon.model.shard_loading import check_sharding
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.settings import UnlearnSettings
@@ -62,6 +63,8 @@ def read(
     check_checkpoint(settings.model)
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     check_quantisation(config, source=settings.model, quantise=settings.quantise, adapt=settings.adapt)
+    if settings.shard:
+        check_sharding(config, dtype=settings.dtype, quantise=settings.quantise, adapt=settings.adapt)
     settings = settings.model_copy(update={"dtype": precision_of(settings).precision})
     settings = _choose_layer(settings, method)
     warnings = target_warnings(settings, note=note)
@@ -88,7 +91,7 @@ def precision_of(settings: UnlearnSettings) -> Choice:
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     stored = stored_dtype(settings.model, config)
     was = recorded_dtype(settings.out) if settings.resume else None
-    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was)
+    chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, was=was, is_sharded=settings.shard)
     return replace(chosen, line=f"{chosen.line}{described(config, settings.quantise)}")
 
 

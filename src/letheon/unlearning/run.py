@@ -126,6 +126,7 @@ def _unlearn(
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
         quantise=settings.quantise,
+        shard=settings.shard,
         note=observer.note,
     )
     cache_dir = settings.cache_dir or default_cache_dir()
@@ -140,7 +141,7 @@ def _unlearn(
     def publish(_: StateScore) -> None:
         # A state of a run that is not over means nothing yet where the method changes it in the end.
         if on_best is not None and method.finish == "keep":
-            on_best(loaded, prepared.problem.adapted.merged_state())
+            on_best(loaded, dict(prepared.problem.adapted.merged_state()))
 
     with heed_signals() as interruption:
         hooks = partial(Hooks, observer=observer, on_best=publish)

@@ -86,8 +86,8 @@ def advise(
     """Return the settings that would fit, each with the fewest changes; empty if none of those tried would.
 
     Tried are fewer tokens a forward (the same step in smaller pieces), gradient checkpointing, 16-bit weights, an
-    adapter in place of the weights themselves, fewer rows a step where it cannot be split, and what of these together;
-    if none of it fits, weights in 4 bits as well.
+    adapter in place of the weights themselves, a share of the weights in each of several processes, fewer rows a step
+    where it cannot be split, and what of these together; if none of it fits, weights in 4 bits as well.
     """
     moves = list(_moves(settings, plan))
     # Quantised weights are another reference, so they are the last resort.
@@ -110,7 +110,10 @@ def _moves(settings: UnlearnSettings, plan: Plan) -> Iterator[dict[str, object]]
     if not settings.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
     if settings.dtype == "float32":
-        yield {"dtype": "widened" if _has_16_bits(settings.model) else "bfloat16"}
+        can_widen = _has_16_bits(settings.model) and not settings.shard
+        yield {"dtype": "widened" if can_widen else "bfloat16"}
+    if plan.num_processes > 1 and not settings.shard and settings.adapt == "lora" and settings.quantise is None:
+        yield {"shard": True}
     if settings.adapt == "weights":
         yield _adapter(settings)
     if not plan.demand.can_split and settings.batch_size > 1:
@@ -119,7 +122,7 @@ def _moves(settings: UnlearnSettings, plan: Plan) -> Iterator[dict[str, object]]
 
 def _quantising(settings: UnlearnSettings) -> list[dict[str, object]]:
     """Weights in 4 bits under an adapter, where bitsandbytes is there to make them."""
-    if settings.quantise is not None or not is_installed():
+    if settings.quantise is not None or settings.shard or not is_installed():
         return []
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     return [] if quantisation_of(config, None) else [{"quantise": "nf4"} | _adapter(settings)]

@@ -140,8 +140,9 @@ def plan_run(settings: UnlearnSettings, inputs: Inputs, *, machine: Machine, cou
         device=machine.device,
         process=process_memory(),
         counts_work=counts_work,
+        num_processes=num_processes(),
     )
-    return replace(plan, notes=(*_unknown(settings, inputs), *plan.notes), num_processes=num_processes())
+    return replace(plan, notes=(*_unknown(settings, inputs), *plan.notes))
 
 
 def refusal(settings: UnlearnSettings, inputs: Inputs, plan: Plan, machine: Machine) -> SettingsError:

@@ -21,8 +21,10 @@ from letheon.engine.reference import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
+from letheon.model.merging import adapted_weights
 from letheon.model.precision import resolved_precision
 from letheon.model.quantised_layers import kind_of, quantised_layers, saved_bytes
+from letheon.model.sharding import held_bytes
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.methods import Term, needs_of
 from letheon.objective.terms import Needs
@@ -83,6 +85,8 @@ class Plan:
     """What the numbers leave out, in words."""
     num_processes: int = 1
     """How many share the rows; memory is that of one of them."""
+    is_sharded: bool = False
+    """Whether they also share the frozen weights."""
 
     @property
     def pools(self) -> tuple[tuple[str, tuple[Place, ...]], ...]:
@@ -130,8 +134,10 @@ def estimate(
     device: str,
     process: int = 0,
     counts_work: bool = True,
+    num_processes: int = 1,
 ) -> Plan:
-    """Return what a run needs; its operations only if `counts_work`, since these take a second run without values.
+    """Return what one of the processes of a run needs; its operations, those of the whole run, only if `counts_work`,
+    since these take a second run without values.
 
     Always in the device's memory:
         weights: b P, and buffers; of a quantised matrix 1/2 and 4/64 a number in nf4, 1 in int8 and 4 a row
@@ -140,6 +146,7 @@ def estimate(
         head as it was: 4 V D where a trained head's reference is needed
     and in main memory the reference's values: 4 A, for a forward KL (4 D + 8) A_r, else b D a stored state, and
     as much for each token of general text; with patience on the retain KL those of the scored retain rows once more.
+    Weights in shares count as a share, the largest layer (or embeddings, or head) and what is in none.
     In one stage after the other: loading (to a GPU: b P in main memory), the self-check (the model's own logits of the
     longest row; the gradients of four rows), the reference pass and a scoring (at most
     4096 tokens at once), a step (see `StepBytes`; 4 P_t more where gradients of earlier
@@ -161,6 +168,8 @@ def estimate(
     num_parameters = sum(matrix_shape(parameter).numel() for parameter in model.parameters())
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     num_bytes, num_saved = sum(map(stored_bytes, model.parameters())) + buffers, saved_bytes(model) + buffers
+    if settings.shard:
+        num_bytes = held_bytes(model, num_processes) + buffers
     with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
         adapted = adapt(model, settings)
     move_model(model, "meta")  # an adapter comes with values
@@ -169,7 +178,7 @@ def estimate(
     allocations = (
         *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
         *_passing_allocations(traced, demand, num_trained=num_trained),
-        *_saving_parts(model, traced, device, num_saved=num_saved),
+        *_saving_parts(model, settings, traced, device, num_saved=num_saved),
         *_host_and_disk_parts(
             device,
             num_bytes=num_bytes,
@@ -192,9 +201,12 @@ def estimate(
         work=work,
         process=process,
         notes=traced.notes,
+        num_processes=num_processes,
+        is_sharded=settings.shard,
     )
 
 
+_SHARED = ", a share and the largest layer"
 _WEIGHTS = {"widened": "16 bits", "auto": "float32"}
 
 
@@ -213,7 +225,7 @@ def _constant_parts(
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and any(name in stored for name in STATES)
     return [
-        _on_device(f"weights in {_kinds(model, settings.dtype)}", num_bytes),
+        _on_device(f"weights in {_kinds(model, settings.dtype)}{_SHARED if settings.shard else ''}", num_bytes),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
         _on_device("float32 copies of trained weights", 4 * num_trained if is_rounded and not is_lora else 0),
         _on_device("moments of the optimiser", 8 * num_trained),
@@ -236,17 +248,28 @@ def _passing_allocations(traced: "_Traced", demand: Demand, *, num_trained: int)
     ]
 
 
-def _saving_parts(model: PreTrainedModel, traced: "_Traced", device: str, *, num_saved: int) -> list[Allocation]:
-    """What merging takes: of a quantised model the whole ordinary one, in main memory, and one matrix where it lies."""
+def _saving_parts(
+    model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", device: str, *, num_saved: int
+) -> list[Allocation]:
+    """What merging and writing take: one matrix at a time where it lies, and what is saved in main memory.
+
+    Of weights in shares nothing else is there at once. On a CPU the matrices that are not merged are those in memory.
+    """
     moved = Allocation("weights on their way to disk", num_saved if has_own_memory(device) else 0, "host", "saving")
-    layers = quantised_layers(model).values()
-    if not layers:
+    if settings.adapt == "weights":
         return [_on_device("merged weights", traced.merging, when="saving"), moved]
-    largest = max(matrix_shape(layer.weight).numel() for layer in layers)
-    return [
-        _on_device("one merged matrix", (3 * 4 + saved_dtype(model).itemsize) * largest, when="saving"),
-        moved if moved.bytes else _on_device("merged weights", num_saved, when="saving"),
-    ]
+    largest = max(matrix_shape(weight).numel() for _, weight in adapted_weights(model))
+    one = _on_device("one merged matrix", (3 * 4 + saved_dtype(model).itemsize) * largest, when="saving")
+    if settings.shard:
+        return [
+            one,
+            _on_device("one weight on its way to disk", max(p.nbytes for p in model.parameters()), when="saving"),
+        ]
+    if moved.bytes:
+        return [one, moved]
+    if quantised_layers(model):
+        return [one, _on_device("merged weights", num_saved, when="saving")]
+    return [_on_device("merged weights", traced.merging, when="saving")]
 
 
 def _host_and_disk_parts(

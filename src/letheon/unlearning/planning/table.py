@@ -59,8 +59,9 @@ def _summary(plan: Plan, machine: Machine) -> str:
         f"at most {demand.largest.num_tokens:,} at once"
     ]
     if plan.num_processes > 1:
+        weights = "its share of the weights" if plan.is_sharded else "all weights"
         lines.append(
-            f"memory is that of one of {plan.num_processes} processes, each with all weights and its share of a step's "
+            f"memory is that of one of {plan.num_processes} processes, each with {weights} and its share of a step's "
             f"rows"
         )
     if plan.rates is not None:
