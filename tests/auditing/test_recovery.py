@@ -13,7 +13,7 @@ from letheon.auditing.recovery import (
     auc_shift,
     corrected_level,
     draw,
-    fewest_rows,
+    fewest_documents,
     own_recoveries,
     recoveries,
     remaining,
@@ -169,11 +169,14 @@ def test_the_level_is_shared_among_findings() -> None:
     assert corrected_level(0.95, 5) == pytest.approx(0.99)
 
 
-def test_rows_without_which_nothing_is_excluded() -> None:
-    assert fewest_rows(0.05) == 60
-    assert fewest_rows(0.1) == 30
-    # Half as wide needs four times the rows.
-    assert rows_for(0.1, Interval(0.0, -0.2, 0.2), 100) == pytest.approx(400, abs=1)
+def test_documents_without_which_nothing_is_excluded() -> None:
+    assert fewest_documents(0.05) == 60
+    assert fewest_documents(0.1) == 30
+    # Half as wide needs four times the rows, whatever documents they are of.
+    wide = Interval(0.0, -0.2, 0.2)
+    assert rows_for(0.1, wide, 100, 100) == rows_for(0.1, wide, 100, 40) == 400
+    # Three rows a document: 60 documents have 180.
+    assert rows_for(0.05, Interval(0.0, 0.0, 0.0), 30, 10) == 180
 
 
 def test_the_area_is_the_mean_height_over_the_logarithm_of_strength() -> None:

@@ -43,6 +43,13 @@ def test_examples_are_masked_unless_secrets_are_shown(folder: Path) -> None:
     assert SECRET in write_report(folder).read_text()
 
 
+def test_how_many_documents_the_rows_are_of_is_told_where_they_share_one(folder: Path) -> None:
+    assert "60 of 60 forget rows<" in write_report(folder).read_text()
+    shared = replace(RESULTS, num_rows={**RESULTS.num_rows, "documents": 20})
+    (folder / "audit" / "results.json").write_text(shared.to_json())
+    assert "60 of 60 forget rows, of 20 documents<" in write_report(folder).read_text()
+
+
 def test_the_same_files_give_the_same_page(folder: Path) -> None:
     assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
 

@@ -80,6 +80,11 @@ class Assessor:
         """Whether the control was asked the same rows."""
         return self.control != "placebo"
 
+    def num_documents(self, side: str, rows: Sequence[int] | None = None) -> int:
+        """Return how many documents some rows of a side are of, by their places, or all of them."""
+        units = self.units[side]
+        return len(np.unique(units if rows is None else units[list(rows)]))
+
     def known(self) -> dict[str, float]:
         """Return the mean knowledge of each control without an attack."""
         return {name: float(self._plain(name).mean()) for name in self.asked}
@@ -158,7 +163,15 @@ class Assessor:
             duration_s=tried.duration_s,
         )
         named = tuple(zip(labels, effects, strict=False))
-        return audited, Finding(attack.name, attack.title, len(found.rows), named, counts=attack.counts, works=works)
+        return audited, Finding(
+            attack.name,
+            attack.title,
+            len(found.rows),
+            self.num_documents("asked", found.rows),
+            named,
+            counts=attack.counts,
+            works=works,
+        )
 
     def _recoveries(self, tried: Tried, attack: Attack, name: str) -> list[Interval] | None:
         """The recovery of one control at each strength that both it and the control that is compared with have."""
@@ -216,6 +229,7 @@ class Assessor:
             attack.name,
             attack.title,
             num_rows,
+            min(self.num_documents("members"), self.num_documents("nonmembers")),
             effects,
             is_two_sided=True,
             counts=attack.counts,
@@ -268,6 +282,7 @@ def evidence_of(assessor: Assessor, tried: Sequence[Tried], findings: Sequence[F
         known=known["before"] - known[assessor.control],
         remaining=assessor.remaining(),
         num_rows=assessor.num_asked,
+        num_documents=assessor.num_documents("asked", range(assessor.num_asked)),
         findings=findings,
         leaked_plainly=len(assessor.plain_leaks()),
         leaked=tuple((one.attack.name, one.attack.title, len(leaks)) for one, leaks in counted if leaks),

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from letheon.auditing.attack import AnyAttack, Given
 from letheon.auditing.registry import attacks, chosen
-from letheon.auditing.rows import made_up, sample
+from letheon.auditing.rows import document_of, made_up, sample
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form
 from letheon.data.rows import Row, Rows, check_disjoint, hash_rows, read_rows, read_text
@@ -157,8 +157,10 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
         has_never=settings.never is not None or settings.make_never,
         has_holdout=holdout is not None,
     )
+    num_asked = min(settings.rows, len(asked))
     counts = {name: len(rows) for name, rows in sides.items()} | {
-        "asked": min(settings.rows, len(asked)),
+        "asked": num_asked,
+        "documents": len(set(map(document_of, asked[:num_asked]))),
         "placebo": len(placebo),
     }
     return AuditInputs(

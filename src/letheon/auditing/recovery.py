@@ -173,18 +173,22 @@ def true_positives(seen: Values, unseen: Values, draws: Draws, *, level: float) 
     return _found(seen, unseen, draws, level=level), _found(-seen, -unseen, draws, level=level)
 
 
-def rows_for(margin: float, interval: Interval, num_rows: int) -> int:
-    """Return about how many rows would narrow an interval to a margin either side: its width falls as 1 / sqrt(R)."""
+def rows_for(margin: float, interval: Interval, num_rows: int, num_documents: int) -> int:
+    """Return about how many rows, of documents as long as these, would narrow an interval to a margin either side.
+
+    Its width falls as 1 / sqrt(documents).
+    """
     half = max(interval.high - interval.value, interval.value - interval.low)
     room = max(margin - abs(interval.value), margin / 5)
-    return max(fewest_rows(margin), math.ceil(num_rows * (half / room) ** 2))
+    fewest = fewest_documents(margin) * num_rows / num_documents
+    return math.ceil(round(max(fewest, num_rows * (half / room) ** 2), 9))
 
 
-def fewest_rows(margin: float) -> int:
-    """Return the rows without which nothing can be said to be within a margin: 3 / margin.
+def fewest_documents(margin: float) -> int:
+    """Return the documents without which nothing can be said to be within a margin: 3 / margin.
 
-    A share of `margin` would show in none of so many rows with a probability of 5% (the rule of three), and an interval
-    over rows of which none shows anything has no width.
+    A share of `margin` would show in none of so many with a probability of 5% (the rule of three), and an interval over
+    documents of which none shows anything has no width. Rows of one document come back together, so they count once.
     """
     return math.ceil(round(3 / margin, 9))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from letheon.auditing.recovery import MIN_KNOWN, Interval, fewest_rows, rows_for
+from letheon.auditing.recovery import MIN_KNOWN, Interval, fewest_documents, rows_for
 
 Word = Literal["gone", "hidden", "not forgotten", "can't tell"]
 
@@ -42,6 +42,8 @@ class Finding:
     title: str
     num_rows: int
     """Asked rows; the smaller side of a membership attack."""
+    num_documents: int
+    """Documents that they are of: so many are independent."""
     effects: tuple[tuple[str, Interval], ...]
     """At each strength, in words: the recovery, or by score the shift of the AUC."""
     is_two_sided: bool = False
@@ -66,8 +68,8 @@ class Finding:
         return any(self._shown(interval) > margin for _, interval in self.effects)
 
     def excludes(self, margin: float) -> bool:
-        """Whether every effect lies within the margin, with enough rows to say so."""
-        if self.num_rows < fewest_rows(margin):
+        """Whether every effect lies within the margin, with enough documents to say so."""
+        if self.num_documents < fewest_documents(margin):
             return False
         if self.is_two_sided:
             return all(interval.is_within(margin) for _, interval in self.effects)
@@ -75,7 +77,7 @@ class Finding:
 
     def needed_rows(self, margin: float) -> int:
         """About how many rows would do to exclude an effect beyond the margin."""
-        return max(rows_for(margin, interval, self.num_rows) for _, interval in self.effects)
+        return max(rows_for(margin, interval, self.num_rows, self.num_documents) for _, interval in self.effects)
 
     def _shown(self, interval: Interval) -> float:
         return max(interval.low, -interval.high) if self.is_two_sided else interval.low
@@ -103,6 +105,8 @@ class Evidence:
     """The share of it that is given without an attack."""
     num_rows: int
     """Rows that were asked without an attack."""
+    num_documents: int
+    """Documents that they are of."""
     findings: Sequence[Finding]
     leaked_plainly: int = 0
     """Rows that are given without an attack though no control gives anything like it."""
@@ -182,7 +186,7 @@ def _untried(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:  # n
 
 def _gone(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     telling, margin = _telling(evidence), thresholds.margin
-    is_nothing_left = evidence.num_rows >= fewest_rows(margin) and evidence.remaining.high <= margin
+    is_nothing_left = evidence.num_documents >= fewest_documents(margin) and evidence.remaining.high <= margin
     if not is_nothing_left or not all(finding.excludes(margin) for finding in telling):
         return None
     attacks = f"{len(telling)} attack{'s' * (len(telling) != 1)} that would bring back hidden rows"
@@ -196,8 +200,10 @@ def _gone(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 def _undecided(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     margin = thresholds.margin
     needed = {f.title: f.needed_rows(margin) for f in _telling(evidence) if not f.excludes(margin)}
-    if evidence.remaining.high > margin or evidence.num_rows < fewest_rows(margin):
-        needed["what is given without an attack"] = rows_for(margin, evidence.remaining, evidence.num_rows)
+    if evidence.remaining.high > margin or evidence.num_documents < fewest_documents(margin):
+        needed["what is given without an attack"] = rows_for(
+            margin, evidence.remaining, evidence.num_rows, evidence.num_documents
+        )
     title = max(needed, key=needed.__getitem__)
     return Verdict(
         "can't tell",

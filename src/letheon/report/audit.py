@@ -1,5 +1,6 @@
 """An audit in tables: for the terminal, and as the section of a report that an auditor reads first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,12 +150,18 @@ def _facts(results: AuditResults) -> Facts:
     counts = results.num_rows
     return (
         *((CONTROLS.get(name, name), what) for name, what in results.controls.items()),
-        ("asked", f"{counts.get('asked')} of {counts.get('forget')} forget rows"),
+        ("asked", f"{counts.get('asked')} of {counts.get('forget')} forget rows{_of_documents(counts)}"),
         ("placebo", f"{'rows of --holdout' if 'holdout' in counts else 'made-up rows'} that no model saw"),
         ("form", str(results.form.get("template"))),
         ("rows that came back without an attack", str(results.num_leaked)),
         ("time", f"{results.duration_s:.0f} s"),
     )
+
+
+def _of_documents(counts: Mapping[str, int]) -> str:
+    """How many documents the asked rows are of, where rows share one."""
+    num = counts.get("documents", counts.get("asked"))
+    return "" if num == counts.get("asked") else f", of {num} documents"
 
 
 def _is_of_run(run: RunFiles, results: AuditResults) -> bool:

@@ -109,7 +109,7 @@ class AuditResults:
     compared_with: str
     """The control that recovery is measured against: "never" or "placebo"."""
     num_rows: Mapping[str, int]
-    """Rows by what they were used for: "forget", "asked", "placebo"."""
+    """Rows by what they were used for: "forget", "asked", "placebo"; "documents" is how many those asked are of."""
     known: Mapping[str, float]
     """Knowledge without an attack, mean over the asked rows, 0 to 1, by control."""
     remaining: Effect
