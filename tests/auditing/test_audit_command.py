@@ -14,7 +14,7 @@ from audited import World, made_rows, new_world
 from letheon import AuditSettings, Row
 from letheon.api import audit
 from letheon.auditing import registry
-from letheon.auditing.attack import Attack, Given, Knowledge, Point, Subject
+from letheon.auditing.attack import HIDING, HIDING_UNTIL_ROUNDED, Attack, Given, Knowledge, Point, Subject
 from letheon.auditing.inputs import read_audited, settings_of_run
 from letheon.cli.main import cli
 from letheon.data.rows import write_rows
@@ -23,7 +23,7 @@ from letheon.model.architectures import train_tokenizer
 from letheon.model.loading import save_model
 from letheon.purging.purge import purge
 from letheon.report.audit import masked
-from letheon.scores.audits import read_audit
+from letheon.scores.audits import CONTROLS, read_audit
 from running import run, short_run
 from small import tiny_model
 
@@ -89,6 +89,27 @@ def test_an_audit_leaves_results_outcomes_and_examples_for_whom_the_table_says(
     assert (plain["verdict"], plain["reason"]) == (found.verdict, found.reason)
     assert {score["name"] for score in plain["scores"]} >= {"audit.remaining"}
     assert with_echo == ["after", "hiding", "after"]  # the last for placebo rows
+
+
+def test_an_attack_works_if_it_brings_rows_back_on_one_of_its_models_that_hide_them(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def rounding(subject: Subject, rows: Any, tell: object) -> Knowledge:
+        asked.append(subject.name)
+        gain = float(subject.name == HIDING_UNTIL_ROUNDED)
+        return Knowledge(tuple(range(len(rows))), (Point(4, (gain,) * len(rows)),))
+
+    attacks = {
+        name: Attack(name, name, "no paper", "bits", rounding, hidden_in=hidden_in)
+        for name, hidden_in in {"plain": (HIDING,), "both": (HIDING, HIDING_UNTIL_ROUNDED)}.items()
+    }
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
+    found = {attack.name: attack for attack in audit(AuditSettings.of(given)).attacks}
+    assert asked == ["after", HIDING, "after", "after", HIDING, HIDING_UNTIL_ROUNDED, "after"]
+    assert (found["plain"].works, found["both"].works) == (False, True)
+    assert {HIDING, HIDING_UNTIL_ROUNDED} <= CONTROLS.keys()
 
 
 def test_an_audit_that_was_ended_goes_on_and_another_model_begins_anew(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from letheon.auditing.attack import AnyAttack, Attack, Knowledge, Separated, Separation
+from letheon.auditing.attack import HIDING, AnyAttack, Attack, Knowledge, Separated, Separation
 from letheon.auditing.outcomes import Asked
 from letheon.auditing.recovery import (
     Draws,
@@ -133,9 +133,7 @@ class Assessor:
 
     def _recovery(self, tried: Tried, attack: Attack) -> tuple[AuditedAttack, Finding]:
         found = tried.knowledge["after"]
-        effects = self._recoveries(tried, attack, "after") or []
-        hiding = self._recoveries(tried, attack, "hiding") if "hiding" in tried.knowledge else None
-        works = None if hiding is None else any(one.is_above(self.thresholds.margin) for one in hiding)
+        effects, works = self._recoveries(tried, attack, "after") or [], self._works(tried, attack)
         labels = [_label(attack, point.strength, point.label) for point in found.points]
         points = tuple(
             AuditPoint(
@@ -173,6 +171,12 @@ class Assessor:
             works=works,
         )
 
+    def _works(self, tried: Tried, attack: Attack) -> bool | None:
+        """Whether an attack brings rows back on a model that is known to hide them; None where there is none."""
+        tries = [self._recoveries(tried, attack, name) for name in attack.hidden_in if name in tried.knowledge]
+        found = [effects for effects in tries if effects is not None]
+        return any(one.is_above(self.thresholds.margin) for effects in found for one in effects) if found else None
+
     def _recoveries(self, tried: Tried, attack: Attack, name: str) -> list[Interval] | None:
         """The recovery of one control at each strength that both it and the control that is compared with have."""
         found, control = tried.knowledge[name], tried.knowledge[self.control]
@@ -196,7 +200,7 @@ class Assessor:
         found = {score: self._shift(tried, "after", score) for score in after}
         tells = [
             max(shift.low, -shift.high) > self.thresholds.margin
-            for name in ("before", "hiding")
+            for name in ("before", HIDING)
             for score in after
             if score in tried.separated.get(name, {})
             for _, shift in [self._shift(tried, name, score)]

@@ -22,6 +22,7 @@ CONTROLS = {
     "never": "never knew",
     "placebo": "placebo rows",
     "hiding": "known to hide",
+    "hiding-until-rounded": "hides until rounded",
 }
 """What tables call the models that are attacked, and the unlearned model attacked for rows that it never knew."""
 
