@@ -91,6 +91,20 @@ def test_an_audit_leaves_results_outcomes_and_examples_for_whom_the_table_says(
     assert with_echo == ["after", "hiding", "after"]  # the last for placebo rows
 
 
+def test_curves_have_shares_of_what_was_known_and_a_mean_height(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "attacks", lambda: {"echo": echo(0.5)})
+    found = audit(AuditSettings.of(given))
+    (attack,) = found.attacks
+    assert [point.of_before for point in attack.points] == pytest.approx([0.0, 0.5 / found.known["before"]])
+    last, height = attack.points[-1].recovery, attack.area_recovery
+    assert last is not None
+    assert height is not None
+    # Of two points, where the first brings nothing back, half of the second.
+    assert height.value == pytest.approx(((attack.points[0].recovery or last).value + last.value) / 2)
+
+
 def test_an_attack_works_if_it_brings_rows_back_on_one_of_its_models_that_hide_them(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

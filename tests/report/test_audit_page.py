@@ -1,5 +1,6 @@
 """The page of an audit that has no run: what an auditor reads first, and what stays when rows are purged."""
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,25 @@ def test_it_is_written_for_the_folder_given_as_out_and_for_that_of_the_audit(fol
     assert "0.438" in text
     assert "too few rows" in text
     assert "no such model: it did not learn to refuse" in text
+
+
+def test_notes_shares_and_the_height_of_the_curve_are_told(folder: Path) -> None:
+    text = write_report(folder).read_text()
+    assert "training broke &lt;i&gt;down&lt;/i&gt;" in text
+    assert "share of what the model before gives, at most 1: 1 steps 0.13, 100 steps 0.77" in text
+    assert "mean height of the recovery over the logarithm of strength: 0.44 (0.25 to 0.62)" in text
+
+
+def test_results_of_earlier_audits_are_read(folder: Path) -> None:
+    """Those that know neither shares, nor heights of recoveries, nor documents."""
+    path = folder / "audit" / "results.json"
+    plain = json.loads(path.read_text())
+    for attack in plain["attacks"]:
+        del attack["area_recovery"]
+        for point in attack["points"]:
+            del point["of_before"]
+    path.write_text(json.dumps(plain))
+    assert "What attacks noted" in write_report(folder).read_text()
 
 
 def test_examples_are_masked_unless_secrets_are_shown(folder: Path) -> None:

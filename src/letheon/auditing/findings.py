@@ -14,6 +14,7 @@ from letheon.auditing.recovery import (
     Units,
     Values,
     area,
+    area_weights,
     auc,
     auc_shift,
     corrected_level,
@@ -133,6 +134,7 @@ class Assessor:
 
     def _recovery(self, tried: Tried, attack: Attack) -> tuple[AuditedAttack, Finding]:
         found = tried.knowledge["after"]
+        whole = self._recoveries(tried, attack, "after", is_whole_curve=True)
         effects, works = self._recoveries(tried, attack, "after") or [], self._works(tried, attack)
         labels = [_label(attack, point.strength, point.label) for point in found.points]
         points = tuple(
@@ -141,6 +143,7 @@ class Assessor:
                 label,
                 {name: _mean(of.points[i].values) for name, of in tried.knowledge.items() if i < len(of.points)},
                 _effect(effects[i]) if i < len(effects) else None,
+                self._of_before(attack, found, i),
             )
             for i, (point, label) in enumerate(zip(found.points, labels, strict=True))
         )
@@ -155,6 +158,7 @@ class Assessor:
             works=works,
             points=points,
             area=area(strengths, [point.values["after"] for point in points]),
+            area_recovery=None if not whole else _effect(whole[0]),
             control_area=area(strengths, [point.values.get(self.control, 0.0) for point in points]),
             num_leaked=len(self.leaks(tried)),
             notes=found.notes,
@@ -177,14 +181,31 @@ class Assessor:
         found = [effects for effects in tries if effects is not None]
         return any(one.is_above(self.thresholds.margin) for effects in found for one in effects) if found else None
 
-    def _recoveries(self, tried: Tried, attack: Attack, name: str) -> list[Interval] | None:
-        """The recovery of one control at each strength that both it and the control that is compared with have."""
+    def _of_before(self, attack: Attack, found: Knowledge, number: int) -> float | None:
+        """The share of what the model before gives of the rows that one strength of an attack does, at most 1."""
+        before = float(self._at("before", found.rows).mean())
+        if attack.measure == "own" or before < self.thresholds.min_known:
+            return None
+        return min(_mean(found.points[number].values) / before, 1.0)
+
+    def _recoveries(
+        self, tried: Tried, attack: Attack, name: str, *, is_whole_curve: bool = False
+    ) -> list[Interval] | None:
+        """The recovery of one control at each strength that both it and the control that is compared with have.
+
+        Of the whole curve: that of its mean height, which is the mean height of the recoveries (for a measure of its
+        own, the quotient of the mean heights).
+        """
         found, control = tried.knowledge[name], tried.knowledge[self.control]
         count = min(len(found.points), len(control.points))
-        attacked, control_attacked = _curve(found)[:count], _curve(control)[:count]
+        if not count:
+            return []
+        weights = area_weights([point.strength for point in found.points[:count]])
+        at = weights[None] if is_whole_curve else np.eye(count)
+        attacked, control_attacked = at @ _curve(found)[:count], at @ _curve(control)[:count]
         draws = self._draws(found.rows, control.rows)
         if attack.measure == "own":
-            before = _curve(tried.knowledge["before"])[:count]
+            before = at @ _curve(tried.knowledge["before"])[:count]
             return own_recoveries(attacked, before, control_attacked, draws, level=self.level)
         sides = Sides(
             self._at("before", found.rows),

@@ -136,12 +136,21 @@ def own_recoveries(
 
 
 def area(strengths: Sequence[float], values: Sequence[float]) -> float:
-    """Return the mean height of a curve over the logarithm of strength, by trapezoids; of one point its height."""
-    if len(values) < 2:
-        return values[0] if values else 0.0
+    """Return the mean height of a curve over the logarithm of strength; 0 of a curve without points."""
+    return float(area_weights(strengths) @ np.asarray(values, dtype=np.float64))
+
+
+def area_weights(strengths: Sequence[float]) -> Values:
+    """Return (P,) what each point counts in the mean height of a curve over log(1 + strength), by trapezoids.
+
+    They add up to 1; points of one strength alone count the same.
+    """
     places = np.log1p(np.abs(np.asarray(strengths, dtype=np.float64)))
-    width = float(places[-1] - places[0])
-    return float(np.trapezoid(values, places)) / width if width else float(np.mean(values))
+    gaps = np.diff(places)
+    if not gaps.any():
+        return np.full(len(places), 1 / max(1, len(places)))
+    halves = np.concatenate([[0.0], gaps, [0.0]]) / 2
+    return np.asarray((halves[:-1] + halves[1:]) / gaps.sum(), dtype=np.float64)
 
 
 def auc(seen: Values, unseen: Values) -> float:

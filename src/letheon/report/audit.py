@@ -46,6 +46,8 @@ class AuditSection:
     thresholds: Facts
     warnings: tuple[str, ...]
     left_out: Facts
+    noted: Facts
+    """What attacks say beside their table: which prompt won, shares of what was known, heights of curves."""
     sources: Facts
     examples: tuple[Example, ...]
     is_masked: bool
@@ -70,6 +72,7 @@ def audit_section(run: RunFiles, *, folder: Path | None = None) -> AuditSection 
             *((CONTROLS.get(name, name), f"no such model: {reason}") for name, reason in results.missing.items()),
             *results.left_out.items(),
         ),
+        tuple((attack.title, line) for attack in results.attacks for line in _noted(attack)),
         tuple((attack.title, attack.source) for attack in results.attacks),
         _examples((folder or run.folder / AUDITS_FOLDER) / EXAMPLES_FILE, is_masked=is_masked),
         is_masked,
@@ -156,6 +159,18 @@ def _facts(results: AuditResults) -> Facts:
         ("rows that came back without an attack", str(results.num_leaked)),
         ("time", f"{results.duration_s:.0f} s"),
     )
+
+
+def _noted(attack: AuditedAttack) -> list[str]:
+    found = list(attack.notes)
+    shares = [f"{point.label} {point.of_before:.2f}" for point in attack.points if point.of_before is not None]
+    if shares:
+        found.append(f"share of what the model before gives, at most 1: {', '.join(shares)}")
+    height = attack.area_recovery
+    if height is not None and len(attack.points) > 1:
+        spread = f"{height.low:.2f} to {height.high:.2f}"
+        found.append(f"mean height of the recovery over the logarithm of strength: {height.value:.2f} ({spread})")
+    return found
 
 
 def _of_documents(counts: Mapping[str, int]) -> str:

@@ -47,6 +47,9 @@ class AuditPoint:
     """Mean over the asked rows, 0 to 1, by control (`CONTROLS`)."""
     recovery: Effect | None = None
     """Share of what was forgotten that comes back, less the control's; None where nothing was forgotten."""
+    of_before: float | None = None
+    """min(attacked / before, 1), the share of what the model before gives without an attack; of rounding this is Q.
+    None for a measure of an attack's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class AuditedAttack:
     """Mean height of the curve of the unlearned model over the logarithm of strength."""
     control_area: float | None = None
     """The same of the control that recovery is measured against."""
+    area_recovery: Effect | None = None
+    """Mean height of the recovery over the logarithm of strength."""
     num_leaked: int = 0
     """Rows that it brings back although no control gives anything like their answers."""
     notes: tuple[str, ...] = ()
