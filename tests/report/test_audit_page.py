@@ -37,6 +37,20 @@ def test_it_is_written_for_the_folder_given_as_out_and_for_that_of_the_audit(fol
     assert "no such model: it did not learn to refuse" in text
 
 
+def test_a_control_of_rounding_alone_is_no_column_but_is_named(folder: Path) -> None:
+    hides = {"hiding-until-rounded": "the model before, trained for 50 steps"}
+    changed = replace(
+        RESULTS,
+        controls={**RESULTS.controls, **hides},
+        known={**RESULTS.known, "hiding-until-rounded": 0.1},
+    )
+    (folder / "audit" / "results.json").write_text(changed.to_json())
+    text = write_report(folder).read_text()
+    assert "hides until rounded" in text
+    assert "trained for 50 steps" in text
+    assert '<th scope="col" class="number">hides until rounded' not in text
+
+
 def test_notes_shares_and_the_height_of_the_curve_are_told(folder: Path) -> None:
     text = write_report(folder).read_text()
     assert "training broke &lt;i&gt;down&lt;/i&gt;" in text

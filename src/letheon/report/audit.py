@@ -15,6 +15,8 @@ from letheon.storage.json_lines import read_json_lines
 from letheon.storage.run_folder import AUDITS_FOLDER, EXAMPLES_FILE
 
 MASK = "▇"
+_FOR_ROUNDING = "hiding-until-rounded"
+"""The control that one attack alone is run on, so that the figure shows it and no column of the table."""
 _SHOWN = 2
 """Characters of a word that a masked text keeps."""
 
@@ -94,7 +96,7 @@ def sentence(results: AuditResults) -> str:
 
 def attack_table(results: AuditResults) -> Table:
     """Return the table attack x control, at the strength at which most comes back of the unlearned model."""
-    names = [name for name in CONTROLS if name in results.known]
+    names = [name for name in CONTROLS if name in results.known and name != _FOR_ROUNDING]
     columns = ("Attack", "at", *(CONTROLS[name] for name in names), "recovery")
     plain = ("without an attack", None, *(results.known.get(name) for name in names), _effect(results.remaining))
     rows = [plain, *(row for attack in results.attacks for row in _rows(attack, names))]
