@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from audited import World, made_rows, new_world
 from letheon import AuditSettings, Row
 from letheon.api import audit
 from letheon.auditing import registry
-from letheon.auditing.attack import HIDING, HIDING_UNTIL_ROUNDED, Attack, Given, Knowledge, Point, Subject
+from letheon.auditing.attack import (
+    HIDING,
+    HIDING_UNTIL_ROUNDED,
+    Attack,
+    Given,
+    Knowledge,
+    Point,
+    Separated,
+    Separation,
+    Subject,
+)
 from letheon.auditing.inputs import read_audited, settings_of_run
 from letheon.cli.main import cli
 from letheon.data.rows import write_rows
@@ -217,10 +228,37 @@ def test_too_few_rows_are_refused(given: dict[str, Any], world: World) -> None:
         read_audited(AuditSettings.of(given), note=silent)
 
 
-def test_a_model_given_as_never_knew_that_knows_is_said_to(given: dict[str, Any], with_echo: list[str]) -> None:
+def test_rows_of_fewer_documents_than_an_interval_takes_are_said_to_be(
+    given: dict[str, Any], with_echo: list[str], world: World
+) -> None:
+    one = [replace(row, id=f"one#{number}") for number, row in enumerate(world.forget)]
+    write_rows(one, Path(given["forget"]))
+    found = audit(AuditSettings.of(given))
+    assert found.verdict == "can't tell"
+    assert any("of 1 document, and an interval takes 4" in warning for warning in found.warnings)
+
+
+def test_a_model_given_as_never_knew_that_knows_is_said_to_and_compared_with_nowhere(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(subject: Subject, seen: Any, unseen: Any, tell: object) -> dict[str, Separated]:
+        knows = subject.name in ("before", "after", "never")
+        return {"loss": Separated((float(knows),) * len(seen), (0.5 * knows,) * len(unseen))}
+
+    attacks = {"echo": echo(0.9), "told": Separation("told", "Told", "no paper", judge)}
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
     found = audit(AuditSettings.of({**given, "never": given["before"]}))
     assert found.compared_with == "placebo"
     assert any("given as never-knew knows the forget rows" in warning for warning in found.warnings)
+    # The AUC of 1 is compared with 1/2, not with that of a model that knows the rows; made-up rows differ anyway.
+    told = next(attack for attack in found.attacks if attack.name == "told")
+    assert (told.separations[0].shift.value, told.counts) == (0.5, False)
+
+
+def test_a_command_without_run_or_model_says_what_it_takes() -> None:
+    done = CliRunner().invoke(cli, ["audit"])
+    assert isinstance(done.exception, SettingsError)
+    assert "expected the folder of a run, or models and rows by --model" in str(done.exception)
 
 
 @pytest.mark.slow
@@ -238,6 +276,18 @@ def test_a_never_knew_model_is_made_of_the_rows_to_keep_and_used_again(
 
     monkeypatch.setattr("letheon.auditing.run.make_never", fail)
     audit(AuditSettings.of({**given, "make_never": True}))
+
+
+def test_where_no_attack_can_run_each_reason_is_told_once(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs(_: Given) -> str:
+        return "there is no text"
+
+    attacks = {name: Attack(name, name, "no paper", "steps", echo(0.0).run, needs=needs) for name in ("one", "other")}
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
+    with pytest.raises(EvaluationError, match=r"no attack could be run \(one, other: there is no text\)"):
+        audit(AuditSettings.of(given))
 
 
 def test_an_attack_whose_training_breaks_down_at_once_says_nothing(

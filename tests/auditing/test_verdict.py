@@ -48,6 +48,21 @@ def test_too_few_documents_cannot_show_that_nothing_is_left() -> None:
     assert "what is given without an attack would need about 150" in plainly.reason
 
 
+@pytest.mark.parametrize(("num_documents", "word"), [(3, "can't tell"), (4, "hidden")])
+def test_an_interval_over_too_few_documents_shows_nothing(num_documents: int, word: str) -> None:
+    # Of one document every draw is the same, so that the interval has no width.
+    back = finding(Interval(0.5, 0.5, 0.5), num_documents=num_documents)
+    assert judge(evidence(back, num_documents=num_documents), THRESHOLDS).word == word
+
+
+@pytest.mark.parametrize("left", [0.3, 0.9])
+@pytest.mark.parametrize(("num_documents", "word"), [(3, "can't tell"), (4, "not forgotten")])
+def test_what_is_left_of_too_few_documents_shows_nothing(num_documents: int, word: str, left: float) -> None:
+    few = replace(evidence(finding(NOTHING), num_documents=num_documents), remaining=Interval(left, left, left))
+    assert judge(few, THRESHOLDS).word == word
+    assert judge(replace(few, leaked_plainly=1), THRESHOLDS).word == "not forgotten"
+
+
 def test_hidden_names_the_strongest_attack_and_the_least_strength_that_shows_as_much() -> None:
     low, high = Interval(0.2, 0.1, 0.3), Interval(0.8, 0.7, 0.9)
     found = judge(evidence(finding(NOTHING, low, high, high)), THRESHOLDS)

@@ -70,6 +70,8 @@ class Assessor:
     thresholds: Thresholds
     num_findings: int
     seed: int
+    has_holdout: bool = True
+    """Whether the rows that no model saw are drawn as the forget rows were; made-up ones are told from them anyway."""
 
     @property
     def level(self) -> float:
@@ -99,7 +101,7 @@ class Assessor:
     def plain_leaks(self) -> list[Leak]:
         """Return the rows that are given without an attack."""
         after, places = self.asked["after"], range(self.num_asked)
-        never = self.asked["never"].values if "never" in self.asked else None
+        never = self.asked["never"].values if self.is_paired else None
         highest = self._highest_placebo(self.asked["placebo"].values[: self.num_asked], range(self.num_asked))
         return [
             Leak(place, after.values[place], after.texts[place], "")
@@ -112,7 +114,7 @@ class Assessor:
         found = tried.knowledge.get("after")
         if not isinstance(tried.attack, Attack) or tried.attack.measure != "answers" or not found or not found.points:
             return []
-        placebo, never = tried.knowledge["placebo"], tried.knowledge.get("never")
+        placebo, never = tried.knowledge["placebo"], tried.knowledge["never"] if self.is_paired else None
         highest = self._highest_placebo(_best(placebo), placebo.rows)
         theirs = dict(zip(never.rows, _best(never), strict=True)) if never is not None else {}
         leaks = []
@@ -236,6 +238,7 @@ class Assessor:
             )
             for score, (own, shift) in found.items()
         )
+        counts = attack.counts and (self.is_paired or self.has_holdout)
         one = next(iter(after.values()))
         num_rows = min(len(one.seen), len(one.unseen))
         audited = AuditedAttack(
@@ -244,7 +247,7 @@ class Assessor:
             attack.source,
             "",
             num_rows,
-            counts=attack.counts,
+            counts=counts,
             works=any(tells) if tells else None,
             separations=separations,
             duration_s=tried.duration_s,
@@ -257,7 +260,7 @@ class Assessor:
             min(self.num_documents("members"), self.num_documents("nonmembers")),
             effects,
             is_two_sided=True,
-            counts=attack.counts,
+            counts=counts,
             works=any(tells) if tells else None,
         )
 
@@ -271,7 +274,7 @@ class Assessor:
 
     def _shift(self, tried: Tried, name: str, score: str) -> tuple[Interval, Interval]:
         one = tried.separated[name][score]
-        other = tried.separated.get("never", {}).get(score)
+        other = tried.separated["never"].get(score) if self.is_paired else None
         control = None if other is None else (np.array(other.seen), np.array(other.unseen))
         return auc_shift(np.array(one.seen), np.array(one.unseen), control, self._member_draws(), level=self.level)
 

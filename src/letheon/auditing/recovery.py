@@ -23,6 +23,8 @@ Units = NDArray[np.int64]
 NUM_DRAWS = 4000
 MIN_KNOWN = 0.05
 """Difference of knowledge before and after below which a recovery is a quotient of noise."""
+MIN_DOCUMENTS = 4
+"""Documents below which a bootstrap interval says nothing: one document gives an interval without width."""
 FALSE_POSITIVES = 0.05
 """Rate at which the true positives of a membership attack are told."""
 _ROUNDING = 1e-9

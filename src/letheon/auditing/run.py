@@ -205,7 +205,10 @@ class _Audit:
             tried.append(self._try(attack, subjects, kept))
             pass_s = max(pass_s, (time.monotonic() - began) / attack.passes)
         if not tried:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            names: dict[str, list[str]] = {}
+            for name, reason in left_out.items():
+                names.setdefault(reason, []).append(name)
+            reasons = "; ".join(f"{', '.join(of)}: {reason}" for reason, of in names.items())
             raise EvaluationError(f"no attack could be run ({reasons})")
         return tried, left_out
 

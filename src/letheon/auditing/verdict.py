@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from letheon.auditing.recovery import MIN_KNOWN, Interval, fewest_documents, rows_for
+from letheon.auditing.recovery import MIN_DOCUMENTS, MIN_KNOWN, Interval, fewest_documents, rows_for
 
 Word = Literal["gone", "hidden", "not forgotten", "can't tell"]
 
@@ -64,8 +64,10 @@ class Finding:
         return next(effect for effect in self.effects if self._shown(effect[1]) >= enough)
 
     def shows(self, margin: float) -> bool:
-        """Whether an effect lies beyond the margin."""
-        return any(self._shown(interval) > margin for _, interval in self.effects)
+        """Whether an effect lies beyond the margin, with enough documents for an interval."""
+        return self.num_documents >= MIN_DOCUMENTS and any(
+            self._shown(interval) > margin for _, interval in self.effects
+        )
 
     def excludes(self, margin: float) -> bool:
         """Whether every effect lies within the margin, with enough documents to say so."""
@@ -113,6 +115,10 @@ class Evidence:
     leaked: Sequence[tuple[str, str, int]] = ()
     """Attack, title, and how many rows it brings back so."""
 
+    def is_given(self, bound: float) -> bool:
+        """Whether more than `bound` is given without an attack, with enough documents for an interval."""
+        return self.num_documents >= MIN_DOCUMENTS and self.remaining.is_above(bound)
+
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     """Return the verdict: the first that the evidence allows, in this order."""
@@ -138,7 +144,7 @@ def _never_known(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 
 
 def _not_forgotten(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    if not evidence.remaining.is_above(thresholds.not_forgotten_from):
+    if not evidence.is_given(thresholds.not_forgotten_from):
         return None
     return Verdict("not forgotten", _given(evidence.remaining))
 
@@ -150,7 +156,7 @@ def _hidden(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
         return None
     strongest = max(shown, key=lambda finding: (not finding.is_two_sided, abs(finding.strongest(margin)[1].value)))
     label, effect = strongest.strongest(margin)
-    also = f"; {_given(evidence.remaining)}" if evidence.remaining.is_above(margin) else ""
+    also = f"; {_given(evidence.remaining)}" if evidence.is_given(margin) else ""
     if strongest.is_two_sided:
         way = "cheaper" if effect.value > 0 else "dearer"
         found = f"tells forget rows from unseen ones by {label}: they are {way} for the model than they should be"
@@ -161,7 +167,7 @@ def _hidden(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 
 
 def _partly_forgotten(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    if evidence.remaining.is_above(thresholds.margin):
+    if evidence.is_given(thresholds.margin):
         return Verdict("not forgotten", _given(evidence.remaining))
     if not evidence.leaked_plainly:
         return None
