@@ -15,7 +15,8 @@ Probes are from Alain and Bengio 2017 (arXiv 1610.01644), such maps to next toke
 random order.
 
 Differs from these: a closed form in place of gradient descent, and tokens are compared with those of other answers
-alone, so that frequent ones gain nothing.
+alone, so that frequent ones gain nothing. Control labels are the tokens in random order, not one random label for every
+type of word.
 """
 
 from collections.abc import Sequence
