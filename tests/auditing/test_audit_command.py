@@ -193,8 +193,11 @@ def test_the_plan_names_attacks_and_what_they_lack_without_weights(
     assert done.exit_code == 0, done.output
     assert "relearning-part-lora" in done.output
     assert "membership: made-up rows differ" in done.output
+    assert "a model made to hide the rows, one made to hide them until its weights are rounded\n" in done.output
     assert "documents: 6, too few for the verdict gone, which takes at least 60 with a margin of 0.05" in done.output
     assert not given["out"].exists()
+    without = CliRunner().invoke(cli, ["audit", *flags, "--attacks", "prompts", "--plan"])
+    assert "a model made to hide the rows\n" in without.output
 
 
 @pytest.mark.parametrize(

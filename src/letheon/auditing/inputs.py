@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from letheon.auditing.attack import AnyAttack, Given
+from letheon.auditing.attack import HIDING_UNTIL_ROUNDED, AnyAttack, Attack, Given
 from letheon.auditing.registry import attacks, chosen
 from letheon.auditing.rows import document_of, made_up, sample
 from letheon.data.ends import bare_rows
@@ -70,6 +70,12 @@ class AuditInputs:
         """Attacks that cannot run, and why."""
         reasons = {attack.name: attack.needs(self.given) for attack in self.attacks}
         return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    @property
+    def has_rounding(self) -> bool:
+        """Whether an attack will run that is shown to work on a model that hides rows until it is rounded."""
+        wanted = [attack for attack in self.attacks if isinstance(attack, Attack) and attack.name not in self.left_out]
+        return any(HIDING_UNTIL_ROUNDED in attack.hidden_in for attack in wanted)
 
 
 def settings_of_run(folder: Path, given: Mapping[str, Any]) -> AuditSettings:

@@ -14,6 +14,7 @@ def plan_audit(settings: AuditSettings, *, note: Note) -> list[str]:
     inputs = read_audited(settings, note=note)
     counts, left_out = inputs.num_rows, inputs.left_out
     controls = ["the model before", "the unlearned model", "a model made to hide the rows"]
+    controls += ["one made to hide them until its weights are rounded"] if inputs.has_rounding else []
     controls += ["a never-knew model"] if inputs.given.has_never else []
     source = "of --holdout" if inputs.given.has_holdout else "made up"
     wanted = [attack for attack in inputs.attacks if attack.name not in left_out]

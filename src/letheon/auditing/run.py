@@ -164,11 +164,9 @@ class _Audit:
 
     def _hiding(self, before: Subject) -> dict[str, Hiding]:
         """Make the models that are known to hide the rows."""
-        rows, left_out = self.inputs.asked, self.inputs.left_out
-        found = {HIDING: hiding(before, rows, self.tell)}
-        wanted = [attack for attack in self.inputs.attacks if isinstance(attack, Attack)]
-        if any(HIDING_UNTIL_ROUNDED in attack.hidden_in and attack.name not in left_out for attack in wanted):
-            found[HIDING_UNTIL_ROUNDED] = hiding_until_rounded(before, rows, self.tell)
+        found = {HIDING: hiding(before, self.inputs.asked, self.tell)}
+        if self.inputs.has_rounding:
+            found[HIDING_UNTIL_ROUNDED] = hiding_until_rounded(before, self.inputs.asked, self.tell)
         return found
 
     def _asked(self, subjects: dict[str, Subject], kept: Outcomes) -> dict[str, Asked]:
