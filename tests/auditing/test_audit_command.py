@@ -225,6 +225,16 @@ def test_models_of_other_vocabularies_are_refused(given: dict[str, Any], tmp_pat
         read_audited(AuditSettings.of({**given, "never": str(tmp_path / "foreign")}), note=silent)
 
 
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_rows_that_a_model_saw_are_no_placebo(given: dict[str, Any], world: World, side: str, tmp_path: Path) -> None:
+    seen = {"forget": world.forget, "retain": world.retain}[side]
+    write_rows([*made_rows("holdout", 5, seed=2), seen[1]], tmp_path / "holdout.jsonl")
+    settings = AuditSettings.of({**given, "holdout": str(tmp_path / "holdout.jsonl")})
+    told = rf"holdout.jsonl, line 6 .*expected a row that no model saw, but .*{side}.jsonl, line 2 .*out of --holdout"
+    with pytest.raises(DataError, match=told):
+        read_audited(settings, note=silent)
+
+
 def test_too_few_rows_are_refused(given: dict[str, Any], world: World) -> None:
     write_rows(world.forget[:2], Path(given["forget"]))
     with pytest.raises(DataError, match="expected at least 4 rows, of which an interval can be told, got 2"):
