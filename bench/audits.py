@@ -59,9 +59,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {"method": "low-rank-npo", "adapt": "weights"},
     "last half of the layers": {"method": "low-rank-npo", "layers": "2:"},
     "first half of the layers": {"method": "low-rank-npo", "layers": "0:2"},
+    "last layer": {"method": "low-rank-npo", "layers": "-1:"},
+    "first layer": {"method": "low-rank-npo", "layers": "0:1"},
     "span text": {"method": "low-rank-npo", "span": "text"},
 }
-"""What may help against relearning and rounding, beside the default method."""
+"""What may help against relearning and rounding, beside the default method; halves are those of four layers."""
 COLUMNS = {
     "audit.extraction-strength": "extraction",
     "audit.quantisation": "rounding",

@@ -20,9 +20,12 @@ CURVE = AuditedAttack(
             f"{steps} steps",
             {"after": value, "never": 0.0, "placebo": 0.01, "hiding": value},
             Effect(value, value - 0.1, value + 0.1),
+            value / 0.98,
         )
         for steps, value in ((1, 0.125), (100, 0.75))
     ),
+    area_recovery=Effect(0.4375, 0.25, 0.625),
+    notes=("training broke <i>down</i>",),
 )
 MEMBERSHIP = AuditedAttack(
     "membership",

@@ -43,7 +43,9 @@ def test_all_are_run_and_none_accuses_a_model_that_never_saw_the_rows(results: A
         assert not attack.counts or max(shown_most) < 0.1, attack.name
 
 
-@pytest.mark.parametrize("name", ["extraction-memorisation", "extraction-exposure", "recognisability", "linear-probe"])
+@pytest.mark.parametrize(
+    "name", ["quantisation", "extraction-memorisation", "extraction-exposure", "recognisability", "linear-probe"]
+)
 def test_rows_that_are_known_to_be_hidden_are_found(results: AuditResults, name: str) -> None:
     assert named(results, name).works
 

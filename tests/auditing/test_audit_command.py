@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from audited import World, made_rows, new_world
 from letheon import AuditSettings, Row
 from letheon.api import audit
 from letheon.auditing import registry
-from letheon.auditing.attack import Attack, Given, Knowledge, Point, Subject
+from letheon.auditing.attack import (
+    HIDING,
+    HIDING_UNTIL_ROUNDED,
+    Attack,
+    Given,
+    Knowledge,
+    Point,
+    Separated,
+    Separation,
+    Subject,
+)
 from letheon.auditing.inputs import read_audited, settings_of_run
 from letheon.cli.main import cli
 from letheon.data.rows import write_rows
@@ -23,7 +34,7 @@ from letheon.model.architectures import train_tokenizer
 from letheon.model.loading import save_model
 from letheon.purging.purge import purge
 from letheon.report.audit import masked
-from letheon.scores.audits import read_audit
+from letheon.scores.audits import CONTROLS, read_audit
 from running import run, short_run
 from small import tiny_model
 
@@ -91,6 +102,41 @@ def test_an_audit_leaves_results_outcomes_and_examples_for_whom_the_table_says(
     assert with_echo == ["after", "hiding", "after"]  # the last for placebo rows
 
 
+def test_curves_have_shares_of_what_was_known_and_a_mean_height(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "attacks", lambda: {"echo": echo(0.5)})
+    found = audit(AuditSettings.of(given))
+    (attack,) = found.attacks
+    assert [point.of_before for point in attack.points] == pytest.approx([0.0, 0.5 / found.known["before"]])
+    last, height = attack.points[-1].recovery, attack.area_recovery
+    assert last is not None
+    assert height is not None
+    # Of two points, where the first brings nothing back, half of the second.
+    assert height.value == pytest.approx(((attack.points[0].recovery or last).value + last.value) / 2)
+
+
+def test_an_attack_works_if_it_brings_rows_back_on_one_of_its_models_that_hide_them(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def rounding(subject: Subject, rows: Any, tell: object) -> Knowledge:
+        asked.append(subject.name)
+        gain = float(subject.name == HIDING_UNTIL_ROUNDED)
+        return Knowledge(tuple(range(len(rows))), (Point(4, (gain,) * len(rows)),))
+
+    attacks = {
+        name: Attack(name, name, "no paper", "bits", rounding, hidden_in=hidden_in)
+        for name, hidden_in in {"plain": (HIDING,), "both": (HIDING, HIDING_UNTIL_ROUNDED)}.items()
+    }
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
+    found = {attack.name: attack for attack in audit(AuditSettings.of(given)).attacks}
+    assert asked == ["after", HIDING, "after", "after", HIDING, HIDING_UNTIL_ROUNDED, "after"]
+    assert (found["plain"].works, found["both"].works) == (False, True)
+    assert {HIDING, HIDING_UNTIL_ROUNDED} <= CONTROLS.keys()
+
+
 def test_an_audit_that_was_ended_goes_on_and_another_model_begins_anew(
     given: dict[str, Any], with_echo: list[str], world: World
 ) -> None:
@@ -147,7 +193,11 @@ def test_the_plan_names_attacks_and_what_they_lack_without_weights(
     assert done.exit_code == 0, done.output
     assert "relearning-part-lora" in done.output
     assert "membership: made-up rows differ" in done.output
+    assert "a model made to hide the rows, one made to hide them until its weights are rounded\n" in done.output
+    assert "documents: 6, too few for the verdict gone, which takes at least 60 with a margin of 0.05" in done.output
     assert not given["out"].exists()
+    without = CliRunner().invoke(cli, ["audit", *flags, "--attacks", "prompts", "--plan"])
+    assert "a model made to hide the rows\n" in without.output
 
 
 @pytest.mark.parametrize(
@@ -175,16 +225,53 @@ def test_models_of_other_vocabularies_are_refused(given: dict[str, Any], tmp_pat
         read_audited(AuditSettings.of({**given, "never": str(tmp_path / "foreign")}), note=silent)
 
 
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_rows_that_a_model_saw_are_no_placebo(given: dict[str, Any], world: World, side: str, tmp_path: Path) -> None:
+    seen = {"forget": world.forget, "retain": world.retain}[side]
+    write_rows([*made_rows("holdout", 5, seed=2), seen[1]], tmp_path / "holdout.jsonl")
+    settings = AuditSettings.of({**given, "holdout": str(tmp_path / "holdout.jsonl")})
+    told = rf"holdout.jsonl, line 6 .*expected a row that no model saw, but .*{side}.jsonl, line 2 .*out of --holdout"
+    with pytest.raises(DataError, match=told):
+        read_audited(settings, note=silent)
+
+
 def test_too_few_rows_are_refused(given: dict[str, Any], world: World) -> None:
     write_rows(world.forget[:2], Path(given["forget"]))
     with pytest.raises(DataError, match="expected at least 4 rows, of which an interval can be told, got 2"):
         read_audited(AuditSettings.of(given), note=silent)
 
 
-def test_a_model_given_as_never_knew_that_knows_is_said_to(given: dict[str, Any], with_echo: list[str]) -> None:
+def test_rows_of_fewer_documents_than_an_interval_takes_are_said_to_be(
+    given: dict[str, Any], with_echo: list[str], world: World
+) -> None:
+    one = [replace(row, id=f"one#{number}") for number, row in enumerate(world.forget)]
+    write_rows(one, Path(given["forget"]))
+    found = audit(AuditSettings.of(given))
+    assert found.verdict == "can't tell"
+    assert any("of 1 document, and an interval takes 4" in warning for warning in found.warnings)
+
+
+def test_a_model_given_as_never_knew_that_knows_is_said_to_and_compared_with_nowhere(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(subject: Subject, seen: Any, unseen: Any, tell: object) -> dict[str, Separated]:
+        knows = subject.name in ("before", "after", "never")
+        return {"loss": Separated((float(knows),) * len(seen), (0.5 * knows,) * len(unseen))}
+
+    attacks = {"echo": echo(0.9), "told": Separation("told", "Told", "no paper", judge)}
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
     found = audit(AuditSettings.of({**given, "never": given["before"]}))
     assert found.compared_with == "placebo"
     assert any("given as never-knew knows the forget rows" in warning for warning in found.warnings)
+    # The AUC of 1 is compared with 1/2, not with that of a model that knows the rows; made-up rows differ anyway.
+    told = next(attack for attack in found.attacks if attack.name == "told")
+    assert (told.separations[0].shift.value, told.counts) == (0.5, False)
+
+
+def test_a_command_without_run_or_model_says_what_it_takes() -> None:
+    done = CliRunner().invoke(cli, ["audit"])
+    assert isinstance(done.exception, SettingsError)
+    assert "expected the folder of a run, or models and rows by --model" in str(done.exception)
 
 
 @pytest.mark.slow
@@ -202,6 +289,18 @@ def test_a_never_knew_model_is_made_of_the_rows_to_keep_and_used_again(
 
     monkeypatch.setattr("letheon.auditing.run.make_never", fail)
     audit(AuditSettings.of({**given, "make_never": True}))
+
+
+def test_where_no_attack_can_run_each_reason_is_told_once(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def needs(_: Given) -> str:
+        return "there is no text"
+
+    attacks = {name: Attack(name, name, "no paper", "steps", echo(0.0).run, needs=needs) for name in ("one", "other")}
+    monkeypatch.setattr(registry, "attacks", lambda: attacks)
+    with pytest.raises(EvaluationError, match=r"no attack could be run \(one, other: there is no text\)"):
+        audit(AuditSettings.of(given))
 
 
 def test_an_attack_whose_training_breaks_down_at_once_says_nothing(

@@ -19,6 +19,8 @@ from letheon.auditing.quantisation import (
     NF4,
     Kind,
     attack,
+    code_intervals,
+    intervals_of,
     matrices_of,
     quantised,
     round_to_channels,
@@ -78,6 +80,47 @@ def test_blocks_follow_each_other_over_rows_and_the_last_may_be_short() -> None:
         scale = block.abs().max()
         naive += [scale * min(NF4, key=lambda code: abs(code - float(value / scale))) for value in block]
     torch.testing.assert_close(round_to_codes(weight, NF4), torch.stack(naive).view(5, 30))
+
+
+def test_the_values_of_a_code_reach_halfway_to_its_neighbours() -> None:
+    # The scale, 2, stays. 0.5 is of code .2461, whose neighbours are .1609 and .3379; 0 of code 0, whose neighbours are
+    # -.0911 and .0796. 2% of either interval is left at its ends.
+    low, high = code_intervals(block_of(2.0, 0.5, 0.0), NF4)
+    assert (float(low[0, 0]), float(high[0, 0])) == (2.0, 2.0)
+    ends = [(0.16093020 + 0.24611230, 0.24611230 + 0.33791524), (-0.09105004, 0.07958030)]
+    for place, (least, greatest) in enumerate(ends, 1):
+        room = 0.02 * (greatest - least)
+        assert float(low[0, place]) == pytest.approx(least + room, abs=1e-6)
+        assert float(high[0, place]) == pytest.approx(greatest - room, abs=1e-6)
+
+
+@pytest.mark.parametrize("codes", CODEBOOKS.values())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whatever_moves_within_its_interval_is_rounded_to_the_same_value(
+    codes: Sequence[float], dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(4)
+    weight = torch.randn(5, 50, generator=draw).to(dtype)  # the last block is short
+    weight[2] = 0
+    low, high = code_intervals(weight, codes)
+    assert ((low <= weight) & (weight <= high)).all()
+    assert (high - low).mean() > 0.1
+    for share in (torch.zeros(5, 50), torch.ones(5, 50), torch.rand(5, 50, generator=draw)):
+        moved = (low + share * (high - low)).to(dtype)
+        assert torch.equal(round_to_codes(moved, codes), round_to_codes(weight, codes))
+
+
+@pytest.mark.parametrize("architecture", ["olmo", "gpt2"])
+def test_intervals_lie_as_their_matrix_does(architecture: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = tiny_model(architecture, tokenizer)
+    matrices = matrices_of(model)
+    with quantised(model, "nf4"):
+        before = [matrix.parameter.detach().clone() for matrix in matrices]
+    for matrix in matrices:
+        _, high = intervals_of(matrix)
+        matrix.parameter.data = high.contiguous()
+    with quantised(model, "nf4"):
+        assert all(torch.equal(matrix.parameter, own) for matrix, own in zip(matrices, before, strict=True))
 
 
 @pytest.mark.parametrize("kind", BITS)

@@ -9,11 +9,12 @@ from letheon.auditing.recovery import (
     Interval,
     Sides,
     area,
+    area_weights,
     auc,
     auc_shift,
     corrected_level,
     draw,
-    fewest_rows,
+    fewest_documents,
     own_recoveries,
     recoveries,
     remaining,
@@ -169,11 +170,36 @@ def test_the_level_is_shared_among_findings() -> None:
     assert corrected_level(0.95, 5) == pytest.approx(0.99)
 
 
-def test_rows_without_which_nothing_is_excluded() -> None:
-    assert fewest_rows(0.05) == 60
-    assert fewest_rows(0.1) == 30
-    # Half as wide needs four times the rows.
-    assert rows_for(0.1, Interval(0.0, -0.2, 0.2), 100) == pytest.approx(400, abs=1)
+def test_documents_without_which_nothing_is_excluded() -> None:
+    assert fewest_documents(0.05) == 60
+    assert fewest_documents(0.1) == 30
+    # Half as wide needs four times the rows, whatever documents they are of.
+    wide = Interval(0.0, -0.2, 0.2)
+    assert rows_for(0.1, wide, 100, 100) == rows_for(0.1, wide, 100, 40) == 400
+    # Three rows a document: 60 documents have 180.
+    assert rows_for(0.05, Interval(0.0, 0.0, 0.0), 30, 10) == 180
+
+
+def test_points_weigh_by_the_gaps_beside_them() -> None:
+    # log(1 + s) of 0, 1, 7 is 0, 1, 3 in powers of two: the trapezoids are 1 and 2 wide.
+    assert area_weights([0, 1, 7]) == pytest.approx([1 / 6, 1 / 2, 1 / 3])
+    # The gaps of 8, 4, 4 bits: all of the width lies between the first two, though it falls.
+    assert area_weights([8, 4, 4]) == pytest.approx([1 / 2, 1 / 2, 0])
+    assert area_weights([4, 4]) == pytest.approx([1 / 2, 1 / 2])
+    assert area_weights([32]) == pytest.approx([1])
+    assert area([], []) == 0.0
+
+
+def test_the_mean_height_of_recoveries_is_the_recovery_of_the_mean_height() -> None:
+    generator = np.random.default_rng(0)
+    before, after, control = np.full(30, 0.9), generator.random(30) * 0.2, generator.random(30) * 0.1
+    attacked, theirs = generator.random((3, 30)), generator.random((3, 30)) * 0.2
+    strengths, draws = [1.0, 5.0, 100.0], alone(30)
+    each = recoveries(Sides(before, after, attacked, control, theirs), draws, level=LEVEL) or []
+    at = area_weights(strengths)[None]
+    (whole,) = recoveries(Sides(before, after, at @ attacked, control, at @ theirs), draws, level=LEVEL) or []
+    assert whole.value == pytest.approx(area(strengths, [one.value for one in each]))
+    assert whole.low < whole.value < whole.high
 
 
 def test_the_area_is_the_mean_height_over_the_logarithm_of_strength() -> None:

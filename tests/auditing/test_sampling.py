@@ -13,8 +13,8 @@ from letheon import Row
 from letheon.auditing.attack import Subject
 from letheon.auditing.sampling import attack, counts_up_to, leak_at, sample
 from letheon.data.sequences import text_ids
-from letheon.evaluation import decoding
-from letheon.evaluation.generation import answers_from, draw, generate_from
+from letheon.evaluation import decoding, sampling
+from letheon.evaluation.generation import Generation, answers_from, draw, generate_from
 from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.sampling import samples_from
 from running import knowing_model
@@ -118,6 +118,29 @@ def test_a_sharp_model_samples_its_greedy_answer_and_seeds_repeat(
     greedy = generate_from(model, tokenizer, prompts, **kwargs)
     sharp = samples_from(model, tokenizer, prompts, num_samples=5, seed=1, **kwargs)
     assert sharp == [[one] * 5 for one in greedy]
+
+
+def test_samples_depend_neither_on_which_are_drawn_first_nor_on_who_draws_them(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "BATCHES_AT_ONCE", 1)
+    prompts = text_ids(tokenizer, ["Mira Tolland keeps", "Mira Tolland keeps", "The", "Which harbour"])
+    told: list[tuple[int, int]] = []
+
+    def drawn(progress: Any = None) -> list[list[Generation]]:
+        return samples_from(
+            model, tokenizer, prompts, num_samples=6, seed=1, max_new_tokens=8, batch_size=6, progress=progress
+        )
+
+    first = drawn(lambda done, total: told.append((done, total)))
+    assert told == [(6, 24), (12, 24), (18, 24), (24, 24)]
+    assert first[0] != first[1]
+
+    def backwards(items: Any, compute: Any, **_: Any) -> list[Any]:
+        return [compute(item) for item in reversed(items)][::-1]
+
+    monkeypatch.setattr(sampling, "shared", backwards)
+    assert drawn() == first
 
 
 def test_samples_of_a_prompt_share_the_pass_over_it(

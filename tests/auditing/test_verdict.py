@@ -14,13 +14,16 @@ NOTHING = Interval(0.0, -0.01, 0.01)
 THRESHOLDS = Thresholds()
 
 
-def finding(*effects: Interval, num_rows: int = 100, works: bool | None = True, is_two_sided: bool = False) -> Finding:
+def finding(
+    *effects: Interval, num_documents: int = 100, works: bool | None = True, is_two_sided: bool = False
+) -> Finding:
+    """What an attack on 100 rows comes to."""
     named = tuple((f"{number} steps", effect) for number, effect in enumerate(effects, 1))
-    return Finding("relearning", "Relearning", num_rows, named, is_two_sided=is_two_sided, works=works)
+    return Finding("relearning", "Relearning", 100, num_documents, named, is_two_sided=is_two_sided, works=works)
 
 
-def evidence(*findings: Finding) -> Evidence:
-    return Evidence(known=0.9, remaining=NOTHING, num_rows=100, findings=findings)
+def evidence(*findings: Finding, num_documents: int = 100) -> Evidence:
+    return Evidence(known=0.9, remaining=NOTHING, num_rows=100, num_documents=num_documents, findings=findings)
 
 
 def test_gone_needs_every_interval_within_the_margin() -> None:
@@ -34,10 +37,30 @@ def test_an_attack_that_recovers_less_than_from_the_control_does_not_stand_again
     assert judge(evidence(finding(Interval(-0.2, -0.3, 0.01))), THRESHOLDS).word == "gone"
 
 
-def test_too_few_rows_cannot_show_that_nothing_is_left() -> None:
-    found = judge(evidence(finding(Interval(0.0, 0.0, 0.0), num_rows=40)), THRESHOLDS)
-    assert (found.word, found.needed_rows) == ("can't tell", 60)
-    assert "60 asked rows" in found.reason
+def test_too_few_documents_cannot_show_that_nothing_is_left() -> None:
+    # 60 documents are the fewest for a margin of 0.05; with 100 rows of 40 documents these have 150 rows.
+    few = finding(Interval(0.0, 0.0, 0.0), num_documents=40)
+    found = judge(evidence(few), THRESHOLDS)
+    assert (found.word, found.needed_rows) == ("can't tell", 150)
+    assert "150 asked rows" in found.reason
+    plainly = judge(evidence(finding(NOTHING), num_documents=40), THRESHOLDS)
+    assert (plainly.word, plainly.needed_rows) == ("can't tell", 150)
+    assert "what is given without an attack would need about 150" in plainly.reason
+
+
+@pytest.mark.parametrize(("num_documents", "word"), [(3, "can't tell"), (4, "hidden")])
+def test_an_interval_over_too_few_documents_shows_nothing(num_documents: int, word: str) -> None:
+    # Of one document every draw is the same, so that the interval has no width.
+    back = finding(Interval(0.5, 0.5, 0.5), num_documents=num_documents)
+    assert judge(evidence(back, num_documents=num_documents), THRESHOLDS).word == word
+
+
+@pytest.mark.parametrize("left", [0.3, 0.9])
+@pytest.mark.parametrize(("num_documents", "word"), [(3, "can't tell"), (4, "not forgotten")])
+def test_what_is_left_of_too_few_documents_shows_nothing(num_documents: int, word: str, left: float) -> None:
+    few = replace(evidence(finding(NOTHING), num_documents=num_documents), remaining=Interval(left, left, left))
+    assert judge(few, THRESHOLDS).word == word
+    assert judge(replace(few, leaked_plainly=1), THRESHOLDS).word == "not forgotten"
 
 
 def test_hidden_names_the_strongest_attack_and_the_least_strength_that_shows_as_much() -> None:

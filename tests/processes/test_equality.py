@@ -113,20 +113,20 @@ def test_memorising_takes_the_same_steps(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_an_audit_finds_the_same(tmp_path: Path) -> None:
-    world = new_world(tmp_path, num=16, models=("before", "never"))
-    attacks = "membership,extraction,sampling,relearning-part-lora"
+    world = new_world(tmp_path, num=20, models=("before", "never"))
+    attacks = "membership,extraction,sampling,linear-probe,relearning-part-lora"
     for num in (1, 2):
-        given = world.given("never", attacks=tuple(attacks.split(",")), samples=2).plain()
-        named = {
-            name: given[name] for name in ("model", "before", "forget", "retain", "holdout", "template", "samples")
-        }
+        # So few answers at once that each process draws some.
+        given = world.given("never", attacks=tuple(attacks.split(",")), samples=4, batch_size=4).plain()
+        names = ("model", "before", "forget", "retain", "holdout", "template", "samples", "batch_size")
+        named = {name: given[name] for name in names}
         arguments = ["audit", *flags_of({**named, "attacks": attacks, "out": tmp_path / f"audit-{num}"})]
         together(num, [arguments], tmp_path)
     one, two = (
         json.loads((tmp_path / f"audit-{num}" / "audit" / "outcomes.json").read_text(encoding="utf-8"))
         for num in (1, 2)
     )
-    assert one.keys() == two.keys() > {"asked.before"}
+    assert one.keys() == two.keys() > {"asked.before", "linear-probe.after"}
     # The model that hides the rows, and relearning, take steps, which are equal to rounding.
     for name in {name for name in one if not name.startswith("relearning") and not name.endswith(".hiding")}:
         assert rounded(two[name]["outcome"]) == rounded(one[name]["outcome"]), name

@@ -18,6 +18,10 @@ from letheon.evaluation.in_form import AskedForm
 from letheon.progress import Progressed
 
 DEFAULT_SAMPLES = 32
+HIDING = "hiding"
+"""The model that was trained to refuse the rows."""
+HIDING_UNTIL_ROUNDED = "hiding-until-rounded"
+"""The model that refuses the rows until its weights are rounded."""
 
 _T = TypeVar("_T")
 
@@ -47,7 +51,7 @@ class Subject:
     """One loaded model under attack, and how its rows are asked."""
 
     name: str
-    """Which control it is: "before", "after", "never" or "hiding"."""
+    """Which control it is: "before", "after", "never", `HIDING` or `HIDING_UNTIL_ROUNDED`."""
     model: PreTrainedModel
     """The merged model in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
@@ -143,6 +147,8 @@ class Attack:
     """Whether it is part of the verdict; False where a model that never saw the rows gives in to it too."""
     is_default: bool = True
     """Whether it is run where none is chosen."""
+    hidden_in: tuple[str, ...] = (HIDING,)
+    """The models known to hide the rows on which it is run; it works if it brings them back on one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from letheon.auditing.findings import Assessor, Leak, Tried, count_findings, evidence_of
 from letheon.auditing.inputs import AuditInputs
 from letheon.auditing.outcomes import Asked
+from letheon.auditing.recovery import MIN_DOCUMENTS
 from letheon.auditing.rows import documents_of, telling
 from letheon.auditing.verdict import Thresholds, judge
 from letheon.data.rows import Row
@@ -71,7 +72,7 @@ def conclude(inputs: AuditInputs, found: Found) -> Conclusion:
         num_leaked=evidence.leaked_plainly,
         attacks=audited,
         left_out=found.left_out,
-        warnings=(*warnings, *_too_weak(audited), *_adapter_kept(settings.out)),
+        warnings=(*warnings, *_too_few(inputs), *_too_weak(audited), *_adapter_kept(settings.out)),
         form=asdict(found.form),
         settings=settings.plain(),
         provenance={**describe_environment(), "read": dict(inputs.read)},
@@ -99,6 +100,7 @@ def _assessor(inputs: AuditInputs, found: Found, control: str, thresholds: Thres
         thresholds,
         count_findings(found.tried),
         inputs.settings.seed,
+        inputs.given.has_holdout,
     )
 
 
@@ -116,6 +118,16 @@ def _control(asked: Mapping[str, Asked], inputs: AuditInputs, margin: float) -> 
             f"{means['placebo']:.2f}); recovery is measured against placebo rows instead"
         ]
     return "never", []
+
+
+def _too_few(inputs: AuditInputs) -> list[str]:
+    num = inputs.num_rows["documents"]
+    if num >= MIN_DOCUMENTS:
+        return []
+    return [
+        f"the asked rows are of {num} document{'s' * (num != 1)}, and an interval takes {MIN_DOCUMENTS}: only single "
+        "rows that come back, although no control gives anything like them, can show something; ask rows of more"
+    ]
 
 
 def _too_weak(audited: Sequence[AuditedAttack]) -> list[str]:

@@ -208,23 +208,24 @@ def read(subject: Subject, rows: Sequence[Row], tell: Progressed, *, value: Call
 
 def expose(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge:
     """Return the exposure of each secret among `rows`."""
-    shared = shared_digits([row.answer for row in (*rows, *subject.given.rows) if is_secret(row)])
-    peers = {place: _candidates(subject, row, shared) for place, row in enumerate(rows) if is_secret(row)}
+    kept = shared_digits([row.answer for row in (*rows, *subject.given.rows) if is_secret(row)])
+    peers = {place: _candidates(subject, row, kept) for place, row in enumerate(rows) if is_secret(row)}
     places = [place for place, found in peers.items() if len(found) > _FEWEST_PEERS]
-    values = []
-    for done, place in enumerate(places, 1):
-        losses = answer_losses(subject.model, peers[place])
-        values.append(exposure(losses[0], losses[1:]))
-        tell("ranking secrets", done, len(places))
+
+    def exposed(place: int) -> float:
+        first, *others = answer_losses(subject.model, peers[place])
+        return exposure(first, others)
+
+    values = shared(places, exposed, progress=partial(tell, "ranking secrets"))
     num_sure = sum(value == 1.0 for value in values)
     note = f"{num_sure} of {len(values)} secrets are ranked before all their made-up peers"
     return Knowledge(tuple(places), (Point(float(NUM_CANDIDATES), tuple(values)),), notes=(note,))
 
 
-def _candidates(subject: Subject, row: Row, shared: Mapping[str, frozenset[int]]) -> list[TokenSequence]:
+def _candidates(subject: Subject, row: Row, kept: Mapping[str, frozenset[int]]) -> list[TokenSequence]:
     """The sequences of a row and of its peers."""
     draw = random.Random(f"{subject.seed} {row.id}")
-    peers = peers_of(row.answer, kept=shared.get(shape_of(row.answer), frozenset()), draw=draw)
+    peers = peers_of(row.answer, kept=kept.get(shape_of(row.answer), frozenset()), draw=draw)
     return [answer_sequence(subject, replace(row, answer=answer)) for answer in (row.answer, *peers)]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from letheon.auditing.attack import AnyAttack, Attack, Knowledge, Separated, Separation
+from letheon.auditing.attack import HIDING, AnyAttack, Attack, Knowledge, Separated, Separation
 from letheon.auditing.outcomes import Asked
 from letheon.auditing.recovery import (
     Draws,
@@ -14,6 +14,7 @@ from letheon.auditing.recovery import (
     Units,
     Values,
     area,
+    area_weights,
     auc,
     auc_shift,
     corrected_level,
@@ -69,6 +70,8 @@ class Assessor:
     thresholds: Thresholds
     num_findings: int
     seed: int
+    has_holdout: bool = True
+    """Whether the rows that no model saw are drawn as the forget rows were; made-up ones are told from them anyway."""
 
     @property
     def level(self) -> float:
@@ -79,6 +82,11 @@ class Assessor:
     def is_paired(self) -> bool:
         """Whether the control was asked the same rows."""
         return self.control != "placebo"
+
+    def num_documents(self, side: str, rows: Sequence[int] | None = None) -> int:
+        """Return how many documents some rows of a side are of, by their places, or all of them."""
+        units = self.units[side]
+        return len(np.unique(units if rows is None else units[list(rows)]))
 
     def known(self) -> dict[str, float]:
         """Return the mean knowledge of each control without an attack."""
@@ -93,7 +101,7 @@ class Assessor:
     def plain_leaks(self) -> list[Leak]:
         """Return the rows that are given without an attack."""
         after, places = self.asked["after"], range(self.num_asked)
-        never = self.asked["never"].values if "never" in self.asked else None
+        never = self.asked["never"].values if self.is_paired else None
         highest = self._highest_placebo(self.asked["placebo"].values[: self.num_asked], range(self.num_asked))
         return [
             Leak(place, after.values[place], after.texts[place], "")
@@ -106,7 +114,7 @@ class Assessor:
         found = tried.knowledge.get("after")
         if not isinstance(tried.attack, Attack) or tried.attack.measure != "answers" or not found or not found.points:
             return []
-        placebo, never = tried.knowledge["placebo"], tried.knowledge.get("never")
+        placebo, never = tried.knowledge["placebo"], tried.knowledge["never"] if self.is_paired else None
         highest = self._highest_placebo(_best(placebo), placebo.rows)
         theirs = dict(zip(never.rows, _best(never), strict=True)) if never is not None else {}
         leaks = []
@@ -128,9 +136,8 @@ class Assessor:
 
     def _recovery(self, tried: Tried, attack: Attack) -> tuple[AuditedAttack, Finding]:
         found = tried.knowledge["after"]
-        effects = self._recoveries(tried, attack, "after") or []
-        hiding = self._recoveries(tried, attack, "hiding") if "hiding" in tried.knowledge else None
-        works = None if hiding is None else any(one.is_above(self.thresholds.margin) for one in hiding)
+        whole = self._recoveries(tried, attack, "after", is_whole_curve=True)
+        effects, works = self._recoveries(tried, attack, "after") or [], self._works(tried, attack)
         labels = [_label(attack, point.strength, point.label) for point in found.points]
         points = tuple(
             AuditPoint(
@@ -138,6 +145,7 @@ class Assessor:
                 label,
                 {name: _mean(of.points[i].values) for name, of in tried.knowledge.items() if i < len(of.points)},
                 _effect(effects[i]) if i < len(effects) else None,
+                self._of_before(attack, found, i),
             )
             for i, (point, label) in enumerate(zip(found.points, labels, strict=True))
         )
@@ -152,22 +160,54 @@ class Assessor:
             works=works,
             points=points,
             area=area(strengths, [point.values["after"] for point in points]),
+            area_recovery=None if not whole else _effect(whole[0]),
             control_area=area(strengths, [point.values.get(self.control, 0.0) for point in points]),
             num_leaked=len(self.leaks(tried)),
             notes=found.notes,
             duration_s=tried.duration_s,
         )
         named = tuple(zip(labels, effects, strict=False))
-        return audited, Finding(attack.name, attack.title, len(found.rows), named, counts=attack.counts, works=works)
+        return audited, Finding(
+            attack.name,
+            attack.title,
+            len(found.rows),
+            self.num_documents("asked", found.rows),
+            named,
+            counts=attack.counts,
+            works=works,
+        )
 
-    def _recoveries(self, tried: Tried, attack: Attack, name: str) -> list[Interval] | None:
-        """The recovery of one control at each strength that both it and the control that is compared with have."""
+    def _works(self, tried: Tried, attack: Attack) -> bool | None:
+        """Whether an attack brings rows back on a model that is known to hide them; None where there is none."""
+        tries = [self._recoveries(tried, attack, name) for name in attack.hidden_in if name in tried.knowledge]
+        found = [effects for effects in tries if effects is not None]
+        return any(one.is_above(self.thresholds.margin) for effects in found for one in effects) if found else None
+
+    def _of_before(self, attack: Attack, found: Knowledge, number: int) -> float | None:
+        """The share of what the model before gives of the rows that one strength of an attack does, at most 1."""
+        before = float(self._at("before", found.rows).mean())
+        if attack.measure == "own" or before < self.thresholds.min_known:
+            return None
+        return min(_mean(found.points[number].values) / before, 1.0)
+
+    def _recoveries(
+        self, tried: Tried, attack: Attack, name: str, *, is_whole_curve: bool = False
+    ) -> list[Interval] | None:
+        """The recovery of one control at each strength that both it and the control that is compared with have.
+
+        Of the whole curve: that of its mean height, which is the mean height of the recoveries (for a measure of its
+        own, the quotient of the mean heights).
+        """
         found, control = tried.knowledge[name], tried.knowledge[self.control]
         count = min(len(found.points), len(control.points))
-        attacked, control_attacked = _curve(found)[:count], _curve(control)[:count]
+        if not count:
+            return []
+        weights = area_weights([point.strength for point in found.points[:count]])
+        at = weights[None] if is_whole_curve else np.eye(count)
+        attacked, control_attacked = at @ _curve(found)[:count], at @ _curve(control)[:count]
         draws = self._draws(found.rows, control.rows)
         if attack.measure == "own":
-            before = _curve(tried.knowledge["before"])[:count]
+            before = at @ _curve(tried.knowledge["before"])[:count]
             return own_recoveries(attacked, before, control_attacked, draws, level=self.level)
         sides = Sides(
             self._at("before", found.rows),
@@ -183,7 +223,7 @@ class Assessor:
         found = {score: self._shift(tried, "after", score) for score in after}
         tells = [
             max(shift.low, -shift.high) > self.thresholds.margin
-            for name in ("before", "hiding")
+            for name in ("before", HIDING)
             for score in after
             if score in tried.separated.get(name, {})
             for _, shift in [self._shift(tried, name, score)]
@@ -198,6 +238,7 @@ class Assessor:
             )
             for score, (own, shift) in found.items()
         )
+        counts = attack.counts and (self.is_paired or self.has_holdout)
         one = next(iter(after.values()))
         num_rows = min(len(one.seen), len(one.unseen))
         audited = AuditedAttack(
@@ -206,7 +247,7 @@ class Assessor:
             attack.source,
             "",
             num_rows,
-            counts=attack.counts,
+            counts=counts,
             works=any(tells) if tells else None,
             separations=separations,
             duration_s=tried.duration_s,
@@ -216,9 +257,10 @@ class Assessor:
             attack.name,
             attack.title,
             num_rows,
+            min(self.num_documents("members"), self.num_documents("nonmembers")),
             effects,
             is_two_sided=True,
-            counts=attack.counts,
+            counts=counts,
             works=any(tells) if tells else None,
         )
 
@@ -232,7 +274,7 @@ class Assessor:
 
     def _shift(self, tried: Tried, name: str, score: str) -> tuple[Interval, Interval]:
         one = tried.separated[name][score]
-        other = tried.separated.get("never", {}).get(score)
+        other = tried.separated["never"].get(score) if self.is_paired else None
         control = None if other is None else (np.array(other.seen), np.array(other.unseen))
         return auc_shift(np.array(one.seen), np.array(one.unseen), control, self._member_draws(), level=self.level)
 
@@ -268,6 +310,7 @@ def evidence_of(assessor: Assessor, tried: Sequence[Tried], findings: Sequence[F
         known=known["before"] - known[assessor.control],
         remaining=assessor.remaining(),
         num_rows=assessor.num_asked,
+        num_documents=assessor.num_documents("asked", range(assessor.num_asked)),
         findings=findings,
         leaked_plainly=len(assessor.plain_leaks()),
         leaked=tuple((one.attack.name, one.attack.title, len(leaks)) for one, leaks in counted if leaks),

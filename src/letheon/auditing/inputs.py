@@ -7,11 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from letheon.auditing.attack import AnyAttack, Given
+from letheon.auditing.attack import HIDING_UNTIL_ROUNDED, AnyAttack, Attack, Given
 from letheon.auditing.registry import attacks, chosen
-from letheon.auditing.rows import made_up, sample
+from letheon.auditing.rows import document_of, made_up, sample
 from letheon.data.ends import bare_rows
 from letheon.data.forms import AUTO, check_form
+from letheon.data.repeats import text_key
 from letheon.data.rows import Row, Rows, check_disjoint, hash_rows, read_rows, read_text
 from letheon.devices import check_device
 from letheon.errors import DataError, EvaluationError, ModelError, SettingsError
@@ -70,6 +71,12 @@ class AuditInputs:
         """Attacks that cannot run, and why."""
         reasons = {attack.name: attack.needs(self.given) for attack in self.attacks}
         return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    @property
+    def has_rounding(self) -> bool:
+        """Whether an attack will run that is shown to work on a model that hides rows until it is rounded."""
+        wanted = [attack for attack in self.attacks if isinstance(attack, Attack) and attack.name not in self.left_out]
+        return any(HIDING_UNTIL_ROUNDED in attack.hidden_in for attack in wanted)
 
 
 def settings_of_run(folder: Path, given: Mapping[str, Any]) -> AuditSettings:
@@ -133,8 +140,8 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
     forget, retain, holdout = sides["forget"], sides["retain"], sides.get("holdout")
     check_disjoint(forget, retain)
     if holdout is not None:
-        check_disjoint(forget, holdout)
-        check_disjoint(retain, holdout)
+        _check_unseen(holdout, forget)
+        _check_unseen(holdout, retain)
     if len(forget) < _FEWEST or (holdout is not None and len(holdout) < _FEWEST):
         few = forget if holdout is None or len(forget) < _FEWEST else holdout
         raise DataError(
@@ -157,13 +164,28 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
         has_never=settings.never is not None or settings.make_never,
         has_holdout=holdout is not None,
     )
+    num_asked = min(settings.rows, len(asked))
     counts = {name: len(rows) for name, rows in sides.items()} | {
-        "asked": min(settings.rows, len(asked)),
+        "asked": num_asked,
+        "documents": len(set(map(document_of, asked[:num_asked]))),
         "placebo": len(placebo),
     }
     return AuditInputs(
         settings, wanted, asked, placebo, members, nonmembers, given, tokenizer, counts, _read(settings, sides, text)
     )
+
+
+def _check_unseen(holdout: Rows, seen: Rows) -> None:
+    """Check that no row that a model was trained on is to serve as one that no model saw."""
+    places = {text_key(row): place for place, row in enumerate(seen)}
+    for place, row in enumerate(holdout):
+        found = places.get(text_key(row))
+        if found is not None:
+            raise DataError(
+                f"{holdout.describe(place)}: expected a row that no model saw, but {seen.describe(found)} has the same "
+                "prompt and answer; take it out of --holdout"
+            )
+    check_disjoint(seen, holdout)
 
 
 def _sources(settings: AuditSettings) -> dict[str, str]:

@@ -15,7 +15,8 @@ Probes are from Alain and Bengio 2017 (arXiv 1610.01644), such maps to next toke
 random order.
 
 Differs from these: a closed form in place of gradient descent, and tokens are compared with those of other answers
-alone, so that frequent ones gain nothing.
+alone, so that frequent ones gain nothing. Control labels are the tokens in random order, not one random label for every
+type of word.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence
 from letheon.evaluation.batches import StepProgress, length_batches, padded, reading
 from letheon.model.layers import trunk_of
+from letheon.processes import shared
 from letheon.progress import Progressed
 
 FEWEST_ROWS = 20
@@ -66,17 +68,18 @@ def attack(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge
     asked = asked_tokens(rows, sequences, seed=subject.seed)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(subject.seed))
     vectors = _vectors(subject.model)
-    points, in_random_order = [], []
-    for depth in depths_of(subject.model):
+
+    def read_after(depth: int) -> tuple[Point, str]:
         tell_depth = partial(tell, f"reading after layer {depth}")
         with first_layers(subject.model, depth):
             known, judged = (answer_states(subject.model, of, tell_depth) for of in (trained, sequences))
         values = read_by_probe(known, vectors[labels], judged, asked, vectors)
-        points.append(Point(depth, values, label=f"layer {depth}"))
         control = read_by_probe(known, vectors[labels[order]], judged, asked, vectors)
-        in_random_order.append(f"{sum(control) / max(1, len(control)):.2f}")
+        return Point(depth, values, label=f"layer {depth}"), f"{sum(control) / max(1, len(control)):.2f}"
+
+    points, in_random_order = zip(*shared(depths_of(subject.model), read_after), strict=True)
     note = f"probes trained on tokens in random order give, layer by layer: {', '.join(in_random_order)}"
-    return Knowledge(tuple(range(len(rows))), tuple(points), (note,))
+    return Knowledge(tuple(range(len(rows))), points, (note,))
 
 
 def asked_tokens(rows: Sequence[Row], sequences: Sequence[TokenSequence], *, seed: int) -> Asked:

@@ -2,8 +2,8 @@
 
 Each row is asked in its own form, in the other forms, rephrased (a question as a statement to complete and the
 reverse), behind a system line, after worked examples from rows to keep, with the beginning of its answer given, and
-with the beginning of a willing answer. The best answer counts. Rephrasing and examples are from Lynch et al. 2024
-(arXiv 2402.16835) and Doshi and Stickland 2024 (arXiv 2411.12103), willing openings from Zou et al. 2023 (arXiv
+with the beginning of a willing answer. The best answer counts. Rephrasing and examples are from Doshi and Stickland
+2024 (arXiv 2411.12103) and Lynch et al. 2024 (arXiv 2402.16835), willing openings from Zou et al. 2023 (arXiv
 2307.15043), beginnings of answers from Carlini et al. 2023 (arXiv 2202.07646).
 
 Differs from these: nothing is written by a language model, and nothing is translated. Where the beginning of the answer

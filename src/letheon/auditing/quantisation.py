@@ -10,6 +10,9 @@ machine can do it, and the model computes in its own dtype with the weights that
   al. 2023, arXiv 2305.14314; bitsandbytes, whose `load_in_4bit` takes fp4 unless told otherwise).
 
 As there, the head, embeddings and norms are left alone.
+
+A model that was trained to refuse has moved its weights too far for rounding to undo. So the attack is shown to work on
+a second model that hides the rows, every weight of which rounds to the same nf4 code as before (controls.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from letheon.auditing.attack import Attack, Knowledge, Point, Subject
+from letheon.auditing.attack import HIDING, HIDING_UNTIL_ROUNDED, Attack, Knowledge, Point, Subject
 from letheon.auditing.knowledge import ask, values_of
 from letheon.data.rows import Row
 from letheon.model.layers import trunk_of
@@ -61,6 +64,8 @@ FP4 = (*(-value for value in reversed(_FP4_SIDE)), 0.0, *_FP4_SIDE)
 CODEBOOKS = {"nf4": NF4, "fp4": FP4}
 BLOCK = 64
 """Weights that share a scale."""
+ROOM = 0.02
+"""Share of an interval that `code_intervals` keeps from either end."""
 _INT8_MAX = 127
 
 
@@ -89,14 +94,28 @@ def round_to_codes(weight: Tensor, codes: Sequence[float]) -> Tensor:
     `codes` rise from -1 to 1. Halfway between two the lower is taken, as bitsandbytes does. The last block may be
     shorter. The result is float32, of the shape of `weight`; a block of zeros stays as it is.
     """
-    flat = weight.float().flatten()
-    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).unflatten(0, (-1, BLOCK))
-    book = torch.tensor(codes, device=flat.device)
-    scale = blocks.abs().amax(dim=-1, keepdim=True)
-    scaled = torch.where(scale > 0, blocks / scale, blocks)
-    nearest = torch.bucketize(scaled, (book[1:] + book[:-1]) / 2)
-    found: Tensor = (book[nearest] * scale).flatten()[: len(flat)]
-    return found.view(weight.shape)
+    blocks, scale = _blocks(weight)
+    book = torch.tensor(codes, device=weight.device)
+    return _unblocked(book[_nearest(blocks, scale, book)] * scale, weight)
+
+
+def code_intervals(weight: Tensor, codes: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest values, float32, that `round_to_codes` takes for the same codes as `weight`.
+
+    The largest value of a block is its scale and cannot move. From other ends the `ROOM` is kept, so that nothing is
+    carried over them by rounding to 16 bits.
+    """
+    blocks, scale = _blocks(weight)
+    book = torch.tensor(codes, device=weight.device)
+    ends = torch.cat([book[:1], (book[1:] + book[:-1]) / 2, book[-1:]]) * scale
+    nearest = _nearest(blocks, scale, book)
+    low, high = ends.gather(1, nearest), ends.gather(1, nearest + 1)
+    room = ROOM * (high - low)
+    is_fixed = blocks.abs() >= scale
+    return (
+        _unblocked(torch.where(is_fixed, blocks, torch.minimum(blocks, low + room)), weight),
+        _unblocked(torch.where(is_fixed, blocks, torch.maximum(blocks, high - room)), weight),
+    )
 
 
 def rounded(weight: Tensor, kind: Kind) -> Tensor:
@@ -113,6 +132,13 @@ def matrices_of(model: PreTrainedModel) -> list[Matrix]:
         if module is not head:
             found.update({id(matrix.parameter): matrix for matrix in _matrices_in(module)})
     return list(found.values())
+
+
+def intervals_of(matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """Return the `code_intervals` of a matrix under nf4, each of the shape of its parameter."""
+    weight = matrix.parameter.detach()
+    low, high = code_intervals((weight.mT if matrix.is_transposed else weight).contiguous(), NF4)
+    return (low.mT, high.mT) if matrix.is_transposed else (low, high)
 
 
 @contextmanager
@@ -144,6 +170,23 @@ def attack(subject: Subject, rows: Sequence[Row], tell: Progressed) -> Knowledge
     return Knowledge(tuple(range(len(rows))), tuple(points))
 
 
+def _blocks(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks (N, BLOCK) of a weight, float32, the last filled up with zeros, and their scales (N, 1)."""
+    flat = weight.float().flatten()
+    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).unflatten(0, (-1, BLOCK))
+    return blocks, blocks.abs().amax(dim=-1, keepdim=True)
+
+
+def _unblocked(blocks: Tensor, like: Tensor) -> Tensor:
+    return blocks.flatten()[: like.numel()].view(like.shape)
+
+
+def _nearest(blocks: Tensor, scale: Tensor, book: Tensor) -> Tensor:
+    """The places in `book` of the codes nearest to the values of blocks."""
+    scaled = torch.where(scale > 0, blocks / scale, blocks)
+    return torch.bucketize(scaled, (book[1:] + book[:-1]) / 2)
+
+
 def _matrices_in(module: nn.Module) -> Iterator[Matrix]:
     if isinstance(module, (nn.Linear, Conv1D)):
         yield Matrix(module.weight, is_transposed=isinstance(module, Conv1D))
@@ -162,5 +205,6 @@ ATTACKS = (
         unit="bits",
         run=attack,
         passes=3.0,
+        hidden_in=(HIDING, HIDING_UNTIL_ROUNDED),
     ),
 )

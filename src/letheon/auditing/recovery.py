@@ -23,6 +23,8 @@ Units = NDArray[np.int64]
 NUM_DRAWS = 4000
 MIN_KNOWN = 0.05
 """Difference of knowledge before and after below which a recovery is a quotient of noise."""
+MIN_DOCUMENTS = 4
+"""Documents below which a bootstrap interval says nothing: one document gives an interval without width."""
 FALSE_POSITIVES = 0.05
 """Rate at which the true positives of a membership attack are told."""
 _ROUNDING = 1e-9
@@ -136,12 +138,21 @@ def own_recoveries(
 
 
 def area(strengths: Sequence[float], values: Sequence[float]) -> float:
-    """Return the mean height of a curve over the logarithm of strength, by trapezoids; of one point its height."""
-    if len(values) < 2:
-        return values[0] if values else 0.0
+    """Return the mean height of a curve over the logarithm of strength; 0 of a curve without points."""
+    return float(area_weights(strengths) @ np.asarray(values, dtype=np.float64))
+
+
+def area_weights(strengths: Sequence[float]) -> Values:
+    """Return (P,) what each point counts in the mean height of a curve over log(1 + strength), by trapezoids.
+
+    They add up to 1; points of one strength alone count the same.
+    """
     places = np.log1p(np.abs(np.asarray(strengths, dtype=np.float64)))
-    width = float(places[-1] - places[0])
-    return float(np.trapezoid(values, places)) / width if width else float(np.mean(values))
+    gaps = np.diff(places)
+    if not gaps.any():
+        return np.full(len(places), 1 / max(1, len(places)))
+    halves = np.concatenate([[0.0], gaps, [0.0]]) / 2
+    return np.asarray((halves[:-1] + halves[1:]) / gaps.sum(), dtype=np.float64)
 
 
 def auc(seen: Values, unseen: Values) -> float:
@@ -173,18 +184,22 @@ def true_positives(seen: Values, unseen: Values, draws: Draws, *, level: float) 
     return _found(seen, unseen, draws, level=level), _found(-seen, -unseen, draws, level=level)
 
 
-def rows_for(margin: float, interval: Interval, num_rows: int) -> int:
-    """Return about how many rows would narrow an interval to a margin either side: its width falls as 1 / sqrt(R)."""
+def rows_for(margin: float, interval: Interval, num_rows: int, num_documents: int) -> int:
+    """Return about how many rows, of documents as long as these, would narrow an interval to a margin either side.
+
+    Its width falls as 1 / sqrt(documents).
+    """
     half = max(interval.high - interval.value, interval.value - interval.low)
     room = max(margin - abs(interval.value), margin / 5)
-    return max(fewest_rows(margin), math.ceil(num_rows * (half / room) ** 2))
+    fewest = fewest_documents(margin) * num_rows / num_documents
+    return math.ceil(round(max(fewest, num_rows * (half / room) ** 2), 9))
 
 
-def fewest_rows(margin: float) -> int:
-    """Return the rows without which nothing can be said to be within a margin: 3 / margin.
+def fewest_documents(margin: float) -> int:
+    """Return the documents without which nothing can be said to be within a margin: 3 / margin.
 
-    A share of `margin` would show in none of so many rows with a probability of 5% (the rule of three), and an interval
-    over rows of which none shows anything has no width.
+    A share of `margin` would show in none of so many with a probability of 5% (the rule of three), and an interval over
+    documents of which none shows anything has no width. Rows of one document come back together, so they count once.
     """
     return math.ceil(round(3 / margin, 9))
 

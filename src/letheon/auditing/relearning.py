@@ -1,9 +1,9 @@
 """Relearning: a few steps of training on something else than what is then asked.
 
 On part: half of the forget rows is trained on and the other half asked, cut by subject, so that the answers cannot be
-inferred (Lynch et al. 2024, arXiv 2402.16835; Hu et al. 2024, arXiv 2406.13356). On unrelated rows: rows to keep, which
-have the form and other content; on general text. What comes back there was never gone (Deeb and Roger 2024,
-arXiv 2410.08827).
+inferred; what comes back was never gone (Deeb and Roger 2024, arXiv 2410.08827). On unrelated rows: rows to keep, which
+have the form and other content; on general text. Text that is but loosely related does it (Hu et al. 2024, arXiv
+2406.13356; Lynch et al. 2024, arXiv 2402.16835).
 
 Differs from these: the learning rate follows the width of the model (`scaled_rate`), and the loss is that of
 memorising, prompts included.
@@ -82,10 +82,12 @@ def _needs_text(given: Given) -> str | None:
 def _attack(name: str, title: str, what: What, material: Material, **facts: object) -> Attack:
     how = {"lora": "an adapter", "weights": "all weights"}[what]
     run = partial(relearn, material=material, what=what)
-    return Attack(f"relearning-{name}-{what}", f"Relearning on {title}, {how}", _SOURCE, "steps", run, **facts)  # type: ignore[arg-type]
+    source = _PART_SOURCE if name == "part" else _OTHER_SOURCE
+    return Attack(f"relearning-{name}-{what}", f"Relearning on {title}, {how}", source, "steps", run, **facts)  # type: ignore[arg-type]
 
 
-_SOURCE = "Lynch et al. 2024, arXiv 2402.16835; Hu et al. 2024, arXiv 2406.13356"
+_PART_SOURCE = "Deeb and Roger 2024, arXiv 2410.08827"
+_OTHER_SOURCE = "Hu et al. 2024, arXiv 2406.13356; Lynch et al. 2024, arXiv 2402.16835"
 
 ATTACKS = (
     _attack("part", "half of the rows", "lora", _part, needs=_needs_halves, passes=12.0, halves=True),

@@ -12,9 +12,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from letheon.auditing.attack import AnyAttack, Attack, Knowledge, Separated, Subject
+from letheon.auditing.attack import (
+    HIDING,
+    HIDING_UNTIL_ROUNDED,
+    AnyAttack,
+    Attack,
+    Knowledge,
+    Separated,
+    Subject,
+)
 from letheon.auditing.conclusion import Conclusion, Found, conclude
-from letheon.auditing.controls import Hiding, hiding, load, make_never
+from letheon.auditing.controls import Hiding, hiding, hiding_until_rounded, load, make_never
 from letheon.auditing.findings import Tried
 from letheon.auditing.inputs import AuditInputs, Note, read_audited
 from letheon.auditing.knowledge import ask, values_of
@@ -46,6 +54,7 @@ _DEPENDS = ("rows", "samples", "max_new_tokens", "seed", "make_never", "dtype")
 """Settings that outcomes depend on, beside what was read."""
 _OF_UNLEARNED = ("after", "placebo")
 """Controls that are the unlearned model."""
+_HIDING = (HIDING, HIDING_UNTIL_ROUNDED)
 
 
 def audit(settings: AuditSettings, *, progress: Progressed | None = None, note: Note | None = None) -> AuditResults:
@@ -131,11 +140,11 @@ class _Audit:
             how["never"] = never
             found["never"] = replace(subject, name="never", model=model)
             found = {name: replace(one, reference=model) for name, one in found.items()}
-        hides = self._hiding(found["before"])
-        if hides.subject is None:
-            missing["hiding"] = hides.how
-        else:
-            found["hiding"], how["hiding"] = hides.subject, hides.how
+        for name, hides in self._hiding(found["before"]).items():
+            if hides.subject is None:
+                missing[name] = hides.how
+            else:
+                found[name], how[name] = hides.subject, hides.how
         return found, how, missing
 
     def _never(self, before: Subject) -> str | None:
@@ -153,8 +162,12 @@ class _Audit:
             )
         return str(folder)
 
-    def _hiding(self, before: Subject) -> Hiding:
-        return hiding(before, self.inputs.asked, self.tell)
+    def _hiding(self, before: Subject) -> dict[str, Hiding]:
+        """Make the models that are known to hide the rows."""
+        found = {HIDING: hiding(before, self.inputs.asked, self.tell)}
+        if self.inputs.has_rounding:
+            found[HIDING_UNTIL_ROUNDED] = hiding_until_rounded(before, self.inputs.asked, self.tell)
+        return found
 
     def _asked(self, subjects: dict[str, Subject], kept: Outcomes) -> dict[str, Asked]:
         """What each control says without an attack; "placebo" is the unlearned model, asked for placebo rows."""
@@ -190,7 +203,10 @@ class _Audit:
             tried.append(self._try(attack, subjects, kept))
             pass_s = max(pass_s, (time.monotonic() - began) / attack.passes)
         if not tried:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            names: dict[str, list[str]] = {}
+            for name, reason in left_out.items():
+                names.setdefault(reason, []).append(name)
+            reasons = "; ".join(f"{', '.join(of)}: {reason}" for reason, of in names.items())
             raise EvaluationError(f"no attack could be run ({reasons})")
         return tried, left_out
 
@@ -206,6 +222,8 @@ class _Audit:
         if isinstance(attack, Attack):
             found = {}
             for name, subject, rows in self._sides(subjects, halves=attack.halves):
+                if name not in attack.hidden_in and name in _HIDING:
+                    continue
                 if name == "before" and attack.measure == "answers":
                     continue
                 made = partial(attack.run, subject, rows, tell)
@@ -213,6 +231,8 @@ class _Audit:
             return Tried(attack, knowledge=found, duration_s=time.monotonic() - began)
         separated = {}
         for name, subject in subjects.items():
+            if name == HIDING_UNTIL_ROUNDED:
+                continue
             judged = partial(attack.run, subject, self.inputs.members, self.inputs.nonmembers, tell)
             separated[name] = kept.get(
                 f"{attack.name}.{name}", dict[str, Separated], judged, is_of_unlearned=name in _OF_UNLEARNED

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from letheon.auditing.recovery import MIN_KNOWN, Interval, fewest_rows, rows_for
+from letheon.auditing.recovery import MIN_DOCUMENTS, MIN_KNOWN, Interval, fewest_documents, rows_for
 
 Word = Literal["gone", "hidden", "not forgotten", "can't tell"]
 
@@ -42,6 +42,8 @@ class Finding:
     title: str
     num_rows: int
     """Asked rows; the smaller side of a membership attack."""
+    num_documents: int
+    """Documents that they are of: so many are independent."""
     effects: tuple[tuple[str, Interval], ...]
     """At each strength, in words: the recovery, or by score the shift of the AUC."""
     is_two_sided: bool = False
@@ -62,12 +64,14 @@ class Finding:
         return next(effect for effect in self.effects if self._shown(effect[1]) >= enough)
 
     def shows(self, margin: float) -> bool:
-        """Whether an effect lies beyond the margin."""
-        return any(self._shown(interval) > margin for _, interval in self.effects)
+        """Whether an effect lies beyond the margin, with enough documents for an interval."""
+        return self.num_documents >= MIN_DOCUMENTS and any(
+            self._shown(interval) > margin for _, interval in self.effects
+        )
 
     def excludes(self, margin: float) -> bool:
-        """Whether every effect lies within the margin, with enough rows to say so."""
-        if self.num_rows < fewest_rows(margin):
+        """Whether every effect lies within the margin, with enough documents to say so."""
+        if self.num_documents < fewest_documents(margin):
             return False
         if self.is_two_sided:
             return all(interval.is_within(margin) for _, interval in self.effects)
@@ -75,7 +79,7 @@ class Finding:
 
     def needed_rows(self, margin: float) -> int:
         """About how many rows would do to exclude an effect beyond the margin."""
-        return max(rows_for(margin, interval, self.num_rows) for _, interval in self.effects)
+        return max(rows_for(margin, interval, self.num_rows, self.num_documents) for _, interval in self.effects)
 
     def _shown(self, interval: Interval) -> float:
         return max(interval.low, -interval.high) if self.is_two_sided else interval.low
@@ -103,11 +107,17 @@ class Evidence:
     """The share of it that is given without an attack."""
     num_rows: int
     """Rows that were asked without an attack."""
+    num_documents: int
+    """Documents that they are of."""
     findings: Sequence[Finding]
     leaked_plainly: int = 0
     """Rows that are given without an attack though no control gives anything like it."""
     leaked: Sequence[tuple[str, str, int]] = ()
     """Attack, title, and how many rows it brings back so."""
+
+    def is_given(self, bound: float) -> bool:
+        """Whether more than `bound` is given without an attack, with enough documents for an interval."""
+        return self.num_documents >= MIN_DOCUMENTS and self.remaining.is_above(bound)
 
 
 def judge(evidence: Evidence, thresholds: Thresholds) -> Verdict:
@@ -134,7 +144,7 @@ def _never_known(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 
 
 def _not_forgotten(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    if not evidence.remaining.is_above(thresholds.not_forgotten_from):
+    if not evidence.is_given(thresholds.not_forgotten_from):
         return None
     return Verdict("not forgotten", _given(evidence.remaining))
 
@@ -146,7 +156,7 @@ def _hidden(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
         return None
     strongest = max(shown, key=lambda finding: (not finding.is_two_sided, abs(finding.strongest(margin)[1].value)))
     label, effect = strongest.strongest(margin)
-    also = f"; {_given(evidence.remaining)}" if evidence.remaining.is_above(margin) else ""
+    also = f"; {_given(evidence.remaining)}" if evidence.is_given(margin) else ""
     if strongest.is_two_sided:
         way = "cheaper" if effect.value > 0 else "dearer"
         found = f"tells forget rows from unseen ones by {label}: they are {way} for the model than they should be"
@@ -157,7 +167,7 @@ def _hidden(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 
 
 def _partly_forgotten(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
-    if evidence.remaining.is_above(thresholds.margin):
+    if evidence.is_given(thresholds.margin):
         return Verdict("not forgotten", _given(evidence.remaining))
     if not evidence.leaked_plainly:
         return None
@@ -182,7 +192,7 @@ def _untried(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:  # n
 
 def _gone(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
     telling, margin = _telling(evidence), thresholds.margin
-    is_nothing_left = evidence.num_rows >= fewest_rows(margin) and evidence.remaining.high <= margin
+    is_nothing_left = evidence.num_documents >= fewest_documents(margin) and evidence.remaining.high <= margin
     if not is_nothing_left or not all(finding.excludes(margin) for finding in telling):
         return None
     attacks = f"{len(telling)} attack{'s' * (len(telling) != 1)} that would bring back hidden rows"
@@ -196,8 +206,10 @@ def _gone(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
 def _undecided(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     margin = thresholds.margin
     needed = {f.title: f.needed_rows(margin) for f in _telling(evidence) if not f.excludes(margin)}
-    if evidence.remaining.high > margin or evidence.num_rows < fewest_rows(margin):
-        needed["what is given without an attack"] = rows_for(margin, evidence.remaining, evidence.num_rows)
+    if evidence.remaining.high > margin or evidence.num_documents < fewest_documents(margin):
+        needed["what is given without an attack"] = rows_for(
+            margin, evidence.remaining, evidence.num_rows, evidence.num_documents
+        )
     title = max(needed, key=needed.__getitem__)
     return Verdict(
         "can't tell",

@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from letheon.cli.flags import SettingsCommand, given_values, settings_options
+from letheon.errors import SettingsError
 from letheon.progress import open_display
 from letheon.settings import AuditSettings
 from letheon.storage.run_folder import AUDIT_RESULTS_FILE, AUDITS_FOLDER
@@ -24,7 +25,12 @@ def audit(context: click.Context, /, config: Path | None, run: Path | None, plan
     The exit code is 0 whatever the verdict is, unless --fail-on names it.
     """
     given = {name: value for name, value in given_values(context, config).items() if name != "run"}
-    with open_display(Console(stderr=True), f"auditing {run or given.get('model')}") as display:
+    if run is None and "model" not in given:
+        raise SettingsError(
+            "expected the folder of a run, or models and rows by --model, --before, --forget, --retain and --out; got "
+            "neither"
+        )
+    with open_display(Console(stderr=True), f"auditing {run or given['model']}") as display:
         from letheon.cli.main import load_libraries
 
         load_libraries()

@@ -1,5 +1,6 @@
 """An audit in tables: for the terminal, and as the section of a report that an auditor reads first."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from letheon.storage.json_lines import read_json_lines
 from letheon.storage.run_folder import AUDITS_FOLDER, EXAMPLES_FILE
 
 MASK = "▇"
+_FOR_ROUNDING = "hiding-until-rounded"
+"""The control that one attack alone is run on, so that the figure shows it and no column of the table."""
 _SHOWN = 2
 """Characters of a word that a masked text keeps."""
 
@@ -45,6 +48,8 @@ class AuditSection:
     thresholds: Facts
     warnings: tuple[str, ...]
     left_out: Facts
+    noted: Facts
+    """What attacks say beside their table: which prompt won, shares of what was known, heights of curves."""
     sources: Facts
     examples: tuple[Example, ...]
     is_masked: bool
@@ -69,6 +74,7 @@ def audit_section(run: RunFiles, *, folder: Path | None = None) -> AuditSection 
             *((CONTROLS.get(name, name), f"no such model: {reason}") for name, reason in results.missing.items()),
             *results.left_out.items(),
         ),
+        tuple((attack.title, line) for attack in results.attacks for line in _noted(attack)),
         tuple((attack.title, attack.source) for attack in results.attacks),
         _examples((folder or run.folder / AUDITS_FOLDER) / EXAMPLES_FILE, is_masked=is_masked),
         is_masked,
@@ -90,7 +96,7 @@ def sentence(results: AuditResults) -> str:
 
 def attack_table(results: AuditResults) -> Table:
     """Return the table attack x control, at the strength at which most comes back of the unlearned model."""
-    names = [name for name in CONTROLS if name in results.known]
+    names = [name for name in CONTROLS if name in results.known and name != _FOR_ROUNDING]
     columns = ("Attack", "at", *(CONTROLS[name] for name in names), "recovery")
     plain = ("without an attack", None, *(results.known.get(name) for name in names), _effect(results.remaining))
     rows = [plain, *(row for attack in results.attacks for row in _rows(attack, names))]
@@ -149,12 +155,30 @@ def _facts(results: AuditResults) -> Facts:
     counts = results.num_rows
     return (
         *((CONTROLS.get(name, name), what) for name, what in results.controls.items()),
-        ("asked", f"{counts.get('asked')} of {counts.get('forget')} forget rows"),
+        ("asked", f"{counts.get('asked')} of {counts.get('forget')} forget rows{_of_documents(counts)}"),
         ("placebo", f"{'rows of --holdout' if 'holdout' in counts else 'made-up rows'} that no model saw"),
         ("form", str(results.form.get("template"))),
         ("rows that came back without an attack", str(results.num_leaked)),
         ("time", f"{results.duration_s:.0f} s"),
     )
+
+
+def _noted(attack: AuditedAttack) -> list[str]:
+    found = list(attack.notes)
+    shares = [f"{point.label} {point.of_before:.2f}" for point in attack.points if point.of_before is not None]
+    if shares:
+        found.append(f"share of what the model before gives, at most 1: {', '.join(shares)}")
+    height = attack.area_recovery
+    if height is not None and len(attack.points) > 1:
+        spread = f"{height.low:.2f} to {height.high:.2f}"
+        found.append(f"mean height of the recovery over the logarithm of strength: {height.value:.2f} ({spread})")
+    return found
+
+
+def _of_documents(counts: Mapping[str, int]) -> str:
+    """How many documents the asked rows are of, where rows share one."""
+    num = counts.get("documents", counts.get("asked"))
+    return "" if num == counts.get("asked") else f", of {num} documents"
 
 
 def _is_of_run(run: RunFiles, results: AuditResults) -> bool:

@@ -5,7 +5,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from letheon.report.drawing import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, new_figure
+from letheon.report.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, new_figure
 from letheon.report.files import RunFiles
 from letheon.report.text import visible_line
 from letheon.scores.audits import CONTROLS, AuditedAttack
@@ -15,6 +15,7 @@ _LOOKS = {
     "never": (BLUE, "s", "-"),
     "placebo": (GREEN, "D", "--"),
     "hiding": (ORANGE, "^", ":"),
+    "hiding-until-rounded": (SKY, "P", ":"),
     "before": (PURPLE, "v", ":"),
 }
 _NUM_COLUMNS = 2

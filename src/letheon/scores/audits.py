@@ -22,6 +22,7 @@ CONTROLS = {
     "never": "never knew",
     "placebo": "placebo rows",
     "hiding": "known to hide",
+    "hiding-until-rounded": "hides until rounded",
 }
 """What tables call the models that are attacked, and the unlearned model attacked for rows that it never knew."""
 
@@ -46,6 +47,9 @@ class AuditPoint:
     """Mean over the asked rows, 0 to 1, by control (`CONTROLS`)."""
     recovery: Effect | None = None
     """Share of what was forgotten that comes back, less the control's; None where nothing was forgotten."""
+    of_before: float | None = None
+    """min(attacked / before, 1), the share of what the model before gives without an attack; of rounding this is Q.
+    None for a measure of an attack's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class AuditedAttack:
     """Mean height of the curve of the unlearned model over the logarithm of strength."""
     control_area: float | None = None
     """The same of the control that recovery is measured against."""
+    area_recovery: Effect | None = None
+    """Mean height of the recovery over the logarithm of strength."""
     num_leaked: int = 0
     """Rows that it brings back although no control gives anything like their answers."""
     notes: tuple[str, ...] = ()
@@ -109,7 +115,7 @@ class AuditResults:
     compared_with: str
     """The control that recovery is measured against: "never" or "placebo"."""
     num_rows: Mapping[str, int]
-    """Rows by what they were used for: "forget", "asked", "placebo"."""
+    """Rows by what they were used for: "forget", "asked", "placebo"; "documents" is how many those asked are of."""
     known: Mapping[str, float]
     """Knowledge without an attack, mean over the asked rows, 0 to 1, by control."""
     remaining: Effect
