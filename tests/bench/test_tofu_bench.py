@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
-from bench.tofu import cut_tofu, study_of
+from bench.tofu import cut_tofu, make_tokenizer, study_of
 
 from letheon.data.benchmarks.tofu import read_set, read_tofu
+from letheon.data.rows import Row
+from letheon.data.sequences import tokenise
+from letheon.evaluation.templates import question_template
+from letheon.model.loading import load_tokenizer
 from letheon.scores.results import PlainResults
 from letheon.scores.score import Score, Scores
 from letheon.settings import UnlearnSettings
@@ -17,7 +21,7 @@ from tofu_files import write_tofu
 def study(tmp_path: Path) -> StudySettings:
     """A study of two methods."""
     known = PlainResults("tofu", "never", Scores((Score("model_utility", "", "higher", "aggregate", 0.5),)))
-    return study_of(["npo", "ga"], tmp_path / "target", tmp_path, tmp_path / "never", known, epochs=3)
+    return study_of(["npo", "ga"], tmp_path / "target", tmp_path, tmp_path / "never", known)
 
 
 def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
@@ -40,6 +44,21 @@ def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_
 ) -> None:
     run = UnlearnSettings.of({**study.base, **study.entries[0], "out": tmp_path / "out"})
     assert (run.method, run.suite, run.forget) == ("npo", "tofu", str(tmp_path / "forget10.jsonl"))
+    assert run.learning_rate == "auto"
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never" / "results.json")
-    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0}}
+    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
+
+
+def test_the_suite_asks_in_the_tokens_that_are_learnt(tmp_path: Path) -> None:
+    data = cut_tofu(write_tofu(tmp_path / "whole"), tmp_path / "part", forget=2, retain=3, facts=1)
+    tokenizer = load_tokenizer(str(make_tokenizer(data, tmp_path / "tokenizer")))
+    template = question_template(tokenizer)
+    question, answer = "Where is it?", "Harrow"
+    asked = template.sequence(question, answer)
+    row = Row("row1", question, answer, "default", "question")
+    learnt = tokenise(row, tokenizer, template="chat", max_length=99).ended(99)
+    assert asked.ids[: asked.start] == tuple(template.prompt(question))
+    assert template.decoded(asked.labels) == answer
+    assert (asked.ids, asked.start) == (learnt.input_ids, learnt.answer_start)
+    assert template.padding not in template.prompt(question)
