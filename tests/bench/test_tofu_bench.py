@@ -19,9 +19,9 @@ from tofu_files import write_tofu
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudySettings:
-    """A study of two methods."""
+    """A study of published methods at two rates, and the default one."""
     known = PlainResults("tofu", "never", Scores((Score("model_utility", "", "higher", "aggregate", 0.5),)))
-    return study_of(["npo", "ga"], tmp_path / "target", tmp_path, tmp_path / "never", known)
+    return study_of([1e-4, 1e-3], tmp_path / "target", tmp_path, tmp_path / "never", known)
 
 
 def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
@@ -42,9 +42,15 @@ def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
 def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_knew(
     study: StudySettings, tmp_path: Path
 ) -> None:
-    run = UnlearnSettings.of({**study.base, **study.entries[0], "out": tmp_path / "out"})
-    assert (run.method, run.suite, run.forget) == ("npo", "tofu", str(tmp_path / "forget10.jsonl"))
-    assert run.learning_rate == "auto"
+    runs = [UnlearnSettings.of({**study.base, **entry, "out": tmp_path / "out"}) for entry in study.entries]
+    run = runs[0]
+    assert (run.method, run.suite, run.forget) == ("ga", "tofu", str(tmp_path / "forget10.jsonl"))
+    assert [(one.method, one.learning_rate, one.keep) for one in runs[-3:]] == [
+        ("simnpo", 1e-3, "last"),
+        ("low-rank-npo", "auto", "best"),
+        ("low-rank-npo", "auto", "best"),
+    ]
+    assert [entry.get("dial") for entry in study.entries[-3:]] == ["none", None, "forgotten"]
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never" / "results.json")
     assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
