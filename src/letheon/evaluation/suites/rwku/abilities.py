@@ -177,12 +177,10 @@ def decoded(target: Target, ids: list[int]) -> str:
 
 
 def _read(target: Target, asked: Sequence[AskedAnswers], name: str) -> list[tuple[AnswerLikelihood, ...]]:
-    used = {token for one in asked for sequence in one.sequences for token in sequence.ids}
     return likelihoods(
         target.model,
         asked,
-        # Nothing in these texts is hidden, so padding is a token that they do not have.
-        padding=next(token for token in range(len(used) + 1) if token not in used),
+        padding=None,
         batch_size=target.batch_size,
         exact=target.exact,
         progress=target.stage(name),
