@@ -1,6 +1,6 @@
 """TOFU from start to end on models made here: target, model that never knew, methods, scores; docs/results.md.
 
-    python -m bench.tofu --data DIR --out DIR [--forget 100] [--retain 100] [--facts 40] [--rates RATE ...]
+    python -m bench.tofu --data DIR --out DIR [--forget 100] [--retain 100] [--facts 40]
 
 The whole data set takes hours on two cores, so this is a part of it in its own format: the last of the rows to forget,
 as many of `retain_perturbed`, whose rows are then also trained on, and of the holdout. Both models are made from
@@ -8,13 +8,13 @@ nothing, so they learn the answers about real authors and the world too, which a
 has a chat template, so that the suite asks in the very tokens that were learnt: after "Answer: ", its prompt for other
 models, a tokenizer whose words begin with the space cannot go on as it was trained. Then it is the benchmark's own way:
 a study of methods scored by the suite, forget quality against the model that never knew the rows. Published methods
-train for ten epochs at each of a few learning rates, and keep what they end with. The default method is given nothing:
+train for ten epochs at each of three learning rates, and keep what they end with. The default method is given nothing:
 the run finds its rate, end and scale; it is there with the other dial, too. What is done is not done again.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,18 @@ from letheon.scores.results import Results
 from letheon.studies.tables import scores_table, trade_off_table
 
 _COLUMNS = ("question", "answer")
-PUBLISHED = ("ga", "gd", "npo", "simnpo")
-RATES = (2e-4, 6e-4, 2e-3)
+PUBLISHED: Mapping[str, tuple[float, ...]] = {
+    "ga": (1e-5, 3e-5, 1e-4),
+    "gd": (2e-5, 6e-5, 2e-4),
+    "npo": (1e-5, 3e-5, 1e-4),
+    "simnpo": (6e-4, 2e-3, 6e-3),
+}
+"""Published methods, each with learning rates from too low to too high for these models."""
 EPOCHS = 10
-OURS: tuple[dict[str, Any], ...] = ({"method": "low-rank-npo"}, {"method": "low-rank-npo", "dial": "forgotten"})
+OURS: tuple[dict[str, Any], ...] = (
+    {"name": "low-rank-npo", "method": "low-rank-npo"},
+    {"name": "low-rank-npo, dial forgotten", "method": "low-rank-npo", "dial": "forgotten"},
+)
 VOCAB_SIZE = 4096
 NEW_MODEL: dict[str, Any] = {
     "architecture": "llama",
@@ -58,7 +66,6 @@ def main() -> None:
     parser.add_argument("--forget", type=int, default=100, help="rows to forget, and as many held out")
     parser.add_argument("--retain", type=int, default=100, help="rows to keep")
     parser.add_argument("--facts", type=int, default=40, help="questions on real authors, and on the world")
-    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="of the published methods")
     parser.add_argument("--max-steps", type=int, default=1500, help="steps in which to memorise the rows")
     given = parser.parse_args()
     prepare_process(threads=1)
@@ -69,7 +76,7 @@ def main() -> None:
     target = learn(given.out / "target", data, "full", tokenizer=tokenizer, max_steps=given.max_steps)
     never = learn(given.out / "never", data, "never", tokenizer=tokenizer, max_steps=given.max_steps)
     known = score(never, data, given.out / "never-scores")
-    settings = study_of(given.rates, target, data, given.out / "never-scores", known)
+    settings = study_of(target, data, given.out / "never-scores", known)
     record = study(settings, given.out / "study").record
     for table in (scores_table(record), trade_off_table(record)):
         print("" if table is None else to_markdown(table))
@@ -132,10 +139,14 @@ def score(model: Path, data: Path, out: Path) -> Results:
     return read_results(out / "results.json")
 
 
-def study_of(rates: Sequence[float], target: Path, data: Path, never: Path, known: Results) -> StudySettings:
+def study_of(target: Path, data: Path, never: Path, known: Results) -> StudySettings:
     """Return a study of published methods at several rates and of the default one, beside the model that never knew."""
     fixed = {"epochs": EPOCHS, "keep": "last", "dial": "none"}
-    published = [{"method": method, "learning_rate": rate, **fixed} for method in PUBLISHED for rate in rates]
+    published = [
+        {"name": f"{method}, rate {rate:.0e}", "method": method, "learning_rate": rate, **fixed}
+        for method, rates in PUBLISHED.items()
+        for rate in rates
+    ]
     shown = {name: value for name in ("model_utility",) if (value := known.scores.value(name)) is not None}
     return StudySettings.of(
         {
