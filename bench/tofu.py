@@ -1,29 +1,44 @@
 """TOFU from start to end on models made here: target, model that never knew, methods, scores; docs/results.md.
 
-    python -m bench.tofu --data DIR --out DIR [--forget 20] [--retain 60] [--facts 20] [--methods NAME ...] [--epochs N]
+    python -m bench.tofu --data DIR --out DIR [--forget 100] [--retain 100] [--facts 40]
 
 The whole data set takes hours on two cores, so this is a part of it in its own format: the last of the rows to forget,
 as many of `retain_perturbed`, whose rows are then also trained on, and of the holdout. Both models are made from
-nothing, so they learn the answers about real authors and the world too, which a pretrained model knows. Then it is the
-benchmark's own way: a study of methods scored by the suite, forget quality against the model that never knew the rows.
-What is done is not done again.
+nothing, so they learn the answers about real authors and the world too, which a pretrained model knows. Their tokenizer
+has a chat template, so that the suite asks in the very tokens that were learnt: after "Answer: ", its prompt for other
+models, a tokenizer whose words begin with the space cannot go on as it was trained. Then it is the benchmark's own way:
+a study of methods scored by the suite, forget quality against the model that never knew the rows. Published methods
+train for ten epochs at each of three learning rates, and keep what they end with. The default method is given nothing:
+the run finds its rate, end and scale; it is there with the other dial, too. What is done is not done again.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.machine import prepare_process
 from letheon import EvaluateSettings, MemorizeSettings, StudySettings, evaluate, memorize, study
 from letheon.evaluation.registry import read_results
+from letheon.model.architectures import train_tokenizer
 from letheon.report.tables import to_markdown
 from letheon.scores.results import Results
 from letheon.studies.tables import scores_table, trade_off_table
 
-METHODS = ("ga", "gd", "npo", "simnpo", "low-rank-npo")
-RATE = 2e-3
+_COLUMNS = ("question", "answer")
+PUBLISHED: Mapping[str, tuple[float, ...]] = {
+    "ga": (1e-5, 3e-5, 1e-4),
+    "gd": (2e-5, 6e-5, 2e-4),
+    "npo": (1e-5, 3e-5, 1e-4),
+    "simnpo": (6e-4, 2e-3, 6e-3),
+}
+"""Published methods, each with learning rates from too low to too high for these models."""
+EPOCHS = 10
+OURS: tuple[dict[str, Any], ...] = (
+    {"name": "low-rank-npo", "method": "low-rank-npo"},
+    {"name": "low-rank-npo, dial forgotten", "method": "low-rank-npo", "dial": "forgotten"},
+)
 VOCAB_SIZE = 4096
 NEW_MODEL: dict[str, Any] = {
     "architecture": "llama",
@@ -34,6 +49,13 @@ NEW_MODEL: dict[str, Any] = {
     "target_accuracy": 0.99,
 }
 NEVER = "trained without"
+TURNS: dict[str, Any] = {"additional_special_tokens": ["<|user|>", "<|assistant|>"]}
+CHAT_TEMPLATE = (
+    "{% for turn in messages if turn.role != 'system' %}<|{{ turn.role }}|>{{ turn.content }}"
+    "{% if turn.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Turns after one another. No system message, and no token in a question that also ends an answer."""
 
 
 def main() -> None:
@@ -41,21 +63,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder with tofu/")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--forget", type=int, default=20, help="rows to forget, and as many held out")
-    parser.add_argument("--retain", type=int, default=60, help="rows to keep")
-    parser.add_argument("--facts", type=int, default=20, help="questions on real authors, and on the world")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--forget", type=int, default=100, help="rows to forget, and as many held out")
+    parser.add_argument("--retain", type=int, default=100, help="rows to keep")
+    parser.add_argument("--facts", type=int, default=40, help="questions on real authors, and on the world")
     parser.add_argument("--max-steps", type=int, default=1500, help="steps in which to memorise the rows")
     given = parser.parse_args()
     prepare_process(threads=1)
     data = cut_tofu(
         given.data / "tofu", given.out / "data", forget=given.forget, retain=given.retain, facts=given.facts
     )
-    target = learn(given.out / "target", data, "full", max_steps=given.max_steps)
-    never = learn(given.out / "never", data, "never", max_steps=given.max_steps, tokenizer=target)
+    tokenizer = make_tokenizer(data, given.out / "tokenizer")
+    target = learn(given.out / "target", data, "full", tokenizer=tokenizer, max_steps=given.max_steps)
+    never = learn(given.out / "never", data, "never", tokenizer=tokenizer, max_steps=given.max_steps)
     known = score(never, data, given.out / "never-scores")
-    settings = study_of(given.methods, target, data, given.out / "never-scores", known, epochs=given.epochs)
+    settings = study_of(target, data, given.out / "never-scores", known)
     record = study(settings, given.out / "study").record
     for table in (scores_table(record), trade_off_table(record)):
         print("" if table is None else to_markdown(table))
@@ -88,15 +109,26 @@ def _lines(source: Path, name: str) -> list[str]:
 
 def _plain(lines: Sequence[str]) -> list[str]:
     rows = [json.loads(line) for line in lines]
-    return [json.dumps({name: row[name] for name in ("question", "answer")}) for row in rows]
+    return [json.dumps({name: row[name] for name in _COLUMNS}) for row in rows]
 
 
-def learn(out: Path, data: Path, rows: str, *, max_steps: int, tokenizer: Path | None = None) -> Path:
-    """Make a model that knows a file of rows, in the form in which the suite asks, and its tokenizer unless given."""
+def make_tokenizer(data: Path, out: Path) -> Path:
+    """Write a tokenizer for all rows, with a chat template."""
+    if not (out / "tokenizer.json").is_file():
+        rows = [json.loads(line) for line in _lines(data, "full")]
+        # An answer follows a special token without a space.
+        tokenizer = train_tokenizer((row[name] for row in rows for name in _COLUMNS), vocab_size=VOCAB_SIZE)
+        tokenizer.add_special_tokens(TURNS)
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(out)
+    return out
+
+
+def learn(out: Path, data: Path, rows: str, *, tokenizer: Path, max_steps: int) -> Path:
+    """Make a model that knows a file of rows, in the form in which the suite asks."""
     if not (out / "config.json").is_file():
-        how = {"vocab_size": VOCAB_SIZE} if tokenizer is None else {"tokenizer": str(tokenizer)}
-        own: dict[str, Any] = {**how, "suite": "tofu", "split": rows, "data": data, "out": out, "max_steps": max_steps}
-        memorize(MemorizeSettings.of({**NEW_MODEL, **own}), note=print)
+        own: dict[str, Any] = {"tokenizer": str(tokenizer), "suite": "tofu", "split": rows, "data": data, "out": out}
+        memorize(MemorizeSettings.of({**NEW_MODEL, **own, "max_steps": max_steps}), note=print)
     return out
 
 
@@ -107,20 +139,23 @@ def score(model: Path, data: Path, out: Path) -> Results:
     return read_results(out / "results.json")
 
 
-def study_of(
-    methods: Sequence[str], target: Path, data: Path, never: Path, known: Results, *, epochs: int
-) -> StudySettings:
-    """Return a study of methods, each for so many epochs at one learning rate, beside the model that never knew."""
-    base = {"suite": "tofu", "data": str(data), "model": str(target), "epochs": epochs, "learning_rate": RATE}
+def study_of(target: Path, data: Path, never: Path, known: Results) -> StudySettings:
+    """Return a study of published methods at several rates and of the default one, beside the model that never knew."""
+    fixed = {"epochs": EPOCHS, "keep": "last", "dial": "none"}
+    published = [
+        {"name": f"{method}, rate {rate:.0e}", "method": method, "learning_rate": rate, **fixed}
+        for method, rates in PUBLISHED.items()
+        for rate in rates
+    ]
     shown = {name: value for name in ("model_utility",) if (value := known.scores.value(name)) is not None}
     return StudySettings.of(
         {
-            "name": f"TOFU forget10, {epochs} epochs",
-            "base": {**base, "keep": "last", "trackers": ""},
-            "list": [{"method": method} for method in methods],
+            "name": "TOFU forget10, a part",
+            "base": {"suite": "tofu", "data": str(data), "model": str(target), "trackers": ""},
+            "list": [*published, *OURS],
             "evaluate": {"suite": "tofu", "data": str(data), "never_results": str(never / "results.json")},
-            # A model's truth ratios are its own: the p-value is 1.
-            "published": {NEVER: {**shown, "forget_quality": 1.0}},
+            # A model's truth ratios and its AUC are its own: the p-value is 1, and nothing leaks.
+            "published": {NEVER: {**shown, "forget_quality": 1.0, "privacy_leak": 0.0}},
         }
     )
 

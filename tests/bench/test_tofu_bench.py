@@ -1,11 +1,16 @@
 """The bench of TOFU cuts the data set so that the suite can score it, and studies methods as the suite scores them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from bench.tofu import cut_tofu, study_of
+from bench.tofu import cut_tofu, make_tokenizer, study_of
 
 from letheon.data.benchmarks.tofu import read_set, read_tofu
+from letheon.data.rows import Row
+from letheon.data.sequences import tokenise
+from letheon.evaluation.templates import question_template
+from letheon.model.loading import load_tokenizer
 from letheon.scores.results import PlainResults
 from letheon.scores.score import Score, Scores
 from letheon.settings import UnlearnSettings
@@ -15,9 +20,9 @@ from tofu_files import write_tofu
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudySettings:
-    """A study of two methods."""
+    """A study of published methods at their rates, and of the default one."""
     known = PlainResults("tofu", "never", Scores((Score("model_utility", "", "higher", "aggregate", 0.5),)))
-    return study_of(["npo", "ga"], tmp_path / "target", tmp_path, tmp_path / "never", known, epochs=3)
+    return study_of(tmp_path / "target", tmp_path, tmp_path / "never", known)
 
 
 def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
@@ -38,8 +43,33 @@ def test_a_part_of_the_data_is_whole_in_its_own_format(tmp_path: Path) -> None:
 def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_knew(
     study: StudySettings, tmp_path: Path
 ) -> None:
-    run = UnlearnSettings.of({**study.base, **study.entries[0], "out": tmp_path / "out"})
-    assert (run.method, run.suite, run.forget) == ("npo", "tofu", str(tmp_path / "forget10.jsonl"))
+    runs = [UnlearnSettings.of({**study.base, **_settings(entry), "out": tmp_path / "out"}) for entry in study.entries]
+    run = runs[0]
+    assert (run.method, run.suite, run.forget) == ("ga", "tofu", str(tmp_path / "forget10.jsonl"))
+    assert [(one.method, one.learning_rate, one.keep) for one in runs[-3:]] == [
+        ("simnpo", 6e-3, "last"),
+        ("low-rank-npo", "auto", "best"),
+        ("low-rank-npo", "auto", "best"),
+    ]
+    assert [entry.get("dial") for entry in study.entries[-3:]] == ["none", None, "forgotten"]
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never" / "results.json")
-    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0}}
+    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
+
+
+def test_the_suite_asks_in_the_tokens_that_are_learnt(tmp_path: Path) -> None:
+    data = cut_tofu(write_tofu(tmp_path / "whole"), tmp_path / "part", forget=2, retain=3, facts=1)
+    tokenizer = load_tokenizer(str(make_tokenizer(data, tmp_path / "tokenizer")))
+    template = question_template(tokenizer)
+    question, answer = "Where is it?", "Harrow"
+    asked = template.sequence(question, answer)
+    row = Row("row1", question, answer, "default", "question")
+    learnt = tokenise(row, tokenizer, template="chat", max_length=99).ended(99)
+    assert asked.ids[: asked.start] == tuple(template.prompt(question))
+    assert template.decoded(asked.labels) == answer
+    assert (asked.ids, asked.start) == (learnt.input_ids, learnt.answer_start)
+    assert template.padding not in template.prompt(question)
+
+
+def _settings(entry: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in entry.items() if name != "name"}

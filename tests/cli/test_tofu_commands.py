@@ -131,7 +131,7 @@ def test_settings_take_the_rows_of_the_suite_unless_rows_are_given(tmp_path: Pat
     assert UnlearnSettings.of({**given, "forget": "own.jsonl"}).forget == "own.jsonl"
     with pytest.raises(SettingsError, match="forget: unlearn needs this setting"):
         UnlearnSettings.of({"model": "m", "out": "o"})
-    with pytest.raises(SettingsError, match="expected a suite with rows to learn"):
+    with pytest.raises(SettingsError, match="expected one with rows to learn"):
         MemorizeSettings.of({"out": "o", "suite": "lume"})
 
 

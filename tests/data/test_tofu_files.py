@@ -146,8 +146,21 @@ def test_a_download_that_is_not_whole_leaves_nothing(hub: _Hub, tmp_path: Path) 
         download_tofu(tmp_path / "to")
     del hub.files["retain_perturbed"]
     with pytest.raises(DataError, match=r"expected TOFU's file retain_perturbed.jsonl"):
-        download_tofu(tmp_path / "to")
+        download_tofu(tmp_path / "made" / "to")
     assert not (tmp_path / "to").exists()
+    assert not (tmp_path / "made").exists()
+
+
+def test_without_network_it_is_said_how_the_data_comes_here_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", _unreachable)
+    with pytest.raises(DataError, match=r"TOFU: cannot be downloaded \(no route\); .* on another machine .* copy"):
+        download_tofu(tmp_path / "to")
+
+
+def _unreachable(**_: object) -> None:
+    raise OSError("no route")
 
 
 def test_hashes_do_not_depend_on_the_format(tmp_path: Path) -> None:

@@ -328,5 +328,5 @@ def test_a_run_takes_its_texts_from_the_suite_and_is_scored_by_it(
     assert [pairing.differences for pairing in pairings] == [(), ()]
     # MUSE asks nothing in the form of the texts; that the run's own texts were forgotten is known by their hashes.
     assert [len(pairing.unchecked) for pairing in pairings] == [1, 1]
-    with pytest.raises(SettingsError, match=r"one of news, books, news-scal-1, .*as split"):
+    with pytest.raises(SettingsError, match=r"split: expected one of news, books, news-scal-1, .*got 'news-sust-5'"):
         UnlearnSettings.of({"model": "m", "out": "o", "suite": "muse", "split": "news-sust-5"})

@@ -334,7 +334,7 @@ def test_tags_of_llama_2_to_the_letter(tmp_path: Path, folder: Path, tokenizer: 
 
 def test_unknown_split_is_refused_before_anything_is_read() -> None:
     done = CliRunner().invoke(cli, ["evaluate", "--suite", "tofu", "--model", "x", "--out", "y", "--split", "forget2"])
-    assert "expected one of forget10, forget05, forget01 as split" in str(done.exception)
+    assert "split: expected one of forget10, forget05, forget01, got 'forget2'" in str(done.exception)
 
 
 def test_a_form_that_the_suite_does_not_have_is_refused_before_the_model_is_looked_at(folder: Path) -> None:

@@ -52,9 +52,11 @@ def test_commands_take_the_rows_that_the_reader_names(tmp_path: Path) -> None:
     learnt = {"out": "o", "suite": "leaves", "data": str(tmp_path)}
     assert MemorizeSettings.of(learnt).rows == (str(tmp_path / "tree.jsonl"),)
     assert MemorizeSettings.of({**learnt, "split": "autumn"}).rows == (str(tmp_path / "hanging.jsonl"),)
-    with pytest.raises(SettingsError, match=r"one of autumn, winter as split.*did you mean 'winter'"):
+    with pytest.raises(
+        SettingsError, match=r"split: expected one of autumn, winter, got 'wintr' \(did you mean 'winter'"
+    ):
         UnlearnSettings.of({**given, "split": "wintr"})
-    with pytest.raises(SettingsError, match=r"a suite with rows to learn \(tofu, leaves\)"):
+    with pytest.raises(SettingsError, match=r"suite: expected one with rows to learn \(tofu, leaves\), got 'wmdp'"):
         MemorizeSettings.of({"out": "o", "suite": "wmdp"})
 
 
@@ -64,6 +66,13 @@ def test_a_suite_without_rows_to_train_on_leaves_them_to_be_given(tmp_path: Path
     with pytest.raises(SettingsError, match="forget: unlearn needs this setting"):
         UnlearnSettings.of(given)
     assert UnlearnSettings.of({**given, "forget": "f", "retain": "r"}).date == DEFAULT_DATE
+
+
+def test_a_misspelt_suite_is_named_and_not_the_rows_that_it_would_have_brought() -> None:
+    with pytest.raises(SettingsError, match=r"^suite: expected one of .*got 'wmpd' \(did you mean 'wmdp'\?\)$"):
+        EvaluateSettings.of({"model": "m", "out": "o", "suite": "wmpd"})
+    given = {"model": "m", "out": "o", "suite": "leafs", "forget": "f", "retain": "r"}
+    assert EvaluateSettings.of(given).suite == "leafs"
 
 
 def test_names_that_are_no_reader_bring_no_rows() -> None:

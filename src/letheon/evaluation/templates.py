@@ -63,6 +63,10 @@ class QuestionTemplate:
             return self._chat(self._asked(question), add_generation_prompt=True)
         return self._text(self._asked_text(question))
 
+    def bare_prompt(self, question: str) -> list[int]:
+        """Return the tokens of a prompt of text without the space that may end it."""
+        return self._text(self._asked_text(question).rstrip(" "))
+
     def sequence(self, question: str, answer: str) -> LabelledSequence:
         """Return the question with an answer and the end of sequence."""
         if self.name == CHAT:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-from letheon.errors import nearest
+from letheon.errors import SettingsError, nearest, shown
 
 DATA_VARIABLE = "LETHEON_DATA"
 """The environment variable that names the folder of all data sets."""
@@ -80,18 +80,27 @@ def rows_of_suite(suite: str, split: str | None, data: Path | None) -> dict[str,
     """Return the paths of a suite's rows to forget and to keep; its folder where it has none.
 
     Raises:
-        ValueError: the suite has no such split; says what was expected.
+        SettingsError: the suite has no such split.
     """
     files = files_of(suite)
     if files is None or not files.splits:
         return dict.fromkeys(("forget", "retain"), str(data_folder(suite, data)))
     split = split or files.default
     if split not in files.splits:
-        raise ValueError(f"one of {', '.join(files.splits)} as split{nearest(split, files.splits)}")
+        known = files.splits
+        raise SettingsError(f"split: expected one of {', '.join(known)}, got {shown(split)}{nearest(split, known)}")
     return {
         side: str(suite_file(data_folder(suite, data), name))
         for side, name in zip(("forget", "retain"), files.splits[split], strict=True)
     }
+
+
+def _check_spelling(suite: str) -> None:
+    """Refuse a name that is nearly that of a suite with rows of its own."""
+    known = [name for name in reader_names() if brings_rows(name)]
+    hint = nearest(suite, known)
+    if hint and suite not in reader_names():
+        raise SettingsError(f"suite: expected one of {', '.join(known)} where no rows are given, got '{suite}'{hint}")
 
 
 def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +110,7 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     without one all rows are meant.
 
     Raises:
-        ValueError: there is no such suite.
+        SettingsError: there is no such suite.
     """
     suite = values.get("suite")
     if suite is None:
@@ -109,7 +118,8 @@ def with_learnt_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     files, given = files_of(suite), values.get("data")
     if files is None or not files.whole:
         known = [name for name in reader_names() if (one := files_of(name)) is not None and one.whole]
-        raise ValueError(f"a suite with rows to learn ({', '.join(known)}){nearest(str(suite), known)}")
+        hint = nearest(str(suite), known)
+        raise SettingsError(f"suite: expected one with rows to learn ({', '.join(known)}), got {shown(suite)}{hint}")
     split = values.get("split") or files.whole
     name = files.splits[split][1] if split in files.splits else str(split)
     path = suite_file(data_folder(suite, None if given is None else Path(given)), name)
@@ -151,10 +161,12 @@ def with_rows_of_suite(values: Mapping[str, Any], *, are_trained: bool) -> dict[
     Of a suite without rows to train on, settings of a command for which rows `are_trained` stay without them.
 
     Raises:
-        ValueError: the suite has no such split.
+        SettingsError: the suite has no such split, or is one of these misspelt.
     """
     suite = values.get("suite")
     files = files_of(suite)
+    if isinstance(suite, str) and files is None and not {"forget", "retain"} & set(values):
+        _check_spelling(suite)
     if files is None or (are_trained and not files.splits):
         return dict(values)
     given = values.get("data")

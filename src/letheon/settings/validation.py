@@ -112,6 +112,8 @@ def _explain_one(name: str, details: Sequence[dict[str, Any]], command: str, fie
     detail = details[0]
     if detail["type"] == "extra_forbidden":
         return explain_unknown(name, command=command, known=fields)
+    if isinstance(error := detail.get("ctx", {}).get("error"), SettingsError):
+        return str(error)
     if detail["type"] == "missing":
         return f"{name}: {command} needs this setting (--{name.replace('_', '-')})"
     given = detail["input"]

@@ -12,6 +12,7 @@ from letheon.storage.files import check_output_folder, open_output_folder, write
 
 SOURCE_FILE = "SOURCE.json"
 """Where a download came from, and the size and SHA-256 of each of its files."""
+_WITHOUT_NETWORK = "download it on another machine by the same command and copy the folder here"
 _ELSEWHERE = "choose another folder"
 
 
@@ -51,7 +52,7 @@ def download_from_hub(
         OutputError: files of an earlier download are there and `overwrite` is not set, or cannot be written.
     """
     folder = Path(to)
-    was_there = folder.is_dir()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     check_output_folder(folder, advice=_ELSEWHERE)
     if (folder / SOURCE_FILE).exists() and not overwrite:
         raise OutputError(f"{folder / SOURCE_FILE}: already exists; choose another folder, or remove this one first")
@@ -63,13 +64,13 @@ def download_from_hub(
             check(arrived)
             return move_into_place(arrived, folder, origin)
     except LetheonError:
-        if not was_there:
-            folder.rmdir()
+        for path in made:
+            path.rmdir()
         raise
 
 
 def fetch_from_hub(
-    repository: str, folder: Path, *, patterns: Sequence[str], token: str | None = None, advice: str = "try again later"
+    repository: str, folder: Path, *, patterns: Sequence[str], token: str | None = None, advice: str = _WITHOUT_NETWORK
 ) -> str:
     """Fetch the files of a hub data set that match `patterns` into `folder`; return where they come from.
 
@@ -91,7 +92,7 @@ def fetch_from_hub(
         )
     except Exception as error:  # network, permission and storage errors of the library share no base class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{repository}: cannot be downloaded ({reason}); check the network, {advice}") from error
+        raise DataError(f"{repository}: cannot be downloaded ({reason}); check the network, or {advice}") from error
     return f"hub:{repository} (revision {revision})"
 
 

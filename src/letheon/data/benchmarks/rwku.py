@@ -51,9 +51,8 @@ def read_rwku(folder: str | Path, subject: str | None = None) -> dict[str, Rows]
     Raises:
         DataError: there is no file with probes to forget, a row is not usable, or no probe is about the subject.
     """
-    folder = Path(folder)
-    root = folder / "All" if (folder / "All").is_dir() else folder
-    paths = {name: path for name, file in FILES.items() if (path := _file_of(root, file)) is not None}
+    root = root_of(folder)
+    paths = {name: path for name, file in FILES.items() if (path := file_of(root, file)) is not None}
     if not set(paths) & set(FORGET_SETS):
         raise DataError(
             f"{root}: expected RWKU's forget_level1, forget_level2 or forget_level3 as .json, .jsonl or .parquet, "
@@ -93,7 +92,14 @@ def check_download(folder: Path) -> None:
         )
 
 
-def _file_of(root: Path, name: str) -> Path | None:
+def root_of(folder: str | Path) -> Path:
+    """Return where the files are: FOLDER/All, or else FOLDER itself."""
+    folder = Path(folder)
+    return folder / "All" if (folder / "All").is_dir() else folder
+
+
+def file_of(root: Path, name: str) -> Path | None:
+    """Return the file of this name, whatever its format; None where there is none."""
     return next((path for suffix in _SUFFIXES if (path := root / f"{name}.{suffix}").is_file()), None)
 
 
@@ -131,7 +137,8 @@ def _rows(probes: Sequence[_Probe], path: Path) -> Rows:
 
 
 DOWNLOAD = Download(
-    "Download RWKU (CC BY 4.0) from the Hugging Face hub: probes of 200 famous people and of what is close to them.",
+    "Download RWKU (CC BY 4.0) from the Hugging Face hub: probes of 200 famous people and of what is close to them, "
+    "texts for the membership attack, and questions on general abilities.",
     lambda folder, _: download_rwku(folder),
 )
 """What `letheon data rwku` does."""

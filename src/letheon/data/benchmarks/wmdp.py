@@ -79,13 +79,18 @@ def _file_of(folder: Path, name: str) -> Path | None:
 
 def _read(path: Path) -> tuple[ChoiceQuestion, ...]:
     records = open_records(path)
-    questions = tuple(_question(record, records.where(number)) for number, record in records.entries)
+    questions = tuple(choice_question(record, records.where(number)) for number, record in records.entries)
     if not questions:
         raise DataError(f"{path}: expected questions, found none: the file is empty")
     return questions
 
 
-def _question(record: Record, where: str) -> ChoiceQuestion:
+def choice_question(record: Record, where: str) -> ChoiceQuestion:
+    """Return the question of a record with the columns question, choices (a list of four) and answer (0 to 3).
+
+    Raises:
+        DataError: the record is none; `where` says which.
+    """
     choices, answer = record.get("choices"), record.get("answer")
     if not isinstance(choices, list) or len(choices) != NUM_CHOICES:
         raise DataError(f"{where}: expected a list of {NUM_CHOICES} choices in 'choices', got {str(choices)[:60]!r}")

@@ -48,7 +48,7 @@ def _by_whole_letters(target: Target, texts: Sequence[str], rows: Sequence[list[
     found = likelihoods(
         target.model,
         asked,
-        padding=-1 if hidden is None else int(hidden),
+        padding=None if hidden is None else int(hidden),
         batch_size=target.batch_size,
         exact=target.exact,
     )

@@ -56,14 +56,15 @@ def likelihoods(
     model: PreTrainedModel,
     asked: Sequence[AskedAnswers],
     *,
-    padding: int,
+    padding: int | None,
     batch_size: int = 32,
     exact: bool = False,
     progress: StepProgress | None = None,
 ) -> list[tuple[AnswerLikelihood, ...]]:
     """Return what `model` thinks of each answer, in the order of `asked`; softmax in float32.
 
-    Tokens equal to `padding` are hidden from attention wherever they stand, as in open-unlearning. Answers are packed
+    Tokens equal to `padding` are hidden from attention wherever they stand, as in open-unlearning; with None nothing
+    is. Answers are packed
     unless `exact`, or unless the model's own padded batches give other values on the first of them; then `batch_size`
     sequences make a padded batch.
     """
@@ -109,7 +110,7 @@ class _Reader:
     """A model that is read, in packed rows or in padded batches."""
 
     model: PreTrainedModel
-    padding_id: int
+    padding_id: int | None
 
     @property
     def max_labels(self) -> int:
@@ -151,7 +152,8 @@ class _Reader:
         # A token sees those before it of its own question that all answers share or that are its own answer's.
         sees = (order[:, None] >= order[None, :]) & (segment[:, None] == segment[None, :])
         sees &= (branch[None, :] < 0) | (branch[None, :] == branch[:, None])
-        sees &= ids != self.padding_id
+        if self.padding_id is not None:
+            sees &= ids != self.padding_id
         # A token that sees nothing at all has no softmax; nothing sees such a token.
         sees |= ~sees.any(dim=1, keepdim=True) & torch.eye(len(order), dtype=torch.bool, device=device)
         predicting = torch.tensor(sorted({place for places in row.places for place in places}), device=device)
@@ -182,9 +184,13 @@ class _Reader:
     def padded(self, answers: Sequence[_Answer]) -> list[AnswerLikelihood]:
         """Return the likelihoods of answers from one batch padded on the right."""
         width = max(len(answer.sequence.ids) for answer in answers)
-        rows = [[*a.sequence.ids, *[self.padding_id] * (width - len(a.sequence.ids))] for a in answers]
+        lengths = torch.tensor([len(a.sequence.ids) for a in answers], device=self.model.device)
+        filler = 0 if self.padding_id is None else self.padding_id
+        rows = [[*a.sequence.ids, *[filler] * (width - len(a.sequence.ids))] for a in answers]
         ids = torch.tensor(rows, device=self.model.device)
-        output: Any = self.model(input_ids=ids, attention_mask=(ids != self.padding_id).long(), use_cache=False)
+        inside = torch.arange(width, device=self.model.device) < lengths[:, None]
+        seen = inside if self.padding_id is None else ids != self.padding_id
+        output: Any = self.model(input_ids=ids, attention_mask=seen.long(), use_cache=False)
         return [
             _values(output.logits[i, a.sequence.start - 1 : len(a.sequence.ids) - 1], a) for i, a in enumerate(answers)
         ]

@@ -1,9 +1,11 @@
-"""What RWKU's suite asks and measures: short answers to probes, and long ones to instructions."""
+"""What RWKU's suite asks and measures: short answers to probes, long ones to instructions, and abilities.py."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from letheon.data.benchmarks.rwku import FILES, FLUENCY, read_rwku
+from letheon.data.benchmarks.rwku_abilities import Abilities, read_abilities
 from letheon.data.forms import AUTO, CHAT
 from letheon.data.rows import Row
 from letheon.errors import SettingsError
@@ -12,6 +14,7 @@ from letheon.evaluation.generation import answers_from
 from letheon.evaluation.metrics.distinct_words import ngram_entropy
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Note, Target
+from letheon.evaluation.suites.rwku.abilities import decoded, measure_abilities
 from letheon.evaluation.suites.rwku.prompts import prompt_of
 from letheon.evaluation.templates import QUESTION_ANSWER, filled
 from letheon.scores.predictions import Prediction
@@ -36,11 +39,14 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
             f"template: expected {CHAT}, or {QUESTION_ANSWER} to ask without a chat template, got "
             f"'{settings.template}'; leave it out for the tokenizer's own"
         )
-    rows = read_rwku(data_folder(settings.suite, settings.data), settings.split)
+    folder = data_folder(settings.suite, settings.data)
+    rows, abilities = read_rwku(folder, settings.split), read_abilities(folder, settings.split)
     if note is not None:
         about = "" if settings.split is None else f" about {settings.split}"
-        note(f"RWKU{about}: " + ", ".join(f"{len(one)} {name}" for name, one in rows.items()))
-    return Asked(rows, options={"template": settings.template, "subject": settings.split})
+        sizes = {**{name: len(one) for name, one in rows.items()}, **abilities.sizes()}
+        note(f"RWKU{about}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
+    options = {"template": settings.template, "subject": settings.split, "abilities": abilities}
+    return Asked(rows, options=options)
 
 
 def measure(target: Target, asked: Asked) -> Measured:
@@ -54,6 +60,9 @@ def measure(target: Target, asked: Asked) -> Measured:
         "in_chat": in_chat,
         "doubles_bos": in_chat and _doubles_bos(target, asked),
         "entropies": _entropies(said),
+        "abilities": measure_abilities(
+            target, asked.options.get("abilities", Abilities()), partial(_said_by_user, target, in_chat=in_chat)
+        ),
     }
     return Measured(tuple(predictions), others=others)
 
@@ -77,28 +86,26 @@ def _predictions(target: Target, asked: Asked, name: str, in_chat: bool) -> list
     )
     found = []
     for row, answer in zip(rows, answers, strict=True):
-        text = _decoded(target, answer.new[:-1] if answer.has_ended else answer.new)
+        text = decoded(target, answer.new[:-1] if answer.has_ended else answer.new)
         found.append(predict(row, name, text if is_long else text.strip(), has_ended=answer.has_ended))
     return found
 
 
 def _text(target: Target, row: Row, name: str, in_chat: bool) -> str:
     said, begun = prompt_of(row, name)
+    return _said_by_user(target, said, in_chat=in_chat) + begun
+
+
+def _said_by_user(target: Target, said: str, *, in_chat: bool) -> str:
     if not in_chat:
-        return said + begun
-    return filled(target.tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True) + begun
+        return said
+    return filled(target.tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True)
 
 
 def _end_tokens(target: Target, names: Sequence[str]) -> set[int]:
     # An unknown name gives the token for what is unknown, which ends an answer in the reference too.
     found = [target.tokenizer.convert_tokens_to_ids(name) for name in names]
     return {int(token) for token in (*found, target.tokenizer.eos_token_id) if token is not None}
-
-
-def _decoded(target: Target, ids: list[int]) -> str:
-    text = str(target.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    cleans = getattr(target.tokenizer, "clean_up_tokenization_spaces", False)
-    return str(target.tokenizer.clean_up_tokenization(text)) if cleans else text
 
 
 def _doubles_bos(target: Target, asked: Asked) -> bool:

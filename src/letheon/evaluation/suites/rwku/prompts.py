@@ -6,6 +6,8 @@ from letheon.data.rows import Row
 CLOZE_SETS = (FORGET_CLOZE, NEIGHBOUR_CLOZE)
 ANSWER = "Answer:"
 """What the model's answer is begun with, after the chat template."""
+NO_ANSWER = "NOANSWER"
+"""What an empty answer is scored as."""
 _ENDING_IN_ITS_ANSWER, _WITH_EXAMPLES = "affirmative suffix", "incontext learning"
 """Types of attacks that are asked otherwise than the rest."""
 

@@ -4,19 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from letheon.data.benchmarks.rwku import FILES, FLUENCY, FORGET_SETS, NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS
+from letheon.data.benchmarks.rwku_abilities import FORGET_TEXTS, RETAIN_TEXTS
 from letheon.evaluation.metrics.distinct_words import distinct_rouge_l
 from letheon.evaluation.metrics.memorisation import mean
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
+from letheon.evaluation.suites.rwku.prompts import NO_ANSWER
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import PlainResults
-from letheon.scores.score import Score, Scores, summaries
+from letheon.scores.score import Better, Score, Scores, summaries
 from letheon.settings import EvaluateSettings
 
-NO_ANSWER = "NOANSWER"
-"""What an empty answer is scored as."""
 NEIGHBOUR_SETS = (NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS)
 _NO_SENTENCES = "needs NLTK's model of sentences: python -m nltk.downloader punkt_tab"
 _NOT_ASKED = "the data folder has no such probes"
+_TEXT_SETS: tuple[tuple[str, str, Better], ...] = (
+    (FORGET_TEXTS, "Texts about the people", "higher"),
+    (RETAIN_TEXTS, "Texts about others", "lower"),
+)
+_ATTACKS = {"loss": "loss (nats)", "zlib": "zlib", "min_k": "Min-K", "min_k_plus_plus": "Min-K++"}
+"""Values by which a text is recognised, each lower for a more familiar one."""
 
 KNOWN = (
     Score("forget.cloze", "Forget, fill in the blank", "lower", "forgetting"),
@@ -29,6 +35,18 @@ KNOWN = (
     Score("balance", "Forgotten and kept", "higher", "aggregate", is_headline=True),
     Score("ngram_entropy", "N-gram entropy (bits)", "higher", "fluency", bounds=None),
     Score("ngram_entropy_plain", "N-gram entropy, words at spaces (bits)", "higher", "fluency", bounds=None),
+    Score("utility.general", "General ability (MMLU)", "higher", "general"),
+    Score("utility.reasoning", "Reasoning (BBH)", "higher", "general"),
+    Score("utility.reasoning_whole", "Reasoning (BBH), whole answers", "higher", "general"),
+    Score("utility.truthfulness", "Truthfulness (TruthfulQA MC1)", "higher", "general"),
+    Score("utility.truthfulness_mc2", "Truthfulness (TruthfulQA MC2)", "higher", "general"),
+    Score("utility.factuality", "Factuality (TriviaQA F1)", "higher", "general"),
+    Score("utility.factuality_exact", "Factuality (TriviaQA, exact)", "higher", "general"),
+    *(
+        Score(f"{name}.{attack}", f"{label}, {said}", better, "privacy", bounds=None)
+        for name, label, better in _TEXT_SETS
+        for attack, said in _ATTACKS.items()
+    ),
 )
 _OF_SET = {name: score.name for name, score in zip((*FORGET_SETS, *NEIGHBOUR_SETS), KNOWN, strict=False)}
 
@@ -53,6 +71,7 @@ def recall_of(prediction: Prediction) -> float:
 def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     """Return the mean recall of each set, what is made of them, and the entropies; of nothing there is none."""
     values = _values(measured.predictions, measured.others.get("entropies", {}))
+    values |= _beside(measured.others.get("abilities", {}))
     counts = {name: sum(one.split == name for one in measured.predictions) for name in FILES}
     has_fluency = counts[FLUENCY] > 0
     missing = {name: _NOT_ASKED for name, value in values.items() if value is None}
@@ -82,6 +101,16 @@ def _values(predictions: Sequence[Prediction], entropies: Mapping[str, Sequence[
     return values
 
 
+def _beside(abilities: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float | None]:
+    """Return the means of what is measured besides probes and instructions."""
+    of_texts = {
+        f"{name}.{attack}": abilities.get(name, {}).get(attack, ()) for name, *_ in _TEXT_SETS for attack in _ATTACKS
+    }
+    told = {name: values for one in abilities.values() for name, values in one.items()}
+    of_questions = {s.name: told.get(s.name.removeprefix("utility."), ()) for s in KNOWN if s.role == "general"}
+    return {name: mean(values) for name, values in {**of_questions, **of_texts}.items()}
+
+
 def _mean_of_known(values: Sequence[float | None]) -> float | None:
     return mean([value for value in values if value is not None])
 
@@ -95,6 +124,12 @@ def _warnings(measured: Measured) -> list[str]:
         )
     if measured.others.get("doubles_bos"):
         found.append("prompts begin with the beginning of sequence twice, as in RWKU's own evaluation")
+    reasoning = measured.others.get("abilities", {}).get("reasoning", {})
+    if reasoning.get("reasoning") != reasoning.get("reasoning_whole"):
+        found.append(
+            "reasoning compares an answer with each character of the right one, as RWKU's own evaluation does; the "
+            "score of whole answers is beside it"
+        )
     return found
 
 
@@ -116,6 +151,16 @@ READINGS = (
         "mean of 1 - the score of all probes to forget, and the score of all neighbours.",
     ),
     Reading(
+        "General ability, reasoning, truthfulness, factuality",
+        "0 to 1, ↑ higher is better",
+        "share of right answers to MMLU, BBH and TruthfulQA, and word F1 of answers to TriviaQA.",
+    ),
+    Reading(
+        "Texts about the people and about others",
+        "from 0, ↑ higher is better of the people, ↓ lower of others",
+        "how unfamiliar texts are to the model, by loss, loss over zlib bytes, Min-K and Min-K++ (20%).",
+    ),
+    Reading(
         "N-gram entropy",
         "bits, ↑ higher is better",
         "how little long answers repeat themselves: weighted entropy of their 2- and 3-grams.",
@@ -131,7 +176,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("neighbour.all", "forget.all"),
-    unpredicted=("entropies",),
+    unpredicted=("entropies", "abilities"),
     parities=("original",),
     sets=tuple(FILES),
 )

@@ -14,7 +14,6 @@ from letheon.evaluation.metrics.memorisation import (
     model_utility,
     privacy_leak,
 )
-from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.evaluation.suite import Measured
 from letheon.evaluation.suites.tofu.listing import (
     ATTACKS,
@@ -30,25 +29,28 @@ from letheon.evaluation.suites.tofu.rows import (
     FORGET,
     HOLDOUT,
     RETAIN,
+    SOUND,
     Likelihoods,
     arithmetic_truth_ratios,
     chosen,
     probabilities,
+    recall_of,
     truth_ratios,
 )
-from letheon.scores.predictions import Prediction
 from letheon.scores.results import PlainResults
 from letheon.scores.score import FORGOTTEN, RETAINED, Score, Scores
 
 DEFAULT_AUC = 0.5
 """What privacy leak is measured against where nothing is known of a model that never knew the rows."""
 NO_NEVER = "needs a model trained without the forget rows: --never MODEL, or its results by --never-results FILE"
+_ASKED = (FORGET, RETAIN, *WITH_OPTIONS)
 _NO_HOLDOUT = "the data folder has no holdout rows for this split"
 _NOT_ORIGINAL = f"TOFU's own code has no such score; --parity {PARITIES[0]} has it"
 _OF_OPEN_UNLEARNING = {
     *("forget.exact_memorisation", "forget.extraction_strength", "forget.extraction_strength_from_0"),
     *(*ATTACKS, "mia.reference", "privacy_leak"),
 }
+_OF_NEVER = ("mia.reference", "privacy_leak", "forget_quality")
 _NO_LOSSES = "needs the losses of a model trained without the forget rows: --never MODEL, or results that hold them"
 
 
@@ -57,7 +59,8 @@ def aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     likelihood: Likelihoods = measured.others.get("likelihood", {})
     never: Mapping[str, Any] = measured.others.get("never", {})
     parity = str(measured.others.get("parity", PARITIES[0]))
-    values = _values(likelihood, never, measured.predictions, small=small_of(parity))
+    recalls = {name: [recall_of(p) for p in measured.predictions if p.split == name] for name in _ASKED}
+    values = _values(likelihood, never, recalls, small=small_of(parity))
     reasons = _reasons(values, likelihood, never, measured)
     scores = tuple(
         replace(
@@ -67,34 +70,30 @@ def aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
         )
         for score in KNOWN
     )
+    sound = _sound_scores(measured, never)
     counts = {
         name: {"questions": len([p for p in measured.predictions if p.split == name])}
         for name in dict.fromkeys(p.split for p in measured.predictions)
     }
     return replace(
         blank,
-        scores=Scores((*scores, *_summaries(values))),
+        scores=Scores((*scores, *sound, *_summaries(values))),
         num_rows=counts,
         form=measured.form,
         missing=reasons,
-        warnings=(*blank.warnings, *_warnings(values, never, measured)),
+        warnings=(*blank.warnings, *_warnings(values, never, measured, sound)),
         measured=dict(measured.others),
     )
 
 
-def recall_of(prediction: Prediction) -> float:
-    """Return the ROUGE-L recall of a prediction as open-unlearning takes it: of the stripped text."""
-    return plain_rouge(prediction.generation.strip(), prediction.answer).rouge_l_recall
-
-
 def _values(
-    likelihood: Likelihoods, never: Mapping[str, Any], predictions: Sequence[Prediction], *, small: float
+    likelihood: Likelihoods, never: Mapping[str, Any], recalls: Mapping[str, Sequence[float]], *, small: float
 ) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
-    for name in (FORGET, RETAIN, *WITH_OPTIONS):
+    for name in _ASKED:
         rows = likelihood.get(name, {})
         values[f"{name}.probability"] = mean(chosen(rows, small=small) if name in WITH_OPTIONS else probabilities(rows))
-        values[f"{name}.rouge_l"] = mean([recall_of(p) for p in predictions if p.split == name])
+        values[f"{name}.rouge_l"] = mean(recalls.get(name, ()))
         ratios = truth_ratios(rows, small=small)
         values[f"{name}.truth_ratio"] = (
             forget_truth_ratio(ratios, small=small) if name == FORGET else kept_truth_ratio(ratios)
@@ -112,6 +111,30 @@ def _values(
     values["forget_quality"] = forget_quality(truth_ratios(forget, small=small), never.get("truth_ratios", ()))
     values["model_utility"] = model_utility([values[name] for name in UTILITY_TERMS])
     return values
+
+
+def _sound_scores(measured: Measured, never: Mapping[str, Any]) -> tuple[Score, ...]:
+    """Return variants of the scores with every token, where that changes tokens; without those that are not known.
+
+    Comparisons with a model that never knew the rows are left out where it is known by the reference's tokens alone.
+    """
+    sound = measured.others.get(SOUND)
+    if sound is None:
+        return ()
+    values = _values(sound["likelihood"], never.get(SOUND) or {}, sound["recalls"], small=small_of(PARITIES[0]))
+    unknown = {"forget.extraction_strength", *(_OF_NEVER if never and not never.get(SOUND) else ())}
+    return tuple(
+        replace(
+            score,
+            name=f"{score.name}_{SOUND}",
+            label=f"{score.label} ({SOUND})",
+            value=values[score.name],
+            variant_of=score.name,
+            variant=(SOUND,),
+        )
+        for score in KNOWN
+        if values.get(score.name) is not None and score.name not in unknown
+    )
 
 
 def _against_reference(
@@ -160,7 +183,9 @@ def _of_utility(values: Mapping[str, float | None]) -> dict[str, str]:
     return {"model_utility": f"needs {', '.join(terms)}"} if terms else {}
 
 
-def _warnings(values: Mapping[str, float | None], never: Mapping[str, Any], measured: Measured) -> list[str]:
+def _warnings(
+    values: Mapping[str, float | None], never: Mapping[str, Any], measured: Measured, sound: Sequence[Score]
+) -> list[str]:
     found = []
     if values["privacy_leak"] is not None and never.get("min_k_auc") is None:
         found.append(
@@ -185,6 +210,19 @@ def _warnings(values: Mapping[str, float | None], never: Mapping[str, Any], meas
     if measured.others.get("hides_turn_ends"):
         found.append(
             "the tokenizer's padding also ends turns in the prompts; as in open-unlearning, the model does not see "
-            "these tokens"
+            f"these tokens{_told(sound)}"
+        )
+    elif sound:
+        found.append(
+            "as in open-unlearning, the first token of most answers is not scored, and answers are generated after a "
+            f"space of its own{_told(sound)}"
         )
     return found
+
+
+def _told(sound: Sequence[Score]) -> str:
+    """Say what the aggregates are with every token, and where the other scores are."""
+    told = [
+        f"{s.variant_of.replace('_', ' ')} is {s.value:.3g}" for s in sound if s.is_headline and s.role == "aggregate"
+    ]
+    return f"; with every token {' and '.join(told)} (scores that end in _{SOUND} in results.json)" if told else ""

@@ -22,20 +22,22 @@ from letheon.evaluation.suites.tofu.ask import SETS
 from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
 from letheon.evaluation.suites.tofu.never import Never, never_of
 from letheon.evaluation.suites.tofu.original import OriginalTemplate, original_template, rooms_of
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN, SOUND, recall_of
+from letheon.evaluation.suites.tofu.sound import SoundTemplate, sound_template
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Form
 
 _IN_DETAIL = (FORGET, HOLDOUT)
-Template = QuestionTemplate | OriginalTemplate
+Template = QuestionTemplate | OriginalTemplate | SoundTemplate
 
 
 def measure(target: Target, asked: Asked) -> Measured:
     """Ask every question, and read every answer once."""
     template = _template_of(target, asked)
+    sound = sound_template(template, asked) if isinstance(template, QuestionTemplate) else None
     found = row_values(target, asked, template)
-    never = _never(target, asked, template)
+    never = _never(target, asked, template, sound)
     others: dict[str, Any] = {
         "likelihood": found,
         "parity": asked.options.get("parity", PARITIES[0]),
@@ -45,8 +47,18 @@ def measure(target: Target, asked: Asked) -> Measured:
     }
     if never is not None:
         others["never"] = asdict(never)
+    if sound is not None:
+        others[SOUND] = _sound_values(target, asked, sound)
     form = Form(template.name, DATE, "the suite", differs=False)
     return Measured(_predictions(target, asked, template), form=form, others=others)
+
+
+def _sound_values(target: Target, asked: Asked, sound: SoundTemplate) -> dict[str, Any]:
+    """Return likelihoods, and by set the ROUGE-L recall of each answer, with every token."""
+    recalls: dict[str, list[float]] = {name: [] for name in SETS}
+    for prediction in _predictions(target, asked, sound):
+        recalls[prediction.split].append(recall_of(prediction))
+    return {"likelihood": row_values(target, asked, sound), "recalls": recalls}
 
 
 def _template_of(target: Target, asked: Asked) -> Template:
@@ -81,7 +93,7 @@ def _question(asked: Asked, template: Template, name: str, index: int) -> AskedA
     paraphrases, wrong = asked.others.get(f"{name}_paraphrases", ()), asked.others.get(f"{name}_wrong", ())
     answers = [row.answer, *paraphrases[index : index + 1], *(wrong[index] if wrong else ())]
     sequences = tuple(template.sequence(row.prompt, answer) for answer in answers)
-    return AskedAnswers(sequences, in_detail=int(name in _IN_DETAIL and isinstance(template, QuestionTemplate)))
+    return AskedAnswers(sequences, in_detail=int(name in _IN_DETAIL and not isinstance(template, OriginalTemplate)))
 
 
 def _values(
@@ -144,7 +156,7 @@ def _predictions(target: Target, asked: Asked, template: Template) -> tuple[Pred
 
 
 def _prompts(rows: Sequence[Row], template: Template) -> list[list[int]]:
-    if isinstance(template, OriginalTemplate):
+    if not isinstance(template, QuestionTemplate):
         return [template.prompt(row.prompt, row.answer) for row in rows]
     # Hidden tokens are neither seen nor counted by the positions of a generation, so they may as well not be there.
     return [_visible(template.prompt(row.prompt), template) for row in rows]
@@ -172,15 +184,16 @@ def _hides_turn_ends(asked: Asked, template: Template) -> bool:
     return isinstance(template, QuestionTemplate) and bool(rows) and template.padding in template.prompt(rows[0].prompt)
 
 
-def _never(target: Target, asked: Asked, template: Template) -> Never | None:
+def _never(target: Target, asked: Asked, template: Template, sound: SoundTemplate | None) -> Never | None:
     """Return what is known of a model that never knew the rows: from its results, or from the model itself."""
     known: Never | None = asked.options.get("never_results")
     source = asked.options.get("never")
     if known is not None or source is None:
         return known
-    other = never_model(target, asked, source)
-    found = row_values(other, _forget_alone(asked), template, sets=_IN_DETAIL)
-    return never_of(str(source), found, small=small_of(asked.options.get("parity", PARITIES[0])))
+    other, alone = never_model(target, asked, source), _forget_alone(asked)
+    found, *more = (row_values(other, alone, one, sets=_IN_DETAIL) for one in (template, sound) if one is not None)
+    small = small_of(asked.options.get("parity", PARITIES[0]))
+    return never_of(str(source), found, sound=more[0] if more else None, small=small)
 
 
 def _forget_alone(asked: Asked) -> Asked:

@@ -8,7 +8,7 @@ from typing import Any
 
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.metrics.memorisation import SMALL, attack_auc, by_metric, truth_ratio
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, Likelihoods, truth_ratios
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, SOUND, Likelihoods, truth_ratios
 from letheon.scores.results import SCHEMA
 from letheon.storage.run_folder import RESULTS_FILE, TOFU_EVAL_FILE
 
@@ -32,10 +32,13 @@ class Never:
     holdout_losses: tuple[float, ...] = ()
     measured: tuple[str, str] | None = None
     """Split and parity by which it was measured; None where the file does not say."""
+    sound: "Never | None" = None
+    """The same with every token (sound.py); None where it is not known."""
 
 
-def never_of(source: str, likelihoods: Likelihoods, *, small: float = SMALL) -> Never:
-    """Return what the likelihoods of such a model say; `small` as in `truth_ratio`."""
+def never_of(source: str, likelihoods: Likelihoods, *, sound: Likelihoods | None = None, small: float = SMALL) -> Never:
+    """Return what the likelihoods of such a model say; `sound` are those with every token, `small` as in
+    `truth_ratio`."""
     forget, holdout = likelihoods.get(FORGET, {}), likelihoods.get(HOLDOUT, {})
     return Never(
         source,
@@ -43,6 +46,7 @@ def never_of(source: str, likelihoods: Likelihoods, *, small: float = SMALL) -> 
         attack_auc(by_metric(forget, "min_k"), by_metric(holdout, "min_k")),
         tuple(by_metric(forget, "loss")),
         tuple(by_metric(holdout, "loss")),
+        sound=None if sound is None else never_of(source, sound, small=small),
     )
 
 
@@ -83,7 +87,8 @@ _EXPECTED = (
 def _read(data: Mapping[str, Any], source: str, small: float) -> Never:
     if data.get("schema") == SCHEMA:
         measured: Mapping[str, Any] = data["measured"]
-        never = never_of(source, measured["likelihood"], small=small)
+        sound = measured.get(SOUND, {}).get("likelihood")
+        never = never_of(source, measured["likelihood"], sound=sound, small=small)
         return replace(never, measured=(str(measured["split"]), str(measured["parity"])))
     return _of_log(data, source, small) if _LOG_OF_FORGET in data else _of_eval(data, source)
 

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letheon.evaluation.metrics.memorisation import SMALL, arithmetic_truth_ratio, chosen_probability, truth_ratio
+from letheon.evaluation.metrics.rouge import plain_rouge
+from letheon.scores.predictions import Prediction
 
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS, HOLDOUT = "forget", "retain", "real_authors", "world_facts", "holdout"
+SOUND = "sound"
+"""What is said of scores with every token: those that the reference hides from the model or does not score, too."""
 
 RowValues = Mapping[str, Any]
 """By name: `loss` of the answer, `paraphrase_loss`, `wrong_losses` (a list), and of forget and holdout rows `exact`,
@@ -51,6 +55,11 @@ def chosen(rows: Mapping[str, RowValues], *, small: float = SMALL) -> list[float
         for values in rows.values()
         if "loss" in values and _wrong(values)
     ]
+
+
+def recall_of(prediction: Prediction) -> float:
+    """Return the ROUGE-L recall of a prediction as open-unlearning takes it: of the stripped text."""
+    return plain_rouge(prediction.generation.strip(), prediction.answer).rouge_l_recall
 
 
 def _wrong(values: RowValues) -> Sequence[float]:
