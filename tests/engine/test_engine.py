@@ -29,7 +29,8 @@ from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.layers import decoder_layers
 from letheon.model.loading import fingerprint
 from letheon.objective.catalogue import METHODS, get_method
-from letheon.objective.methods import Coefficients, Term, needs_of, resolve
+from letheon.objective.methods import Coefficients, resolve
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.training.step import accumulate
 from letheon.unlearning.interim import Probes, answer_values, interim_score, text_losses

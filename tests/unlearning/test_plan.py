@@ -37,7 +37,7 @@ from letheon.model.architectures import new_model
 from letheon.model.loading import save_model
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.parts import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser

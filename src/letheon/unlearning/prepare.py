@@ -25,7 +25,8 @@ from letheon.model.companions import local_folder
 from letheon.model.loading import LoadedModel, fingerprint
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Method, Term, needs_of
+from letheon.objective.methods import Method
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
 from letheon.settings import AdapterSettings, FormSettings, ScoringSettings, UnlearnSettings

@@ -24,7 +24,7 @@ from letheon.model.loading import move_model
 from letheon.model.precision import resolved_precision
 from letheon.model.quantised_layers import kind_of, quantised_layers, saved_bytes
 from letheon.model.widening import product_dtype, saved_dtype
-from letheon.objective.methods import Term, needs_of
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import StepSettings, UnlearnSettings
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens

@@ -39,7 +39,7 @@ from letheon.model.layers import trunk_of
 from letheon.model.precision import Precision
 from letheon.model.quantised import Quantise, quantisation_of
 from letheon.model.widening import widen
-from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.parts import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of
 from letheon.settings import StepSettings
 from letheon.training.randomness import dropout_of_step, dropouts_of
