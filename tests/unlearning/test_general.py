@@ -21,7 +21,7 @@ from letheon.data.packing import pack
 from letheon.data.rows import write_rows
 from letheon.data.schedules import GeneralSchedule, MixedSchedule
 from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
 from letheon.errors import DataError, SettingsError
 from letheon.model.adapters import LoraSettings, attach_lora

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from letheon.data.packing import PackedBatch
 from letheon.devices import bring
-from letheon.engine.engine import Engine
+from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.head import (
     Head,
     LabelTerms,
@@ -24,7 +24,6 @@ from letheon.engine.head import (
     reverse_kl,
 )
 from letheon.engine.reference import ReferenceStore
-from letheon.engine.trunk import padded_logits
 from letheon.objective.terms import Needs, TokenTerms
 
 

@@ -14,7 +14,8 @@ from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, TokenSequence
-from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import ReferenceStore, build_reference
 from letheon.engine.reference_cache import load_or_build_reference
 from letheon.engine.terms import token_terms

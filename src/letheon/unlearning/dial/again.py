@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from letheon.data.packing import probe_of
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
