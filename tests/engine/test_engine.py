@@ -20,9 +20,9 @@ from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.engine import Path as EnginePath
 from letheon.engine.head import forward_kl, reverse_kl
 from letheon.engine.paths import build_engine, reads_ahead
-from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.reference import build_reference
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora

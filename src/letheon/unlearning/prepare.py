@@ -16,9 +16,9 @@ from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.paths import build_engine
-from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.reference import build_reference
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora

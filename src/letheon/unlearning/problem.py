@@ -11,8 +11,7 @@ from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.reference import ReferenceStore
-from letheon.engine.terms import token_terms
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives

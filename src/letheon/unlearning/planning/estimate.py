@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from letheon.devices import has_own_memory
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
-from letheon.engine.reference import STATES
+from letheon.engine.terms import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
