@@ -7,7 +7,7 @@ model and a second forward in every step (design: "The reference"). Rows are num
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
@@ -56,7 +56,6 @@ def build_reference(
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
     lengths = [len(s.input_ids) for s in sequences]
-    most = max_tokens
 
     def values_of(group: Sequence[int]) -> dict[str, Tensor]:
         batch = pack(
@@ -68,23 +67,7 @@ def build_reference(
         )
         return reference_values(engine, batch.to(engine.model.device), needs)
 
-    def within_memory(group: Sequence[int]) -> dict[str, Tensor]:
-        nonlocal most
-        found, rest = list[dict[str, Tensor]](), list(group)
-        while rest:
-            part = [rest[place] for place in next(token_groups([lengths[row] for row in rest], most))]
-            values = unless_out_of_memory(partial(values_of, part))
-            if values is None:
-                most = _fewer_tokens([lengths[row] for row in part])
-                note(
-                    f"the GPU's memory ran out in the reference pass, which goes on with at most {most} tokens at once "
-                    f"and gives the same values"
-                )
-                continue
-            found.append(values)
-            rest = rest[len(part) :]
-        return _joined(found)
-
+    within_memory = _WithinMemory(values_of, lengths, max_tokens, note)
     with engine.adapter_off(), engine.running():
         groups = list(token_groups(lengths, max_tokens))
         shown = None if progress is None else partial(progress, "reference pass")
@@ -100,6 +83,35 @@ def build_reference(
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
     return with_head(store, engine)
+
+
+@dataclass(slots=True)
+class _WithinMemory:
+    """Runs rows through the reference, in smaller pieces from where a GPU's memory runs out."""
+
+    values_of: Callable[[Sequence[int]], dict[str, Tensor]]
+    lengths: Sequence[int]
+    """Tokens of each row."""
+    most: int
+    """Tokens at once."""
+    note: Callable[[str], None]
+
+    def __call__(self, group: Sequence[int]) -> dict[str, Tensor]:
+        """Return the values of the rows in `group`."""
+        found, rest = list[dict[str, Tensor]](), list(group)
+        while rest:
+            part = [rest[place] for place in next(token_groups([self.lengths[row] for row in rest], self.most))]
+            values = unless_out_of_memory(partial(self.values_of, part))
+            if values is None:
+                self.most = _fewer_tokens([self.lengths[row] for row in part])
+                self.note(
+                    f"the GPU's memory ran out in the reference pass, which goes on with at most {self.most} tokens at "
+                    f"once and gives the same values"
+                )
+                continue
+            found.append(values)
+            rest = rest[len(part) :]
+        return _joined(found)
 
 
 def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
