@@ -166,20 +166,10 @@ def estimate(
     move_model(model, "meta")  # an adapter comes with values
     num_trained = sum(parameter.numel() for parameter in adapted.parameters())
     traced = _trace(model, adapted, settings, terms, demand)
-    allocations = (
-        *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
-        *_passing_allocations(traced, demand, num_trained=num_trained),
-        *_saving_parts(model, traced, device, num_saved=num_saved),
-        *_host_and_disk_parts(
-            device,
-            num_bytes=num_bytes,
-            num_saved=num_saved,
-            num_trained=num_trained,
-            num_checkpoints=most_checkpoints(settings),
-            store=_store_bytes(traced.reference.stored, demand.reference),
-            kept=_store_bytes(traced.kept, demand.kept),
-        ),
-    )
+    allocations = _allocations(
+        model, settings, demand, traced, device,
+        num_bytes=num_bytes, num_saved=num_saved, num_trained=num_trained,
+    )  # fmt: skip
     work: tuple[Work, ...] = ()
     if counts_work:
         work = rough_work(model, demand) if traced.engine is None else work_of(traced.engine, demand, terms)
@@ -204,6 +194,34 @@ def _kinds(model: PreTrainedModel, dtype: str) -> str:
 
 
 _on_device = partial(Allocation, place="device")
+
+
+def _allocations(
+    model: PreTrainedModel,
+    settings: UnlearnSettings,
+    demand: Demand,
+    traced: "_Traced",
+    device: str,
+    *,
+    num_bytes: int,
+    num_saved: int,
+    num_trained: int,
+) -> list[Allocation]:
+    """All that a run allocates; the weights take `num_bytes` in memory and `num_saved` on disk."""
+    return [
+        *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
+        *_passing_allocations(traced, demand, num_trained=num_trained),
+        *_saving_parts(model, traced, device, num_saved=num_saved),
+        *_host_and_disk_parts(
+            device,
+            num_bytes=num_bytes,
+            num_saved=num_saved,
+            num_trained=num_trained,
+            num_checkpoints=most_checkpoints(settings),
+            store=_store_bytes(traced.reference.stored, demand.reference),
+            kept=_store_bytes(traced.kept, demand.kept),
+        ),
+    ]
 
 
 def _constant_parts(
