@@ -12,11 +12,12 @@ from bench.rows import Workload
 from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import Row
 from letheon.data.schedules import MixedSchedule
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Term, needs_of, resolve
+from letheon.objective.methods import resolve
+from letheon.objective.parts import Term, needs_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser
 from letheon.training.step import accumulate

@@ -28,7 +28,7 @@ from bench.lume_validation import Files, prepare
 from letheon.data.packing import NUM_PROBE_ROWS, pack
 from letheon.data.rows import read_text
 from letheon.data.sequences import text_sequence
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.model.loading import load_model

@@ -28,10 +28,10 @@ ALLOWED = {
     "engine": {*BASE, "data", "objective.terms", "model"},
     # The loop trains any job: of objectives it knows that there is a loss, and of settings nothing.
     "training": {
-        "errors", "storage", "progress", "signals", "processes", "devices", "data", "objective.methods",
+        "errors", "storage", "progress", "signals", "processes", "devices", "data", "objective.terms",
         "objective.control", "model",
     },
-    "memorizing": {*BASE, "data", "objective.methods", "model", "engine", "training"},
+    "memorizing": {*BASE, "data", "objective.terms", "model", "engine", "training"},
     "unlearning": {
         *BASE, "data", "scores.fluency", "scores.numbers", "objective", "model", "engine", "training",
         "evaluation.fluency", "evaluation.generation",

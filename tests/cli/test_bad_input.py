@@ -20,7 +20,7 @@ from letheon.data.rows import Row, write_rows
 from letheon.errors import DivergenceError, ModelError
 from letheon.model import loading
 from letheon.model.loading import load_model, save_model
-from letheon.objective.methods import compose
+from letheon.objective.parts import compose
 from letheon.report.page import write_report
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint

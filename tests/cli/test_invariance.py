@@ -71,5 +71,5 @@ def test_the_way_a_step_is_computed_changes_nothing(
     check_same(unlearn(inputs, tmp_path / "order", **settings)[0], whole)
 
     # As if the model carried something from one sequence of a pack to the next.
-    monkeypatch.setattr("letheon.engine.engine.leak_between_sequences", lambda *_: 1.0)
+    monkeypatch.setattr("letheon.engine.paths.leak_between_sequences", lambda *_: 1.0)
     check_same(unlearn(inputs, tmp_path / "padded", path="padded", **settings)[0], whole)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import Row
-from letheon.engine import engine
+from letheon.engine import engine, paths
 from letheon.objective.catalogue import METHODS
 from letheon.training import loop, step
 from letheon.training.state import Run
@@ -117,17 +117,17 @@ def test_every_path(
     steps: list[Traffic],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    accept = engine._objection
+    accept = paths._objection
 
     def objection(candidate: engine.Engine, *given: Any) -> str | None:
         return accept(candidate, *given) if candidate.path == path else "is not asked for here"
 
-    monkeypatch.setattr(engine, "_objection", objection)
+    monkeypatch.setattr(paths, "_objection", objection)
     given = short_run(tmp_path, rows, tiny_model(architecture, tokenizer), tokenizer)
     report = run({**given, "epochs": 2, "batch_size": 6}, method="kl-min")
     assert report.provenance["engine"]["path"] == path
     for traffic in steps[1:]:  # transformers looks into the mask of padded rows, within the call of the model
-        assert len([one for one in traffic.to_host if not one.where.startswith("trunk.py")]) == 1
+        assert len([one for one in traffic.to_host if not one.where.startswith("engine.py")]) == 1
 
 
 @pytest.mark.slow

@@ -20,13 +20,13 @@ from letheon import Row
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine.attention import NAMES
-from letheon.engine.engine import TOLERANCE, Engine, build_engine
+from letheon.engine.engine import Engine, packed_attention, packed_states
 from letheon.engine.engine import Path as Route
 from letheon.engine.head import head_of, project
 from letheon.engine.patches.rotation import check_lengths
+from letheon.engine.paths import TOLERANCE, build_engine, leak_between_sequences
 from letheon.engine.reference import build_reference
 from letheon.engine.terms import token_terms
-from letheon.engine.trunk import leak_between_sequences, packed_attention, packed_states
 from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora

@@ -13,12 +13,11 @@ from architecture_table import ARCHITECTURES, CASES, WINDOW, random_model
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence, tokenise_all
-from letheon.engine import attention
-from letheon.engine import engine as engine_module
+from letheon.engine import attention, paths
 from letheon.engine.attention import kernels_for
-from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.head import project
-from letheon.engine.trunk import padded_logits
+from letheon.engine.paths import build_engine
 
 PACKED = [name for name, case in CASES.items() if case.path == "packed"]
 WITHOUT = {"gemma-2": "a cap, sinks or dropout", "gpt-oss": "a cap, sinks or dropout"}
@@ -57,7 +56,7 @@ def batches(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[PackedB
 @pytest.fixture
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", documented)
-    monkeypatch.setattr(engine_module, "kernels_for", lambda _: ("varlen", "sequences"))
+    monkeypatch.setattr(paths, "kernels_for", lambda _: ("varlen", "sequences"))
 
 
 def values(engine: Engine, batch: PackedBatch) -> list[Tensor]:
@@ -124,7 +123,7 @@ def test_all_sequences_at_once_are_each_by_itself(
     model = random_model(CASES[name].config(len(tokenizer)))
     probe, batch = batches
     at_once = build_engine(model, probe, adapter_off=nullcontext)
-    monkeypatch.setattr(engine_module, "kernels_for", kernels_for)
+    monkeypatch.setattr(paths, "kernels_for", kernels_for)
     by_itself = build_engine(model, probe, adapter_off=nullcontext)
     assert by_itself.attention == "sequences"
     if name in WITHOUT:
@@ -145,7 +144,7 @@ def test_a_kernel_that_lets_sequences_see_each_other_is_not_used(
         return documented(query, key, value, ends, ends, int(ends[1]), int(ends[1]), **given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(attention, "varlen_attn", blind)
-    monkeypatch.setattr(engine_module, "kernels_for", lambda _: ("varlen", "sequences"))
+    monkeypatch.setattr(paths, "kernels_for", lambda _: ("varlen", "sequences"))
     engine = build_engine(random_model(CASES["olmo"].config(len(tokenizer))), batches[0], adapter_off=nullcontext)
     assert (engine.path, engine.attention) == ("packed", "sequences")
     assert "attention over variable lengths carries state over" in engine.notes[0]

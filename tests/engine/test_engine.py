@@ -16,20 +16,21 @@ from letheon.data.packing import PackedBatch, pack
 from letheon.data.probing import AnswerValues
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import TokenSequence, tokenise_all
-from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.engine import Path as EnginePath
 from letheon.engine.head import forward_kl, reverse_kl
-from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.paths import build_engine, reads_ahead
+from letheon.engine.reference import build_reference
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import token_terms
-from letheon.engine.trunk import padded_logits, reads_ahead
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.layers import decoder_layers
 from letheon.model.loading import fingerprint
 from letheon.objective.catalogue import METHODS, get_method
-from letheon.objective.methods import Coefficients, Term, needs_of, resolve
+from letheon.objective.methods import Coefficients, resolve
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.training.step import accumulate
 from letheon.unlearning.interim import Probes, answer_values, interim_score, text_losses

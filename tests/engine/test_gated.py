@@ -13,8 +13,8 @@ from architecture_table import CASES, random_model
 from letheon import Row
 from letheon.data.packing import pack
 from letheon.data.sequences import tokenise_all
-from letheon.engine.engine import build_engine
 from letheon.engine.patches.gated import gated_blocks, lean_blocks
+from letheon.engine.paths import build_engine
 
 WIDTH, INSIDE = 8, 20
 GATED = ("olmo", "olmo-2", "llama-3", "qwen-2.5", "gemma-2", "mistral")

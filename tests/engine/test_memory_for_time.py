@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon import Row
 from letheon.data.packing import pack
 from letheon.data.sequences import tokenise_all
-from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Engine
 from letheon.engine.patches.lower import lowest_trained_layer
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
 from letheon.engine.terms import token_terms
 from letheon.errors import SettingsError

@@ -19,7 +19,7 @@ from letheon.api import evaluate
 from letheon.data.packing import pack
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise_all
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.errors import SettingsError
 from letheon.model import precision
 from letheon.model.adapters import LoraSettings, attach_lora

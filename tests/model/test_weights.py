@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from letheon import Row
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence, tokenise_all
-from letheon.engine.engine import Engine, build_engine
+from letheon.engine.engine import Engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
 from letheon.engine.terms import token_terms
 from letheon.errors import ModelError, SettingsError
@@ -485,7 +486,7 @@ def test_what_cannot_be_had_of_an_unknown_architecture_is_refused(
     tokenizer: PreTrainedTokenizerBase,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("letheon.engine.engine._objection", lambda *_: "is refused")
+    monkeypatch.setattr("letheon.engine.paths._objection", lambda *_: "is refused")
     shared = short_run(tmp_path, rows, model, tokenizer)
     if message is None:
         report = run(shared, **given, epochs=1)

@@ -6,7 +6,8 @@ import torch
 from letheon.data.packing import pack
 from letheon.data.sequences import TokenSequence
 from letheon.objective.catalogue import METHODS
-from letheon.objective.methods import Coefficients, Method, Term, Value, compose, resolve
+from letheon.objective.methods import Coefficients, Method, Value, resolve
+from letheon.objective.parts import Term, compose
 from letheon.objective.terms import RunLosses, TokenTerms, roles_of
 
 

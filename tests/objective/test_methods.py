@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from letheon.data.rows import Row
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS
-from letheon.objective.methods import Term, needs_of
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint

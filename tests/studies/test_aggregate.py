@@ -17,11 +17,12 @@ from rich.console import Console
 
 from letheon.report.latex import to_latex, to_latex_text
 from letheon.report.tables import Spread, Table, to_csv, to_markdown, to_rich
-from letheon.studies.aggregate import comparisons_of, rows_of, scores_in, seed_moves, sensitivities, trade_off_in
+from letheon.studies.aggregate import comparisons_of, rows_of, seed_moves, sensitivities
 from letheon.studies.figures import FIGURES, epochs_figure, heat_figure, save_study_figures, trade_off_figure
 from letheon.studies.grid import Role
 from letheon.studies.records import RunRecord, StateScores, StudyRecord
 from letheon.studies.report import print_study, write_study_report
+from letheon.studies.shown_scores import scores_in, trade_off_in
 from letheon.studies.spec import StudySettings
 from letheon.studies.statistics import bootstrap_interval, deviation, holm, paired, pareto_front, sign_flip_p
 from letheon.studies.tables import comparison_table, scores_data, scores_table, sensitivity_table, trade_off_table

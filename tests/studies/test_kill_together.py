@@ -176,7 +176,10 @@ def test_a_population_killed_between_the_saves_of_its_runs(given: dict[str, Any]
 
 @pytest.mark.slow
 def test_a_population_killed_where_a_run_is_given_up(given: dict[str, Any]) -> None:
-    places = ("letheon.unlearning.populations.loop.write_divergence", "letheon.unlearning.populations.run.fail_attempt")
+    places = (
+        "letheon.unlearning.populations.loop.write_divergence",
+        "letheon.unlearning.populations.cohorts.fail_attempt",
+    )
     killed = Killed(given, population(given, "one is given up"), places)
     assert killed.outcomes(range(1, killed.number + 1)) == {}
     assert killed.number == 4  # before and after each

@@ -18,7 +18,7 @@ from letheon.evaluation.suites.lume.official import score_in_form
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import Spread, Table, to_csv
 from letheon.settings import EvaluateSettings
-from letheon.studies.aggregate import forgotten_score, rows_of, scores_in, trade_off_in, trade_off_scores
+from letheon.studies.aggregate import rows_of
 from letheon.studies.forgetting import OTHER_FORM
 from letheon.studies.known import known_scores
 from letheon.studies.page import write_study_page
@@ -31,6 +31,7 @@ from letheon.studies.records import (
     state_scores,
     write_study,
 )
+from letheon.studies.shown_scores import forgotten_score, scores_in, trade_off_in, trade_off_scores
 from letheon.studies.spec import StudySettings
 from letheon.studies.tables import runs_data, scores_data, scores_table, trade_off_table
 from made_results import CHINESE, ENGLISH, MIA, MMLU, results_of

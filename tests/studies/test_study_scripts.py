@@ -10,7 +10,6 @@ import pytest
 
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.report.tables import to_csv, to_markdown
-from letheon.studies.aggregate import scores_in, trade_off_in, trade_off_scores
 from letheon.studies.figures import save_study_figures
 from letheon.studies.known import known_scores
 from letheon.studies.records import (
@@ -22,6 +21,7 @@ from letheon.studies.records import (
     script_notes_of,
     write_study,
 )
+from letheon.studies.shown_scores import scores_in, trade_off_in, trade_off_scores
 from letheon.studies.spec import StudySettings
 from letheon.studies.tables import comparison_table, runs_data, scores_data, scores_table, trade_off_table
 from made_results import CHINESE, ENGLISH, results_of

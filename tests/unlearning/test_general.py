@@ -21,13 +21,13 @@ from letheon.data.packing import pack
 from letheon.data.rows import write_rows
 from letheon.data.schedules import GeneralSchedule, MixedSchedule
 from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
 from letheon.errors import DataError, SettingsError
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Coefficients, needs_of, resolve
-from letheon.objective.parts import general_terms
+from letheon.objective.methods import Coefficients, resolve
+from letheon.objective.parts import general_terms, needs_of
 from letheon.training.step import accumulate
 from letheon.unlearning import general
 from letheon.unlearning.general import GeneralRows, general_schedule

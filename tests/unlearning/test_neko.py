@@ -17,7 +17,7 @@ from letheon.engine.terms import token_terms
 from letheon.errors import DataError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import needs_of
+from letheon.objective.parts import needs_of
 from letheon.objective.retain import mean_kl
 from letheon.objective.terms import roles_of
 from letheon.training import step

@@ -37,12 +37,12 @@ from letheon.model.architectures import new_model
 from letheon.model.loading import save_model
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.parts import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser
 from letheon.training.randomness import dropout_of_step, dropouts_of
-from letheon.unlearning import planning, prepare, reading
+from letheon.unlearning import planning, probes, reading
 from letheon.unlearning.interim import KeptRows
 from letheon.unlearning.planning import check, machine
 from letheon.unlearning.planning.advice import Advice, advise, changed, is_tight
@@ -409,14 +409,14 @@ def test_tokens_store_and_scorings_are_those_of_the_run(
     assert not (tmp_path / "run").exists()
 
     held: list[int] = []
-    real = prepare._kept_rows
+    real = probes._kept_rows
 
     def watched(*given: Any) -> KeptRows:
         kept = real(*given)
         held.append(kept.reference.num_bytes)
         return kept
 
-    monkeypatch.setattr(prepare, "_kept_rows", watched)
+    monkeypatch.setattr(probes, "_kept_rows", watched)
     report = run(values)
 
     assert bool(held) == any("the retain KL takes" in note for note in planned.plan.notes) == ("patience_on" in given)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.engine.segments import segmented_linear, segments_of
 from letheon.errors import SettingsError
 from letheon.objective.catalogue import get_method

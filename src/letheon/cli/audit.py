@@ -17,7 +17,7 @@ from letheon.storage.visible import visible_line
 @click.command(cls=SettingsCommand)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @settings_options(AuditSettings)
-@click.option("--plan", is_flag=True, help="Say which attacks would be run, without running them.")
+@click.option("--plan", is_flag=True, help="List the attacks that would run, without running them.")
 @click.pass_context
 def audit(context: click.Context, /, config: Path | None, run: Path | None, plan: bool, **_: Any) -> None:
     """Attack the result of the run in RUN, or --model, and say whether the forget rows are gone, hidden or still there.

@@ -133,9 +133,9 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
 @settings_options(RedialSettings)
 @click.pass_context
 def dial(context: click.Context, /, config: Path | None, run: Path, **_: Any) -> None:
-    """Set the dial of the finished run in RUN anew; --dial none undoes it.
+    """Scale the result of the finished run in RUN again; --dial none undoes the scaling.
 
-    Without --dial a run with holdout documents is dialled by membership, another by forgotten.
+    The default of --dial is membership for a run with holdout documents, and forgotten for others.
     """
     given = {name: value for name, value in given_values(context, config).items() if name != "run"}
     settings = RedialSettings.of(given)
@@ -152,7 +152,7 @@ def dial(context: click.Context, /, config: Path | None, run: Path, **_: Any) ->
 @settings_options(EvaluateSettings, RescoreSettings)
 @click.pass_context
 def evaluate(context: click.Context, /, config: Path | None, **_: Any) -> None:
-    """Score a model as LUME (SemEval-2025 Task 4) or TOFU does, or re-score --predictions without a model."""
+    """Score a model as LUME, TOFU, MUSE, WMDP or RWKU does, or re-score --predictions without a model."""
     values = given_values(context, config)
     if "predictions" in values:
         from letheon.evaluation.outputs import check_rescored

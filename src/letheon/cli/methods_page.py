@@ -12,7 +12,8 @@ from rich.text import Text
 
 from letheon.errors import SettingsError, nearest
 from letheon.objective.catalogue import METHODS
-from letheon.objective.methods import Coefficient, Coefficients, Method, Term, needs_of, resolve
+from letheon.objective.methods import Coefficient, Coefficients, Method, resolve
+from letheon.objective.parts import Term, needs_of
 from letheon.recipes import read_recipe, recipe_names, recipe_text
 from letheon.settings import COEFFICIENT_FLAGS, UnlearnSettings
 

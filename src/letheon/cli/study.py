@@ -39,10 +39,8 @@ if TYPE_CHECKING:
     metavar="N",
     help="Runs at a time, each in a process of its own [1].",
 )
-@click.option(
-    "--list", "lists", is_flag=True, help="Print the ids of the runs still to do, one a line, and nothing else."
-)
-@click.option("--run", "identity", metavar="ID", help="Do the one run of this id, such as a job of a scheduler.")
+@click.option("--list", "lists", is_flag=True, help="Print only the ids of the runs still to do, one per line.")
+@click.option("--run", "identity", metavar="ID", help="Run only the run with this id, e.g. as a job of a scheduler.")
 @click.pass_context
 def study(
     context: click.Context,

@@ -182,21 +182,36 @@ def read_rows(
                 note(f"{records.source}: {len(rows):,} rows read")
     if layout is None:
         raise DataError(f"{records.source}: expected rows with columns {ACCEPTED}; found none: the file is empty")
-    understood = describe_reading(
+    texts = [name for name in columns if name not in (labels.id, labels.task, labels.kind)]
+    understood = _describe(rows, lines, layout, texts, unit=records.unit, answers=turns, num_dropped=num_dropped)
+    found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
+    if note is not None:
+        note(found_rows.summary())
+    return found_rows
+
+
+def _describe(
+    rows: Sequence[Row],
+    lines: Sequence[int],
+    layout: Layout,
+    columns: Sequence[str],
+    *,
+    unit: str,
+    answers: Answers,
+    num_dropped: int,
+) -> str:
+    """Say how many rows were read, which of the `columns` with texts became what, and which rows repeat others."""
+    reading = describe_reading(
         layout,
-        [name for name in columns if name not in (labels.id, labels.task, labels.kind)],
-        answers=turns,
+        columns,
+        answers=answers,
         num_rows=len(rows),
         num_documents=sum(row.is_document for row in rows),
         num_system=sum(any(turn.role == "system" for turn in row.turns) for row in rows),
         num_dropped=num_dropped,
     )
-    repeats = describe_repeats(rows, lines, unit=records.unit)
-    understood += f"; {repeats}" if repeats else ""
-    found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
-    if note is not None:
-        note(found_rows.summary())
-    return found_rows
+    repeats = describe_repeats(rows, lines, unit=unit)
+    return f"{reading}; {repeats}" if repeats else reading
 
 
 def check_disjoint(forget: Rows, retain: Rows) -> None:

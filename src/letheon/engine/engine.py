@@ -1,50 +1,37 @@
-"""From a packed batch to its token terms, by the fastest path that agrees with the model's own logits.
-
-Three paths, tried in this order on a probe batch:
+"""From a packed batch to final states and what the head says of them, by one of three paths.
 
     packed   packed trunk, head at answer positions, stored reference
     padded   the same with a padded trunk (attention that cannot be packed)
     logits   the model's own forward; a divergence costs a second forward with the adapter off (unknown heads)
+
+The trunk is everything below the head. paths.py chooses the path before the first step.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
-from letheon.engine.attention import Kernel, kernels_for
+from letheon.engine.attention import NAMES, Kernel, bounds_of
 from letheon.engine.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
-from letheon.engine.patches.gated import gated_blocks, lean_blocks
-from letheon.engine.patches.lower import begun_at, first_layer_run
+from letheon.engine.patches.gated import lean_blocks
+from letheon.engine.patches.lower import begun_at
 from letheon.engine.patches.recomputing import recomputed_layers
+from letheon.engine.patches.rotation import lengths_of, rotated_alone
 from letheon.engine.patches.trimming import Selection, trimmed
-from letheon.engine.trunk import (
-    leak_between_sequences,
-    packed_attention,
-    packed_states,
-    padded_logits,
-    padded_states,
-    reads_ahead,
-    without_padding,
-)
-from letheon.errors import ModelError
 from letheon.model.experts import fused_experts
-from letheon.model.layers import decoder_layers
+from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.lowrank import fused_adapters
 from letheon.model.sharding import gather
-from letheon.model.widening import product_dtype
 
 Path = Literal["packed", "padded", "logits"]
-
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Largest difference of a label's log-probability, nats, between a path and the model's own logits. In bfloat16 the
-model rounds its logits (spacing 0.125 between 16 and 32), which ours do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,131 +131,84 @@ class Engine:
         return likeliest(self.states(batch), batch.labels, self.head)
 
 
-def build_engine(
+@contextmanager
+def packed_attention(model: PreTrainedModel, kernel: Kernel = "sequences") -> Iterator[None]:
+    """Let `model` attend within the sequences of a pack while the block runs; its own attention is put back after.
+
+    Raises:
+        ValueError: the model computes its attention itself, so that no other can be put in its place.
+    """
+    trunk = trunk_of(model)
+    # Transformers would only warn and leave the attention as it is.
+    if not trunk._can_set_attn_implementation():
+        raise ValueError(f"the attention of {type(model).__name__} cannot be replaced")
+    original = trunk.config._attn_implementation
+    trunk.set_attn_implementation(NAMES[kernel])
+    try:
+        yield
+    finally:
+        trunk.set_attn_implementation(original)
+
+
+def packed_states(
     model: PreTrainedModel,
-    probe: PackedBatch,
-    *,
-    adapter_off: Callable[[], AbstractContextManager[None]],
-    recomputes: bool = False,
-    stores_lower: bool = False,
-) -> Engine:
-    """Return an engine on the fastest path whose label log-probabilities on `probe` equal the model's own.
+    input_ids: Tensor,
+    position_ids: Tensor,
+    boundaries: tuple[int, ...],
+    padding: tuple[int, ...] = (),
+) -> Tensor:
+    """Return the final hidden states (N, D) of sequences laid back to back, in the trunk's dtype.
 
-    The packed path must keep sequences apart besides, which shows in gradients, not in values alone.
-
-    Raises:
-        ModelError: the model's own forward fails on the probe, its logits there are not finite (broken weights), a
-            later token changes those before it, or the model is in training mode.
-    """
-    if model.training:
-        raise ModelError(
-            f"{type(model).__name__}: the model is in training mode, where dropout makes its losses random; call eval()"
-        )
-    expected = _checked_log_probs(model, probe)
-    if not torch.isfinite(expected).all():
-        raise ModelError(
-            f"{model.name_or_path or type(model).__name__}: the model's logits are not finite on a probe of the rows; "
-            "its weights hold NaN or infinity, or overflow in this dtype (try --dtype float32)"
-        )
-    _check_causal(model, probe)
-    notes: list[str] = []
-    head = head_of(model)
-    frozen_head = None if head.weight.requires_grad else head
-    made = partial(
-        Engine,
-        model=model,
-        adapter_off=adapter_off,
-        frozen_head=frozen_head,
-        recomputes=recomputes,
-        gated=gated_blocks(model),
-    )
-    begins_at = first_layer_run(model) if stores_lower else 0
-    candidates: tuple[tuple[Path, Selection | None, Kernel], ...] = (
-        *(("packed", Selection(), kernel) for kernel in kernels_for(model)),
-        ("packed", None, "sequences"),
-        ("padded", None, "sequences"),
-    )
-    for path, selection, kernel in candidates:
-        engine = made(path=path, selection=selection, attention=kernel, notes=tuple(notes))
-        objection = _objection(engine, probe, expected)
-        if objection is None:
-            return replace(engine, begins_at=begins_at) if path == "packed" else _without_lower(engine, stores_lower)
-        if kernel == "varlen":
-            notes.append(f"attention over variable lengths {objection}; each sequence is attended separately")
-        if selection is None:
-            notes.append(f"the {path} forward {objection}; falling back to a slower path")
-    return _without_lower(made(path="logits", notes=tuple(notes)), stores_lower)
-
-
-def _check_causal(model: PreTrainedModel, probe: PackedBatch) -> None:
-    """Refuse a model that sees the tokens that it is to predict.
+    `input_ids` and `position_ids` are (N,) int64, `boundaries` the S + 1 offsets of the sequences, `padding` how many
+    tokens at the end of each are padding, () for none. The caller holds `packed_attention(model)` open (for backward
+    too, where activations are recomputed).
 
     Raises:
-        ModelError: it does.
+        ModelError: the model's rotation of positions depends on the longest sequence beside (rotation.py).
+        ValueError: its attention does what packed attention cannot.
     """
-    try:
-        is_ahead = reads_ahead(model, probe)
-    except (RuntimeError, TypeError, AttributeError, ValueError, IndexError):
-        return  # an architecture that takes its input otherwise is judged by its log-probabilities alone
-    if is_ahead:
-        raise ModelError(
-            f"{model.name_or_path or type(model).__name__}: expected a causal language model, but in this "
-            f"{type(model).__name__} a later token changes the predictions at earlier positions, as in a masked "
-            f"language model; give a checkpoint that was trained to continue text (if this one was, set is_decoder to "
-            f"true in its config.json)"
+    trunk = trunk_of(model)
+    with rotated_alone(trunk, lengths_of(boundaries), is_packed=True):
+        # use_cache=False and no mask: transformers' defaults would let packed sequences see each other.
+        output = trunk(
+            input_ids=input_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            **bounds_of(trunk, boundaries, padding, input_ids.device),
         )
+    states: Tensor = output.last_hidden_state[0]
+    return states
 
 
-def _without_lower(engine: Engine, is_wanted: bool) -> Engine:
-    note = f"the states of lower layers cannot be stored on path '{engine.path}'; every step runs all layers"
-    return replace(engine, notes=(*engine.notes, note)) if is_wanted else engine
+def padded_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Return the states (N, D) that `packed_states` gives, from a right-padded batch and the model's own attention."""
+    input_ids, mask = _right_padded(batch)
+    trunk = trunk_of(model)
+    with rotated_alone(trunk, lengths_of(batch.boundaries), is_packed=False):
+        output = trunk(input_ids=input_ids, attention_mask=mask, use_cache=False)
+    return without_padding(output.last_hidden_state, batch)
 
 
-def _checked_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """`_own_log_probs`, of a model that can be called with token ids and nothing else.
-
-    Raises:
-        ModelError: it cannot.
-    """
-    try:
-        return _own_log_probs(model, batch)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever an architecture trips over, of which only its own code knows
-        reason, _, _ = str(error).partition("\n")
-        raise ModelError(
-            f"{model.name_or_path or type(model).__name__}: expected a causal language model that needs only token "
-            f"ids, but the forward of this {type(model).__name__} fails ({type(error).__name__}: {reason}); if "
-            "it runs without an adapter, name the layers to adapt by --target-modules"
-        ) from error
+def padded_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Return the model's own logits (A, V), float32, at the positions that predict the answer tokens."""
+    input_ids, mask = _right_padded(batch)
+    with rotated_alone(trunk_of(model), lengths_of(batch.boundaries), is_packed=False):
+        logits: Tensor = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    return without_padding(logits, batch)[batch.answer_positions].float()
 
 
-@torch.no_grad()
-def _own_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """Log-probabilities (A,) of the answers from the model's own logits, one sequence at a time."""
-    found = []
-    for start, end in zip(batch.boundaries, batch.boundaries[1:], strict=False):
-        logits = model(input_ids=batch.input_ids[None, start:end], use_cache=False).logits[0].float()
-        inside = (batch.answer_positions >= start) & (batch.answer_positions < end)
-        found.append(logit_terms(logits[batch.answer_positions[inside] - start], batch.labels[inside]).log_probs)
-    return torch.cat(found)
+def without_padding(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Return the values (N, ..) at the tokens of `batch`, of those at all places (S, T, ..) of the padded rows."""
+    rows = zip(values.unbind(), pairwise(batch.boundaries), strict=True)
+    return torch.cat([row[: end - start] for row, (start, end) in rows])
 
 
-def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | None:
-    """Why the engine's path cannot be used; None if on `probe` it isolates sequences and agrees with `expected`."""
-    try:
-        with engine.running():
-            # In bfloat16 a small leak hides within the tolerance of the values.
-            if engine.path == "packed" and leak_between_sequences(engine.model, probe) > 0:
-                return "carries state over from one sequence to the next (a recurrent layer, a convolution)"
-            with torch.no_grad():
-                found = engine.label_terms(probe).log_probs
-    except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError) as error:
-        # Whatever an unknown architecture trips over, the plain path still serves it.
-        reason, _, _ = str(error).partition("\n")
-        return f"fails ({type(error).__name__}: {reason})"
-    difference = float((found - expected).abs().max().nan_to_num(nan=float("inf")))
-    tolerance = TOLERANCE.get(product_dtype(engine.model), TOLERANCE[torch.bfloat16])
-    if difference <= tolerance:
-        return None
-    return f"differs from the model's own logits by {difference:.3g} nats (at most {tolerance:g} expected)"
+def _right_padded(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Return input_ids and the attention mask, both (S, T)."""
+    rows = [batch.input_ids[start:end] for start, end in pairwise(batch.boundaries)]
+    input_ids = pad_sequence(rows, batch_first=True)
+    mask = torch.ones_like(input_ids)
+    for row, tokens, num_padding in zip(mask, rows, batch.padding, strict=True):
+        row[len(tokens) - num_padding :] = 0
+    return input_ids, mask

@@ -1,4 +1,4 @@
-"""The reference store: the values of the original model that the losses need, computed once.
+"""The reference pass: the values of the original model that the losses need, computed once, before the first step.
 
 The reference never moves while unlearning, so one gradient-free pass over the rows, adapter off, replaces a second
 model and a second forward in every step (design: "The reference"). Rows are numbered forget rows first.
@@ -10,14 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from letheon.data.packing import PASS_TOKENS, PackedBatch, pack, token_groups
 from letheon.data.sequences import TokenSequence
-from letheon.devices import bring
 from letheon.engine.engine import Engine
 from letheon.engine.head import (
     Head,
@@ -26,116 +24,14 @@ from letheon.engine.head import (
     likeliest,
 )
 from letheon.engine.patches.lower import states_given_to
+from letheon.engine.terms import STATES, ReferenceStore
 from letheon.errors import ModelError
 from letheon.model.memory import unless_out_of_memory
-from letheon.objective.terms import Needs, RunLosses
+from letheon.objective.terms import Needs
 from letheon.processes import shared
 from letheon.progress import Progressed
 
 _logger = logging.getLogger(__name__)
-
-STORED = (
-    "log_probs",
-    "is_likeliest",
-    "embedding",
-    "offset",
-    "retain_states",
-    "forget_states",
-    "activations",
-    "forget_norm",
-    "lower",
-    "general_embedding",
-    "general_offset",
-    "general_states",
-)
-
-
-STATES = ("retain_states", "forget_states", "general_states")
-"""Those that a trained head's reference is needed for."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceStore:
-    """The reference's values at all answer tokens of a run's rows: to forget, to keep, other answers, general text.
-
-    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, A_g those of general ones, T all
-    tokens, D is the width of the states. What the method does not need is None.
-    """
-
-    starts: tuple[int, ...]
-    """(R + 1,) row r owns answer tokens starts[r] to starts[r + 1]."""
-    num_forget_rows: int
-    log_probs: Tensor
-    """(A,) float32, nats."""
-    is_likeliest: Tensor | None = None
-    """(A,) bool, whether greedy decoding would choose the token, given the true ones before it."""
-    embedding: Tensor | None = None
-    """(A_r, D) float32, the expected output embedding E = W^T p_ref, for the forward KL of a linear head."""
-    offset: Tensor | None = None
-    """(A_r,) float64, E . h_ref - lse_ref."""
-    retain_states: Tensor | None = None
-    """(A_r, D) final states, where the forward KL's identity does not hold."""
-    forget_states: Tensor | None = None
-    """(A_f, D) final states, for losses on the reference's forget logits."""
-    activations: Tensor | None = None
-    """(A_r, D) float32, hidden states of one layer."""
-    forget_norm: Tensor | None = None
-    """Scalar, mean norm of that layer's hidden states over the forget tokens."""
-    lower: Tensor | None = None
-    """(T, D) what the lowest layer that a step runs is given, in the trunk's dtype."""
-    token_starts: tuple[int, ...] = ()
-    """(R + 1,) row r owns tokens token_starts[r] to token_starts[r + 1] of these."""
-    general_embedding: Tensor | None = None
-    """(A_g, D) and"""
-    general_offset: Tensor | None = None
-    """(A_g,), as `embedding` and `offset`, or"""
-    general_states: Tensor | None = None
-    """(A_g, D), as `retain_states`: for the KL on the general rows."""
-    first_general_row: int | None = None
-    """The number of the first general row; None if there is none."""
-    head: Head | None = None
-    """The reference's head, where the head itself is trained; held in memory, never stored."""
-    path: Path | None = None
-    """The file that holds it; None where it is in memory only."""
-
-    @property
-    def num_bytes(self) -> int:
-        """How much the stored values take."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to keep on disk, by name."""
-        return {name: value for name in STORED if (value := getattr(self, name)) is not None}
-
-    def tokens_of(self, row_index: Tensor) -> Tensor:
-        """Return the answer tokens (A_batch,) of the given rows, in order."""
-        return _spans(self.starts, row_index)
-
-    def run_losses(self, row_index: Tensor) -> RunLosses:
-        """Return what all forget and all general rows cost the reference, for a batch of the rows `row_index` (S,)."""
-        first = len(self.starts) - 1 if self.first_general_row is None else self.first_general_row
-        device = row_index.device
-        return RunLosses(
-            forget=bring(self._losses(0, self.num_forget_rows), device),
-            general=bring(self._losses(first, len(self.starts) - 1), device),
-            row_index=row_index,
-        )
-
-    def _losses(self, first: int, last: int) -> Tensor:
-        """The mean losses (last - first,) of rows, nats a token; 0 for a row without an answer token."""
-        lengths = torch.tensor(self.starts[first : last + 1], dtype=torch.int64).diff()
-        values = self.log_probs[self.starts[first] : self.starts[last]].float()
-        owner = torch.repeat_interleave(torch.arange(last - first), lengths)
-        return -values.new_zeros(last - first).index_add(0, owner, values) / lengths.clamp_min(1)
-
-    def lower_of(self, row_index: Tensor) -> Tensor | None:
-        """Return the states (N, D) that a step over the given rows begins at; None if none are kept."""
-        return None if self.lower is None else self.lower[_spans(self.token_starts, row_index)]
-
-
-def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
-    spans = [torch.arange(starts[r], starts[r + 1]) for r in row_index.tolist()]
-    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -160,7 +56,6 @@ def build_reference(
     first_general = len(sequences) - num_general_rows
     first_alternative = first_general if num_retain_rows is None else num_forget_rows + num_retain_rows
     lengths = [len(s.input_ids) for s in sequences]
-    most = max_tokens
 
     def values_of(group: Sequence[int]) -> dict[str, Tensor]:
         batch = pack(
@@ -172,23 +67,7 @@ def build_reference(
         )
         return reference_values(engine, batch.to(engine.model.device), needs)
 
-    def within_memory(group: Sequence[int]) -> dict[str, Tensor]:
-        nonlocal most
-        found, rest = list[dict[str, Tensor]](), list(group)
-        while rest:
-            part = [rest[place] for place in next(token_groups([lengths[row] for row in rest], most))]
-            values = unless_out_of_memory(partial(values_of, part))
-            if values is None:
-                most = _fewer_tokens([lengths[row] for row in part])
-                note(
-                    f"the GPU's memory ran out in the reference pass, which goes on with at most {most} tokens at once "
-                    f"and gives the same values"
-                )
-                continue
-            found.append(values)
-            rest = rest[len(part) :]
-        return _joined(found)
-
+    within_memory = _WithinMemory(values_of, lengths, max_tokens, note)
     with engine.adapter_off(), engine.running():
         groups = list(token_groups(lengths, max_tokens))
         shown = None if progress is None else partial(progress, "reference pass")
@@ -204,6 +83,35 @@ def build_reference(
         **values,  # type: ignore[arg-type]  # tensors by the names of the fields that hold them
     )
     return with_head(store, engine)
+
+
+@dataclass(slots=True)
+class _WithinMemory:
+    """Runs rows through the reference, in smaller pieces from where a GPU's memory runs out."""
+
+    values_of: Callable[[Sequence[int]], dict[str, Tensor]]
+    lengths: Sequence[int]
+    """Tokens of each row."""
+    most: int
+    """Tokens at once."""
+    note: Callable[[str], None]
+
+    def __call__(self, group: Sequence[int]) -> dict[str, Tensor]:
+        """Return the values of the rows in `group`."""
+        found, rest = list[dict[str, Tensor]](), list(group)
+        while rest:
+            part = [rest[place] for place in next(token_groups([self.lengths[row] for row in rest], self.most))]
+            values = unless_out_of_memory(partial(self.values_of, part))
+            if values is None:
+                self.most = _fewer_tokens([self.lengths[row] for row in part])
+                self.note(
+                    f"the GPU's memory ran out in the reference pass, which goes on with at most {self.most} tokens at "
+                    f"once and gives the same values"
+                )
+                continue
+            found.append(values)
+            rest = rest[len(part) :]
+        return _joined(found)
 
 
 def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

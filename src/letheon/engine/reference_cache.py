@@ -20,7 +20,8 @@ from torch import Tensor
 from letheon.data.packing import PASS_TOKENS
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.reference import ReferenceStore, answer_starts, build_reference, token_starts, with_head
+from letheon.engine.reference import answer_starts, build_reference, token_starts, with_head
+from letheon.engine.terms import ReferenceStore
 from letheon.errors import OutputError
 from letheon.model.widening import product_dtype
 from letheon.objective.terms import Needs

@@ -1,9 +1,11 @@
 """The step's forward pass: the policy's and the reference's values at a batch's answer tokens, from one pass.
 
-Trunk, states at answer positions, head; the reference's values come from its store (reference.py).
+Trunk, states at answer positions, head; the reference's values come from a store that reference.py fills before the
+first step.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from letheon.data.packing import PackedBatch
 from letheon.devices import bring
-from letheon.engine.engine import Engine
+from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.head import (
     Head,
     LabelTerms,
@@ -23,9 +25,108 @@ from letheon.engine.head import (
     project,
     reverse_kl,
 )
-from letheon.engine.reference import ReferenceStore
-from letheon.engine.trunk import padded_logits
-from letheon.objective.terms import Needs, TokenTerms
+from letheon.objective.terms import Needs, RunLosses, TokenTerms
+
+STORED = (
+    "log_probs",
+    "is_likeliest",
+    "embedding",
+    "offset",
+    "retain_states",
+    "forget_states",
+    "activations",
+    "forget_norm",
+    "lower",
+    "general_embedding",
+    "general_offset",
+    "general_states",
+)
+STATES = ("retain_states", "forget_states", "general_states")
+"""Those that a trained head's reference is needed for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStore:
+    """The reference's values at all answer tokens of a run's rows: to forget, to keep, other answers, general text.
+
+    A counts all answer tokens, A_f those of forget rows, A_r those of retain rows, A_g those of general ones, T all
+    tokens, D is the width of the states. What the method does not need is None.
+    """
+
+    starts: tuple[int, ...]
+    """(R + 1,) row r owns answer tokens starts[r] to starts[r + 1]."""
+    num_forget_rows: int
+    log_probs: Tensor
+    """(A,) float32, nats."""
+    is_likeliest: Tensor | None = None
+    """(A,) bool, whether greedy decoding would choose the token, given the true ones before it."""
+    embedding: Tensor | None = None
+    """(A_r, D) float32, the expected output embedding E = W^T p_ref, for the forward KL of a linear head."""
+    offset: Tensor | None = None
+    """(A_r,) float64, E . h_ref - lse_ref."""
+    retain_states: Tensor | None = None
+    """(A_r, D) final states, where the forward KL's identity does not hold."""
+    forget_states: Tensor | None = None
+    """(A_f, D) final states, for losses on the reference's forget logits."""
+    activations: Tensor | None = None
+    """(A_r, D) float32, hidden states of one layer."""
+    forget_norm: Tensor | None = None
+    """Scalar, mean norm of that layer's hidden states over the forget tokens."""
+    lower: Tensor | None = None
+    """(T, D) what the lowest layer that a step runs is given, in the trunk's dtype."""
+    token_starts: tuple[int, ...] = ()
+    """(R + 1,) row r owns tokens token_starts[r] to token_starts[r + 1] of these."""
+    general_embedding: Tensor | None = None
+    """(A_g, D) and"""
+    general_offset: Tensor | None = None
+    """(A_g,), as `embedding` and `offset`, or"""
+    general_states: Tensor | None = None
+    """(A_g, D), as `retain_states`: for the KL on the general rows."""
+    first_general_row: int | None = None
+    """The number of the first general row; None if there is none."""
+    head: Head | None = None
+    """The reference's head, where the head itself is trained; held in memory, never stored."""
+    path: Path | None = None
+    """The file that holds it; None where it is in memory only."""
+
+    @property
+    def num_bytes(self) -> int:
+        """How much the stored values take."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors to keep on disk, by name."""
+        return {name: value for name in STORED if (value := getattr(self, name)) is not None}
+
+    def tokens_of(self, row_index: Tensor) -> Tensor:
+        """Return the answer tokens (A_batch,) of the given rows, in order."""
+        return _spans(self.starts, row_index)
+
+    def run_losses(self, row_index: Tensor) -> RunLosses:
+        """Return what all forget and all general rows cost the reference, for a batch of the rows `row_index` (S,)."""
+        first = len(self.starts) - 1 if self.first_general_row is None else self.first_general_row
+        device = row_index.device
+        return RunLosses(
+            forget=bring(self._losses(0, self.num_forget_rows), device),
+            general=bring(self._losses(first, len(self.starts) - 1), device),
+            row_index=row_index,
+        )
+
+    def _losses(self, first: int, last: int) -> Tensor:
+        """The mean losses (last - first,) of rows, nats a token; 0 for a row without an answer token."""
+        lengths = torch.tensor(self.starts[first : last + 1], dtype=torch.int64).diff()
+        values = self.log_probs[self.starts[first] : self.starts[last]].float()
+        owner = torch.repeat_interleave(torch.arange(last - first), lengths)
+        return -values.new_zeros(last - first).index_add(0, owner, values) / lengths.clamp_min(1)
+
+    def lower_of(self, row_index: Tensor) -> Tensor | None:
+        """Return the states (N, D) that a step over the given rows begins at; None if none are kept."""
+        return None if self.lower is None else self.lower[_spans(self.token_starts, row_index)]
+
+
+def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
+    spans = [torch.arange(starts[r], starts[r + 1]) for r in row_index.tolist()]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
 def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenTerms:

@@ -20,7 +20,7 @@ from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapted import Adapted
-from letheon.objective.methods import Loss
+from letheon.objective.terms import Loss
 from letheon.processes import share_by_size, shared
 from letheon.progress import Progressed
 from letheon.training.job import Factors, Piece

@@ -17,7 +17,7 @@ from letheon.data.forms import AUTO, check_form
 from letheon.data.packing import probe_of
 from letheon.data.rows import Row
 from letheon.data.sequences import TokenSequence, text_ids, tokenise
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.errors import DataError, ModelError, SettingsError
 from letheon.memorizing.job import MemorizeCourse, MemorizeJob, MemorizeSchedule, mean_loss
 from letheon.memorizing.options import MemorizeOptions

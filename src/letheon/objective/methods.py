@@ -1,4 +1,4 @@
-"""The type of a method: its weighted terms and their needs, its schedule and settings, and its paper.
+"""The type of a method: its weighted terms, its schedule and settings, and its paper.
 
 The methods themselves are declared in catalogue.py.
 """
@@ -10,15 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from letheon.errors import SettingsError, nearest
-from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor
-
-    from letheon.data.packing import Role
     from letheon.objective.control import Control
+    from letheon.objective.parts import Term
 
 Value = float | str
 
@@ -53,22 +50,6 @@ class Coefficient:
     """The least value of a number."""
     is_share: bool = False
     """Whether it is a share: above 0 and at most 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One weighted part of a loss."""
-
-    name: str
-    role: Role
-    weight: float
-    loss: Callable[[TokenTerms, Roles], Tensor]
-    """The term's value on a batch, from the tokens of its role (and of others, where it compares them)."""
-    needs: Needs = field(default_factory=Needs)
-    splits: bool = True
-    """Whether a step may be computed in pieces."""
-    reads_reference: bool = False
-    """Whether the loss reads the reference's log-probabilities of the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,60 +94,6 @@ class Method:
     """The coefficient that names a decoder layer, "auto" for one about a quarter of the way up; None if none does."""
     notes: str = ""
     """Where it differs from what was published."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A scalar to minimise and its unweighted parts by name; a part is None if the step has no token of its role."""
-
-    total: Tensor
-    parts: dict[str, Tensor | None]
-
-
-def compose(
-    terms: tuple[Term, ...], values: TokenTerms, roles: Roles, *, factors: Mapping[str, float] | None = None
-) -> Loss:
-    """Return the weighted sum of `terms`, at least one, over one batch; `factors` multiply their weights by name."""
-    import torch  # here, so that methods are listed without it
-
-    parts: dict[str, Tensor | None] = {}
-    weighted: list[Tensor] = []
-    for term in terms:
-        part = term.loss(values, roles)
-        weighted.append(term.weight * (factors or {}).get(term.name, 1.0) * part)
-        parts[term.name] = part if tokens_of(roles, term.role).counts.tokens else None
-    return Loss(total=torch.stack(weighted).sum(), parts=parts)
-
-
-def tokens_of(roles: Roles, role: Role) -> Tokens:
-    """Return the tokens of one role."""
-    tokens: Tokens = getattr(roles, role)
-    return tokens
-
-
-def needs_of(terms: tuple[Term, ...]) -> Needs:
-    """Return what `terms` need together.
-
-    Raises:
-        ValueError: they need KLs of two directions or the states of two layers, of which a batch gives one.
-    """
-    directions = {t.needs.kl for t in terms if t.needs.kl}
-    layers = {t.needs.activations for t in terms if t.needs.activations is not None}
-    for what, found in (("one direction of the KL", directions), ("the states of one layer", layers)):
-        if len(found) > 1:
-            names = ", ".join(t.name for t in terms if {t.needs.kl, t.needs.activations} & found)
-            raise ValueError(
-                f"expected terms that need at most {what}, got {', '.join(map(str, sorted(found)))} ({names}); "
-                "declare them as methods of their own"
-            )
-    return Needs(
-        kl=next(iter(directions), None),
-        forget_logits=any(t.needs.forget_logits for t in terms),
-        reference_logits=any(t.needs.reference_logits for t in terms),
-        activations=next(iter(layers), None),
-        general_kl=any(t.needs.general_kl for t in terms),
-        run_losses=any(t.needs.run_losses for t in terms),
-    )
 
 
 def resolve(method: Method, given: Mapping[str, Value], *, seed: int = 0) -> Coefficients:

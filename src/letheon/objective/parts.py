@@ -1,24 +1,87 @@
-"""Losses bound to the values of a batch: the terms that make up the methods of the catalogue."""
+"""Terms: losses bound to the values of a batch, their weighted sum, and those that methods are made of."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Literal, cast
 
 from letheon.objective.losses import activation, forget, preference, quantile, retain
-from letheon.objective.methods import Coefficients, Term, tokens_of
-from letheon.objective.terms import Needs, Roles, Tokens, TokenTerms
+from letheon.objective.terms import Loss, Needs, Roles, Tokens, TokenTerms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import Tensor
 
     from letheon.data.packing import Role
+    from letheon.objective.methods import Coefficients
 
     OnTokens = Callable[[Tensor, Tokens], Tensor]
     """A loss of the label log-probabilities (A,) of one role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One weighted part of a loss."""
+
+    name: str
+    role: Role
+    weight: float
+    loss: Callable[[TokenTerms, Roles], Tensor]
+    """The term's value on a batch, from the tokens of its role (and of others, where it compares them)."""
+    needs: Needs = field(default_factory=Needs)
+    splits: bool = True
+    """Whether a step may be computed in pieces."""
+    reads_reference: bool = False
+    """Whether the loss reads the reference's log-probabilities of the answers."""
+
+
+def compose(
+    terms: tuple[Term, ...], values: TokenTerms, roles: Roles, *, factors: Mapping[str, float] | None = None
+) -> Loss:
+    """Return the weighted sum of `terms`, at least one, over one batch; `factors` multiply their weights by name."""
+    import torch  # here, so that methods are listed without it
+
+    parts: dict[str, Tensor | None] = {}
+    weighted: list[Tensor] = []
+    for term in terms:
+        part = term.loss(values, roles)
+        weighted.append(term.weight * (factors or {}).get(term.name, 1.0) * part)
+        parts[term.name] = part if tokens_of(roles, term.role).counts.tokens else None
+    return Loss(total=torch.stack(weighted).sum(), parts=parts)
+
+
+def tokens_of(roles: Roles, role: Role) -> Tokens:
+    """Return the tokens of one role."""
+    tokens: Tokens = getattr(roles, role)
+    return tokens
+
+
+def needs_of(terms: tuple[Term, ...]) -> Needs:
+    """Return what `terms` need together.
+
+    Raises:
+        ValueError: they need KLs of two directions or the states of two layers, of which a batch gives one.
+    """
+    directions = {t.needs.kl for t in terms if t.needs.kl}
+    layers = {t.needs.activations for t in terms if t.needs.activations is not None}
+    for what, found in (("one direction of the KL", directions), ("the states of one layer", layers)):
+        if len(found) > 1:
+            names = ", ".join(t.name for t in terms if {t.needs.kl, t.needs.activations} & found)
+            raise ValueError(
+                f"expected terms that need at most {what}, got {', '.join(map(str, sorted(found)))} ({names}); "
+                "declare them as methods of their own"
+            )
+    return Needs(
+        kl=next(iter(directions), None),
+        forget_logits=any(t.needs.forget_logits for t in terms),
+        reference_logits=any(t.needs.reference_logits for t in terms),
+        activations=next(iter(layers), None),
+        general_kl=any(t.needs.general_kl for t in terms),
+        run_losses=any(t.needs.run_losses for t in terms),
+    )
 
 
 def terms_on(role: Role, name: str, weight: float, loss: OnTokens) -> tuple[Term, ...]:

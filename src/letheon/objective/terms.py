@@ -1,4 +1,4 @@
-"""The values of a batch that an objective gets: per-token values, and the role and row of each token."""
+"""What an objective gets from a batch, per-token values with the role and row of each token, and what it gives."""
 
 from __future__ import annotations
 
@@ -67,6 +67,14 @@ class TokenTerms:
     """(A_general,) KL(reference || policy) over the full vocabulary at the general tokens; None if it is not asked."""
     run_losses: RunLosses | None = None
     """None if the method needs none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A scalar to minimise and its unweighted parts by name; a part is None if the step has no token of its role."""
+
+    total: Tensor
+    parts: dict[str, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)

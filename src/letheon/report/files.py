@@ -99,6 +99,12 @@ class RunFiles:
     is_evaluation_only: bool = False
     """The folder is an evaluation's own (results.json lies directly in it); `after` holds it."""
 
+    @property
+    def evaluations(self) -> list[tuple[str, Results]]:
+        """The results that there are, each under "Before" or "After"."""
+        sides = (("Before", self.before), ("After", self.after))
+        return [(name, side.results) for name, side in sides if side is not None]
+
 
 def read_run(folder: Path) -> RunFiles:
     """Read what `folder` has of a run; a folder with a results.json directly in it is read as one evaluation.

@@ -20,10 +20,10 @@ from letheon.report.dial_figure import dial_facts
 from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import InterimRecord, RunFiles, flat_items, read_run
+from letheon.report.gaps import Gap, gaps_of
 from letheon.report.html import render_page
 from letheon.report.pairing import doubt, refusal
 from letheon.report.tables import (
-    NO_REASON,
     Cell,
     Table,
     before_after,
@@ -44,16 +44,10 @@ from letheon.report.verdict import (
     verdict,
 )
 from letheon.scores.predictions import Prediction
-from letheon.scores.results import Evaluation, Results, missing_reason
-from letheon.scores.score import Score, Scores, shown_of
+from letheon.scores.score import Score, Scores
 from letheon.settings import DEFAULT_SUITE
 from letheon.storage.run_folder import (
-    EVALUATIONS_FOLDER,
-    LOG_FILE,
-    MODEL_FOLDER,
-    PREDICTIONS_FILE,
     REPORT_FILE,
-    RESULTS_FILE,
     write_entry,
 )
 
@@ -92,15 +86,6 @@ class Membership:
     chance_error: float | None
     """Of an AUC over so many documents; None where they are not told."""
     perfect_score: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Something that was not measured, why, and the command that would measure it (or None)."""
-
-    what: str
-    why: str
-    command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +159,7 @@ def _page(run: RunFiles, defaults: Mapping[str, object]) -> Page:
         readings=_readings(run),
         memberships=_memberships(run),
         samples=_samples(run),
-        gaps=_gaps(run),
+        gaps=gaps_of(run),
         run_facts=(*_run_facts(run), *dial_facts(run)),
         log_notes=run.log.notes if run.log else (),
         evaluations=evaluation_facts(run),
@@ -233,14 +218,9 @@ def _values(one: InterimRecord) -> tuple[Cell, ...]:
 
 
 def _title(run: RunFiles) -> str:
-    model = run.settings.get("model") or next((r.model for _, r in _evaluations(run)), None)
+    model = run.settings.get("model") or next((r.model for _, r in run.evaluations), None)
     action = "Evaluation" if run.is_evaluation_only else "Unlearning"
     return f"{action} report: {model}" if model else f"{action} report"
-
-
-def _evaluations(run: RunFiles) -> list[tuple[str, Results]]:
-    sides: tuple[tuple[str, Evaluation | None], ...] = (("Before", run.before), ("After", run.after))
-    return [(name, side.results) for name, side in sides if side is not None]
 
 
 def _provenance(run: RunFiles) -> tuple[tuple[str, str], ...]:
@@ -252,7 +232,7 @@ def _provenance(run: RunFiles) -> tuple[tuple[str, str], ...]:
 
 def _asked(run: RunFiles) -> tuple[tuple[str, str], ...]:
     asked = [(name, str(run.settings[name])) for name in _ASKED_FIRST if run.settings.get(name) is not None]
-    known = _evaluations(run)
+    known = run.evaluations
     if known and not asked:
         asked = [("model", known[0][1].model), ("suite", known[0][1].suite)]
     for name, counts in known[-1][1].num_rows.items() if known else ():
@@ -285,13 +265,13 @@ def _plain(value: object) -> str:
 
 def _readings(run: RunFiles) -> tuple[Reading, ...]:
     """Return how the scores of the suites that were asked are to be read."""
-    names = dict.fromkeys(results.suite for _, results in _evaluations(run)) or {DEFAULT_SUITE: None}
+    names = dict.fromkeys(results.suite for _, results in run.evaluations) or {DEFAULT_SUITE: None}
     known = suites()
     return tuple(reading for name in names if name in known for reading in known[name].readings)
 
 
 def _memberships(run: RunFiles) -> tuple[Membership, ...]:
-    found = [(name, results.scores) for name, results in _evaluations(run)]
+    found = [(name, results.scores) for name, results in run.evaluations]
     return tuple(_membership(name, attack, scores) for name, scores in found for attack in attacks_in(scores))
 
 
@@ -318,72 +298,6 @@ def _samples(run: RunFiles) -> tuple[Sample, ...]:
         Sample(row, (("Generated", pair[1]),) if run.is_evaluation_only else (("Before", pair[0]), ("After", pair[1])))
         for row, pair in paired_predictions(before, after, ids=ids)
     )
-
-
-def _gaps(run: RunFiles) -> tuple[Gap, ...]:
-    gaps = [] if run.is_evaluation_only else _missing_evaluations(run)
-    for name, results in _evaluations(run):
-        prefix = "" if run.is_evaluation_only else f"{name} unlearning: "
-        gaps += [Gap(f"{prefix}{score}", reason) for score, reason in results.missing.items()]
-        unexplained = [s for s in shown_of([results.scores]) if s.value is None and not missing_reason(results, s.name)]
-        gaps += [Gap(f"{prefix}{score.label}", NO_REASON) for score in unexplained]
-        gaps += [Gap(f"{prefix}warning", warning) for warning in results.warnings]
-    for name, side in (("Before", run.before), ("After", run.after)):
-        if side and not side.telling:
-            gaps.append(
-                Gap(f"{name}: sample rows", f"the evaluation's folder has no {PREDICTIONS_FILE}, or an empty one")
-            )
-    return tuple(gaps + ([] if run.is_evaluation_only else _log_gaps(run)))
-
-
-def _missing_evaluations(run: RunFiles) -> list[Gap]:
-    sides = (
-        ("before", run.before, str(run.settings.get("model", "MODEL"))),
-        ("after", run.after, str(run.folder / MODEL_FOLDER)),
-    )
-    there = {one.side for one in run.pairings}
-    return [
-        Gap(
-            f"Every score {name} unlearning",
-            f"{EVALUATIONS_FOLDER}/{name}{' is not of this run' if name in there else f'/{RESULTS_FILE} is not there'}"
-            "; run this command, then the report again",
-            _evaluate_command(run, model, name),
-        )
-        for name, side, model in sides
-        if side is None
-    ]
-
-
-def _evaluate_command(run: RunFiles, model: str, name: str) -> str:
-    files = {part: str(run.settings.get(part, part.upper())) for part in ("forget", "retain")}
-    out = str(run.folder / EVALUATIONS_FOLDER / name)
-    return shlex.join(
-        [
-            "letheon",
-            "evaluate",
-            "--model",
-            model,
-            "--forget",
-            files["forget"],
-            "--retain",
-            files["retain"],
-            "--out",
-            out,
-        ]
-    )
-
-
-def _log_gaps(run: RunFiles) -> list[Gap]:
-    if run.log is None:
-        return [Gap("Loss curves", f"the run's folder has no {LOG_FILE}")]
-    gaps = []
-    if run.log.cut_short:
-        gaps.append(
-            Gap("The last log record", "the last line is incomplete, as after a killed process, and is left out")
-        )
-    if run.log.end is None:
-        gaps.append(Gap("The end of training", f"{LOG_FILE} has no end event: the run was stopped or is still going"))
-    return gaps
 
 
 def _run_facts(run: RunFiles) -> tuple[tuple[str, str], ...]:

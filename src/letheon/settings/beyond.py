@@ -34,8 +34,8 @@ class GeneralSettings(Settings):
 
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
-        description="General text to hold in place by a KL: a file, auto (what the model itself writes), holdout (the "
-        "--holdout documents), or none [none].",
+        description="General text on which a KL keeps the model as it was: a file, auto (what the model itself "
+        "writes), holdout (the --holdout documents), or none [none].",
     )
     general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
         1.0, gt=0, description="Weight of the KL on general text."
@@ -60,8 +60,8 @@ class DialSettings(Settings):
 
     dial: Annotated[Literal["membership", "forgotten", "none"], RESUMABLE, OWN] = Field(
         "none",
-        description="How to scale the result: so that membership attacks do worst on --holdout (membership, the "
-        "default with it), or as little as forget recall allows (forgotten).",
+        description="How to scale what was trained: membership makes membership attacks on --holdout fail (the default "
+        "with --holdout), forgotten takes the smallest scale that still forgets.",
     )
     dial_forget_budget: Annotated[float, RESUMABLE, OWN, RARE, _BY_MEMBERSHIP] = Field(
         0.1, ge=0, le=1, description="By how much the dial may raise forget recall above what training reached."

@@ -108,7 +108,7 @@ class EvaluateSettings(WeightSettings, RowSettings):
     )
     batch_size: Annotated[int, FIXED] = Field(32, ge=1, description="Rows decoded at once.")
     max_new_tokens: Annotated[int, FIXED] = Field(
-        256, ge=1, description="Longest generation, in tokens; tofu takes 200 unless it is given."
+        256, ge=1, description="Longest generation, in tokens; for tofu the default is 200."
     )
 
 
@@ -127,7 +127,7 @@ class AuditSettings(RowSettings):
         False, description="Train such a model on --retain and --text (small models only)."
     )
     holdout: Annotated[str | None, FIXED, FILE] = Field(
-        None, description="Rows like the forget rows that no model saw, for placebos; default: made-up ones."
+        None, description="Placebos: rows like the forget rows that no model saw; default: made-up rows."
     )
     text: Annotated[Path | None, FIXED, FILE] = Field(
         None, description="General text, for relearning on it and for --make-never."
@@ -138,17 +138,19 @@ class AuditSettings(RowSettings):
         "before knows them in.",
     )
     attacks: Annotated[Names, FIXED] = Field(
-        (), description="Attacks to run, or how their names begin; default: all but the slow ones."
+        (), description="Attacks to run, by name or beginning of a name; default: all but the slow ones."
     )
     full: Annotated[bool, FIXED] = Field(False, description="Run the slow attacks too.")
-    rows: Annotated[int, FIXED] = Field(100, ge=2, description="Most rows that an attack asks a side.")
-    samples: Annotated[int, FIXED] = Field(32, ge=1, description="Answers drawn of each row by attacks that sample.")
+    rows: Annotated[int, FIXED] = Field(
+        100, ge=2, description="Most forget rows, and most retain rows, that an attack asks."
+    )
+    samples: Annotated[int, FIXED] = Field(32, ge=1, description="Answers per row in attacks that sample.")
     max_new_tokens: Annotated[int | None, FIXED, RARE] = Field(
         None, ge=1, description="Longest answer, in tokens; default: a quarter more than the longest row has."
     )
     batch_size: Annotated[int, FIXED, RARE] = Field(32, ge=1, description="Rows decoded at once.")
     margin: Annotated[float, FIXED] = Field(
-        0.05, gt=0, lt=0.5, description="Recovery, share or shift of an AUC that counts as nothing."
+        0.05, gt=0, lt=0.5, description="Recovery, share or shift of an AUC up to which a finding counts as none."
     )
     confidence: Annotated[float, FIXED, RARE] = Field(
         0.95, gt=0.5, lt=1, description="Level of all intervals of an audit together."

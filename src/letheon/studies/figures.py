@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from letheon.report.drawing import INK, PALETTE, STYLE, new_figure, save_figure
 from letheon.report.figures import inline_svg
 from letheon.report.text import shorten, visible_line
-from letheon.studies.aggregate import ConfigurationRow, label_of_score, rows_of, scores_in, trade_off_in
+from letheon.studies.aggregate import ConfigurationRow, rows_of
 from letheon.studies.known import known_scores, plot_of
 from letheon.studies.records import StateScores, StudyRecord
+from letheon.studies.shown_scores import label_of_score, scores_in, trade_off_in
 from letheon.studies.statistics import pareto_front
 
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")

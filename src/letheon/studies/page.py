@@ -18,12 +18,13 @@ from letheon.report.verdict import FORGOTTEN_SHARE, Level, Verdict
 from letheon.settings import UnlearnSettings
 from letheon.storage.fingerprints import short
 from letheon.storage.run_folder import REPORT_FILE, STUDY_PAGE_FILE, write_entry
-from letheon.studies.aggregate import ConfigurationRow, forgotten_score, name_of, rows_of
+from letheon.studies.aggregate import ConfigurationRow, name_of, rows_of
 from letheon.studies.forgetting import NOT_KNOWN, Forgetting, forgetting_of
 from letheon.studies.history import study_facts
 from letheon.studies.known import known_scores
 from letheon.studies.origins import Facts, Origins, origins_of, run_folder
 from letheon.studies.records import RunRecord, StudyRecord, read_study_record
+from letheon.studies.shown_scores import forgotten_score
 from letheon.studies.tables import tables_of
 
 _FIGURES_FIRST = ("trade-off", "epochs", "settings", "seeds")

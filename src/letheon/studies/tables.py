@@ -10,20 +10,22 @@ from letheon.studies.aggregate import (
     ALPHA,
     ConfigurationRow,
     comparisons_of,
-    label_of_score,
-    labelled_states,
     name_of,
     rows_of,
-    scores_in,
     seed_moves,
     sensitivities,
-    trade_off_in,
-    trade_off_scores,
-    versions_of,
 )
 from letheon.studies.forgetting import NOT_KNOWN, NOT_SCORED
 from letheon.studies.known import aims_of, known_scores
 from letheon.studies.records import RunRecord, StateScores, StudyRecord
+from letheon.studies.shown_scores import (
+    label_of_score,
+    labelled_states,
+    scores_in,
+    trade_off_in,
+    trade_off_scores,
+    versions_of,
+)
 from letheon.studies.statistics import deviation
 
 NAMES = ("scores", "trade-off", "comparisons", "sensitivity", "unfinished")

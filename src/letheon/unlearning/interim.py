@@ -23,8 +23,7 @@ from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.reference import ReferenceStore
-from letheon.engine.terms import token_terms
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.evaluation.fluency import FEWEST_TOKENS, repetition
 from letheon.objective.terms import Needs
 from letheon.processes import shared

@@ -12,33 +12,32 @@ from transformers import PreTrainedModel
 
 from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
-from letheon.data.rows import Rows
-from letheon.data.sequences import Asked, TokenSequence
-from letheon.engine.engine import Engine, build_engine
-from letheon.engine.reference import ReferenceStore, build_reference
+from letheon.engine.engine import Engine
+from letheon.engine.paths import build_engine
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import token_terms
-from letheon.errors import DataError, ModelError, SettingsError
+from letheon.engine.terms import ReferenceStore, token_terms
+from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.companions import local_folder
 from letheon.model.loading import LoadedModel, fingerprint
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
-from letheon.objective.methods import Method, Term, needs_of
+from letheon.objective.methods import Method
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.progress import Progressed
-from letheon.settings import AdapterSettings, FormSettings, ScoringSettings, UnlearnSettings
+from letheon.settings import AdapterSettings, UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
 from letheon.storage.outside import note_store
 from letheon.training.tracking import Observer
-from letheon.unlearning.answerless import Answerless, find_answerless
 from letheon.unlearning.form_record import what_was_read
-from letheon.unlearning.formed_rows import FormedRows, choose_form, form_rows, retain_sequences
+from letheon.unlearning.formed_rows import FormedRows, choose_form, form_rows
 from letheon.unlearning.general import GeneralRows, general_rows, general_schedule
 from letheon.unlearning.inputs import Inputs
-from letheon.unlearning.interim import KeptRows, Probes, interim_score, stored_answers
+from letheon.unlearning.interim import Probes, interim_score, stored_answers
 from letheon.unlearning.judging import Budgets, Start
+from letheon.unlearning.probes import kept_sequences, probes_of, unscored_rows, waits_on_kl, with_kept_rows
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.resolve import build_schedule, coefficients_of, terms_of
 
@@ -125,12 +124,9 @@ def prepare_shared(
     probe = probe_of([s for s in inputs.sequences if s.num_answer_tokens]).to(adapted.model.device)
     measures_kl = any(waits_on_kl(one) for one in settings)
     engine = build_engine(
-        adapted.model,
-        probe,
-        adapter_off=adapted.off,
-        recomputes=settings[0].gradient_checkpointing,
-        stores_lower=settings[0].store_lower,
-    )
+        adapted.model, probe, adapter_off=adapted.off,
+        recomputes=settings[0].gradient_checkpointing, stores_lower=settings[0].store_lower,
+    )  # fmt: skip
     _check_possible(engine, adapted, replace(needs, kl="forward") if measures_kl else needs, methods[0])
     form = form_rows(loaded, engine, inputs, settings[0], methods[0], found=known or {})
     fingerprinted = fingerprint(adapted.model)
@@ -141,32 +137,20 @@ def prepare_shared(
     )  # fmt: skip
     short = list[str]()
     reference = load_or_build_reference(
-        engine,
-        [*form.trained, *general.trained],
-        num_forget_rows=len(inputs.forget),
-        num_retain_rows=len(inputs.retain),
-        num_general_rows=len(general.trained),
-        needs=needs,
-        model_fingerprint=fingerprinted,
-        cache_dir=cache_dir,
-        progress=progress,
-        on_path=on_path,
-        on_short=short.append,
-    )
+        engine, [*form.trained, *general.trained],
+        num_forget_rows=len(inputs.forget), num_retain_rows=len(inputs.retain), num_general_rows=len(general.trained),
+        needs=needs, model_fingerprint=fingerprinted, cache_dir=cache_dir, progress=progress,
+        on_path=on_path, on_short=short.append,
+    )  # fmt: skip
     probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked)
-    if measures_kl:
-        kept = kept_sequences(probes, inputs, settings[0])
-        probes = replace(probes, kept=_kept_rows(engine, kept, reference))
-    if general.scored:
-        probes = replace(probes, general=_kept_rows(engine, general.scored, reference))
+    kept = kept_sequences(probes, inputs, settings[0]) if measures_kl else ()
+    probes = with_kept_rows(probes, engine, reference, retain=kept, general=general.scored)
     # The reference pass has read the rows as they are scored, unless they are trained on in another way.
     answers = stored_answers(reference, form.trained, probes)
     start = _start(engine, probes, answers, progress=progress)
     if start.unknown and not form.known:  # the form was given: it helps to know of the others
-        with engine.running(), engine.adapter_off():
-            others = choose_form(engine, inputs, date=form.date, cuts=settings[0].overlong != "refuse")
-            form = replace(form, known=others)
-    unscored = _unscored(inputs, form.sequences, settings[0])
+        form = _with_other_forms(form, engine, inputs, settings[0])
+    unscored = unscored_rows(inputs, form.sequences, settings[0])
     said = [unscored.describe(so="not scored")] if unscored else []
     notes = (*adapted.notes, *engine.notes, *form.notes, *general.notes, *short, *said, *notes_of_start(start, form))
     read = what_was_read(
@@ -177,6 +161,13 @@ def prepare_shared(
         general_sha256=general.sha256 if general.trained else None,
     )
     return SharedProblem(engine, form, fingerprinted, read, reference, probes, start, general, notes)
+
+
+def _with_other_forms(form: FormedRows, engine: Engine, inputs: Inputs, settings: UnlearnSettings) -> FormedRows:
+    """Return `form` with how well the original model knows the rows in each form."""
+    with engine.running(), engine.adapter_off():
+        known = choose_form(engine, inputs, date=form.date, cuts=settings.overlong != "refuse")
+    return replace(form, known=known)
 
 
 def prepare_run(
@@ -267,69 +258,6 @@ def _check_possible(engine: Engine, adapted: Adapted, needs: Needs, method: Meth
             f"method '{method.name}' needs the reference's distributions, which {type(engine.model).__name__} has "
             f"only while an adapter is off; use --adapt lora"
         )
-
-
-def probes_of(
-    inputs: Inputs,
-    sequences: Sequence[TokenSequence],
-    settings: ScoringSettings,
-    *,
-    asked: Mapping[int, Asked] | None = None,
-) -> Probes:
-    """Return the rows to score during a run: its own, or those that are left out of training.
-
-    Rows whose answers lie beyond the model's context are not among them.
-
-    Raises:
-        DataError: no forget row or no retain row can be scored.
-    """
-    first, forget, retain = _scored_rows(inputs, settings)
-    rows = [*forget, *retain]
-    chosen = [i for i in range(len(rows)) if sequences[first + i].num_answer_tokens]
-    num_forget = sum(i < len(forget) for i in chosen)
-    if not 0 < num_forget < len(chosen):
-        side = "retain" if num_forget else "forget"
-        raise DataError(
-            f"{getattr(settings, side)}: the answers of all {side} rows are beyond the model's context of "
-            f"{inputs.max_length} tokens, so none can be scored; shorten the prompts, or use --overlong truncate-prompt"
-        )
-    return Probes(
-        rows=[rows[i] for i in chosen],
-        answers=[sequences[first + i] for i in chosen],
-        num_forget_rows=num_forget,
-        holdout=inputs.holdout,
-        asked={place: one for place, i in enumerate(chosen) if (one := (asked or {}).get(first + i)) and one.is_whole},
-        holdout_task=settings.holdout_task,
-    )
-
-
-def _scored_rows(inputs: Inputs, settings: ScoringSettings) -> tuple[int, Rows, Rows]:
-    """The number of the first row that is scored, and the forget and retain rows that are."""
-    if settings.validation is None:
-        return 0, inputs.forget, inputs.retain
-    return len(inputs.rows), *inputs.left_out
-
-
-def _unscored(inputs: Inputs, sequences: Sequence[TokenSequence], settings: ScoringSettings) -> Answerless:
-    first, forget, retain = _scored_rows(inputs, settings)
-    return find_answerless(sequences[first:], forget, retain, num_tokens=inputs.max_length)
-
-
-def waits_on_kl(settings: ScoringSettings) -> bool:
-    """Whether a run stops by the retain KL, so that the reference's values on the scored retain rows are held."""
-    return settings.patience is not None and settings.patience_on == "retain_kl"
-
-
-def kept_sequences(probes: Probes, inputs: Inputs, settings: FormSettings) -> list[TokenSequence]:
-    """Return the retain rows of the probes as they are trained on, which the retain KL of scorings is taken over."""
-    return retain_sequences(probes.answers[probes.num_forget_rows :], settings, inputs)
-
-
-def _kept_rows(engine: Engine, sequences: Sequence[TokenSequence], reference: ReferenceStore) -> KeptRows:
-    """Return rows that the KL is scored on with the reference's values, which are held in memory."""
-    store = build_reference(engine, sequences, num_forget_rows=0, needs=Needs(kl="forward"))
-    # One copy of a trained head is enough for both stores.
-    return KeptRows(sequences, replace(store, head=reference.head or store.head))
 
 
 def _start(engine: Engine, probes: Probes, answers: AnswerValues | None, *, progress: Progressed | None) -> Start:

@@ -11,12 +11,12 @@ from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.reference import ReferenceStore
-from letheon.engine.terms import token_terms
+from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
-from letheon.objective.methods import Alternatives, Loss, Term, compose, needs_of
-from letheon.objective.terms import Counts, RoleCounts, count_roles, roles_of
+from letheon.objective.methods import Alternatives
+from letheon.objective.parts import Term, compose, needs_of
+from letheon.objective.terms import Counts, Loss, RoleCounts, count_roles, roles_of
 from letheon.processes import here, share_by_size
 from letheon.training.job import Factors, Piece
 from letheon.unlearning.dial.measure import Halves

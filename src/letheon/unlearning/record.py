@@ -175,8 +175,7 @@ def write_result(
         merging = measure_merging(problem.engine, problem.adapted, problem.probes, trained=outcome.kept)
     if dialled is not None or merging is not None:
         settings = settings.model_copy(update={"template": prepared.form.template})
-        scale, said = (None if dialled is None else dialled.scale), (None if merging is None else merging.sentence)
-        write_entry(settings.out, SETTINGS_FILE, settings_text(settings, problem.read, scale=scale, merging=said))
+        _note_in_settings(settings, problem.read, dialled, merging)
     fluent = kept_fluency(loaded, prepared.problem) if is_asked else {}
     attempts = end_attempt(settings.out, step=outcome.step, reason=outcome.reason, duration_s=round(clock.elapsed_s, 3))
     duration_s, peak = costs_of(attempts)
@@ -187,33 +186,49 @@ def write_result(
         **({"fluency": fluent} if fluent else {}),
         "attempts": [asdict(one) for one in attempts],
         "result": {
-            "reason": outcome.reason,
-            "kept": outcome.kept.flat(),
-            **({} if dialled is None else {"dial": dialled.record()}),
-            **({} if merging is None else {"merging": merging.record()}),
-            "model_sha256": hash_checkpoint(settings.out / MODEL_FOLDER),
-            "adapter_sha256": hash_checkpoint(settings.out / ADAPTER_FOLDER),
-            "num_steps": outcome.step,
-            "num_tokens": outcome.num_tokens,
+            **_outcome(settings.out, outcome, dialled, merging),
             "duration_s": duration_s,
             "peak_memory_bytes": peak,
         },
     }
     write_json_entry(settings.out, PROVENANCE_FILE, provenance)
-    result = provenance["result"]
     return RunReport(
         folder=settings.out,
         reason=outcome.reason,
         kept=outcome.kept,
         num_steps=outcome.step,
         num_tokens=outcome.num_tokens,
-        duration_s=result["duration_s"],
-        peak_memory_bytes=result["peak_memory_bytes"],
+        duration_s=duration_s,
+        peak_memory_bytes=peak,
         provenance=provenance,
         exit_code=exit_code,
         fluency=fluent,
         merging=merging,
     )
+
+
+def _note_in_settings(
+    settings: UnlearnSettings, read: Mapping[str, Any], dialled: Dialled | None, merging: MergingDifference | None
+) -> None:
+    """Write run.yaml again, with what became of the weights after training."""
+    scale, said = (None if dialled is None else dialled.scale), (None if merging is None else merging.sentence)
+    write_entry(settings.out, SETTINGS_FILE, settings_text(settings, read, scale=scale, merging=said))
+
+
+def _outcome(
+    folder: Path, outcome: Outcome, dialled: Dialled | None, merging: MergingDifference | None
+) -> dict[str, Any]:
+    """How training ended, and what lies in the folder after it."""
+    return {
+        "reason": outcome.reason,
+        "kept": outcome.kept.flat(),
+        **({} if dialled is None else {"dial": dialled.record()}),
+        **({} if merging is None else {"merging": merging.record()}),
+        "model_sha256": hash_checkpoint(folder / MODEL_FOLDER),
+        "adapter_sha256": hash_checkpoint(folder / ADAPTER_FOLDER),
+        "num_steps": outcome.step,
+        "num_tokens": outcome.num_tokens,
+    }
 
 
 def write_weights(folder: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerBase) -> None:

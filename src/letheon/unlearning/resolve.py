@@ -13,8 +13,8 @@ from letheon.errors import SettingsError
 from letheon.model.loading import load_tokenizer
 from letheon.model.targets import ALL_LINEAR
 from letheon.objective.catalogue import get_method
-from letheon.objective.methods import Alternatives, Coefficients, Method, Term, Value, resolve
-from letheon.objective.parts import general_terms, instead_terms
+from letheon.objective.methods import Alternatives, Coefficients, Method, Value, resolve
+from letheon.objective.parts import Term, general_terms, instead_terms
 from letheon.settings import (
     COEFFICIENT_FLAGS,
     OF_SCORING,

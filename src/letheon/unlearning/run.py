@@ -25,7 +25,7 @@ from letheon.unlearning.form_record import check_same_inputs, inputs_read, recor
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.method_runs import train_all
 from letheon.unlearning.planning import check_fit
-from letheon.unlearning.prepare import prepare
+from letheon.unlearning.prepare import Prepared, prepare
 from letheon.unlearning.reading import precision_of, read
 from letheon.unlearning.record import RunReport, write_result, write_run
 from letheon.unlearning.resolve import method_of, resolve_settings
@@ -114,25 +114,7 @@ def _unlearn(
 
     `precision` says how its weights lie and are multiplied.
     """
-    settings, known = recorded_form(settings) if resumes else (settings, {})
-    if resumes:
-        form = {"template": settings.template, "date": settings.date}
-        check_same_inputs(settings.out, {**form, **inputs_read(inputs)})  # before the model is loaded; the rest with it
-    observer.stage("loading the model", 0, 0)
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        tokenizer=inputs.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-        shard=settings.shard,
-        note=observer.note,
-    )
-    cache_dir = settings.cache_dir or default_cache_dir()
-    prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
-    prepared = replace(prepared, precision=precision)
-    observer.note(precision)  # not into the log, which is the same in every run: rates are not
+    settings, loaded, prepared = _load_and_prepare(settings, inputs, method, resumes, precision, observer=observer)
     on_first(lambda: check_disk(settings, prepared.problem.adapted, num_runs=len(method.runs)))
     on_first(lambda: write_run(settings, prepared))
     if settings.time_limit_s is not None and here().is_first:
@@ -164,3 +146,35 @@ def _unlearn(
         lambda: clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
     )
     return Written(report, loaded, prepared.problem.adapted, prepared.fingerprint, precision, is_time_up)
+
+
+def _load_and_prepare(
+    settings: UnlearnSettings,
+    inputs: Inputs,
+    method: Method,
+    resumes: bool,
+    precision: str,
+    *,
+    observer: Observer,
+) -> tuple[UnlearnSettings, LoadedModel, Prepared]:
+    """Load the model and prepare its problem; the settings come with the form that a resumed run found out."""
+    settings, known = recorded_form(settings) if resumes else (settings, {})
+    if resumes:
+        form = {"template": settings.template, "date": settings.date}
+        check_same_inputs(settings.out, {**form, **inputs_read(inputs)})  # before the model is loaded; the rest with it
+    observer.stage("loading the model", 0, 0)
+    loaded = load_model(
+        settings.model,
+        dtype=settings.dtype,
+        tokenizer=inputs.tokenizer,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
+        shard=settings.shard,
+        note=observer.note,
+    )
+    cache_dir = settings.cache_dir or default_cache_dir()
+    prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
+    prepared = replace(prepared, precision=precision)
+    observer.note(precision)  # not into the log, which is the same in every run: rates are not
+    return settings, loaded, prepared

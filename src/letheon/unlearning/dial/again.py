@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from letheon.data.packing import probe_of
-from letheon.engine.engine import build_engine
+from letheon.engine.paths import build_engine
 from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
@@ -45,7 +45,8 @@ from letheon.unlearning.form_record import inputs_read, read_form
 from letheon.unlearning.formed_rows import form_rows
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.merging import MergingDifference, measure_merging
-from letheon.unlearning.prepare import adapt, probes_of
+from letheon.unlearning.prepare import adapt
+from letheon.unlearning.probes import probes_of
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import settings_text, write_weights
 from letheon.unlearning.resolve import method_of, resolve_settings

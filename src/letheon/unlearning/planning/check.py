@@ -22,7 +22,7 @@ from letheon.unlearning.planning.demand import Data, Demand, demand_of
 from letheon.unlearning.planning.estimate import Plan, estimate
 from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, num_processes, process_memory
 from letheon.unlearning.planning.trace import empty_model
-from letheon.unlearning.prepare import kept_sequences, probes_of, waits_on_kl
+from letheon.unlearning.probes import kept_sequences, probes_of, waits_on_kl
 from letheon.unlearning.resolve import build_schedule, method_of, terms_of
 
 SMALL = 1000

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from letheon.devices import has_own_memory
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
-from letheon.engine.reference import STATES
+from letheon.engine.terms import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
@@ -26,7 +26,7 @@ from letheon.model.precision import resolved_precision
 from letheon.model.quantised_layers import kind_of, quantised_layers, saved_bytes
 from letheon.model.sharding import held_bytes
 from letheon.model.widening import product_dtype, saved_dtype
-from letheon.objective.methods import Term, needs_of
+from letheon.objective.parts import Term, needs_of
 from letheon.objective.terms import Needs
 from letheon.settings import StepSettings, UnlearnSettings
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens
@@ -175,20 +175,10 @@ def estimate(
     move_model(model, "meta")  # an adapter comes with values
     num_trained = sum(parameter.numel() for parameter in adapted.parameters())
     traced = _trace(model, adapted, settings, terms, demand)
-    allocations = (
-        *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
-        *_passing_allocations(traced, demand, num_trained=num_trained),
-        *_saving_parts(model, settings, traced, device, num_saved=num_saved),
-        *_host_and_disk_parts(
-            device,
-            num_bytes=num_bytes,
-            num_saved=num_saved,
-            num_trained=num_trained,
-            num_checkpoints=most_checkpoints(settings),
-            store=_store_bytes(traced.reference.stored, demand.reference),
-            kept=_store_bytes(traced.kept, demand.kept),
-        ),
-    )
+    allocations = _allocations(
+        model, settings, demand, traced, device,
+        num_bytes=num_bytes, num_saved=num_saved, num_trained=num_trained,
+    )  # fmt: skip
     work: tuple[Work, ...] = ()
     if counts_work:
         work = rough_work(model, demand) if traced.engine is None else work_of(traced.engine, demand, terms)
@@ -216,6 +206,34 @@ def _kinds(model: PreTrainedModel, dtype: str) -> str:
 
 
 _on_device = partial(Allocation, place="device")
+
+
+def _allocations(
+    model: PreTrainedModel,
+    settings: UnlearnSettings,
+    demand: Demand,
+    traced: "_Traced",
+    device: str,
+    *,
+    num_bytes: int,
+    num_saved: int,
+    num_trained: int,
+) -> list[Allocation]:
+    """All that a run allocates; the weights take `num_bytes` in memory and `num_saved` on disk."""
+    return [
+        *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
+        *_passing_allocations(traced, demand, num_trained=num_trained),
+        *_saving_parts(model, settings, traced, device, num_saved=num_saved),
+        *_host_and_disk_parts(
+            device,
+            num_bytes=num_bytes,
+            num_saved=num_saved,
+            num_trained=num_trained,
+            num_checkpoints=most_checkpoints(settings),
+            store=_store_bytes(traced.reference.stored, demand.reference),
+            kept=_store_bytes(traced.kept, demand.kept),
+        ),
+    ]
 
 
 def _constant_parts(

@@ -17,7 +17,7 @@ from letheon.engine.reference import reference_values
 from letheon.engine.terms import token_terms
 from letheon.model.codes import matrix_shape
 from letheon.model.layers import trunk_of
-from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.parts import Term, compose, needs_of
 from letheon.objective.terms import roles_of
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens

@@ -29,8 +29,8 @@ from letheon.engine.head import head_of, logit_terms
 from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
-from letheon.engine.reference import STATES, ReferenceStore, answer_starts, reference_values, token_starts
-from letheon.engine.terms import token_terms
+from letheon.engine.reference import answer_starts, reference_values, token_starts
+from letheon.engine.terms import STATES, ReferenceStore, token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.codes_without_values import quantise_without_values
@@ -39,7 +39,7 @@ from letheon.model.layers import trunk_of
 from letheon.model.precision import Precision
 from letheon.model.quantised import Quantise, quantisation_of
 from letheon.model.widening import widen
-from letheon.objective.methods import Term, compose, needs_of
+from letheon.objective.parts import Term, compose, needs_of
 from letheon.objective.terms import Needs, roles_of
 from letheon.settings import StepSettings
 from letheon.training.randomness import dropout_of_step, dropouts_of

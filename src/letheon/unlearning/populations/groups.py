@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 
 from letheon.data.forms import AUTO
-from letheon.objective.methods import Method, needs_of
+from letheon.objective.methods import Method
+from letheon.objective.parts import needs_of
 from letheon.settings import UnlearnSettings
 from letheon.settings.facts import SHARED, names_where
 from letheon.unlearning.resolve import method_of, resolve_settings, terms_of

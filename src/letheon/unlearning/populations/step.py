@@ -8,7 +8,7 @@ from letheon.data.packing import PackedBatch, join, token_groups
 from letheon.engine.head import LabelTerms, label_terms
 from letheon.engine.population import Population
 from letheon.engine.terms import terms_of_states
-from letheon.objective.methods import compose, needs_of
+from letheon.objective.parts import compose, needs_of
 from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
 from letheon.training.state import Run
 from letheon.training.step import DeviceParts, sum_parts
