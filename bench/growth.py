@@ -20,7 +20,7 @@ from bench.rows import Workload, random_row
 from bench.shapes import Shape, make_model
 from letheon.data.schedules import batches
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.model.loading import fingerprint
+from letheon.model.fingerprint import fingerprint
 from letheon.objective.parts import needs_of
 from letheon.report.tables import Table, to_markdown
 from letheon.storage.files import write_json

@@ -26,8 +26,8 @@ from letheon.engine.terms import ReferenceStore, token_terms
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
+from letheon.model.fingerprint import fingerprint
 from letheon.model.layers import decoder_layers
-from letheon.model.loading import fingerprint
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, resolve
 from letheon.objective.parts import Term, needs_of

@@ -23,7 +23,8 @@ from letheon.engine.paths import build_engine
 from letheon.errors import SettingsError
 from letheon.model import precision
 from letheon.model.adapters import LoraSettings, attach_lora
-from letheon.model.loading import fingerprint, load_model, save_model
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import load_model, save_model
 from letheon.model.precision import Asked, ProductRates, choose_precision
 from letheon.model.targets import ALL_LINEAR
 from letheon.model.widening import product_dtype

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTok
 
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
 from letheon.model.codes import dequantised, matrix_shape, stored_bytes
-from letheon.model.loading import fingerprint, fingerprint_as_saved, load_model, save_model
+from letheon.model.fingerprint import fingerprint, fingerprint_as_saved
+from letheon.model.loading import load_model, save_model
 from letheon.model.lowrank import fused_adapters, is_plain
 from letheon.model.quantised_layers import QuantisedLinear
 from letheon.model.taking import computing_as_saved

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from letheon.cli.main import cli
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapters import LoraSettings, attach_lora
-from letheon.model.loading import fingerprint, load_config, load_model, save_model
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import load_config, load_model, save_model
 from letheon.model.shard_loading import check_sharding
 from letheon.model.shard_saving import write_sharded
 from letheon.model.sharding import group_of, is_sharded, state_of, whole

@@ -20,7 +20,8 @@ from letheon.data.sequences import tokenise_all
 from letheon.errors import MissingExtraError
 from letheon.evaluation.registry import read_results
 from letheon.model.adapters import LoraAdapter
-from letheon.model.loading import fingerprint, load_model
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import load_model
 from letheon.report.evidence import result_facts
 from letheon.report.files import read_run
 from letheon.settings import DialSettings, UnlearnSettings

@@ -1,6 +1,5 @@
 """Causal language models and tokenizers from a local folder or the Hugging Face hub, and back to a folder."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -38,7 +37,7 @@ from letheon.model.quantised_layers import dequantise_in_products, make_ordinary
 from letheon.model.saved import check_saved
 from letheon.model.shard_loading import Found, load_sharded
 from letheon.model.shard_saving import write_sharded
-from letheon.model.sharding import is_sharded, state_of
+from letheon.model.sharding import is_sharded
 from letheon.model.unexpected import check_unexpected
 from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
 from letheon.storage.files import replace_folder
@@ -100,28 +99,8 @@ def load_model(
         model = _load_sharded(source, config, loaded_in, device, trust_remote_code=trust_remote_code, note=note)
         return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
     is_quantised = quantise is not None or is_quantised_checkpoint(config)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=loaded_in,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            output_loading_info=True,
-            **(_quantised_loading(quantise, device) if is_quantised else {}),
-        )
-    except Exception as error:
-        raise _failure(source, f"{_EXPECTED}, got {_reason(error)}", error) from error
-    model, loading = loaded
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
-    _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
-    left_out = check_unexpected(model, loading["unexpected_keys"], source=source)
-    if left_out is not None:
-        note(left_out)
-    _check_finite(model, source=source)
-    fetch_companions(source)
-    model.eval()
+    how = _quantised_loading(quantise, device) if is_quantised else {}
+    model = _load_whole(source, loaded_in, how, trust_remote_code=trust_remote_code, note=note)
     if is_quantised:
         dequantise_in_products(model)
         if dequantise:
@@ -134,6 +113,36 @@ def load_model(
     if not is_quantised:  # it lies where it was quantised
         move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
+
+
+def _load_whole(
+    source: str, dtype: torch.dtype, how: dict[str, Any], *, trust_remote_code: bool, note: Callable[[str], None]
+) -> PreTrainedModel:
+    """The model as transformers loads it, once it is seen that its weights are all there and finite."""
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+            **how,
+        )
+    except Exception as error:
+        raise _failure(source, f"{_EXPECTED}, got {_reason(error)}", error) from error
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
+    _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
+    left_out = check_unexpected(model, loading["unexpected_keys"], source=source)
+    if left_out is not None:
+        note(left_out)
+    _check_finite(model, source=source)
+    fetch_companions(source)
+    model.eval()
+    return model
 
 
 def _load_sharded(
@@ -266,7 +275,11 @@ def _check_finite(model: PreTrainedModel, *, source: str) -> None:
     """Refuse weights with NaN or infinite values."""
     for name, tensor in model.state_dict().items():
         # The sum is finite where all values are, and takes no memory of the tensor's size.
-        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite() and not _is_finite(tensor):
+        if (
+            tensor.is_floating_point()
+            and not tensor.sum(dtype=torch.float32).isfinite()
+            and not tensor.isfinite().all()
+        ):
             raise ModelError(
                 f"{source}: the weights of {name} are not all finite (NaN or infinity); the checkpoint is broken, "
                 f"give an earlier one"
@@ -298,10 +311,6 @@ def _check_complete(
 
 def _size(shape: Collection[int]) -> str:
     return " by ".join(map(str, shape))
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def move_model(model: nn.Module, device: str | None) -> None:
@@ -374,34 +383,6 @@ def _name_dtype(model: PreTrainedModel, path: Path) -> None:
     if widened is not None:
         config = {**json.loads(path.read_text(encoding="utf-8")), "dtype": str(widened.stored).removeprefix("torch.")}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Return the sha256 of the model's configuration and weights as they are in memory, adapters left out."""
-    return _digest(model.config, state_of(model), is_widened=widening_of(model) is not None)
-
-
-def fingerprint_as_saved(
-    model: PreTrainedModel, state: Mapping[str, Tensor], folder: Path, *, trust_remote_code: bool = False
-) -> str:
-    """Return what `fingerprint` finds of a model that was saved to `folder` with the weights of `state`."""
-    config = load_config(str(folder), trust_remote_code=trust_remote_code)
-    return _digest(config, state, is_widened=widening_of(model) is not None)
-
-
-@torch.no_grad()
-def _digest(config: PreTrainedConfig, state: Mapping[str, Any], *, is_widened: bool) -> str:
-    plain = config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        plain.pop(name, None)
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
-    if is_widened:
-        digest.update(b"widened")  # a model without norms and biases lies in memory as one in bfloat16 does
-    for name in sorted(name for name in state if ".lora_" not in name):
-        tensor = state[name]
-        digest.update(f"{name.replace('.base_layer', '')} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _failure(source: str, what: str, error: Exception) -> ModelError:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from letheon.evaluation.outputs import check_no_other_scores
 from letheon.evaluation.rescoring import write_evaluation
-from letheon.model.loading import fingerprint, load_config, load_model, stored_dtype
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import load_config, load_model, stored_dtype
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import described
 from letheon.processes import here, in_turn, on_first

@@ -16,7 +16,8 @@ from letheon.evaluation.in_form import AskedForm
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import write_evaluation
 from letheon.model.adapters import LoraAdapter
-from letheon.model.loading import LoadedModel, fingerprint, fingerprint_as_saved, load_model
+from letheon.model.fingerprint import fingerprint, fingerprint_as_saved
+from letheon.model.loading import LoadedModel, load_model
 from letheon.model.quantised_layers import quantised_layers
 from letheon.model.taking import computing_as_saved, take_saved_weights
 from letheon.model.widening import product_dtype, widening_of

@@ -20,7 +20,8 @@ from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.companions import local_folder
-from letheon.model.loading import LoadedModel, fingerprint
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import LoadedModel
 from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method

@@ -15,7 +15,8 @@ from letheon.engine.paths import build_engine
 from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
-from letheon.model.loading import LoadedModel, fingerprint, load_model
+from letheon.model.fingerprint import fingerprint
+from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.methods import Method
 from letheon.settings import DialSettings, UnlearnSettings
 from letheon.signals import finishing
