@@ -163,6 +163,14 @@ def _unreachable(**_: object) -> None:
     raise OSError("no route")
 
 
+def test_a_file_of_other_columns_is_told_by_them(tmp_path: Path) -> None:
+    write(tmp_path / "full.jsonl", [{"prompt": "Who?", "response": "Tam"}])
+    with pytest.raises(
+        DataError, match=r"line 1: expected a column 'question' as .*, found 'prompt', 'response'; give"
+    ):
+        read_set(tmp_path, "full")
+
+
 def test_hashes_do_not_depend_on_the_format(tmp_path: Path) -> None:
     found = read_set(write_tofu(tmp_path), "forget10_perturbed")
     rows = [json.loads(line) for line in (tmp_path / "forget10_perturbed.jsonl").read_text().splitlines()]

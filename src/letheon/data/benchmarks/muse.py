@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.data.benchmarks.columns import text_in
 from letheon.data.benchmarks.downloading import Download, download_from_hub
-from letheon.data.records import Record, check_text, open_records
+from letheon.data.records import Record, open_records
 from letheon.data.rows import Row, Rows
 from letheon.errors import DataError, nearest
 from letheon.settings.suites import SuiteFiles
@@ -121,7 +122,7 @@ def _pairs(root: Path, name: str, prompt: str, answer: str) -> Rows:
     rows: list[Row] = []
     lines: list[int] = []
     for number, where, record in _records(path):
-        asked, said = (check_text(record.get(column), column, where) for column in (prompt, answer))
+        asked, said = (text_in(record, column, where) for column in (prompt, answer))
         rows.append(
             Row(f"row{len(rows) + 1}", asked, said, "default", "question" if prompt == "question" else "completion")
         )
@@ -132,7 +133,7 @@ def _pairs(root: Path, name: str, prompt: str, answer: str) -> Rows:
 
 
 def _texts(root: Path, name: str) -> tuple[str, ...]:
-    return tuple(check_text(record.get("text"), "text", where) for _, where, record in _records(_the_file(root, name)))
+    return tuple(text_in(record, "text", where) for _, where, record in _records(_the_file(root, name)))
 
 
 DOWNLOAD = Download(

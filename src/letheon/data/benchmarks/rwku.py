@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.data.benchmarks.columns import text_in
 from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.data.rows import Row, Rows
@@ -119,13 +120,13 @@ def _read(path: Path, name: str) -> list[_Probe]:
 
 
 def _probe(record: Record, where: str, line: int) -> _Probe:
-    query, answer, subject = (check_text(record.get(name), name, where) for name in ("query", "answer", "subject"))
+    query, answer, subject = (text_in(record, name, where) for name in ("query", "answer", "subject"))
     kind = check_text(record["type"], "type", where) if record.get("type") is not None else PLAIN
     return _Probe(Row("", query, answer, kind, "question"), line, subject)
 
 
 def _instruction(record: Record, where: str, line: int) -> _Probe:
-    instruction = check_text(record.get("instruction"), "instruction", where)
+    instruction = text_in(record, "instruction", where)
     output = check_text(record.get("output") or "", "output", where, may_be_empty=True)
     return _Probe(Row("", instruction, output.strip() or ANY, PLAIN, "completion"), line, "")
 

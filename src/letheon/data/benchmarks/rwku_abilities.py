@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from letheon.data.benchmarks.columns import text_in
 from letheon.data.benchmarks.rwku import file_of, root_of
 from letheon.data.benchmarks.wmdp import ChoiceQuestion, choice_question
 from letheon.data.records import Record, check_text, open_records
@@ -89,7 +90,7 @@ def read_abilities(folder: str | Path, subject: str | None = None) -> Abilities:
         path = file_of(root, FILES[name])
         return () if path is None else _read(path, make, subject)
 
-    texts = {name: read(name, lambda record, where: check_text(record.get("text"), "text", where)) for name in _TEXTS}
+    texts = {name: read(name, lambda record, where: text_in(record, "text", where)) for name in _TEXTS}
     return Abilities(
         read(GENERAL, _worked_choice),
         read(REASONING, _reasoning),
@@ -116,27 +117,27 @@ def _worked_choice(record: Record, where: str) -> WorkedChoice:
     if not isinstance(examples, list) or not all(isinstance(one, Mapping) for one in examples):
         raise DataError(f"{where}: expected a list of worked questions in 'examples', got {str(examples)[:60]!r}")
     worked = tuple(choice_question(dict(one), f"{where}, examples") for one in examples)
-    return WorkedChoice(check_text(record.get("task"), "task", where), choice_question(record, where), worked)
+    return WorkedChoice(text_in(record, "task", where), choice_question(record, where), worked)
 
 
 def _reasoning(record: Record, where: str) -> OpenQuestion:
     answer = record.get("answer")
     return OpenQuestion(
-        check_text(record.get("question"), "question", where),
+        text_in(record, "question", where),
         (check_text(answer, "answer", where),) if isinstance(answer, str) else _texts_of(answer, "answer", where),
-        check_text(record.get("cot"), "cot", where),
+        text_in(record, "cot", where),
         isinstance(answer, str),
     )
 
 
 def _fact(record: Record, where: str) -> OpenQuestion:
-    question = check_text(record.get("question"), "question", where)
+    question = text_in(record, "question", where)
     return OpenQuestion(question, _texts_of(record.get("answers"), "answers", where))
 
 
 def _truth(record: Record, where: str) -> TruthQuestion:
     single, several = (_statements(record.get(name), name, where) for name in ("mc1_targets", "mc2_targets"))
-    return TruthQuestion(check_text(record.get("question"), "question", where), single, several)
+    return TruthQuestion(text_in(record, "question", where), single, several)
 
 
 def _texts_of(found: object, column: str, where: str) -> tuple[str, ...]:

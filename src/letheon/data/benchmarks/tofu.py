@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.data.benchmarks.columns import text_in
 from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.data.rows import Row, Rows
@@ -131,7 +132,7 @@ def read_set(folder: Path, name: str) -> TofuSet:
     wrong: list[tuple[str, ...]] = []
     for number, record in records.entries:
         where = records.where(number)
-        question, answer = (check_text(record.get(name), name, where) for name in ("question", "answer"))
+        question, answer = (text_in(record, name, where) for name in ("question", "answer"))
         rows.append(Row(f"row{len(rows) + 1}", question, answer, "default", "question"))
         lines.append(number)
         if "paraphrased_answer" in record:

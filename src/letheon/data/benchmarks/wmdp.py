@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from letheon.data.benchmarks.columns import text_in
 from letheon.data.benchmarks.downloading import Download, download_from_hub
 from letheon.data.records import Record, check_text, open_records
 from letheon.errors import DataError
@@ -97,7 +98,7 @@ def choice_question(record: Record, where: str) -> ChoiceQuestion:
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < NUM_CHOICES:
         raise DataError(f"{where}: expected a number from 0 to 3 in 'answer', got {str(answer)[:60]!r}")
     texts = tuple(check_text(choice, "choices", where) for choice in choices)
-    return ChoiceQuestion(check_text(record.get("question"), "question", where), texts, answer)
+    return ChoiceQuestion(text_in(record, "question", where), texts, answer)
 
 
 DOWNLOAD = Download(
