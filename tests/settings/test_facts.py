@@ -74,7 +74,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     assert incidental == output | OF_SCORING | SuiteSettings.model_fields.keys()
     resumable = names_where(UnlearnSettings, lambda facts: facts.change is RESUMABLE)
     dial = {"dial", "dial_forget_budget", "dial_retain_budget", "dial_text_budget"}
-    assert resumable == {"time_limit_s", "template", "gradient_checkpointing", *dial}
+    assert resumable == {"time_limit_s", "template", "gradient_checkpointing", "shard", *dial}
     assert names_where(EvaluateSettings, lambda facts: facts.change is INCIDENTAL) == {"out"}
 
 
