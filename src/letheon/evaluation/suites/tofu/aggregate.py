@@ -225,4 +225,4 @@ def _told(sound: Sequence[Score]) -> str:
     told = [
         f"{s.variant_of.replace('_', ' ')} is {s.value:.3g}" for s in sound if s.is_headline and s.role == "aggregate"
     ]
-    return f"; with every token {' and '.join(told)} (scores that end in _{SOUND} in results.json)" if told else ""
+    return f"; with every token {' and '.join(told)} (scores whose names end in _{SOUND})" if told else ""
