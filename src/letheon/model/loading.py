@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from letheon.model.saved import check_saved
 from letheon.model.shard_loading import Found, load_sharded
 from letheon.model.shard_saving import write_sharded
 from letheon.model.sharding import is_sharded
-from letheon.model.unexpected import check_unexpected
+from letheon.model.unexpected import check_complete, check_unexpected
 from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
 from letheon.storage.files import replace_folder
 
@@ -135,7 +135,7 @@ def _load_whole(
     loading: dict[str, Any] = loaded[1]
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(f"{source}: {WHOLE_NOT_ADAPTER}")  # of a hub id this is known only now
-    _check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
+    check_complete(model, missing=loading["missing_keys"], mismatched=loading["mismatched_keys"], source=source)
     left_out = check_unexpected(model, loading["unexpected_keys"], source=source)
     if left_out is not None:
         note(left_out)
@@ -162,7 +162,7 @@ def _load_sharded(
                 f"{min(missing)}, got {min(unexpected)}; transformers converts such checkpoints as it loads them, so "
                 f"leave out --shard"
             )
-        _check_complete(model, missing=missing, mismatched=mismatched, source=source)
+        check_complete(model, missing=missing, mismatched=mismatched, source=source)
         left_out = check_unexpected(model, unexpected, source=source)
         if left_out is not None:
             note(left_out)
@@ -284,33 +284,6 @@ def _check_finite(model: PreTrainedModel, *, source: str) -> None:
                 f"{source}: the weights of {name} are not all finite (NaN or infinity); the checkpoint is broken, "
                 f"give an earlier one"
             )
-
-
-def _check_complete(
-    model: PreTrainedModel,
-    *,
-    missing: Collection[str],
-    mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
-    source: str,
-) -> None:
-    """Refuse weights that transformers initialised because the files do not have them."""
-    if mismatched:
-        name, there, wanted = min(mismatched)
-        raise ModelError(
-            f"{source}: the weights of {name} are {_size(there)}, the configuration says {_size(wanted)}; config.json "
-            f"and weights belong to different models; download the checkpoint again"
-        )
-    if missing:
-        names = sorted(missing)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ModelError(
-            f"{source}: the weights lack {', '.join(names[:3])}{more} of {type(model).__name__}, so they would be "
-            f"random; give a checkpoint of the whole language model, including its head"
-        )
-
-
-def _size(shape: Collection[int]) -> str:
-    return " by ".join(map(str, shape))
 
 
 def move_model(model: nn.Module, device: str | None) -> None:

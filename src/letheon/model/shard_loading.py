@@ -17,7 +17,7 @@ from letheon.model.companions import local_folder
 from letheon.model.precision import Asked
 from letheon.model.quantised import Quantise, is_quantised_checkpoint
 from letheon.model.sharding import Group, Part, shard
-from letheon.processes import place, said_by_all
+from letheon.processes import highest, place
 
 Found = tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]
 """Names that the files lack, that the model lacks, and whose shapes differ, with that of either."""
@@ -156,7 +156,7 @@ def _check_finite(groups: list[Group], names: Mapping[int, list[str]], source: s
     """Refuse weights with NaN or infinite values, in all processes if one finds any."""
     parts = [(group, part) for group in groups for part in group.parts]
     broken = next((n for n, (group, part) in enumerate(parts) if not _is_finite(group, part)), -1)
-    worst = max(said_by_all(broken))
+    (worst,) = highest(broken)
     if worst >= 0:
         (name, *_) = names[id(parts[worst][1].parameter)]
         raise ModelError(

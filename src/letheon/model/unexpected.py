@@ -1,8 +1,9 @@
-"""Weights that a checkpoint holds and its model does not: a mistake in config.json, or parts that are not used here.
+"""Weights that a checkpoint lacks, or that its model does not have: a mistake in config.json, or parts not used here.
 
-Transformers drops them all in silence. What would lie inside a part that the model has (a layer more, a bias) means
-that config.json is not the weights' own, and the model not the one that was trained. A part of its own (a value head, a
-vision tower, layers that predict several tokens ahead) can be left away, which is said.
+Transformers makes up the former and drops the latter, both in silence. What would lie inside a part that the model has
+(a layer more, a bias) means that config.json is not the weights' own, and the model not the one that was trained. A
+part of its own (a value head, a vision tower, layers that predict several tokens ahead) can be left away, which is
+said.
 """
 
 import re
@@ -19,6 +20,37 @@ _HARMLESS = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|(co
 _AHEAD = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 """How many layers behind the last one predict further tokens ahead."""
 _MOST_NAMED = 3
+
+
+def check_complete(
+    model: PreTrainedModel,
+    *,
+    missing: Collection[str],
+    mismatched: Collection[tuple[str, Collection[int], Collection[int]]],
+    source: str,
+) -> None:
+    """Refuse a model some of whose weights the files do not have, or have in another shape.
+
+    Raises:
+        ModelError: naming them.
+    """
+    if mismatched:
+        name, there, wanted = min(mismatched)
+        raise ModelError(
+            f"{source}: the weights of {name} are {_size(there)}, the configuration says {_size(wanted)}; config.json "
+            f"and weights belong to different models; download the checkpoint again"
+        )
+    if missing:
+        names = sorted(missing)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ModelError(
+            f"{source}: the weights lack {', '.join(names[:3])}{more} of {type(model).__name__}, so they would be "
+            f"random; give a checkpoint of the whole language model, including its head"
+        )
+
+
+def _size(shape: Collection[int]) -> str:
+    return " by ".join(map(str, shape))
 
 
 def check_unexpected(model: PreTrainedModel, unexpected: Collection[str], *, source: str) -> str | None:
