@@ -64,6 +64,7 @@ def values(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: lis
     return [sum(point.values) / len(rows) for point in found.points]
 
 
+@pytest.mark.slow
 def test_rows_that_are_known_are_read_from_the_states_and_unseen_ones_are_not(
     knows: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
