@@ -20,8 +20,17 @@ from running import events
 
 pytestmark = pytest.mark.slow
 
+OF_STEPS = (
+    "low-rank-npo, dropout",
+    "low-rank-npo, all linear layers",
+    "npo of logits, reverse KL",
+    "undial",
+    "idk-dpo",
+)
+"""Cases that read weights in different ways: schedules and weights of terms do not matter here."""
 ALL: dict[str, dict[str, Any]] = {
-    **{name: {**case, "adapt": "lora"} for name, case in CASES.items()},
+    **{name: CASES[name] for name in OF_STEPS},
+    "rmu, annealed": {**CASES["rmu, annealed"], "adapt": "lora"},
     "fewer rows than processes": {"batch_size": 2},
     "in pieces": {"max_batch_tokens": 60},
     "general text": {"general": "auto", "score_at": "1,2,3"},
