@@ -24,8 +24,7 @@ from letheon.training.tracking import Silent
 from letheon.unlearning import prepare
 from letheon.unlearning.planning import Machine, plan_run
 from letheon.unlearning.planning.estimate import OVERHEAD, WORKSPACE, Place
-from letheon.unlearning.populations import DivergedRun, groups_of, run_population, why_alone
-from letheon.unlearning.populations import run as population_run
+from letheon.unlearning.populations import DivergedRun, cohorts, groups_of, run_population, why_alone
 from letheon.unlearning.populations.loop import train_together
 from letheon.unlearning.populations.sizes import cohorts_of, num_at_once
 from letheon.unlearning.populations.step import MOST_TOKENS
@@ -396,7 +395,7 @@ def test_runs_that_do_not_fit_go_on_in_halves(given: dict[str, Any], monkeypatch
 
     changes = tuple({"seed": seed, "epochs": 1} for seed in range(3))
     expected = run_population(population_of(given, *changes, to="whole"))
-    monkeypatch.setattr(population_run, "train_together", tight)
+    monkeypatch.setattr(cohorts, "train_together", tight)
     found = run_population(population_of(given, *changes), observer=notes)
     assert sizes == [3, 1, 2]
     assert any("do not fit" in note for note in notes.notes)
