@@ -24,7 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import PreTrainedModel
 
+import letheon
+
 DEVICE = torch.device("lazy")
+_PACKAGE = Path(letheon.__file__).parent
+"""A folder above it, which may hold other packages, can have the same name."""
 _aten = torch.ops.aten
 _CROSSING = (_aten._to_copy.default, _aten.copy_.default)
 _SIZED_BY_VALUES = (
@@ -232,7 +236,7 @@ def _where() -> str:
     """The innermost line of the package, or of a test, that is running."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.name != Path(__file__).name and ("letheon" in path.parts or path.name.startswith("test_")):
+        if path.name != Path(__file__).name and (_PACKAGE in path.parents or path.name.startswith("test_")):
             return f"{path.name}:{frame.lineno}"
     return "?"
 

@@ -9,14 +9,15 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "letheon"
 
-BASE = {"errors", "storage", "progress", "signals", "processes", "devices", "settings"}
+BASE = {"errors", "storage", "progress", "signals", "launcher", "processes", "devices", "settings"}
 ALLOWED = {
     "errors": set(),
     "storage": {"errors"},
     "progress": {"storage"},
     "signals": set(),
-    "processes": {"errors", "signals"},
-    "devices": {"errors", "processes"},
+    "launcher": {"errors"},
+    "processes": {"errors", "launcher", "signals"},
+    "devices": {"errors", "launcher"},
     "endings": {"errors", "signals", "storage"},
     "settings": {"errors", "storage"},
     "recipes": {"errors", "settings"},

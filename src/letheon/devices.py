@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from letheon.errors import SettingsError
-from letheon.processes import place
+from letheon.launcher import place
 
 _SHARES_MEMORY = ("cpu", "mps")
 """Kinds of devices whose memory is the machine's own."""

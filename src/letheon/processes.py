@@ -15,12 +15,12 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from letheon.errors import EndedElsewhereError, LetheonError, ProcessError, SettingsError
+from letheon.errors import EndedElsewhereError, LetheonError, ProcessError
+from letheon.launcher import Place, place
 from letheon.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -36,21 +36,6 @@ _SIGNAL = "letheon/signal"
 """Where a process that a signal ends leaves its number for the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which of how many processes this one is."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    """Among those on this machine."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.rank == 0
-
-
 _alone = Place()
 _here: Place = _alone
 """The place while processes are joined and work together; alone before, after, and where one works for all."""
@@ -58,40 +43,6 @@ _joined: Place = _alone
 """The place while processes are joined, also where one works for all."""
 _serve: "Callable[[], None] | None" = None
 """What a process does for the others before it waits for them."""
-
-
-def is_launched() -> bool:
-    """Return whether a launcher started several processes."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def place() -> Place:
-    """Return the place that the launcher gave this process, whether or not processes are joined.
-
-    Raises:
-        SettingsError: the launcher's variables contradict one another or are incomplete.
-    """
-    if not is_launched():
-        return _alone
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
-        raise SettingsError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, so a launcher started several processes, but "
-            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start them with torchrun or "
-            f"accelerate launch, or unset WORLD_SIZE"
-        )
-    try:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    except ValueError as error:
-        raise SettingsError(
-            f"RANK, WORLD_SIZE and LOCAL_RANK: expected whole numbers ({error}); start the processes with torchrun or "
-            f"accelerate launch"
-        ) from error
-    if not 0 <= rank < size:
-        raise SettingsError(f"RANK: expected 0 to {size - 1} of WORLD_SIZE {size}, got {rank}; see how it is launched")
-    return Place(rank, size, local_rank)
 
 
 def here() -> Place:
@@ -163,19 +114,6 @@ def silent_unless_first() -> Iterator[None]:
         return
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-def check_alone(command: str) -> None:
-    """Refuse to be one of several processes.
-
-    Raises:
-        SettingsError: a launcher started more than one.
-    """
-    size = place().size
-    if size > 1:
-        raise SettingsError(
-            f"{command} runs in one process, but the launcher started {size} (WORLD_SIZE); start it without a launcher"
-        )
 
 
 def shared(

@@ -7,10 +7,10 @@ from typing import Any
 
 from letheon.data.benchmarks.lume import read_sets
 from letheon.errors import OutputError
+from letheon.launcher import check_alone
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.loading import LoadedModel, load_config, load_tokenizer, save_model
 from letheon.model.quantised import check_not_quantised
-from letheon.processes import check_alone
 from letheon.recipes import recipe_settings
 from letheon.settings import UnlearnSettings
 from letheon.storage.files import replace_folder

@@ -52,6 +52,15 @@ def test_it_computes_what_the_whole_model_computes(
     }
 
 
+def test_weights_that_would_be_widened_become_float32(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    save_model(tiny_model("olmo", tokenizer).half(), tokenizer, tmp_path / "model")
+    ours, plain = (
+        load_model(str(tmp_path / "model"), dtype="auto", shard=it, device="cpu").model for it in (True, False)
+    )
+    assert (ours.dtype, plain.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(ours(IDS).logits, plain(IDS).logits)
+
+
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_layers_embeddings_and_head_lie_in_shares(
     is_tied: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

@@ -15,7 +15,8 @@ from letheon.data.packing import pack
 from letheon.data.sequences import TokenSequence
 from letheon.devices import check_device
 from letheon.errors import SettingsError
-from letheon.processes import Place, added, from_first, highest, in_turn, place, shared, shares_by_size
+from letheon.launcher import Place, place
+from letheon.processes import added, from_first, highest, in_turn, shared, shares_by_size
 from letheon.training.randomness import dropped_by_row
 from letheon.training.together import add_up
 

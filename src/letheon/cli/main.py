@@ -17,7 +17,8 @@ from letheon.cli.method_help import MethodCommand
 from letheon.cli.study import study
 from letheon.endings import Ending, run_to_end
 from letheon.errors import without_secrets
-from letheon.processes import check_alone, is_launched, silent_unless_first
+from letheon.launcher import check_alone, is_launched
+from letheon.processes import silent_unless_first
 from letheon.progress import open_display
 from letheon.settings import (
     DemoSettings,

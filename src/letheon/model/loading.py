@@ -155,6 +155,7 @@ def _load_sharded(
     note: Callable[[str], None],
 ) -> PreTrainedModel:
     def check(model: PreTrainedModel, found: Found) -> None:
+        """Refuse weights that are not the model's."""
         missing, unexpected, mismatched = found
         if missing and unexpected:
             raise ModelError(

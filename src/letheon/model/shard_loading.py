@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from letheon.errors import ModelError, SettingsError
+from letheon.launcher import place
 from letheon.model.checkpoint_files import weight_files
 from letheon.model.companions import local_folder
 from letheon.model.precision import Asked
 from letheon.model.quantised import Quantise, is_quantised_checkpoint
 from letheon.model.sharding import Group, Part, shard
-from letheon.processes import highest, place
+from letheon.processes import highest
 
 Found = tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]
 """Names that the files lack, that the model lacks, and whose shapes differ, with that of either."""
@@ -69,7 +70,7 @@ def check_sharding(config: PreTrainedConfig, *, dtype: Asked, quantise: Quantise
     if place().size == 1:
         raise SettingsError(
             "shard: expected several processes to keep a share of the weights each, got one; start them by torchrun "
-            "--nproc-per-node N -m letheon ..., or leave out --shard"
+            "--nproc-per-node N -m letheon ..., or leave out --shard (in a file of settings: shard: false)"
         )
     if quantise is not None or is_quantised_checkpoint(config):
         raise SettingsError(

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from letheon.launcher import Place
 from letheon.model.layers import decoder_layers
-from letheon.processes import Place, among_all, exchange, said_by_all, serve_while_waiting
+from letheon.processes import among_all, exchange, said_by_all, serve_while_waiting
 
 _MARK = "_letheon_group"
-_ALIGNMENT = 16
-"""Bytes: where a tensor begins in its group, and of what a share is a multiple."""
+_ALIGNMENT = 64
+"""Bytes: where a tensor begins in its group, and of what a share is a multiple. It is that of tensors of their own:
+products round otherwise at other addresses."""
 _NO_GROUP = -1
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from letheon.launcher import check_alone
 from letheon.model.adapted import Adapted
 from letheon.model.loading import LoadedModel, load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
-from letheon.processes import check_alone, from_first, here, in_turn, on_first
+from letheon.processes import from_first, here, in_turn, on_first
 from letheon.settings import UnlearnSettings
 from letheon.signals import finishing, heed_signals
 from letheon.storage.cache import default_cache_dir

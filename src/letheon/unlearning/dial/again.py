@@ -143,7 +143,8 @@ def _settings(values: Mapping[str, Any], changes: Mapping[str, Any]) -> UnlearnS
 
 def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
     settings, method = run.settings, method_of(run.settings)
-    settings, inputs = read(settings, method, note=observer.note)
+    # The run may have had several processes; this is one, which holds all weights.
+    settings, inputs = read(settings.model_copy(update={"shard": False}), method, note=observer.note)
     _check_same(run, inputs_read(inputs))
     loaded, adapted = _loaded(run, observer, inputs=inputs)
     engine = build_engine(

@@ -8,9 +8,9 @@ from letheon.data.packing import join, probe_of
 from letheon.data.probing import Known
 from letheon.engine.population import populate
 from letheon.errors import DivergenceError, ModelError, SettingsError
+from letheon.launcher import check_alone
 from letheon.model.adapters import LoraAdapter
 from letheon.model.loading import load_model
-from letheon.processes import check_alone
 from letheon.settings import UnlearnSettings
 from letheon.signals import heed_signals
 from letheon.storage.cache import default_cache_dir
