@@ -7,17 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import bench.real_checkpoint as real_checkpoint
-import bench.real_plain as real_plain
+import bench.real.checkpoint as real_checkpoint
+import bench.real.plain as real_plain
 import pytest
 import torch
-from bench.real import REAL, _parse, _plan, main
-from bench.real_ask import ask_text, is_right
-from bench.real_checkpoint import CheckpointError, make_checkpoint
-from bench.real_inputs import real_lume
-from bench.real_rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice
-from bench.real_stages import StageError, Stages
-from bench.real_table import numbers_table
+from bench.real.__main__ import _parse, _plan, main
+from bench.real.ask import ask_text, is_right
+from bench.real.checkpoint import CheckpointError, make_checkpoint
+from bench.real.inputs import real_lume
+from bench.real.plan import REAL
+from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice
+from bench.real.stages import StageError, Stages
+from bench.real.table import numbers_table
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -82,7 +83,7 @@ def test_an_answer_is_right_if_it_holds_the_word() -> None:
 def test_the_loss_of_text_is_the_mean_over_windows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.real_ask._WINDOW_TOKENS", 8)
+    monkeypatch.setattr("bench.real.ask._WINDOW_TOKENS", 8)
     path = tmp_path / "text.txt"
     path.write_text("The ship and the lighthouse are old, the village is not. Bees like the river.")
     ids = tokenizer(path.read_text()).input_ids[:17]

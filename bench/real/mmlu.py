@@ -1,6 +1,6 @@
 """MMLU by likelihood, on an even sample of its questions.
 
-python -m bench.real_mmlu --model DIR --mmlu DIR --questions N --shots N --json FILE
+python -m bench.real.mmlu --model DIR --mmlu DIR --questions N --shots N --json FILE
 """
 
 import argparse

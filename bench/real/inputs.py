@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.real_checkpoint import make_checkpoint
-from bench.real_rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice
+from bench.real.checkpoint import make_checkpoint
+from bench.real.rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice
 from letheon.data.benchmarks import synthetic
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents, write_rows

@@ -1,6 +1,6 @@
 """What one model says and what text costs it: its rows in their form, questions in chat, the loss of a file.
 
-python -m bench.real_ask --model DIR --before DIR --forget FILE --retain FILE --template FORM --text FILE --json FILE
+python -m bench.real.ask --model DIR --before DIR --forget FILE --retain FILE --template FORM --text FILE --json FILE
 """
 
 import argparse
@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from bench.real_rows import CHAT_QUESTIONS, ChatQuestion
+from bench.real.rows import CHAT_QUESTIONS, ChatQuestion
 from letheon.data.rows import Row, read_rows
 from letheon.data.sequences import TokenSequence, text_ids, tokenise_all
 from letheon.evaluation.fluency import Said, answer_losses, fluency

@@ -1,6 +1,6 @@
 """The authors' step, written plainly (bench/plain.py), for as many epochs as asked, on a checkpoint and its rows.
 
-python -m bench.real_plain --model DIR --forget FILE --retain FILE --template FORM --out DIR
+python -m bench.real.plain --model DIR --forget FILE --retain FILE --template FORM --out DIR
 """
 
 import argparse

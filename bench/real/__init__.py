@@ -1,0 +1,1 @@
+"""The experiment on a real language model (`python -m bench.real`)."""

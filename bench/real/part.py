@@ -1,0 +1,167 @@
+"""One part of `bench.real`: a target, the models that are made of it, and their scores, each by a stage of its own."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.real.inputs import PartFiles, World
+from bench.real.plan import Plan, Settings
+from bench.real.stages import Cost, Made, Stages
+from letheon.data.rows import hash_rows, read_rows
+from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.lume.results import LumeResults
+from letheon.scores.numbers import membership_score
+from letheon.storage.fingerprints import hash_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PartJob:
+    """One part: a target, the models that are made of it, and their scores."""
+
+    out: Path
+    part: str
+    world: World
+    files: PartFiles
+    plan: Plan
+    skipped: frozenset[str]
+
+    def models(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the name of each model and all that was measured of it: as it came, memorised, and unlearned."""
+        checkpoint = Made(self.world.checkpoint, str(hash_checkpoint(self.world.checkpoint)), Cost(0.0, 0.0, 0))
+        yield "as it came", self._measured(checkpoint, checkpoint)
+        target = self._memorised(checkpoint)
+        yield "memorised", {**_how(self.plan.memorize, target), **self._measured(target, target)}
+        variants = {"ours": self.plan.ours, "ours, with refusals": {**self.plan.ours, "instead": "refusal"}}
+        for name, settings in variants.items():
+            if name == "ours" or "refusals" not in self.skipped:
+                ours = self._ours(target, settings)
+                measured = self._measured(replace(ours, path=ours.path / "model"), target)
+                yield name, {**_how(settings, ours), **measured}
+        if "plain" not in self.skipped:
+            plain = self._plain(target)
+            yield "the authors' step", {**_how(self.plan.plain, plain), **self._measured(plain, target)}
+
+    @property
+    def _stages(self) -> Stages:
+        return Stages(self.out / self.part)
+
+    @property
+    def _rows(self) -> list[str]:
+        return [hash_rows(read_rows(path)) for path in (self.files.forget, self.files.retain)]
+
+    @property
+    def _row_flags(self) -> list[object]:
+        return ["--forget", self.files.forget, "--retain", self.files.retain, "--template", self.files.template]
+
+    def _memorised(self, checkpoint: Made) -> Made:
+        settings = self.plan.memorize
+        return self._stages.make(
+            "target",
+            [checkpoint.key, self._rows, settings],
+            lambda out: [
+                *("letheon", "memorize", "--model", checkpoint.path, "--template", self.files.template),
+                *("--rows", self.files.forget, self.files.retain, "--text", self.world.text),
+                *_flags(settings), "--out", out,
+            ],
+        )  # fmt: skip
+
+    def _ours(self, target: Made, settings: Settings) -> Made:
+        files = self.files
+        holdout = ["--holdout", files.holdout, "--holdout-task", files.holdout_task] if files.holdout else []
+        return self._stages.make(
+            "ours",
+            [target.key, self._rows, settings, bool(holdout)],
+            lambda out: [
+                *("letheon", "unlearn", "--no-evaluate", "--model", target.path, *self._row_flags, *holdout),
+                *_flags(settings), "--cache-dir", self.out / "cache",
+                *("--out", out, *(["--resume"] if out.exists() else [])),
+            ],
+            resumes=True,
+        )  # fmt: skip
+
+    def _plain(self, target: Made) -> Made:
+        settings = self.plan.plain
+        return self._stages.make(
+            "plain",
+            [target.key, self._rows, settings],
+            lambda out: [
+                *("bench.real.plain", "--model", target.path, *self._row_flags, *_flags(settings), "--out", out)
+            ],
+        )
+
+    def _measured(self, model: Made, before: Made) -> dict[str, Any]:
+        """Return the scores of a model; `before` says how fluent its answers are."""
+        asked = self._asked(model, before)
+        found = {**json.loads(asked.path.read_text(encoding="utf-8")), "asking_cost": asdict(asked.cost)}
+        if "mmlu" not in self.skipped:
+            mmlu = self._mmlu(model)
+            found |= {"mmlu": json.loads(mmlu.path.read_text(encoding="utf-8")), "mmlu_cost": asdict(mmlu.cost)}
+        if self.files.members is not None and "official" not in self.skipped:
+            official = self._official(model)
+            found["official"] = _official_numbers(official.path / "results.json", found.get("mmlu"))
+            found["official_cost"] = asdict(official.cost)
+        return found
+
+    def _asked(self, model: Made, before: Made) -> Made:
+        settings = self.plan.ask
+        return self._stages.make(
+            "asked",
+            [model.key, before.key, self._rows, settings],
+            lambda out: [
+                *("bench.real.ask", "--model", model.path, "--before", before.path, *self._row_flags),
+                *("--text", self.world.unseen_text, *_flags(settings), "--json", out),
+            ],
+        )
+
+    def _mmlu(self, model: Made) -> Made:
+        settings = self.plan.mmlu
+        return Stages(self.out / "mmlu").make(
+            "mmlu",
+            [model.key, settings],
+            lambda out: [
+                *("bench.real.mmlu", "--model", model.path, "--mmlu", self.world.mmlu),
+                *(*_flags(settings), "--json", out),
+            ],
+        )
+
+    def _official(self, model: Made) -> Made:
+        files = self.files
+        return self._stages.make(
+            "official",
+            [model.key, self._rows],
+            lambda out: [
+                *("letheon", "evaluate", "--model", model.path, *self._row_flags),
+                *("--members", files.members, "--nonmembers", files.nonmembers, "--out", out),
+            ],
+        )
+
+
+def _how(settings: Settings, made: Made) -> dict[str, Any]:
+    """Return how a model was made and what that cost."""
+    return {"settings": dict(settings), "cost": asdict(made.cost)}
+
+
+def _official_numbers(path: Path, mmlu: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return task aggregate, membership and, where MMLU was asked, the mean of the three, as the official final score.
+
+    The official final score asks all of MMLU; this one takes the questions that were asked.
+    """
+    results = LumeResults.of(read_results(path))
+    membership = results.mia
+    score = None if membership is None else membership_score(membership.auc)
+    parts = [results.task_aggregate, score, None if mmlu is None else mmlu["accuracy"]]
+    known = [value for value in parts if value is not None]
+    return {
+        "task_aggregate": results.task_aggregate,
+        "task_terms": results.task_terms,
+        "membership_auc": None if membership is None else membership.auc,
+        "membership_auc_interval": None if membership is None else list(membership.auc_interval),
+        "membership_score": score,
+        "final": sum(known) / len(parts) if len(known) == len(parts) else None,
+    }
+
+
+def _flags(settings: Settings) -> list[object]:
+    return [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
