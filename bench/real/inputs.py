@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.real.checkpoint import make_checkpoint
-from bench.real.rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice
+from bench.real.rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice, other_records
 from letheon.data.benchmarks import synthetic
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, read_documents, write_rows
@@ -20,6 +20,9 @@ _CHAT = (
     "{% for message in messages %}<{{ message['role'] }}>\n{{ message['content'] }}<|endoftext|>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
+
+
+PLACEBOS_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class PartFiles:
     holdout: Path | None = None
     """Documents that neither the model nor the attack holds, from which a run chooses."""
     holdout_task: str | None = None
+    placebos: Path | None = None
+    """Rows like those to forget that no model saw, for an audit."""
 
 
 def real_world(data: Path, checkpoint: Path | None, folder: Path) -> World:
@@ -86,7 +91,11 @@ def real_lume(data: Path, folder: Path, *, num_rows: int, num_holdout: int) -> P
 
 def request(folder: Path, *, num_records: int, seed: int = 0) -> PartFiles:
     """Write the customer records, asked for in chat."""
-    return PartFiles(*_rows(folder, customer_records(num_records, seed=seed)), template="chat")
+    records = customer_records(num_records, seed=seed)
+    forget, retain = _rows(folder, records)
+    placebos = folder / "placebos.jsonl"
+    write_rows(other_records(PLACEBOS_A_ROW * num_records, records, seed=seed + 1), placebos)
+    return PartFiles(forget, retain, template="chat", placebos=placebos)
 
 
 def small_world(folder: Path) -> World:

@@ -1,17 +1,21 @@
 """One part of `bench.real`: a target, the models that are made of it, and their scores, each by a stage of its own."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.audits import audited_cells
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
-from bench.real.stages import Cost, Made, Stages
+from bench.real.stages import Cost, Made, Stages, fingerprint_of
+from bench.real.table import AUDITED
 from letheon.data.rows import hash_rows, read_rows
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults
+from letheon.scores.audits import read_audit
 from letheon.scores.numbers import membership_score
 from letheon.storage.fingerprints import hash_checkpoint
 
@@ -37,11 +41,14 @@ class PartJob:
         for name, settings in variants.items():
             if name == "ours" or "refusals" not in self.skipped:
                 ours = self._ours(target, settings)
-                measured = self._measured(replace(ours, path=ours.path / "model"), target)
-                yield name, {**_how(settings, ours), **measured}
+                model = replace(ours, path=ours.path / "model")
+                yield name, {**_how(settings, ours), **self._measured(model, target), **self._attacked(model, target)}
         if "plain" not in self.skipped:
             plain = self._plain(target)
-            yield "the authors' step", {**_how(self.plan.plain, plain), **self._measured(plain, target)}
+            yield (
+                "the authors' step",
+                {**_how(self.plan.plain, plain), **self._measured(plain, target), **self._attacked(plain, target)},
+            )
 
     @property
     def _stages(self) -> Stages:
@@ -103,6 +110,35 @@ class PartJob:
             found["official"] = _official_numbers(official.path / "results.json", found.get("mmlu"))
             found["official_cost"] = asdict(official.cost)
         return found
+
+    def _attacked(self, model: Made, before: Made) -> dict[str, Any]:
+        """Return what an audit of an unlearned model found, where there are placebo rows for it."""
+        if self.files.placebos is None or "audit" in self.skipped:
+            return {}
+        audit = self._audit(model, before, self.files.placebos)
+        found = read_audit(audit.path / "audit" / "results.json")
+        cells = dict(zip(AUDITED, audited_cells(found), strict=True))
+        return {"audit": {**cells, "reason": found.reason}, "audit_cost": asdict(audit.cost)}
+
+    def _audit(self, model: Made, before: Made, placebos: Path) -> Made:
+        settings = self.plan.audit
+        made_from = [before.key, self._rows, hash_rows(read_rows(placebos)), settings]
+        shared = self.out / self.part / f"outcomes-{fingerprint_of(made_from)}.json"
+
+        def command(out: Path) -> list[object]:
+            # What attacks found on the model before and on the one that hides holds for all audits.
+            if shared.exists() and not (out / "audit").exists():
+                (out / "audit").mkdir(parents=True)
+                shutil.copy(shared, out / "audit")
+            return [
+                *("letheon", "audit", "--model", model.path, "--before", before.path, *self._row_flags),
+                *("--holdout", placebos, *_flags(settings), "--out", out),
+            ]
+
+        audit = self._stages.make("audit", [model.key, *made_from], command, resumes=True)
+        if not shared.exists():
+            shutil.copy(audit.path / "audit" / "outcomes.json", shared)
+        return audit
 
     def _asked(self, model: Made, before: Made) -> Made:
         settings = self.plan.ask

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from bench.audits import ATTACKS
+
 Settings = Mapping[str, object]
 
 
@@ -15,6 +17,7 @@ class Plan:
     plain: Settings
     ask: Settings
     mmlu: Settings
+    audit: Settings
     num_lume_rows: int
     """Rows of each side."""
     num_records: int
@@ -40,6 +43,7 @@ REAL = Plan(
     plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 14},
     ask={"text_tokens": 16384, "max_new_tokens": 96},
     mmlu={"questions": 500, "shots": 5},
+    audit={"attacks": ",".join(ATTACKS), "samples": 8},
     num_lume_rows=48,
     num_records=20,
     num_holdout=24,
@@ -52,6 +56,7 @@ SMALL = replace(
     plain={**REAL.plain, "learning_rate": 5e-3, "epochs": 8},
     ask={"text_tokens": 1024, "max_new_tokens": 48},
     mmlu={"questions": 8, "shots": 1},
+    audit={"attacks": "extraction-strength,quantisation"},
     num_records=4,
 )
 """Of a model that is made on the spot."""

@@ -50,6 +50,17 @@ class Sides:
     retain: Sequence[Row]
 
 
+def other_records(num_records: int, known: Sides, *, seed: int) -> list[Row]:
+    """Return records like those of both sides, of people who are in neither.
+
+    Raises:
+        ValueError: there are not so many names.
+    """
+    taken = {row.prompt for row in (*known.forget, *known.retain)}
+    made = customer_records(len(taken) + num_records, seed=seed)
+    return [row for row in (*made.forget, *made.retain) if row.prompt not in taken][:num_records]
+
+
 def customer_records(num_each: int, *, seed: int = 0) -> Sides:
     """Return `num_each` records to remove and as many to keep, each asked for in one sentence.
 

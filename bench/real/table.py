@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bench.audits import COLUMNS
 from letheon.report.tables import Table, to_markdown
 
 Numbers = Mapping[str, Any]
@@ -28,14 +29,20 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
 )
 """Heading, where the number is, its form and its unit."""
 
+AUDITED = ("given without an attack", *COLUMNS.values(), "verdict", "by")
+"""What an audit found, as `bench.audits.audited_cells` gives it."""
 _MOST_CHARACTERS = 160
 
 
 def report(parts: Mapping[str, Mapping[str, Numbers]]) -> str:
     """Return all parts as Markdown."""
-    return "\n".join(
-        f"## {part}\n\n{to_markdown(numbers_table(part, models))}\n{said(models)}" for part, models in parts.items()
-    )
+    return "\n".join(f"## {part}\n\n{_part(part, models)}" for part, models in parts.items())
+
+
+def _part(part: str, models: Mapping[str, Numbers]) -> str:
+    attacks = attacks_table(part, models)
+    tables = [numbers_table(part, models), *([attacks] if attacks.rows else [])]
+    return "\n".join([*map(to_markdown, tables), said(models)])
 
 
 def numbers_table(part: str, models: Mapping[str, Numbers]) -> Table:
@@ -46,6 +53,14 @@ def numbers_table(part: str, models: Mapping[str, Numbers]) -> Table:
         for name, found in models.items()
     )
     return Table(f"Part {part}", ("model", *(heading for heading, *_ in shown)), rows)
+
+
+def attacks_table(part: str, models: Mapping[str, Numbers]) -> Table:
+    """Return a row for each model that was attacked."""
+    rows = tuple(
+        (name, *(found["audit"][column] for column in AUDITED)) for name, found in models.items() if "audit" in found
+    )
+    return Table(f"Part {part}, attacked", ("model", *AUDITED), rows)
 
 
 def said(models: Mapping[str, Numbers]) -> str:

@@ -1,6 +1,7 @@
 """The experiment on a real model: its rows, its stages and tables, and all of it on a tiny model."""
 
 import json
+import re
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -16,9 +17,9 @@ from bench.real.ask import ask_text, is_right
 from bench.real.checkpoint import CheckpointError, make_checkpoint
 from bench.real.inputs import real_lume
 from bench.real.plan import REAL
-from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice
+from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice, other_records
 from bench.real.stages import StageError, Stages
-from bench.real.table import numbers_table
+from bench.real.table import AUDITED, attacks_table, numbers_table
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -151,6 +152,22 @@ def test_the_table_has_a_column_for_each_number_that_some_model_has() -> None:
     table = numbers_table("request", models)
     assert table.columns == ("model", "forget recall", "text loss", "wall s", "peak MiB")
     assert table.rows == (("before", "1.000", "3.581", "", ""), ("after", "0.250", "3.600", "61", "3"))
+
+
+def test_models_that_were_attacked_have_a_table_of_their_own() -> None:
+    cells = {name: f"{place}" for place, name in enumerate(AUDITED)}
+    models = {"before": {}, "after": {"audit": {**cells, "reason": "why"}}}
+    table = attacks_table("request", models)
+    assert table.columns == ("model", *AUDITED)
+    assert table.rows == (("after", *cells.values()),)
+
+
+def test_placebo_records_are_of_people_in_neither_side() -> None:
+    known = customer_records(20)
+    others = other_records(60, known, seed=1)
+    assert len({row.prompt for row in others}) == 60
+    assert not {row.prompt for row in others} & {row.prompt for row in (*known.forget, *known.retain)}
+    assert all(re.fullmatch(r".* lives at \d+ .* under account \d{6}\.", row.answer) for row in others)
 
 
 def test_what_is_missing_for_the_checkpoint_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,8 @@ def test_commands_in_a_log_say_what_they_are_at(
     run += ["--no-evaluate"]
     expected = {
         (*run, "--trackers", ""): [
-            "reference pass 6/6",
+            "writing general text ",
+            "reference pass ",
             "step 1/2, loss ",
             "scoring 6/6",
             "epoch 1: ",

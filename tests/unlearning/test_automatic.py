@@ -1,6 +1,7 @@
 """The course that finds its own learning rate and end: phases worked by hand, and a run that reaches its goals."""
 
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,13 @@ def settings(**changes: object) -> UnlearnSettings:
     return resolve_settings(UnlearnSettings.of(given))
 
 
-def course(num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0)) -> AutomaticCourse:
+def course(
+    num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0), general: tuple[str, ...] = ()
+) -> AutomaticCourse:
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
     given = settings(epochs=num_epochs)
-    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",))
+    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",), general)
 
 
 def history(*found: tuple[float, float]) -> list[StateScore]:
@@ -83,6 +86,22 @@ def test_the_rate_doubles_until_the_rows_are_being_forgotten_fast_enough() -> No
 def test_the_rate_rises_to_a_limit() -> None:
     found = history(*[(1.0, 1.0)] * 9)
     assert course().learning_rate(90, found) == pytest.approx(32e-3)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        recalls(20, 0.97, 1.0, match=1.0),  # rows are being forgotten
+        recalls(20, 1.0, 1.0, match=0.97),
+        replace(still := recalls(20, 1.0, 1.0, match=1.0), values={**still.values, "general_kl": 0.03}),
+    ],
+)
+def test_the_model_is_held_on_general_text_once_it_moves(moved: StateScore) -> None:
+    held = course(general=("general_kl",))
+    found = [recalls(10, 0.99, 1.0, match=1.0)]
+    assert held.factors([]) == held.factors(found) == {"npo": 1.0, "general_kl": 0.0}
+    assert held.factors([*found, moved]) == {"npo": 1.0, "general_kl": 1.0}
+    assert held.factors([*found, moved, recalls(30, 1.0, 1.0, match=1.0)])["general_kl"] == 1.0
 
 
 def test_the_first_damage_halves_the_rate_which_then_rises_slowly() -> None:
@@ -262,5 +281,6 @@ def test_lighter_forget_terms_count_less_in_the_loss(given: dict[str, Any], monk
     monkeypatch.setattr(AutomaticCourse, "factors", lambda course, history: dict.fromkeys(course.forget_terms, 0.25))
     run(given, epochs=2)
     for step in events(given["out"], "step"):
-        npo, nll, kl = (step["terms"][name] or 0.0 for name in ("npo", "retain_nll", "retain_kl"))
-        assert step["loss"] == pytest.approx(0.25 * npo + nll + 0.5 * kl)
+        names = ("npo", "retain_nll", "retain_kl", "general_kl")
+        npo, nll, kl, general_kl = (step["terms"][name] or 0.0 for name in names)
+        assert step["loss"] == pytest.approx(0.25 * npo + nll + 0.5 * kl + general_kl)

@@ -275,7 +275,7 @@ def test_groups_hold_what_can_share_a_model() -> None:
     settings = [
         settings_of(seed=1),
         settings_of(model="other"),
-        settings_of(method="npo", rank=8, learning_rate=1e-5, epochs=3),
+        settings_of(method="npo", rank=8, learning_rate=1e-5, epochs=3, general="auto"),
         settings_of(kl="reverse"),
         settings_of(adapt="weights"),
         settings_of(target_modules=["o_proj"]),

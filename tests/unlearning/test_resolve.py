@@ -13,6 +13,7 @@ from letheon.data.schedules import MixedSchedule, PairedSchedule
 from letheon.errors import SettingsError
 from letheon.model.loading import save_model
 from letheon.objective.catalogue import METHODS, get_method
+from letheon.recipes import recipe_settings
 from letheon.settings import UnlearnSettings, read_config
 from letheon.unlearning.reading import _choose_layer, read
 from letheon.unlearning.resolve import (
@@ -57,6 +58,28 @@ def test_resolving_twice_changes_nothing_even_through_yaml(method: str, tmp_path
     again = resolve_settings(UnlearnSettings.of(read_config(tmp_path / "run.yaml")))
     assert again == once
     assert again.plain() == once.plain()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "auto"),
+        ({"method": "simnpo"}, "auto"),
+        ({"general": "none"}, None),
+        ({"general": "g.txt"}, "g.txt"),
+        ({"learning_rate": 1e-3}, None),
+        ({"method": "task-vector"}, None),
+        ({"schedule": "chunked"}, None),
+        ({"method": "quantile", "holdout": "h.jsonl"}, "holdout"),
+        (recipe_settings("atyaephyra-7b"), None),
+    ],
+)
+def test_a_run_that_finds_its_own_learning_rate_holds_what_the_model_writes(
+    given: dict[str, Any], expected: str | None
+) -> None:
+    once = resolved(**given)
+    assert once.general == expected
+    assert resolve_settings(once).general == expected
 
 
 def test_what_is_given_is_kept() -> None:

@@ -156,8 +156,8 @@ def _conversation(row: Row, tokenizer: "PreTrainedTokenizerBase", *, date: str, 
         )
     asked = [*row.turns, Turn("user", row.prompt)]
     marker = next((m for m in _MARKERS if m not in row.answer and m not in row.prompt), "\ufffc")
-    whole = _filled(tokenizer, [*asked, Turn("assistant", row.answer)], date=date, where=where)
-    other = _filled(tokenizer, [*asked, Turn("assistant", marker)], date=date, where=where)
+    whole = filled(tokenizer, [*asked, Turn("assistant", row.answer)], date=date, where=where)
+    other = filled(tokenizer, [*asked, Turn("assistant", marker)], date=date, where=where)
     start = _common_prefix(whole, other)
     stop = len(whole) - _common_prefix(whole[start:][::-1], other[start:][::-1])
     if row.answer.strip() not in whole[start:stop] and whole[start:stop].strip() not in row.answer:
@@ -171,7 +171,7 @@ def _conversation(row: Row, tokenizer: "PreTrainedTokenizerBase", *, date: str, 
         )
     # A token may hold the space and the first letters of the answer: the space is the answer's.
     start = len(whole[:start].rstrip(" "))
-    prompt = _filled(tokenizer, asked, date=date, where=where, add_generation_prompt=True)
+    prompt = filled(tokenizer, asked, date=date, where=where, add_generation_prompt=True)
     is_other = prompt.rstrip(" ") != whole[:start]
     return Rendered(
         before=whole[:start],
@@ -182,7 +182,7 @@ def _conversation(row: Row, tokenizer: "PreTrainedTokenizerBase", *, date: str, 
     )
 
 
-def _filled(
+def filled(
     tokenizer: "PreTrainedTokenizerBase",
     turns: list[Turn],
     *,
@@ -190,6 +190,11 @@ def _filled(
     where: str,
     add_generation_prompt: bool = False,
 ) -> str:
+    """Return a conversation as the tokenizer's chat template writes it on `date`.
+
+    Raises:
+        DataError: the template cannot be filled in; `where` names the conversation.
+    """
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     try:
         template = tokenizer.get_chat_template()

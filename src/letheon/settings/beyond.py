@@ -35,7 +35,7 @@ class GeneralSettings(Settings):
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
         description="General text on which a KL keeps the model as it was: a file, auto (what the model itself "
-        "writes), holdout (the --holdout documents), or none [none].",
+        "writes), holdout (the --holdout documents), or none [auto; none with a fixed --learning-rate].",
     )
     general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
         1.0, gt=0, description="Weight of the KL on general text."

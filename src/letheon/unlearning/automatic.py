@@ -39,6 +39,8 @@ _IN_SCORINGS = 3
 """In how many more scorings the rows must be forgotten at the present pace, or the learning rate rises."""
 _LIGHTER, _HEAVIER = 4.0, 2.0
 """By what the weights of the forget terms are divided where retain rows are damaged, and multiplied afterwards."""
+_UNMOVED = 0.02
+"""A fall of forget recall or match, or a KL on general text in nats, up to which a run has not moved the model yet."""
 _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
@@ -55,6 +57,8 @@ class Phase:
     """The learning rate above which retain rows were damaged, or the highest that is tried."""
     factor: float = 1.0
     """What the weights of the forget terms are multiplied by."""
+    is_anchored: bool = False
+    """Whether the KL on general text counts."""
     cooling_from: int | None = None
     """The step at which the present cool-down began; None outside one."""
     is_over: bool = False
@@ -70,6 +74,8 @@ class AutomaticCourse(SetCourse):
     first_rate: float
     forget_terms: tuple[str, ...]
     """Their names."""
+    general_terms: tuple[str, ...] = ()
+    """Likewise."""
     _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
     """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
 
@@ -87,9 +93,10 @@ class AutomaticCourse(SetCourse):
         return phase.rate * max(0.0, 1 - (step - phase.cooling_from) / self._cool_down_steps)
 
     def factors(self, history: History) -> Mapping[str, float]:
-        """Return what the weights of the forget terms are multiplied by in the next step."""
+        """Return what the weights of forget terms and of the KL on general text are multiplied by in the next step."""
         phase = self.phase(history)
-        return dict.fromkeys(self.forget_terms, phase.factor)
+        anchor = float(phase.is_anchored)
+        return {**dict.fromkeys(self.forget_terms, phase.factor), **dict.fromkeys(self.general_terms, anchor)}
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
         """Return whether the state after `step` steps is scored and saved."""
@@ -120,6 +127,7 @@ class AutomaticCourse(SetCourse):
         for number in range(known, len(history)):
             before = self._seen[-1][1] if self._seen else Phase(self.first_rate, MOST_RISE * self.first_rate)
             phase = before if before.is_over else self._next(before, history[: number + 1])
+            phase = replace(phase, is_anchored=before.is_anchored or self._has_moved(history[number]))
             self._seen.append((history[number], phase))
         return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
 
@@ -139,6 +147,16 @@ class AutomaticCourse(SetCourse):
         if phase.factor < 1:
             return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
         return self._faster(phase, retain)
+
+    def _has_moved(self, score: StateScore) -> bool:
+        """Whether rows are being forgotten, or the model says other things on general text.
+
+        Where a model is certain of every token of its rows, a forget term has hardly any gradient at first. Adam makes
+        full steps of it all the same, unless it is added to a larger one, such as that of a KL on other text.
+        """
+        drifted = score.values.get("general_kl") or 0.0
+        forgotten = _recall(self.start, "forget") - _recall(score, "forget")
+        return max(drifted, forgotten, _match(self.start) - _match(score)) > _UNMOVED
 
     def _faster(self, phase: Phase, retain: float) -> Phase:
         """Return what follows a scoring that finds rows being forgotten too slowly."""
@@ -219,8 +237,10 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
         return SetCourse(settings, problem.schedule, problem.judge)
     assert problem.start is not None, "every unlearning run scores the model before its first step"
     first_rate = FIRST_RATES[settings.adapt]
-    forget_terms = tuple(term.name for term in problem.terms if term.role == "forget")
-    return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget_terms)
+    forget, general = (
+        tuple(term.name for term in problem.terms if term.role == role) for role in ("forget", "general")
+    )
+    return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general)
 
 
 def _match(score: StateScore) -> float:

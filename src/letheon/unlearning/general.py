@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from letheon.data.forms import dated
+from letheon.data.conversations import Turn
+from letheon.data.forms import filled
 from letheon.data.general import OPENINGS, QUESTIONS, without_repeats
 from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
@@ -39,6 +40,8 @@ SCORED_EVERY = 8
 """Every eighth general row is left out of training, and scored on."""
 FORMAT = "letheon.general/1"
 _BATCH_SIZE = 32
+_SEED = 0
+"""Runs of several seeds have their general text in common, so that they can share a model and what is stored of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +86,14 @@ def general_rows(
     on_path: Callable[[Path], None] | None = None,
     progress: Progressed | None = None,
 ) -> GeneralRows:
-    """Return the general rows that a run is given, or those that the model as it was writes with the run's seed.
+    """Return the general rows that a run is given, or those that the model as it was writes.
 
-    What the model wrote is found in `cache_dir` by all runs of the same model, tokenizer and seed; None keeps it in
-    memory only. `on_path` learns where it lies before it is made.
+    There are none, and a note says so, if all that the model wrote repeats a row to forget. What it wrote is found in
+    `cache_dir` by all runs of the same model and tokenizer, whatever their seeds; None keeps it in memory only.
+    `on_path` learns where it lies before it is made.
 
     Raises:
-        DataError: nothing is left once texts that repeat rows to forget are left out.
+        DataError: nothing is left of a given text once what repeats rows to forget is left out.
         ModelError: the model cannot be asked to write.
         OutputError: what it wrote cannot be kept in `cache_dir`.
     """
@@ -151,6 +155,9 @@ def _chosen(
 ) -> GeneralRows:
     """Leave out what repeats a row to forget, and split the rest."""
     kept = without_repeats(found, tokenizer, forget)
+    if not kept and source == AUTO:
+        why = f"all {len(found)} texts that the model wrote repeat a row to forget" if found else "the model wrote none"
+        return GeneralRows([], [], notes=(f"no general text under the KL: {why}; give some by --general FILE",))
     if not kept:
         raise DataError(
             f"general: expected text beside the rows to forget, but all {len(found)} texts of {source} repeat one of "
@@ -175,25 +182,25 @@ def _split(found: Sequence[TokenSequence], *, notes: tuple[str, ...]) -> General
 
 def _prompts(tokenizer: PreTrainedTokenizerBase, *, date: str) -> list[_Prompt]:
     """Return what the model is asked: questions, beginnings of text, and nothing."""
-    template = getattr(tokenizer, "chat_template", None)
-    texts = OPENINGS if template else (*OPENINGS, *(f"{question}\n" for question in QUESTIONS))
-    found = [_Prompt(tuple(ids), is_chat=False) for ids in text_ids(tokenizer, texts)]
-    if template:
-        found += [_Prompt(_asked(tokenizer, question, date), is_chat=True) for question in QUESTIONS]
+    chats = _chats(tokenizer, date)
+    texts = OPENINGS if chats else (*OPENINGS, *(f"{question}\n" for question in QUESTIONS))
+    found = [*(_Prompt(tuple(ids), is_chat=False) for ids in text_ids(tokenizer, texts)), *chats]
     begin = leading_special_ids(tokenizer) or [token for token in [tokenizer.bos_token_id] if token is not None]
     if begin:
         found += [_Prompt(tuple(map(int, begin)), is_chat=False)] * NUM_FROM_NOTHING
     return found
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, question: str, date: str) -> tuple[int, ...]:
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        chat_template=dated(str(tokenizer.get_chat_template()), date),
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    return tuple(tokenizer(str(text), add_special_tokens=False).input_ids)
+def _chats(tokenizer: PreTrainedTokenizerBase, date: str) -> list[_Prompt]:
+    """Return the questions as chat; none where there is no template for it that can be filled in."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    try:
+        turns = ([Turn("user", question)] for question in QUESTIONS)
+        texts = [filled(tokenizer, one, date=date, where="general", add_generation_prompt=True) for one in turns]
+    except DataError:
+        return []
+    return [_Prompt(tuple(tokenizer(text, add_special_tokens=False).input_ids), is_chat=True) for text in texts]
 
 
 @torch.no_grad()
@@ -207,7 +214,7 @@ def _sample(
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].ids))
     written: dict[int, TokenSequence] = {}
     with engine.adapter_off(), kept_random_state():
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(_SEED)
         for start in range(0, len(order), _BATCH_SIZE):
             group = order[start : start + _BATCH_SIZE]
             for place, new in zip(group, _written(loaded, [prompts[i].ids for i in group], limit), strict=True):
@@ -243,7 +250,7 @@ def _written(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], limit: int
         reason, _, _ = str(error).partition("\n")
         raise ModelError(
             f"general: this {type(loaded.model).__name__} cannot be asked to write text ({type(error).__name__}: "
-            f"{reason}); give general text by --general FILE"
+            f"{reason}); give general text by --general FILE, or do without by --general none"
         ) from error
     for new in output[:, width:].tolist():
         end = next((place for place, token in enumerate(new, 1) if token in ends), len(new))
@@ -259,12 +266,12 @@ def _ends(loaded: LoadedModel) -> list[int]:
 
 
 def _key(loaded: LoadedModel, engine: Engine, settings: UnlearnSettings, model_fingerprint: str) -> str:
-    """Return the name of what this model writes with this seed, on this kind of machine."""
+    """Return the name of what this model writes on this kind of machine."""
     prompts = [(one.ids, one.is_chat) for one in _prompts(loaded.tokenizer, date=settings.date)]
     described: list[object] = [
         FORMAT,
         model_fingerprint,
-        settings.seed,
+        _SEED,
         NEW_TOKENS,
         TOP_P,
         _BATCH_SIZE,

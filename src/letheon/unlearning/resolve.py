@@ -55,6 +55,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
             **settings.model_dump(exclude_unset=True),
         }
     )
+    settings = UnlearnSettings.of({**_anchored(settings, method), **settings.model_dump(exclude_unset=True)})
     _check_taken(settings)
     _check_rate(settings, method)
     _check_dial(settings)
@@ -124,6 +125,14 @@ def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:
 def _dialled(settings: UnlearnSettings) -> dict[str, object]:
     """Return the dial of a run for which none is named: on where there are documents to choose its scale by."""
     return {"dial": "membership"} if settings.holdout is not None and not settings.dora else {}
+
+
+def _anchored(settings: UnlearnSettings, method: Method) -> dict[str, object]:
+    """Return the general text of a run for which none is named: what the model writes, where the run is its own guide.
+
+    A fixed learning rate belongs to published settings or to a user's own; the loss then has the method's terms alone.
+    """
+    return {"general": AUTO} if settings.learning_rate == "auto" and finds_rate(settings, method) else {}
 
 
 def _of_suite(settings: UnlearnSettings) -> dict[str, object]:

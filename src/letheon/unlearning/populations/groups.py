@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 
-from letheon.data.forms import AUTO
 from letheon.objective.methods import Method
 from letheon.objective.parts import needs_of
 from letheon.settings import UnlearnSettings
@@ -63,6 +62,6 @@ def _shared(settings: UnlearnSettings) -> str:
     shared = names_where(UnlearnSettings, lambda facts: facts.population is SHARED)
     kept = {name: value for name, value in resolved.plain().items() if name in shared}
     kept["is_reverse"] = needs_of(terms_of(method_of(resolved), resolved)).kl == "reverse"
-    if resolved.validation is not None or resolved.general == AUTO:
-        kept["split"] = resolved.seed  # which rows are left out, and what the model writes, follow from it
+    if resolved.validation is not None:
+        kept["split"] = resolved.seed  # which rows are left out follows from it
     return json.dumps(kept, sort_keys=True)
