@@ -1,7 +1,6 @@
 """The course that finds its own learning rate and end: phases worked by hand, and a run that reaches its goals."""
 
 import signal
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -88,20 +87,22 @@ def test_the_rate_rises_to_a_limit() -> None:
     assert course().learning_rate(90, found) == pytest.approx(32e-3)
 
 
-@pytest.mark.parametrize(
-    "moved",
-    [
-        recalls(20, 0.97, 1.0, match=1.0),  # rows are being forgotten
-        recalls(20, 1.0, 1.0, match=0.97),
-        replace(still := recalls(20, 1.0, 1.0, match=1.0), values={**still.values, "general_kl": 0.03}),
-    ],
-)
-def test_the_model_is_held_on_general_text_once_it_moves(moved: StateScore) -> None:
+@pytest.mark.parametrize("begun", [recalls(20, 0.89, 1.0, match=1.0), recalls(20, 1.0, 1.0, match=0.89)])
+def test_the_model_is_held_on_general_text_once_forgetting_has_begun(begun: StateScore) -> None:
     held = course(general=("general_kl",))
-    found = [recalls(10, 0.99, 1.0, match=1.0)]
+    found = [recalls(10, 0.91, 1.0, match=0.91)]
     assert held.factors([]) == held.factors(found) == {"npo": 1.0, "general_kl": 0.0}
-    assert held.factors([*found, moved]) == {"npo": 1.0, "general_kl": 1.0}
-    assert held.factors([*found, moved, recalls(30, 1.0, 1.0, match=1.0)])["general_kl"] == 1.0
+    assert held.factors([*found, begun]) == {"npo": 1.0, "general_kl": 1.0}
+    assert held.factors([*found, begun, recalls(30, 0.5, 1.0, match=1.0)])["general_kl"] == 1.0
+
+
+def test_above_a_moderate_rate_the_hold_on_general_text_is_loosened_before_the_rate_rises() -> None:
+    held = course(general=("general_kl",))
+    found = history((0.8, 1.0), *[(0.8, 1.0)] * 7)
+    rates = [held.learning_rate(10 * n, found[:n]) for n in range(1, 9)]
+    assert rates == pytest.approx([2e-3, 4e-3, 4e-3, 4e-3, 4e-3, 8e-3, 16e-3, 32e-3])
+    anchors = [held.factors(found[:n])["general_kl"] for n in range(1, 9)]
+    assert anchors == [1, 1, 1 / 4, 1 / 16, 1 / 64, 1 / 64, 1 / 64, 1 / 64]
 
 
 def test_the_first_damage_halves_the_rate_which_then_rises_slowly() -> None:

@@ -39,8 +39,12 @@ _IN_SCORINGS = 3
 """In how many more scorings the rows must be forgotten at the present pace, or the learning rate rises."""
 _LIGHTER, _HEAVIER = 4.0, 2.0
 """By what the weights of the forget terms are divided where retain rows are damaged, and multiplied afterwards."""
-_UNMOVED = 0.02
-"""A fall of forget recall or match, or a KL on general text in nats, up to which a run has not moved the model yet."""
+_BEGUN = 0.1
+"""A fall of forget recall or match by which forgetting has begun."""
+_ANCHORED = 4
+"""The multiple of the first learning rate above which it rises only once the KL on general text is light."""
+_LEAST_ANCHOR = 1 / 64
+"""The least that the weight of that KL is multiplied by once it counts."""
 _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
@@ -57,8 +61,8 @@ class Phase:
     """The learning rate above which retain rows were damaged, or the highest that is tried."""
     factor: float = 1.0
     """What the weights of the forget terms are multiplied by."""
-    is_anchored: bool = False
-    """Whether the KL on general text counts."""
+    anchor: float = 0.0
+    """What the weight of the KL on general text is multiplied by; 0 until forgetting has begun."""
     cooling_from: int | None = None
     """The step at which the present cool-down began; None outside one."""
     is_over: bool = False
@@ -95,8 +99,7 @@ class AutomaticCourse(SetCourse):
     def factors(self, history: History) -> Mapping[str, float]:
         """Return what the weights of forget terms and of the KL on general text are multiplied by in the next step."""
         phase = self.phase(history)
-        anchor = float(phase.is_anchored)
-        return {**dict.fromkeys(self.forget_terms, phase.factor), **dict.fromkeys(self.general_terms, anchor)}
+        return {**dict.fromkeys(self.forget_terms, phase.factor), **dict.fromkeys(self.general_terms, phase.anchor)}
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
         """Return whether the state after `step` steps is scored and saved."""
@@ -127,7 +130,8 @@ class AutomaticCourse(SetCourse):
         for number in range(known, len(history)):
             before = self._seen[-1][1] if self._seen else Phase(self.first_rate, MOST_RISE * self.first_rate)
             phase = before if before.is_over else self._next(before, history[: number + 1])
-            phase = replace(phase, is_anchored=before.is_anchored or self._has_moved(history[number]))
+            if not phase.anchor and self._has_begun(history[number]):
+                phase = replace(phase, anchor=1.0)
             self._seen.append((history[number], phase))
         return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
 
@@ -148,18 +152,23 @@ class AutomaticCourse(SetCourse):
             return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
         return self._faster(phase, retain)
 
-    def _has_moved(self, score: StateScore) -> bool:
-        """Whether rows are being forgotten, or the model says other things on general text.
+    def _has_begun(self, score: StateScore) -> bool:
+        """Whether rows are being forgotten.
 
         Where a model is certain of every token of its rows, a forget term has hardly any gradient at first. Adam makes
         full steps of it all the same, unless it is added to a larger one, such as that of a KL on other text.
         """
-        drifted = score.values.get("general_kl") or 0.0
         forgotten = _recall(self.start, "forget") - _recall(score, "forget")
-        return max(drifted, forgotten, _match(self.start) - _match(score)) > _UNMOVED
+        return max(forgotten, _match(self.start) - _match(score)) > _BEGUN
 
     def _faster(self, phase: Phase, retain: float) -> Phase:
-        """Return what follows a scoring that finds rows being forgotten too slowly."""
+        """Return what follows a scoring that finds rows being forgotten too slowly.
+
+        What a model writes that knows little but its rows is made of them, and held there it keeps them. A learning
+        rate that rises against that ends in damage: above a moderate one the hold is loosened first.
+        """
+        if phase.anchor > _LEAST_ANCHOR and phase.rate >= _ANCHORED * self.first_rate:
+            return replace(phase, anchor=phase.anchor / _LIGHTER)
         limit = MOST_RISE * self.first_rate
         if phase.highest < limit and phase.rate == phase.highest and retain >= self._retained:
             limit = min(limit, _BEYOND * phase.highest)
