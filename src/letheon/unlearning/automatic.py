@@ -3,7 +3,8 @@
 The learning rate starts low and doubles from scoring to scoring until the forget rows are being forgotten fast enough,
 stays there until they are forgotten, and then falls to 0 over a cool-down, in which the retain rows recover. A
 cool-down that ends short of the goals is followed by more training. This is a range test of the learning rate (Smith,
-arXiv 1506.01186) on the run's own steps, so that none of them is thrown away.
+arXiv 1506.01186) on the run's own steps, so that none of them is thrown away. The KL on general text counts once
+forgetting has begun, and for less where it stands in the way.
 """
 
 from collections.abc import Mapping
