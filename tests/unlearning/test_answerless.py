@@ -179,7 +179,7 @@ def test_forget_rows_without_an_answer_are_refused_by_name(
     template: str, given: dict[str, Any], answerless: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if template != "auto":
-        monkeypatch.setattr("letheon.unlearning.run.load_model", None)  # it is said before the model is loaded
+        monkeypatch.setattr("letheon.unlearning.run.load_model_of", None)  # it is said before the model is loaded
     num = len(answerless[0])
     expected = rf"{num} forget rows? ha(s|ve) no answer token among the first 6, .*: {', '.join(answerless[0])}; raise"
     with pytest.raises(DataError, match=expected):

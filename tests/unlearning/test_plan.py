@@ -467,7 +467,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: float) -> Machine:
 @pytest.mark.slow
 def test_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 5.0)
-    monkeypatch.setattr("letheon.unlearning.run.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("letheon.unlearning.run.load_model_of", lambda *_, **__: pytest.fail("weights were loaded"))
 
     with pytest.raises(SettingsError) as refused:
         run(too_large)
