@@ -395,7 +395,18 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("given", CASES, ids=str)
+FAST = [
+    {"method": "idk-dpo", "max_batch_tokens": 40},
+    {"method": "npo-ties", "keep": "last"},
+    {"validation": 0.34, "score_at": "1,2.5"},
+    {"patience": 9, "patience_on": "retain_kl", "validation": 0.34},
+]
+"""The cases that differ most from each other; the others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "given", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES], ids=str
+)
 def test_tokens_store_and_scorings_are_those_of_the_run(
     given: dict[str, Any],
     tmp_path: Path,
