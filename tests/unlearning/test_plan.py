@@ -586,16 +586,20 @@ def test_on_a_gpu_the_memories_are_counted_apart(tokenizer: PreTrainedTokenizerB
     assert plan.least(plan.pools[1][1]) == weights + store
 
 
-def test_command_line_prints_and_refuses(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
+def test_command_line_prints_and_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: list[Row], model: Any, tokenizer: Any
+) -> None:
+    given = short_run(tmp_path, rows, model, tokenizer) | {"method": "neko"}
     names = ("model", "forget", "retain", "method", "template")
-    flags = [word for name in names for word in (f"--{name}", str(too_large[name]))]
+    flags = [word for name in names for word in (f"--{name}", str(given[name]))]
     with_memory(monkeypatch, 100.0)
     done = CliRunner().invoke(cli, ["unlearn", "--plan", *flags])
     assert done.exit_code == 0, done.output
     for shown in ("weights in float32", "moments of the optimiser", "values of the reference", "steps", "at least"):
         assert shown in done.output
 
-    with_memory(monkeypatch, 4.0)
+    with_memory(monkeypatch, 1e-4)
+    monkeypatch.setattr(check, "advise", lambda *_, **__: [])
     refused = CliRunner().invoke(cli, ["unlearn", "--plan", *flags])
     assert isinstance(refused.exception, SettingsError)
     assert "this run cannot fit" in str(refused.exception)
