@@ -26,13 +26,13 @@ ALLOWED = {
     "scores": {"errors", "storage", "data.rows"},
     "objective": {*BASE, "data"},
     "model": {*BASE, "data"},
-    "engine": {*BASE, "data", "objective.terms", "model"},
+    "engine": {*BASE, "data", "objective.values", "model"},
     # The loop trains any job: of objectives it knows that there is a loss, and of settings nothing.
     "training": {
-        "errors", "storage", "progress", "signals", "processes", "devices", "data", "objective.terms",
+        "errors", "storage", "progress", "signals", "processes", "devices", "data", "objective.values",
         "objective.control", "model",
     },
-    "memorizing": {*BASE, "data", "objective.terms", "model", "engine", "training"},
+    "memorizing": {*BASE, "data", "objective.values", "model", "engine", "training"},
     "unlearning": {
         *BASE, "data", "scores.fluency", "scores.numbers", "objective", "model", "engine", "training",
         "evaluation.fluency", "evaluation.generation",

@@ -20,7 +20,7 @@ HOST = {
         "_labels": "probes are trained on the host",
     },
     "auditing/recognisability.py": {"profile": "describes losses that are read into numpy"},
-    "engine/terms.py": {
+    "engine/values.py": {
         "_losses": "the store lies on the host",
         "_spans": "indices into the store",
     },

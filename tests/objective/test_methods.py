@@ -17,7 +17,7 @@ from letheon.data.rows import Row
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import METHODS
 from letheon.objective.parts import Term, needs_of
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.settings import UnlearnSettings
 from letheon.training.checkpoint import newest_checkpoint
 from letheon.training.step import accumulate

@@ -30,7 +30,7 @@ from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.architectures import new_model
@@ -38,7 +38,7 @@ from letheon.model.loading import save_model
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
 from letheon.objective.parts import Term, compose, needs_of
-from letheon.objective.terms import roles_of
+from letheon.objective.values import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser
 from letheon.training.randomness import dropout_of_step, dropouts_of
@@ -108,7 +108,7 @@ def real_step(model: PreTrainedModel, settings: UnlearnSettings) -> Iterator[tup
     batch = pack(SEQUENCES, is_forget=[True, True, False, False], row_index=range(4))
 
     def loss() -> Tensor:
-        return compose(terms, token_terms(engine, store, batch, needs=needs), roles_of(batch)).total
+        return compose(terms, token_values(engine, store, batch, needs=needs), roles_of(batch)).total
 
     with engine.running():
         yield engine, loss
@@ -222,7 +222,7 @@ def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenize
         assert 50 <= piece.num_tokens <= 90
         batch = pack(piece.sequences, is_forget=[True] * len(piece.sequences), row_index=range(len(piece.sequences)))
         with _Live() as live:
-            engine.label_terms(batch).log_probs.sum().backward()
+            engine.label_values(batch).log_probs.sum().backward()
 
     assert planned == pytest.approx(live.peak + 4 * found.num_trained, rel=0.02)
 
@@ -323,7 +323,7 @@ def test_operations_of_a_run_are_those_of_its_steps(given: dict[str, Any], token
 
     def loss(rows: list[int]) -> Tensor:
         batch = pack([sequences[row] for row in rows], is_forget=[row < 10 for row in rows], row_index=rows)
-        return compose(terms, token_terms(engine, store, batch, needs=needs), roles_of(batch)).total
+        return compose(terms, token_values(engine, store, batch, needs=needs), roles_of(batch)).total
 
     with engine.running():
         steps = [counted_flops(engine, partial(loss, list(rows))) for _, rows in steps_from(schedule, 0, end=9)]

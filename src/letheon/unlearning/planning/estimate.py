@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from letheon.devices import has_own_memory
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
-from letheon.engine.terms import STATES
+from letheon.engine.values import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
@@ -27,7 +27,7 @@ from letheon.model.quantised_layers import kind_of, quantised_layers, saved_byte
 from letheon.model.sharding import held_bytes
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.parts import Term, needs_of
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.settings import StepSettings, UnlearnSettings
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens
 from letheon.unlearning.planning.machine import Rates
