@@ -288,7 +288,14 @@ OPERATIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "given"), OPERATIONS, ids=str)
+FAST_OPERATIONS = ("gpt2", "gemma2", "gpt-neox")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given"),
+    [pytest.param(*case, marks=() if case[0] in FAST_OPERATIONS else pytest.mark.slow) for case in OPERATIONS],
+    ids=str,
+)
 def test_operations_are_those_of_a_step(
     architecture: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:

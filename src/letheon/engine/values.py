@@ -138,7 +138,7 @@ def token_values(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, n
         return _no_values(engine, store, batch, needs)
     if engine.path == "logits":
         reference_log_probs = bring(store.log_probs[store.tokens_of(batch.on_host.row_index)], batch.labels.device)
-        return _terms_by_logits(engine, store, batch, reference_log_probs, needs)
+        return _values_by_logits(engine, store, batch, reference_log_probs, needs)
     activations, lower = None, store.lower_of(batch.on_host.row_index)
     lower = None if lower is None else bring(lower, batch.labels.device)
     if needs.activations is None:
@@ -287,7 +287,7 @@ def _stored_kl(
     )
 
 
-def _terms_by_logits(
+def _values_by_logits(
     engine: Engine, store: ReferenceStore, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs
 ) -> TokenValues:
     logits = padded_logits(engine.model, batch)
