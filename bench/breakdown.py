@@ -16,8 +16,8 @@ from letheon.report.tables import Table
 PARTS = {
     "letheon.unlearning.problem.pack": "packing",
     "letheon.engine.engine.Engine.states": "trunk forward",
-    "letheon.engine.terms.label_terms": "head",
-    "letheon.engine.terms._stored_kl": "divergence",
+    "letheon.engine.values.label_values": "head",
+    "letheon.engine.values._stored_kl": "divergence",
     "letheon.unlearning.problem.compose": "objective",
     "torch.Tensor.backward": "backward",
     "bench.case.update": "optimiser",

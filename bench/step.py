@@ -36,7 +36,7 @@ from bench.machine import (
 from bench.plain import plain_step
 from bench.rows import smallest_steps, workload
 from bench.shapes import SHAPES, Flops, Shape, make_model, shape_of
-from letheon.engine.head import Head, label_terms
+from letheon.engine.head import Head, label_values
 from letheon.report.tables import Table, to_markdown
 from letheon.storage.files import write_json
 
@@ -219,7 +219,7 @@ def head_share(shape: Shape, num_answers: int, *, dtype: torch.dtype, device: to
     shares = torch.rand(num_answers, shape.vocab_size, device=device)
 
     def head() -> None:
-        label_terms(states, labels, Head(weight, None)).log_probs.sum().backward()
+        label_values(states, labels, Head(weight, None)).log_probs.sum().backward()
 
     def products() -> None:
         torch.mm(rows, wide.T)

@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,16 @@ def _small_and_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One thread, no network beyond this machine, caches in the test's own folder, no line for slow imports.
 
     Nothing waits for the disk either: what is flushed when is tested by the order of calls (killing.py), and a quarter
-    of the time of a small run would be spent waiting.
+    of the time of a small run would be spent waiting. Another quarter would be spent on the answers of the kept state,
+    since small models seldom end theirs.
     """
     import torch
 
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     monkeypatch.setattr("letheon.progress.FIRST_S", math.inf)
     torch.set_num_threads(1)
+    if fluent := sys.modules.get("letheon.unlearning.fluent"):  # its import is slow, and many tests need none
+        monkeypatch.setattr(fluent, "NEW_TOKENS", 4)
     monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))
     block_network(monkeypatch)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from letheon.data.packing import pack
 from letheon.data.sequences import TokenSequence
-from letheon.objective.terms import Counts, Tokens, roles_of
+from letheon.objective.values import Counts, Tokens, roles_of
 
 VOCABULARY = 13
 IGNORED = -100

@@ -14,7 +14,7 @@ from letheon.cli.main import cli
 from letheon.data.packing import PackedBatch
 from letheon.unlearning.problem import Problem
 
-FAST = ("low-rank-npo", "idk-dpo")
+FAST = ("low-rank-npo",)
 """The others run with the slow tests."""
 UNSPLIT = {"idk-dpo"}
 """Pairs of answers, which are compared within a batch."""

@@ -20,12 +20,12 @@ HOST = {
         "_labels": "probes are trained on the host",
     },
     "auditing/recognisability.py": {"profile": "describes losses that are read into numpy"},
-    "engine/terms.py": {
+    "engine/values.py": {
         "_losses": "the store lies on the host",
         "_spans": "indices into the store",
     },
     "evaluation/batches.py": {"padded": "brought over by its caller"},
-    "evaluation/generation.py": {"_seeded": "a seed"},
+    "evaluation/library_loop.py": {"_seeded": "a seed"},
     "evaluation/metrics/mmlu.py": {"letter_probabilities": "collects what batches give on the host"},
     "memorizing/job.py": {"_passes": "an order of rows", "_weights": "brought over with its batch"},
     "objective/activation.py": {"random_direction": "the same on every device"},

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon import Row
-from letheon.engine import terms
+from letheon.engine import values
 from pretend_device import DEVICE, DeviceMixError, OnDevice, PretendDevice
 from running import run, short_run
 
@@ -87,6 +87,6 @@ def test_a_tensor_forgotten_on_the_host_ends_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = short_run(tmp_path, rows, model, tokenizer)
-    monkeypatch.setattr(terms, "bring", lambda tensor, _: tensor)
+    monkeypatch.setattr(values, "bring", lambda tensor, _: tensor)
     with pytest.raises(DeviceMixError, match=r"at \w+\.py"):
         run(given, epochs=1)

@@ -68,6 +68,7 @@ def test_a_run_crosses_once_for_its_batch_and_once_for_its_log(given: dict[str, 
     assert report.provenance["engine"]["path"] == "packed"
 
 
+@pytest.mark.slow
 def test_so_does_one_in_pieces_that_begin_at_an_upper_layer(given: dict[str, Any], steps: list[Traffic]) -> None:
     run(given, method="gd", max_batch_tokens=40, layers="-1:", store_lower=True, gradient_checkpointing=True)
     check(steps, stored=2, num_pieces=4)

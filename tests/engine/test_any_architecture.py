@@ -26,7 +26,7 @@ from letheon.engine.head import head_of, project
 from letheon.engine.patches.rotation import check_lengths
 from letheon.engine.paths import TOLERANCE, build_engine, leak_between_sequences
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import ModelError
 from letheon.evaluation.generation import generate_answers
 from letheon.model.adapters import LoraAdapter, LoraSettings, attach_lora
@@ -34,7 +34,7 @@ from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.loading import context_length, load_model, save_model
 from letheon.model.targets import ALL_LINEAR, SEED_TARGETS, find_targets
 from letheon.model.weights import train_weights
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 
 NUM_FORGET = 3
 every = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -97,7 +97,7 @@ def of_labels(logits: Tensor, batch: PackedBatch) -> Tensor:
 @torch.no_grad()
 def engine_log_probs(engine: Engine, batch: PackedBatch) -> Tensor:
     with engine.running():
-        return engine.label_terms(batch).log_probs
+        return engine.label_values(batch).log_probs
 
 
 @every
@@ -159,7 +159,7 @@ def test_stored_reference_equals_the_adapter_switched_off(
     store = build_reference(engine, sequences, num_forget_rows=NUM_FORGET, needs=needs)
     batch = batch_of(sequences, [4, 1, 5])
     with torch.no_grad(), engine.running():
-        values = token_terms(engine, store, batch, needs=needs)
+        values = token_values(engine, store, batch, needs=needs)
     policy = own_logits(adapted.model, batch).double().log_softmax(-1)
     with adapted.off():
         reference = own_logits(adapted.model, batch).double().log_softmax(-1)
@@ -182,7 +182,7 @@ def test_at_the_start_the_kl_is_zero_and_so_is_its_gradient(
     store = build_reference(engine, sequences, num_forget_rows=NUM_FORGET, needs=needs)
     largest = {}
     with engine.running():
-        values = token_terms(engine, store, batch, needs=needs)
+        values = token_values(engine, store, batch, needs=needs)
         assert values.kl is not None
         for part, value in (("kl", values.kl), ("log_probs", values.log_probs)):
             gradients = torch.autograd.grad(value.sum(), adapted.parameters(), retain_graph=True)
@@ -208,7 +208,7 @@ def test_low_rank_targets_and_their_gradients(
     batch = batch_of(sequences)
     engine = engine_of(adapted, batch)
     with engine.running():
-        engine.label_terms(batch).log_probs.sum().backward()
+        engine.label_values(batch).log_probs.sum().backward()
     fast = [parameter.grad for parameter in adapted.parameters()]
     for parameter in adapted.parameters():
         parameter.grad = None
@@ -237,7 +237,7 @@ def test_all_weights_can_be_trained(
         for parameter in trained.parameters():
             parameter.mul_(1.1)
     with engine.running():
-        values = token_terms(engine, store, batch, needs=needs)
+        values = token_values(engine, store, batch, needs=needs)
         kl = torch.zeros(1) if values.kl is None else values.kl
         found = gradients_of(values.log_probs.sum() + kl.sum(), trained.parameters())
     policy = differentiable_logits(model, batch).log_softmax(-1)
@@ -424,7 +424,7 @@ def test_short_and_long_sequences_of_a_pack_are_each_rotated_as_if_alone(
     engine = replace(engine_of(adapted, batch), path=path, selection=None)
     expected = of_labels(differentiable_logits(adapted.model, batch), batch)
     with engine.running():
-        found = engine.label_terms(batch).log_probs
+        found = engine.label_values(batch).log_probs
     assert torch.allclose(found, expected, atol=2e-5)
     ours = torch.autograd.grad(found.sum(), adapted.parameters())
     for gradient, own in zip(ours, torch.autograd.grad(expected.sum(), adapted.parameters()), strict=True):

@@ -63,7 +63,7 @@ def values(engine: Engine, batch: PackedBatch) -> list[Tensor]:
     """Log-probabilities of the answers and their gradients in all weights that have one."""
     weights = list(engine.model.parameters())
     with engine.running():
-        found = engine.label_terms(batch).log_probs
+        found = engine.label_values(batch).log_probs
         gradients = torch.autograd.grad(found.square().sum(), weights, allow_unused=True)
     return [found.detach(), *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
 

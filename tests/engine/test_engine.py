@@ -22,7 +22,7 @@ from letheon.engine.head import forward_kl, reverse_kl
 from letheon.engine.paths import build_engine, reads_ahead
 from letheon.engine.reference import build_reference
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import ReferenceStore, token_terms
+from letheon.engine.values import ReferenceStore, token_values
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
@@ -31,7 +31,7 @@ from letheon.model.layers import decoder_layers
 from letheon.objective.catalogue import METHODS, get_method
 from letheon.objective.methods import Coefficients, resolve
 from letheon.objective.parts import Term, needs_of
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.training.step import accumulate
 from letheon.unlearning.interim import Probes, answer_values, interim_score, text_losses
 from letheon.unlearning.problem import Problem
@@ -127,7 +127,7 @@ def test_packed_forward_equals_one_by_one(
     engine = engine_of(adapted, sequences)
     assert engine.path == "packed", engine.notes
     with engine.running(), torch.no_grad():
-        packed = engine.label_terms(batch_of(sequences, range(6))).log_probs
+        packed = engine.label_values(batch_of(sequences, range(6))).log_probs
     one_by_one = []
     for sequence in sequences:
         logits = model(torch.tensor([sequence.input_ids])).logits[0].log_softmax(-1)
@@ -160,7 +160,7 @@ def test_stored_reference_equals_the_adapter_switched_off(
     problem = problem_of(adapted, rows, sequences, terms, path=path)
     batch = batch_of(sequences, [4, 1, 5])
     with torch.no_grad(), problem.engine.running():
-        values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(terms))
+        values = token_values(problem.engine, problem.reference, batch, needs=needs_of(terms))
     with torch.no_grad():
         policy = padded_logits(adapted.model, batch)
         with adapted.off():
@@ -185,7 +185,7 @@ def test_at_the_start_ratio_and_kl_are_zero(
     adapted = attach_lora(model, LoraSettings(), seed=0)
     problem = problem_of(adapted, rows, sequences, terms_of("low-rank-npo"))
     with torch.no_grad(), problem.engine.running():
-        values = token_terms(
+        values = token_values(
             problem.engine, problem.reference, batch_of(sequences, range(6)), needs=Needs(kl="forward")
         )
     assert (values.log_probs - values.reference_log_probs).abs().max().item() < 1e-5

@@ -103,7 +103,7 @@ def test_models_come_to_the_same_bits(name: str, tokenizer: PreTrainedTokenizerB
     found = []
     for each in (engine, replace(engine, gated=())):
         with each.running():
-            values = each.label_terms(batch).log_probs
+            values = each.label_values(batch).log_probs
             gradients = torch.autograd.grad(values.square().sum(), list(model.parameters()), allow_unused=True)
         found.append([values, *(gradient for gradient in gradients if gradient is not None)])
     assert all(torch.equal(lean, own) for lean, own in zip(*found, strict=True))

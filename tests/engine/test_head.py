@@ -15,7 +15,7 @@ from letheon.engine.head import (
     forward_kl,
     head_of,
     kl_from_expectation,
-    label_terms,
+    label_values,
     likeliest,
     project,
     reverse_kl,
@@ -53,18 +53,18 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.usefixtures("block")
-def test_label_terms_and_gradients_equal_log_softmax(head: Head) -> None:
+def test_label_values_and_gradients_equal_log_softmax(head: Head) -> None:
     states, naive_states = random_states(1).requires_grad_(), random_states(1).requires_grad_()
     weights = torch.linspace(-1, 2, NUM_TOKENS)
-    terms = label_terms(states, LABELS, head)
+    found = label_values(states, LABELS, head)
     logits = head.scale * naive_states @ head.weight.T
     logits = logits if head.bias is None else logits + head.bias
     logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
     naive = logits.log_softmax(-1)[range(NUM_TOKENS), LABELS]
-    assert torch.allclose(terms.log_probs, naive, atol=1e-5)
-    assert torch.allclose(terms.label_logits, logits[range(NUM_TOKENS), LABELS], atol=1e-5)
+    assert torch.allclose(found.log_probs, naive, atol=1e-5)
+    assert torch.allclose(found.label_logits, logits[range(NUM_TOKENS), LABELS], atol=1e-5)
     # A loss that uses both outputs, so that both gradients are checked.
-    ((terms.log_probs**2 * weights).sum() + (terms.log_normalisers * weights).sum()).backward()
+    ((found.log_probs**2 * weights).sum() + (found.log_normalisers * weights).sum()).backward()
     ((naive**2 * weights).sum() + (logits.logsumexp(-1) * weights).sum()).backward()
     assert states.grad is not None
     assert naive_states.grad is not None
@@ -96,8 +96,8 @@ def test_of_equally_likely_tokens_the_first_is_chosen() -> None:
 def test_logits_of_any_size_do_not_overflow() -> None:
     head, states = random_head(), 100 * random_states(1)
     expected = (states.double() @ head.weight.double().T).log_softmax(-1)
-    terms = label_terms(states, LABELS, head)
-    assert torch.allclose(terms.log_probs.double(), expected[range(NUM_TOKENS), LABELS], rtol=1e-5, atol=1e-3)
+    found = label_values(states, LABELS, head)
+    assert torch.allclose(found.log_probs.double(), expected[range(NUM_TOKENS), LABELS], rtol=1e-5, atol=1e-3)
     embedding = expected_embedding(states, head)
     assert torch.allclose(embedding.double(), expected.exp() @ head.weight.double(), atol=1e-3)
 
@@ -107,7 +107,7 @@ def test_a_bfloat16_head_gives_what_its_weight_gives_in_float32() -> None:
     narrow = replace(random_head(bias=True), weight=random_head().weight.bfloat16())
     wide = replace(narrow, weight=narrow.weight.float())
     states = random_states(1)
-    assert torch.equal(label_terms(states, LABELS, narrow).log_probs, label_terms(states, LABELS, wide).log_probs)
+    assert torch.equal(label_values(states, LABELS, narrow).log_probs, label_values(states, LABELS, wide).log_probs)
     assert torch.equal(expected_embedding(states, narrow), expected_embedding(states, wide))
 
 
@@ -119,8 +119,8 @@ def test_kl_from_the_expected_embedding_equals_the_sum_over_the_vocabulary(head:
     normalisers = project(reference, head).logsumexp(-1)
     offset = (embedding.double() * reference.double() * head.scale).sum(-1) - normalisers.double()
     states, naive_states = random_states(3).requires_grad_(), random_states(3).requires_grad_()
-    terms = label_terms(states, LABELS, head)
-    kl = kl_from_expectation(terms.log_normalisers, states, embedding=embedding, offset=offset, head=head)
+    found = label_values(states, LABELS, head)
+    kl = kl_from_expectation(found.log_normalisers, states, embedding=embedding, offset=offset, head=head)
     naive = forward_kl(project(naive_states, head), project(reference, head))
     assert torch.allclose(kl, naive, atol=2e-6)
     kl.sum().backward()
@@ -133,9 +133,9 @@ def test_kl_from_the_expected_embedding_equals_the_sum_over_the_vocabulary(head:
 def test_kl_is_zero_with_zero_gradient_at_the_reference() -> None:
     head, states = random_head(), random_states(2).requires_grad_()
     embedding = expected_embedding(states.detach(), head)
-    terms = label_terms(states, LABELS, head)
-    offset = (embedding.double() * states.detach().double()).sum(-1) - terms.log_normalisers.detach().double()
-    kl = kl_from_expectation(terms.log_normalisers, states, embedding=embedding, offset=offset, head=head)
+    found = label_values(states, LABELS, head)
+    offset = (embedding.double() * states.detach().double()).sum(-1) - found.log_normalisers.detach().double()
+    kl = kl_from_expectation(found.log_normalisers, states, embedding=embedding, offset=offset, head=head)
     assert kl.abs().max().item() < 1e-6
     kl.sum().backward()
     assert states.grad is not None
@@ -150,9 +150,9 @@ def test_kl_by_hand() -> None:
     assert reverse_kl(logits, reference).item() == pytest.approx(0.143841, abs=1e-6)
 
 
-def test_empty_batches_give_empty_terms() -> None:
-    terms = label_terms(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.int64), random_head())
-    assert terms.log_probs.shape == (0,)
+def test_empty_batches_give_empty_values() -> None:
+    found = label_values(torch.zeros(0, WIDTH), torch.zeros(0, dtype=torch.int64), random_head())
+    assert found.log_probs.shape == (0,)
     assert expected_embedding(torch.zeros(0, WIDTH), random_head()).shape == (0, WIDTH)
 
 

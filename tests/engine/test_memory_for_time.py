@@ -17,13 +17,13 @@ from letheon.engine.engine import Engine
 from letheon.engine.patches.lower import lowest_trained_layer
 from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
 from letheon.model.architectures import new_model
 from letheon.model.layers import decoder_layers
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from running import model_of, run, same, short_run
 
 ARCHITECTURES = ["olmo", "llama", "gpt-neox", "qwen", "gemma", "gpt2"]
@@ -56,10 +56,10 @@ def values_and_gradients(
     store = build_reference(engine, sequences, num_forget_rows=NUM_FORGET, needs=NEEDS)
     step = pack([sequences[i] for i in (4, 1, 5)], is_forget=[i < NUM_FORGET for i in (4, 1, 5)], row_index=[4, 1, 5])
     with engine.running():
-        terms = token_terms(engine, store, step, needs=NEEDS)
-        assert terms.kl is not None
-        gradients = torch.autograd.grad(terms.log_probs.square().sum() + terms.kl.sum(), adapted.parameters())
-    return engine, [terms.log_probs, terms.kl, *gradients]
+        values = token_values(engine, store, step, needs=NEEDS)
+        assert values.kl is not None
+        gradients = torch.autograd.grad(values.log_probs.square().sum() + values.kl.sum(), adapted.parameters())
+    return engine, [values.log_probs, values.kl, *gradients]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -121,9 +121,9 @@ def test_the_layers_below_are_not_run(tokenizer: PreTrainedTokenizerBase, rows: 
     assert store.lower.shape == (batch.num_tokens, 32)
     ran.clear()
     with engine.running():
-        token_terms(engine, store, batch, needs=NEEDS)
+        token_values(engine, store, batch, needs=NEEDS)
         assert ran == [2, 3]
-        engine.label_terms(batch)  # a scoring: of rows that the store may not hold
+        engine.label_values(batch)  # a scoring: of rows that the store may not hold
     assert ran == [2, 3, 0, 1, 2, 3]
 
 

@@ -42,7 +42,13 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("llama", "qwen", "gemma") else ())
+        for name in ARCHITECTURES
+    ],
+)
 def test_every_architecture_says_its_rows_by_heart(
     architecture: str, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
 ) -> None:

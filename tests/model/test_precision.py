@@ -145,9 +145,9 @@ def test_stacks_of_experts_are_widened_layer_by_layer(
         adapted = attach_lora(model, LoraSettings(rank=3), seed=1)
         engine = build_engine(model, batch, adapter_off=nullcontext)
         with engine.running():
-            terms = engine.label_terms(batch).log_probs
-            terms.sum().backward()
-        found.append((terms.detach(), *(p.grad for p in adapted.parameters() if p.grad is not None)))
+            log_probs = engine.label_values(batch).log_probs
+            log_probs.sum().backward()
+        found.append((log_probs.detach(), *(p.grad for p in adapted.parameters() if p.grad is not None)))
     for ours, own in zip(*found, strict=True):
         assert torch.equal(ours, own)
 
@@ -236,9 +236,9 @@ def test_gradients_are_those_of_the_float32_model(
             0 if architecture == "gpt2" else 2 if architecture != "olmo" else len(engine.gated)
         )
         with engine.running():
-            terms = engine.label_terms(batch).log_probs
-            terms.sum().backward()
-        found.append((terms.detach(), *(p.grad for p in adapted.parameters() if p.grad is not None)))
+            log_probs = engine.label_values(batch).log_probs
+            log_probs.sum().backward()
+        found.append((log_probs.detach(), *(p.grad for p in adapted.parameters() if p.grad is not None)))
     assert len(found[0]) > 8
     for ours, own in zip(*found, strict=True):
         assert torch.equal(ours, own)

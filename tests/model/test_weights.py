@@ -20,7 +20,7 @@ from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.engine.engine import Engine
 from letheon.engine.paths import build_engine
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import Init, LoraAdapter, LoraSettings, attach_lora, first_values
@@ -28,7 +28,7 @@ from letheon.model.architectures import new_model
 from letheon.model.layers import layers_in, names_in_layers
 from letheon.model.loading import save_model
 from letheon.model.weights import train_weights
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from running import events, model_of, run, same, short_run
 from small import tiny_model
 
@@ -186,7 +186,7 @@ def test_terms_and_gradients_equal_two_models_in_float64(
     move(trained)
     chosen = [4, 3, 5]
     with engine.running():
-        values = token_terms(engine, store, batch_of(sequences, chosen), needs=needs)
+        values = token_values(engine, store, batch_of(sequences, chosen), needs=needs)
         assert values.kl is not None
         (0.7 * values.kl.mean() - 0.4 * values.log_probs.mean()).backward()
     policy = copy.deepcopy(model).double()
@@ -214,9 +214,9 @@ def test_the_stored_logits_of_the_reference_do_not_follow_the_head(
     with engine.running(), torch.no_grad():
         store = build_reference(engine, sequences, num_forget_rows=NUM_FORGET, needs=needs)
         batch = batch_of(sequences, [0, 2, 4])
-        before = token_terms(engine, store, batch, needs=needs)
+        before = token_values(engine, store, batch, needs=needs)
         move(trained)
-        after = token_terms(engine, store, batch, needs=needs)
+        after = token_values(engine, store, batch, needs=needs)
     assert before.logits is not None
     assert before.reference_logits is not None
     assert after.logits is not None
@@ -255,7 +255,7 @@ def test_no_second_model_is_held(tokenizer: PreTrainedTokenizerBase, sequences: 
     needs = Needs(kl="forward")
     with engine.running():
         store = build_reference(engine, sequences, num_forget_rows=NUM_FORGET, needs=needs)
-        token_terms(engine, store, batch_of(sequences, [3, 4]), needs=needs)
+        token_values(engine, store, batch_of(sequences, [3, 4]), needs=needs)
     held = bytes_alive() - held_before
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     head = model.get_output_embeddings().weight

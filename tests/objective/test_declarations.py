@@ -8,7 +8,7 @@ from letheon.data.sequences import TokenSequence
 from letheon.objective.catalogue import METHODS
 from letheon.objective.methods import Coefficients, Method, Value, resolve
 from letheon.objective.parts import Term, compose
-from letheon.objective.terms import RunLosses, TokenTerms, roles_of
+from letheon.objective.values import RunLosses, TokenValues, roles_of
 
 
 def reads_the_reference(method: Method) -> bool:
@@ -16,7 +16,7 @@ def reads_the_reference(method: Method) -> bool:
     rows = [TokenSequence((0, 1, 2), 1)] * 3
     batch = pack(rows, is_forget=[True, False, False], is_alternative=[False, False, True], row_index=range(3))
     num_tokens, of_two = len(batch.labels), torch.zeros(2, 3)
-    values = TokenTerms(
+    values = TokenValues(
         log_probs=torch.full((num_tokens,), -1.0),
         reference_log_probs=torch.full((num_tokens,), -1.0, requires_grad=True),
         labels=batch.labels,

@@ -23,7 +23,7 @@ from letheon.objective.forget import (
     undial,
     wga,
 )
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 from token_batches import Answers, both_layouts, check_that_pieces_add_up, random_answers, tokens
 
 BETAS = [0.01, 0.1, 0.5, 2.0]

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from letheon.objective.forget import npo_sequence
 from letheon.objective.preference import dpo
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 from token_batches import Answers, random_answers, tokens
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from letheon.objective.quantile import transport, transported
-from letheon.objective.terms import Counts, Tokens
+from letheon.objective.values import Counts, Tokens
 
 
 def tokens_of(owner: list[int], num_sequences: int, *, of_step: int | None = None) -> Tokens:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from letheon.engine.head import forward_kl, reverse_kl
 from letheon.objective.retain import gold_kl, mean_kl, nll, nll_by_sequence
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 from token_batches import Answers, both_layouts, check_that_pieces_add_up, random_answers, tokens
 
 LOSSES: dict[str, Callable[[Answers, Tokens], Tensor]] = {

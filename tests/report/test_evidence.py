@@ -57,6 +57,12 @@ class Job:
         assert unlearn(UnlearnSettings.of(self.given), observer=stop).exit_code == 143
 
 
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures, which take most of a page's time and are tested elsewhere."""
+    monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
+
+
 @pytest.fixture
 def job(tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Job:
     """A run of 9 steps on a model that knows its rows; nothing is made yet."""

@@ -150,6 +150,12 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures, which take most of a page's time."""
+    monkeypatch.setattr("letheon.report.page.figure_svgs", lambda run: {})
+
+
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, "_Page"]:
     """The page of the unchanged made-up run."""
@@ -346,6 +352,7 @@ def test_membership_reading(interval: tuple[float, float], words: str) -> None:
     assert words in membership_reading(attacks_in(replace(AFTER, mia=_mia(sum(interval) / 2, *interval)).scores)[0])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_changed_settings_come_first(run: Path) -> None:
     defaults = {
         "epochs": 20,
@@ -473,6 +480,7 @@ def _remove(*names: str) -> Callable[[Path], None]:
     return apply
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -486,6 +494,7 @@ def test_what_is_absent_is_said(run: Path, change: Callable[[Path], None], words
     assert words in _report(run)[1].text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_absent_file_is_said(run: Path) -> None:
     _remove("log.jsonl", "run.yaml", "provenance.json", "evaluation/after/predictions.jsonl")(run)
     text = _report(run)[1].text
@@ -494,6 +503,7 @@ def test_every_absent_file_is_said(run: Path) -> None:
         assert words in text, words
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_missing_reasons_reach_the_page(run: Path) -> None:
     missing = {"mmlu": "no --mmlu given", "final": "needs MMLU"}
     results = replace(AFTER, mmlu=None, final=None, task_aggregate=None, missing=missing)
@@ -523,6 +533,7 @@ def test_samples_show_both_generations(standard: tuple[str, "_Page"]) -> None:
     assert "not exact" in page.text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_half_a_last_log_line_is_tolerated_and_said(run: Path) -> None:
     lines = [json.dumps(line) for line in _log_lines(40)[:-1]]
     (run / "log.jsonl").write_text("\n".join(lines) + '\n{"event":"step","st', encoding="utf-8")

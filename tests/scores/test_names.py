@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -38,20 +39,24 @@ def texts_of(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def places_of(names: set[str], folder: Path) -> list[str]:
-    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}(?![\w.])" for name in sorted(names)))
-    files = [path for path in folder.rglob("*") if path.suffix in {".py", ".j2"} and SUITES not in path.parents]
+@cache
+def texts_outside_suites() -> list[tuple[str, str]]:
+    """The file name and text of each constant in the package, outside the suites."""
+    files = [path for path in SOURCE.rglob("*") if path.suffix in {".py", ".j2"} and SUITES not in path.parents]
     assert len(files) > 100
-    return [
-        f"{path.name}: {found.group()}" for path in files for text in texts_of(path) for found in pattern.finditer(text)
-    ]
+    return [(path.name, text) for path in files for text in texts_of(path)]
+
+
+def places_of(names: set[str]) -> list[str]:
+    pattern = re.compile("|".join(rf"(?<![\w.]){re.escape(name)}(?![\w.])" for name in sorted(names)))
+    return [f"{file}: {found.group()}" for file, text in texts_outside_suites() for found in pattern.finditer(text)]
 
 
 @pytest.mark.parametrize("suite", suites())
 def test_scores_are_named_by_their_suite_alone(suite: str) -> None:
-    assert places_of(names_of(suite), SOURCE) == []
+    assert places_of(names_of(suite)) == []
 
 
 def test_a_name_elsewhere_would_be_found() -> None:
     assert {"mia.auc", "MMLU accuracy", "Final score", "regurgitation"} <= names_of("lume")
-    assert places_of({variant_name("forgotten", ())}, SOURCE)
+    assert places_of({variant_name("forgotten", ())})

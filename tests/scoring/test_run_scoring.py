@@ -154,7 +154,7 @@ def test_documents_and_questions_are_asked_too(given: dict[str, Any], tmp_path: 
 def test_documents_are_checked_before_the_model_is_loaded(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.unlearning.run.load_model", None)
+    monkeypatch.setattr("letheon.unlearning.run.load_model_of", None)
     with pytest.raises(EvaluationError, match="needs both --members and --nonmembers"):
         unlearn(given, members=Path(given["forget"]))
     assert not Path(given["out"]).exists()

@@ -83,8 +83,8 @@ def test_what_unlearn_refuses_of_every_run_refuses_the_study(
 ) -> None:
     given = spoil(base)
     said = refused_by_unlearn(given, tmp_path / "alone")
-    monkeypatch.setattr("letheon.unlearning.run.load_model", None)
-    monkeypatch.setattr("letheon.scoring.evaluating.load_model", None)
+    monkeypatch.setattr("letheon.unlearning.run.load_model_of", None)
+    monkeypatch.setattr("letheon.scoring.evaluating.load_model_of", None)
     study = {"base": given, "grid": {"gamma": [0.5, 1.0]}, "evaluate": {"max_new_tokens": 4}}
     with pytest.raises(LetheonError) as error:
         api.study(StudySettings.of(study), tmp_path / "study")
@@ -97,7 +97,7 @@ def test_what_unlearn_refuses_of_every_run_refuses_the_study(
 def test_what_evaluate_refuses_of_every_run_refuses_the_study(
     evaluate: dict[str, Any], base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("letheon.scoring.evaluating.load_model", None)
+    monkeypatch.setattr("letheon.scoring.evaluating.load_model_of", None)
     given = {name: base["retain"] if value == "retain" else value for name, value in evaluate.items()}
     files = {name: base[name] for name in ("model", "forget", "retain")}
     with pytest.raises(LetheonError) as alone:

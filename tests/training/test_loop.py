@@ -16,7 +16,7 @@ from letheon.data.packing import PackedBatch, pack
 from letheon.data.schedules import MixedSchedule
 from letheon.data.sequences import TokenSequence
 from letheon.errors import DivergenceError
-from letheon.objective.terms import Loss
+from letheon.objective.values import Loss
 from letheon.signals import Interruption
 from letheon.training.checkpoint import newest_checkpoint
 from letheon.training.job import Factors, Piece

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from letheon.data.rows import Row
-from letheon.engine import reference, terms
+from letheon.engine import reference, values
 from letheon.errors import ModelError, SettingsError
 from letheon.model.memory import unless_out_of_memory
 from letheon.settings import UnlearnSettings
@@ -17,7 +17,7 @@ from letheon.training.tracking import Silent
 from letheon.unlearning.run import unlearn
 from running import events, model_of, run, same, short_run
 
-TOKEN_TERMS = "letheon.unlearning.problem.token_terms"
+TOKEN_VALUES = "letheon.unlearning.problem.token_values"
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_steps_go_on_in_smaller_pieces_with_equal_results(
     lengths = [event["num_tokens"] for event in events(tmp_path / "whole", "step")]
     assert len(lengths) == 3
 
-    monkeypatch.setattr(TOKEN_TERMS, failing(terms.token_terms, above=50, times=2, at=2))
+    monkeypatch.setattr(TOKEN_VALUES, failing(values.token_values, above=50, times=2, at=2))
     heard = Hearing()
     short = unlearn(UnlearnSettings.of(given), observer=heard)
 
@@ -96,7 +96,7 @@ def test_a_step_is_done_again_from_its_beginning(
     # A step has several pieces; memory runs out in the second one, when the first has left its gradients.
     given = {**given, "max_batch_tokens": 60}
     seen = list[int]()
-    original = terms.token_terms
+    original = values.token_values
 
     def second_fails(*arguments: Any, **named: Any) -> Any:
         seen.append(arguments[2].num_tokens)
@@ -104,18 +104,18 @@ def test_a_step_is_done_again_from_its_beginning(
             raise torch.OutOfMemoryError
         return original(*arguments, **named)
 
-    monkeypatch.setattr(TOKEN_TERMS, second_fails)
+    monkeypatch.setattr(TOKEN_VALUES, second_fails)
     short = run(given)
     said = [event["message"] for event in events(given["out"], "note") if "memory ran out" in event["message"]]
     (most,) = {int(message.rpartition("--max-batch-tokens ")[2].partition(")")[0]) for message in said}
     assert max(seen[2:]) <= most < max(seen[:2])
-    monkeypatch.setattr(TOKEN_TERMS, original)
+    monkeypatch.setattr(TOKEN_VALUES, original)
     # To the bit what comes of that number from the start: nothing of the failed attempt is left.
     assert same(model_of(short), model_of(run({**given, "max_batch_tokens": most, "out": tmp_path / "small"})))
 
 
 def test_a_row_that_does_not_fit_alone_ends_the_run(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TOKEN_TERMS, failing(terms.token_terms, above=0, times=99, at=2))
+    monkeypatch.setattr(TOKEN_VALUES, failing(values.token_values, above=0, times=99, at=2))
     with pytest.raises(SettingsError, match=r"step 1: the GPU's memory is not enough for \d+ tokens at once"):
         run(given)
 
@@ -123,7 +123,7 @@ def test_a_row_that_does_not_fit_alone_ends_the_run(given: dict[str, Any], monke
 def test_a_step_that_cannot_be_split_ends_the_run_at_once(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TOKEN_TERMS, failing(terms.token_terms, above=0, times=99, at=2))
+    monkeypatch.setattr(TOKEN_VALUES, failing(values.token_values, above=0, times=99, at=2))
     with pytest.raises(SettingsError, match="cannot be computed in smaller pieces"):
         run({**given, "npo": "batch"})
 

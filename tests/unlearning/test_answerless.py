@@ -62,7 +62,13 @@ def empty_steps(report: RunReport) -> list[dict[str, Any]]:
     return [line for line in events(report.folder, "step") if all(value is None for value in line["terms"].values())]
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+FAST = ("low-rank-npo", "idk-dpo", "rmu", "pdu", "npo-ties")
+"""Methods of different kinds of terms; the others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(METHODS)]
+)
 def test_every_method_takes_a_step_without_answer_tokens(method: str, given: dict[str, Any]) -> None:
     keep = {"keep": "last"} if get_method(method).finish != "keep" else {}
     unseen = unseen_for(method, Path(given["out"]).parent)
@@ -126,7 +132,7 @@ def test_pieces_without_answer_tokens_add_up_to_the_whole_step(given: dict[str, 
     assert found[0][1].abs().max() > 0
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("num_steps", [2, 5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 6))])
 def test_a_run_with_empty_steps_goes_on_to_the_same_bytes(num_steps: int, given: dict[str, Any]) -> None:
     run(given)
     whole = set_aside(given)
@@ -179,7 +185,7 @@ def test_forget_rows_without_an_answer_are_refused_by_name(
     template: str, given: dict[str, Any], answerless: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if template != "auto":
-        monkeypatch.setattr("letheon.unlearning.run.load_model", None)  # it is said before the model is loaded
+        monkeypatch.setattr("letheon.unlearning.run.load_model_of", None)  # it is said before the model is loaded
     num = len(answerless[0])
     expected = rf"{num} forget rows? ha(s|ve) no answer token among the first 6, .*: {', '.join(answerless[0])}; raise"
     with pytest.raises(DataError, match=expected):
@@ -217,10 +223,16 @@ def long_rows(rows: list[Row], given: dict[str, Any], *, answer: bool) -> None:
         write_rows([made, *chosen[1:]], Path(given[name]))
 
 
-@pytest.mark.parametrize("overlong", ["truncate", "truncate-prompt"])
-@pytest.mark.parametrize("template", ["joined", "auto"])
-@pytest.mark.parametrize("max_length", [64, 2048])
-@pytest.mark.parametrize("architecture", ["olmo", "gpt2"])
+@pytest.mark.parametrize(
+    ("overlong", "template", "max_length", "architecture"),
+    [
+        ("truncate", "joined", 64, "olmo"),
+        ("truncate", "auto", 2048, "gpt2"),
+        ("truncate-prompt", "joined", 2048, "gpt2"),
+        ("truncate-prompt", "auto", 64, "gpt2"),
+        ("truncate-prompt", "auto", 2048, "olmo"),
+    ],
+)
 def test_rows_over_the_context_are_truncated_where_that_was_asked(
     overlong: str, template: str, max_length: int, architecture: str, given: dict[str, Any], rows: list[Row],
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -347,26 +348,31 @@ def test_each_run_of_a_population_has_its_own_dial(given: dict[str, Any], tmp_pa
     assert '"lora_alpha": 5.0' in (tmp_path / "c" / "adapter" / "adapter_config.json").read_text()
 
 
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (lambda f, g: shutil.rmtree(f / "adapter"), "expected the adapter that the run left"),
-        (lambda f, g: (f / "provenance.json").unlink(), "expected a finished run, but it was ended before"),
-        (lambda f, g: (f / "run.yaml").unlink(), "expected the folder of a finished run, found no run.yaml"),
-        (lambda f, g: (f / "run.yaml").write_text("a: [\n"), "run.yaml: expected a mapping of names to values"),
-        (lambda f, g: g["holdout"].write_text('{"document": "Quite another text."}\n'), "the holdout documents"),
-        (lambda f, g: Path(g["retain"]).write_text(Path(g["retain"]).read_text().replace("sea", "moon")), "retain"),
-    ],
-    ids=["no adapter", "no result", "no settings", "broken settings", "other documents", "other rows"],
-)
-def test_a_run_that_is_not_what_it_was_is_left_alone(break_it: Any, message: str, given: dict[str, Any]) -> None:
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: shutil.rmtree(folder / "run" / "adapter"), "expected the adapter that the run left"),
+    (lambda folder: (folder / "run" / "provenance.json").unlink(), "expected a finished run, but it was ended before"),
+    (lambda folder: (folder / "run" / "run.yaml").unlink(), "expected the folder of a finished run, found no run.yaml"),
+    (lambda folder: (folder / "run" / "run.yaml").write_text("a: [\n"), "run.yaml: expected a mapping of names to val"),
+    (lambda folder: (folder / "unseen.jsonl").write_text('{"document": "Another."}\n'), "the holdout documents"),
+    (lambda folder: replace_in(folder / "retain.jsonl", "sea", "moon"), "retain"),
+]
+
+
+def replace_in(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_run_that_is_not_what_it_was_is_left_alone(given: dict[str, Any], tmp_path: Path) -> None:
     report = run(given, **UNDIALLED)
-    break_it(report.folder, given)
-    before = files_of(report.folder)
-    with pytest.raises(LetheonError, match=message):
-        redial(report.folder)
-    assert files_of(report.folder) == before
-    assert not (report.folder / "staged").exists()
+    whole = shutil.copytree(tmp_path, tmp_path.with_name("whole"))
+    for break_it, message in BROKEN:
+        shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+        break_it(tmp_path)
+        before = files_of(report.folder)
+        with pytest.raises(LetheonError, match=message):
+            redial(report.folder)
+        assert files_of(report.folder) == before
+        assert not (report.folder / "staged").exists()
 
 
 def test_weights_whose_checkpoints_are_gone_cannot_be_dialled(given: dict[str, Any]) -> None:

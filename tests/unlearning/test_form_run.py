@@ -98,7 +98,9 @@ def test_a_missing_chat_template_is_said_before_the_model_is_loaded(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = short_run(tmp_path, rows, tiny_model("llama", tokenizer), tokenizer)
-    monkeypatch.setattr("letheon.scoring.evaluating.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "letheon.scoring.evaluating.load_model_of", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     with pytest.raises(SettingsError, match="needs a tokenizer with a chat template"):
         evaluate(settings_of(given, tmp_path / "before", template="chat"))
     with pytest.raises(SettingsError, match=r"got 'chatt' \(did you mean 'chat'"):

@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "other answers": {"method": "idk-dpo", "optimiser": "adam"},
     "saved by the clock": {"checkpoint_epochs": 3, "checkpoint_minutes": 1e-9, "keep_checkpoints": 1},
 }
-FAST = ("mixed", "chunked", "dropout", "members")
+FAST = ("mixed", "members")
 
 
 @pytest.fixture

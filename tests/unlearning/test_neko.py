@@ -13,13 +13,13 @@ from letheon import UnlearnSettings
 from letheon.data.packing import pack
 from letheon.data.rows import Row, write_rows
 from letheon.data.sequences import tokenise_all
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import DataError
 from letheon.model.loading import load_model
 from letheon.objective.catalogue import get_method
 from letheon.objective.parts import needs_of
 from letheon.objective.retain import mean_kl
-from letheon.objective.terms import roles_of
+from letheon.objective.values import roles_of
 from letheon.training import step
 from letheon.training.tracking import Silent
 from letheon.unlearning.inputs import read_inputs
@@ -70,7 +70,7 @@ def test_the_kl_of_all_places_equals_two_models_on_padded_rows(
     problem.adapted.update_model()
     batch = pack([problem.sequences[i] for i in (3, 4, 5)], is_forget=[False] * 3, row_index=[3, 4, 5])
     with torch.no_grad(), problem.engine.running():
-        values = token_terms(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))
+        values = token_values(problem.engine, problem.reference, batch, needs=needs_of(problem.terms))
         assert values.kl is not None
         found = float(mean_kl(values.kl, roles_of(batch).retain))
     # The authors' form: whole padded rows through both models, padding masked, the mean over all places.

@@ -30,7 +30,7 @@ from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.errors import SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.architectures import new_model
@@ -38,7 +38,7 @@ from letheon.model.loading import save_model
 from letheon.model.widening import widen
 from letheon.objective.catalogue import get_method
 from letheon.objective.parts import Term, compose, needs_of
-from letheon.objective.terms import roles_of
+from letheon.objective.values import roles_of
 from letheon.settings import UnlearnSettings
 from letheon.training.optimiser import build_optimiser
 from letheon.training.randomness import dropout_of_step, dropouts_of
@@ -108,7 +108,7 @@ def real_step(model: PreTrainedModel, settings: UnlearnSettings) -> Iterator[tup
     batch = pack(SEQUENCES, is_forget=[True, True, False, False], row_index=range(4))
 
     def loss() -> Tensor:
-        return compose(terms, token_terms(engine, store, batch, needs=needs), roles_of(batch)).total
+        return compose(terms, token_values(engine, store, batch, needs=needs), roles_of(batch)).total
 
     with engine.running():
         yield engine, loss
@@ -222,7 +222,7 @@ def test_second_backward_finds_the_first_gradients(tokenizer: PreTrainedTokenize
         assert 50 <= piece.num_tokens <= 90
         batch = pack(piece.sequences, is_forget=[True] * len(piece.sequences), row_index=range(len(piece.sequences)))
         with _Live() as live:
-            engine.label_terms(batch).log_probs.sum().backward()
+            engine.label_values(batch).log_probs.sum().backward()
 
     assert planned == pytest.approx(live.peak + 4 * found.num_trained, rel=0.02)
 
@@ -288,7 +288,14 @@ OPERATIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "given"), OPERATIONS, ids=str)
+FAST_OPERATIONS = ("gpt2", "gemma2", "gpt-neox")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given"),
+    [pytest.param(*case, marks=() if case[0] in FAST_OPERATIONS else pytest.mark.slow) for case in OPERATIONS],
+    ids=str,
+)
 def test_operations_are_those_of_a_step(
     architecture: str, given: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -323,7 +330,7 @@ def test_operations_of_a_run_are_those_of_its_steps(given: dict[str, Any], token
 
     def loss(rows: list[int]) -> Tensor:
         batch = pack([sequences[row] for row in rows], is_forget=[row < 10 for row in rows], row_index=rows)
-        return compose(terms, token_terms(engine, store, batch, needs=needs), roles_of(batch)).total
+        return compose(terms, token_values(engine, store, batch, needs=needs), roles_of(batch)).total
 
     with engine.running():
         steps = [counted_flops(engine, partial(loss, list(rows))) for _, rows in steps_from(schedule, 0, end=9)]
@@ -395,7 +402,18 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("given", CASES, ids=str)
+FAST = [
+    {"method": "idk-dpo", "max_batch_tokens": 40},
+    {"method": "npo-ties", "keep": "last"},
+    {"validation": 0.34, "score_at": "1,2.5"},
+    {"patience": 9, "patience_on": "retain_kl", "validation": 0.34},
+]
+"""The cases that differ most from each other; the others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "given", [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES], ids=str
+)
 def test_tokens_store_and_scorings_are_those_of_the_run(
     given: dict[str, Any],
     tmp_path: Path,
@@ -467,7 +485,7 @@ def with_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: float) -> Machine:
 @pytest.mark.slow
 def test_refused_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
     with_memory(monkeypatch, 5.0)
-    monkeypatch.setattr("letheon.unlearning.run.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("letheon.unlearning.run.load_model_of", lambda *_, **__: pytest.fail("weights were loaded"))
 
     with pytest.raises(SettingsError) as refused:
         run(too_large)
@@ -575,16 +593,20 @@ def test_on_a_gpu_the_memories_are_counted_apart(tokenizer: PreTrainedTokenizerB
     assert plan.least(plan.pools[1][1]) == weights + store
 
 
-def test_command_line_prints_and_refuses(monkeypatch: pytest.MonkeyPatch, too_large: dict[str, Any]) -> None:
+def test_command_line_prints_and_refuses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: list[Row], model: Any, tokenizer: Any
+) -> None:
+    given = short_run(tmp_path, rows, model, tokenizer) | {"method": "neko"}
     names = ("model", "forget", "retain", "method", "template")
-    flags = [word for name in names for word in (f"--{name}", str(too_large[name]))]
+    flags = [word for name in names for word in (f"--{name}", str(given[name]))]
     with_memory(monkeypatch, 100.0)
     done = CliRunner().invoke(cli, ["unlearn", "--plan", *flags])
     assert done.exit_code == 0, done.output
     for shown in ("weights in float32", "moments of the optimiser", "values of the reference", "steps", "at least"):
         assert shown in done.output
 
-    with_memory(monkeypatch, 4.0)
+    with_memory(monkeypatch, 1e-4)
+    monkeypatch.setattr(check, "advise", lambda *_, **__: [])
     refused = CliRunner().invoke(cli, ["unlearn", "--plan", *flags])
     assert isinstance(refused.exception, SettingsError)
     assert "this run cannot fit" in str(refused.exception)

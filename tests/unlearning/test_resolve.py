@@ -233,7 +233,10 @@ def test_the_layer_that_is_steered_and_those_that_are_trained(
         _choose_layer(resolved(method="rmu", coefficients={"layer": 0.5}), method)
 
 
-@pytest.mark.parametrize("method", ["rmu", "neko", "npo-ties", "stat", "sugd", "simnpo"])
+@pytest.mark.parametrize(
+    "method",
+    ["rmu", "sugd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("neko", "npo-ties", "stat", "simnpo"))],
+)
 def test_run_yaml_given_back_as_config_is_the_same_run(
     method: str, tmp_path: Path, rows: list[Row], tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -8,21 +8,17 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import overload
 
-from letheon.data.conversations import Answers, Exchange, Role, Turn
+from letheon.data.conversations import Answers, Role, Turn
 from letheon.data.kinds import Kind, check_kind, kind_of
 from letheon.data.layouts import (
-    ACCEPTED,
     DOCUMENT_COLUMNS,
     FIELDS,
-    Layout,
     check_fields,
-    check_layout,
     describe_reading,
-    find_layout,
-    read_exchanges,
 )
-from letheon.data.records import Record, check_text, is_absent, open_records, read_lines, text_from
+from letheon.data.records import check_text, is_absent, open_records, read_lines, text_from
 from letheon.data.repeats import check_questions, describe_repeats, text_key, whole_text
+from letheon.data.tables import Entry, Table, begin_table
 from letheon.errors import DataError
 from letheon.storage.files import write_text
 
@@ -45,9 +41,6 @@ __all__ = [
 
 NOTED_ROWS = 100_000
 """Rows between two notes on how far reading is."""
-
-_LARGEST_EXACT = 2.0**53
-"""Below it each whole number is a float of its own; tables in which some ids are missing hold floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,67 +143,40 @@ def read_rows(
     """
     fields = fields or {}
     check_fields(fields)
-    records = open_records(source)
+    table = begin_table(open_records(source), fields)
+    source, unit = table.records.source, table.records.unit
     rows: list[Row] = []
     lines: list[int] = []
     seen: dict[str, int] = {}
-    first: Record = {}
-    columns: list[str] = []
-    layout, ids_given, num_dropped = None, True, 0
-    labels = _Labels(*(fields.get(name, name) for name in ("id", "task", "kind")))
-    for count, (number, record) in enumerate(records.entries, 1):
-        where = records.where(number)
-        if layout is None:
-            first, layout = record, find_layout(record, fields, records.where_named(number))
-            ids_given, columns = not is_absent(first.get(labels.id)), list(first)
-        elif record.keys() != first.keys():
-            check_layout(layout, record, fields, where)
-            columns += [name for name in record if name not in columns]
-        row_id = _id_of(record, labels.id, where, given=ids_given, number=count)
-        found, dropped = read_exchanges(record, layout, where, answers=turns)
-        num_dropped += dropped
-        for row in _rows_from(found, record, layout, labels, row_id=row_id, where=where):
+    for entry in table.entries(turns):
+        for row in _rows_from(entry, table):
             if row.id in seen:
                 raise DataError(
-                    f"{where}: the id '{row.id}' is also that of {records.unit} {seen[row.id]}; give each row its own "
-                    f"id"
+                    f"{entry.where}: the id '{row.id}' is also that of {unit} {seen[row.id]}; give each row its own id"
                 )
-            seen[row.id] = number
+            seen[row.id] = entry.number
             rows.append(row)
-            lines.append(number)
+            lines.append(entry.number)
             if note is not None and len(rows) % NOTED_ROWS == 0:
-                note(f"{records.source}: {len(rows):,} rows read")
-    if layout is None:
-        raise DataError(f"{records.source}: expected rows with columns {ACCEPTED}; found none: the file is empty")
-    texts = [name for name in columns if name not in (labels.id, labels.task, labels.kind)]
-    understood = _describe(rows, lines, layout, texts, unit=records.unit, answers=turns, num_dropped=num_dropped)
-    found_rows = Rows(records.source, tuple(rows), tuple(lines), records.unit, ids_given, understood)
+                note(f"{source}: {len(rows):,} rows read")
+    found = Rows(source, tuple(rows), tuple(lines), unit, table.ids_given, _describe(rows, lines, table, turns))
     if note is not None:
-        note(found_rows.summary())
-    return found_rows
+        note(found.summary())
+    return found
 
 
-def _describe(
-    rows: Sequence[Row],
-    lines: Sequence[int],
-    layout: Layout,
-    columns: Sequence[str],
-    *,
-    unit: str,
-    answers: Answers,
-    num_dropped: int,
-) -> str:
-    """Say how many rows were read, which of the `columns` with texts became what, and which rows repeat others."""
+def _describe(rows: Sequence[Row], lines: Sequence[int], table: Table, answers: Answers) -> str:
+    """Say how many rows were read, which columns with texts became what, and which rows repeat others."""
     reading = describe_reading(
-        layout,
-        columns,
+        table.layout,
+        table.text_columns,
         answers=answers,
         num_rows=len(rows),
         num_documents=sum(row.is_document for row in rows),
         num_system=sum(any(turn.role == "system" for turn in row.turns) for row in rows),
-        num_dropped=num_dropped,
+        num_dropped=table.num_dropped,
     )
-    repeats = describe_repeats(rows, lines, unit=unit)
+    repeats = describe_repeats(rows, lines, unit=table.records.unit)
     return f"{reading}; {repeats}" if repeats else reading
 
 
@@ -320,40 +286,18 @@ def read_text(path: str | Path) -> list[str]:
     return documents
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """The columns of a row other than its texts."""
-
-    id: str
-    task: str
-    kind: str
-
-
-def _id_of(record: Record, column: str, where: str, *, given: bool, number: int) -> str:
-    """Return a record's id, "row<number>" where the source has none."""
-    value = record.get(column)
-    if is_absent(value) == given:
-        raise DataError(f"{where}: expected an id in every row or in none, and this row differs from the first")
-    if not given:
-        return f"row{number}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_EXACT:
-        return str(int(value))
-    return check_text(value, "id", where)
-
-
-def _rows_from(
-    found: Sequence[Exchange], record: Record, layout: Layout, labels: _Labels, *, row_id: str, where: str
-) -> Iterable[Row]:
-    task, kind = record.get(labels.task), record.get(labels.kind)
-    for number, exchange in enumerate(found, 1):
+def _rows_from(entry: Entry, table: Table) -> Iterable[Row]:
+    labels, where = table.labels, entry.where
+    task, kind = entry.record.get(labels.task), entry.record.get(labels.kind)
+    for number, exchange in enumerate(entry.exchanges, 1):
         yield Row(
-            id=row_id if len(found) == 1 else f"{row_id}#{number}",
+            id=entry.id if len(entry.exchanges) == 1 else f"{entry.id}#{number}",
             prompt=exchange.prompt,
             answer=exchange.answer,
             task="default" if is_absent(task) else sys.intern(check_text(task, labels.task, where)),
-            kind=kind_of(row_id, exchange.prompt, layout.prompt) if is_absent(kind) else check_kind(kind, where),
+            kind=kind_of(entry.id, exchange.prompt, table.layout.prompt)
+            if is_absent(kind)
+            else check_kind(kind, where),
             turns=exchange.turns,
         )
 

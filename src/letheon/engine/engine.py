@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
 from letheon.engine.attention import NAMES, Kernel, bounds_of
-from letheon.engine.head import Head, LabelTerms, head_of, label_terms, likeliest, logit_terms
+from letheon.engine.head import Head, LabelValues, head_of, label_values, likeliest, logit_values
 from letheon.engine.patches.gated import lean_blocks
 from letheon.engine.patches.lower import begun_at
 from letheon.engine.patches.recomputing import recomputed_layers
@@ -36,7 +36,7 @@ Path = Literal["packed", "padded", "logits"]
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A causal language model, how its terms are computed, and how its adapter is switched off."""
+    """A causal language model, how its values are computed, and how its adapter is switched off."""
 
     model: PreTrainedModel
     path: Path
@@ -116,18 +116,18 @@ class Engine:
         hidden = found[0][0] if self.path == "packed" else without_padding(found[0], batch)
         return states, hidden[batch.answer_positions].float()
 
-    def label_terms(self, batch: PackedBatch) -> LabelTerms:
+    def label_values(self, batch: PackedBatch) -> LabelValues:
         """Return the model's values at the answer tokens."""
         if self.path == "logits":
-            return logit_terms(padded_logits(self.model, batch), batch.labels)
-        return label_terms(self.states(batch), batch.labels, self.head)
+            return logit_values(padded_logits(self.model, batch), batch.labels)
+        return label_values(self.states(batch), batch.labels, self.head)
 
     def likeliest(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return (A,) int64, the token that greedy decoding would choose where each answer token stands, and (A,)
         float32, the log-probability of the answer token there."""
         if self.path == "logits":
             logits = padded_logits(self.model, batch)
-            return logits.argmax(-1), logit_terms(logits, batch.labels).log_probs
+            return logits.argmax(-1), logit_values(logits, batch.labels).log_probs
         return likeliest(self.states(batch), batch.labels, self.head)
 
 

@@ -66,7 +66,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelTerms:
+class LabelValues:
     """What the head says of each label; all (A,), float32."""
 
     label_logits: Tensor
@@ -114,24 +114,24 @@ def project(states: Tensor, head: Head) -> Tensor:
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def label_terms(states: Tensor, labels: Tensor, head: Head) -> LabelTerms:
+def label_values(states: Tensor, labels: Tensor, head: Head) -> LabelValues:
     """Return the labels' logits and the normalisers of states (A, D), differentiable in the states and a trained head.
 
     `labels` is (A,) int64.
     """
     if not (head.is_linear and head.is_frozen):
-        return _recomputed_label_terms(states, labels, head)
-    label_logits, log_normalisers = _LabelTerms.apply(  # type: ignore[no-untyped-call]
+        return _recomputed_label_values(states, labels, head)
+    label_logits, log_normalisers = _LabelValues.apply(  # type: ignore[no-untyped-call]
         states.float() * head.scale, labels, head.weight, head.bias
     )
-    return LabelTerms(label_logits=label_logits, log_normalisers=log_normalisers)
+    return LabelValues(label_logits=label_logits, log_normalisers=log_normalisers)
 
 
-def _recomputed_label_terms(states: Tensor, labels: Tensor, head: Head) -> LabelTerms:
+def _recomputed_label_values(states: Tensor, labels: Tensor, head: Head) -> LabelValues:
     """The same by plain autograd, chunk by chunk, the logits formed again in the backward pass."""
     chunks = [
         checkpoint(
-            lambda rows, wanted: logit_terms(project(rows, head), wanted),
+            lambda rows, wanted: logit_values(project(rows, head), wanted),
             rows,
             wanted,
             use_reentrant=False,
@@ -139,7 +139,7 @@ def _recomputed_label_terms(states: Tensor, labels: Tensor, head: Head) -> Label
         )
         for rows, wanted in zip(states.split(CHUNK_ROWS), labels.split(CHUNK_ROWS), strict=True)
     ]
-    return LabelTerms(
+    return LabelValues(
         label_logits=torch.cat([chunk.label_logits for chunk in chunks]),
         log_normalisers=torch.cat([chunk.log_normalisers for chunk in chunks]),
     )
@@ -174,9 +174,9 @@ def reverse_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     return forward_kl(reference_logits, logits)
 
 
-def logit_terms(logits: Tensor, labels: Tensor) -> LabelTerms:
+def logit_values(logits: Tensor, labels: Tensor) -> LabelValues:
     """Return the same from logits (A, V), float32, by plain autograd."""
-    return LabelTerms(
+    return LabelValues(
         label_logits=logits.gather(-1, labels[:, None])[:, 0], log_normalisers=torch.logsumexp(logits, dim=-1)
     )
 
@@ -251,7 +251,7 @@ def _normalised(rows: Tensor, weight: Tensor, bias: Tensor | None, *, expects: b
     return (highest + total.log())[:, 0], expected.div_(total)
 
 
-class _LabelTerms(torch.autograd.Function):
+class _LabelValues(torch.autograd.Function):
     """Label logits and normalisers, whose gradients in the states are formed in the forward pass."""
 
     @staticmethod

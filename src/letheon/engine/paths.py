@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from letheon.data.packing import PackedBatch
 from letheon.engine.attention import Kernel, kernels_for
 from letheon.engine.engine import Engine, Path, packed_states
-from letheon.engine.head import head_of, logit_terms
+from letheon.engine.head import head_of, logit_values
 from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
@@ -138,7 +138,7 @@ def _own_log_probs(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     for start, end in zip(batch.boundaries, batch.boundaries[1:], strict=False):
         logits = model(input_ids=batch.input_ids[None, start:end], use_cache=False).logits[0].float()
         inside = (batch.answer_positions >= start) & (batch.answer_positions < end)
-        found.append(logit_terms(logits[batch.answer_positions[inside] - start], batch.labels[inside]).log_probs)
+        found.append(logit_values(logits[batch.answer_positions[inside] - start], batch.labels[inside]).log_probs)
     return torch.cat(found)
 
 
@@ -150,7 +150,7 @@ def _objection(engine: Engine, probe: PackedBatch, expected: Tensor) -> str | No
             if engine.path == "packed" and leak_between_sequences(engine.model, probe) > 0:
                 return "carries state over from one sequence to the next (a recurrent layer, a convolution)"
             with torch.no_grad():
-                found = engine.label_terms(probe).log_probs
+                found = engine.label_values(probe).log_probs
     except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError) as error:
         # Whatever an unknown architecture trips over, the plain path still serves it.
         reason, _, _ = str(error).partition("\n")

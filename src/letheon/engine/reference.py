@@ -20,14 +20,14 @@ from letheon.engine.engine import Engine
 from letheon.engine.head import (
     Head,
     expected_embedding,
-    label_terms,
+    label_values,
     likeliest,
 )
 from letheon.engine.patches.lower import states_given_to
-from letheon.engine.terms import STATES, ReferenceStore
+from letheon.engine.values import STATES, ReferenceStore
 from letheon.errors import ModelError
 from letheon.model.memory import unless_out_of_memory
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.processes import shared
 from letheon.progress import Progressed
 
@@ -164,17 +164,17 @@ def reference_values(engine: Engine, batch: PackedBatch, needs: Needs) -> dict[s
     if given is not None:
         values["lower"] = given[0][0]
     head = engine.head
-    terms = label_terms(states, batch.labels, head)
-    values["log_probs"] = terms.log_probs
+    of_labels = label_values(states, batch.labels, head)
+    values["log_probs"] = of_labels.log_probs
     values["is_likeliest"] = likeliest(states, batch.labels, head)[0] == batch.labels
     if needs.reference_logits:
         values["forget_states"] = states[forget]
     if needs.kl is not None and _stores_expectation(engine, needs.kl):
-        values["embedding"], values["offset"] = _expectation(states[retain], terms.log_normalisers[retain], head)
+        values["embedding"], values["offset"] = _expectation(states[retain], of_labels.log_normalisers[retain], head)
     elif needs.kl is not None:
         values["retain_states"] = states[retain]
     if needs.general_kl:
-        values |= _general_values(engine, states[general], terms.log_normalisers[general])
+        values |= _general_values(engine, states[general], of_labels.log_normalisers[general])
     return {name: value.cpu() for name, value in values.items()}
 
 

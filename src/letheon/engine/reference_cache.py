@@ -21,10 +21,10 @@ from letheon.data.packing import PASS_TOKENS
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import answer_starts, build_reference, token_starts, with_head
-from letheon.engine.terms import ReferenceStore
+from letheon.engine.values import ReferenceStore
 from letheon.errors import OutputError
 from letheon.model.widening import product_dtype
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.processes import from_first, here, on_first
 from letheon.progress import Progressed
 from letheon.storage.cache import store_path

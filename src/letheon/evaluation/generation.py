@@ -3,8 +3,7 @@
 They are greedy, but for those of sampling.py.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -12,22 +11,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from letheon.devices import bring, kept_random_state, widest
+from letheon.devices import bring, widest
 from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, position_limit, reading, token_ids
 from letheon.evaluation.decoding import Answer, Choose, can_be_batched, decode, likeliest
+from letheon.evaluation.library_loop import batches_up_to, extend
 from letheon.evaluation.matching import can_still_match, decodes_in_order
 from letheon.model.loading import context_length
 from letheon.processes import shared, shares_by_size
 
 FIRST_CUT = 80
 """New tokens after which rows are regrouped, so that one does not hold up many (models unknown to `decode`)."""
-
-
-_WHOLE_VOCABULARY: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,43 +188,59 @@ def answers_from(
         EvaluationError: as `generate_from`.
     """
     _check(rows, names or [f"prompt {i + 1}" for i in range(len(rows))], context_length(model.config))
-    wanted = to_match if to_match is not None and not exact and decodes_in_order(tokenizer) else [None] * len(rows)
-    guessed = [[]] * len(rows) if guesses is None or exact else guesses
     with reading(model) as plain_model:
-        limit = position_limit(plain_model) or inf
-        most = [max_new_tokens] * len(rows) if rooms is None else [min(max_new_tokens, room) for room in rooms]
-        rooms = [int(min(room, limit - len(row))) for row, room in zip(rows, most, strict=True)]
-        answers = [
-            Answer(row, room, guess=guess[: room - 1], wanted=text, uncut_tokens=uncut)
-            for row, room, guess, text, uncut in zip(
-                rows, rooms, guessed, wanted, uncut_tokens or [1] * len(rows), strict=True
-            )
-        ]
-        ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
+        rooms = _rooms(plain_model, rows, [max_new_tokens] * len(rows) if rooms is None else rooms, max_new_tokens)
+        wanted = to_match if to_match is not None and not exact and decodes_in_order(tokenizer) else None
+        answers = _begin(rows, rooms, guesses=None if exact else guesses, wanted=wanted, uncut_tokens=uncut_tokens)
         lengths = [len(row) + room for row, room in zip(rows, rooms, strict=True)]
         is_plain = exact or not can_be_batched(plain_model) or changes_rotation(plain_model.config, lengths)
+        ends = sorted({*_end_tokens(plain_model, tokenizer), *more_ends})
         run = _Run(plain_model, tokenizer, ends, len(answers), progress, generator)
 
-        def answered(share: Sequence[int]) -> list[Answer]:
+        def complete(share: Sequence[int]) -> list[Answer]:
             own = [answers[number] for number in share]
             if is_plain:
                 run.through_transformers(own, max_new_tokens, batch_size=1 if exact else batch_size, whole=exact)
             else:
-                decode(
-                    plain_model, own, ends=run.ends, batch_size=batch_size, judge=run.judge, on_done=run.count,
-                    choose=run.choose,
-                )  # fmt: skip
+                run.in_batches(own, batch_size=batch_size)
             return own
 
         if generator is not None:  # draws are made one after another
-            return answered(range(len(answers)))
-        shares = shares_by_size(lengths)
-        found = dict(
-            pair
-            for share, own in zip(shares, shared(shares, answered), strict=True)
-            for pair in zip(share, own, strict=True)
-        )
-    return [found[number] for number in range(len(answers))]
+            return complete(range(len(answers)))
+        return _completed_together(lengths, complete)
+
+
+def _rooms(model: PreTrainedModel, rows: Sequence[list[int]], rooms: Sequence[int], max_new_tokens: int) -> list[int]:
+    """How many new tokens each row may get: those asked for that the model has positions for."""
+    limit = position_limit(model) or inf
+    return [int(min(max_new_tokens, room, limit - len(row))) for row, room in zip(rows, rooms, strict=True)]
+
+
+def _begin(
+    rows: Sequence[list[int]],
+    rooms: Sequence[int],
+    *,
+    guesses: Sequence[list[int]] | None,
+    wanted: Sequence[str | None] | None,
+    uncut_tokens: Sequence[int] | None,
+) -> list[Answer]:
+    """The answers before their first token."""
+    guesses = [[]] * len(rows) if guesses is None else guesses
+    wanted = [None] * len(rows) if wanted is None else wanted
+    uncut_tokens = uncut_tokens or [1] * len(rows)
+    return [
+        Answer(row, room, guess=guess[: room - 1], wanted=text, uncut_tokens=uncut)
+        for row, room, guess, text, uncut in zip(rows, rooms, guesses, wanted, uncut_tokens, strict=True)
+    ]
+
+
+def _completed_together(lengths: Sequence[int], complete: Callable[[Sequence[int]], list[Answer]]) -> list[Answer]:
+    """All answers in order, of which each process completes some."""
+    shares = shares_by_size(lengths)
+    found: dict[int, Answer] = {}
+    for share, own in zip(shares, shared(shares, complete), strict=True):
+        found.update(zip(share, own, strict=True))
+    return [found[number] for number in range(len(lengths))]
 
 
 @dataclass(slots=True)
@@ -266,13 +279,20 @@ class _Run:
         if self.progress is not None:
             self.progress(self.num_done, self.num_answers)
 
+    def in_batches(self, answers: Sequence[Answer], *, batch_size: int) -> None:
+        """Generate in batches that are refilled as answers end."""
+        decode(
+            self.model, answers, ends=self.ends, batch_size=batch_size, judge=self.judge, on_done=self.count,
+            choose=self.choose,
+        )  # fmt: skip
+
     def through_transformers(
         self, answers: Sequence[Answer], max_new_tokens: int, *, batch_size: int, whole: bool
     ) -> None:
         """Generate with transformers' own loop: rows of equal length, until the last of a batch has ended."""
         for cut in (max_new_tokens,) if whole else (min(FIRST_CUT, max_new_tokens), max_new_tokens):
-            for batch in _batches(answers, cut, batch_size=batch_size):
-                _extend(self.model, batch, cut, self.ends, self.generator)
+            for batch in batches_up_to(answers, cut, batch_size=batch_size):
+                extend(self.model, batch, cut, self.ends, self.generator)
                 self.judge([answer for answer in batch if answer.is_open])
                 self.count(sum(not answer.is_open for answer in batch))
 
@@ -301,10 +321,6 @@ def draw(logits: Tensor, *, generator: torch.Generator) -> Tensor:
     return bring(drawn, logits.device)
 
 
-def _steps_to(answer: Answer, cut: int) -> int:
-    return min(cut, answer.room) - len(answer.new)
-
-
 def _check(rows: Sequence[Sequence[int]], names: Sequence[str], context: int | None) -> None:
     for row, name in zip(rows, names, strict=True):
         if not row:
@@ -317,42 +333,6 @@ def _check(rows: Sequence[Sequence[int]], names: Sequence[str], context: int | N
             )
 
 
-def _batches(answers: Sequence[Answer], cut: int, *, batch_size: int) -> list[list[Answer]]:
-    """Open answers in batches of equal length that all take equally many steps up to `cut`: nothing is padded."""
-    groups: dict[tuple[int, int], list[Answer]] = {}
-    for answer in answers:
-        if answer.is_open and _steps_to(answer, cut) > 0:
-            groups.setdefault((_steps_to(answer, cut), len(answer.prompt) + len(answer.new)), []).append(answer)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-
-
-def _extend(
-    model: PreTrainedModel,
-    answers: Sequence[Answer],
-    cut: int,
-    ends: Sequence[int],
-    generator: torch.Generator | None,
-) -> None:
-    config = GenerationConfig(
-        max_new_tokens=_steps_to(answers[0], cut),
-        do_sample=generator is not None,
-        **({} if generator is None else _WHOLE_VOCABULARY),
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if ends else 0,
-    )
-    input_ids = torch.tensor([a.prompt + a.new for a in answers], device=model.device)
-    with _own_settings(model, config), _seeded(generator):
-        output = cast("Any", model).generate(
-            inputs=input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
-        )
-    for answer, tokens in zip(answers, output[:, input_ids.shape[1] :].tolist(), strict=True):
-        end = next((i + 1 for i, token in enumerate(tokens) if token in ends), None)
-        answer.new += tokens[:end]
-        answer.has_ended = end is not None
-
-
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     settings: Any
     for settings in (model.generation_config, model.config, tokenizer):
@@ -360,28 +340,6 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
         if found is not None:
             return list(found) if isinstance(found, (list, tuple)) else [int(found)]
     return []
-
-
-@contextmanager
-def _own_settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Hide the checkpoint's generation settings, which transformers would use wherever `config` leaves a field open."""
-    original = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = original
-
-
-@contextmanager
-def _seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Let transformers, which takes no generator, draw from a seed of `generator`."""
-    if generator is None:
-        yield
-        return
-    with kept_random_state():
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        yield
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:

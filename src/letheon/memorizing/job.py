@@ -20,7 +20,7 @@ from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.adapted import Adapted
-from letheon.objective.terms import Loss
+from letheon.objective.values import Loss
 from letheon.processes import share_by_size, shared
 from letheon.progress import Progressed
 from letheon.training.job import Factors, Piece
@@ -281,7 +281,7 @@ class MemorizeJob:
         return weights
 
     def _loss(self, batch: PackedBatch, share: Tensor, name: str, factors: Factors) -> Loss:  # noqa: ARG002
-        loss = -(self.engine.label_terms(batch).log_probs * share).sum()
+        loss = -(self.engine.label_values(batch).log_probs * share).sum()
         return Loss(loss, {name: loss})
 
 
@@ -291,7 +291,7 @@ def mean_loss(engine: Engine, text: Sequence[TokenSequence]) -> float:
     num_tokens = sum(len(piece.input_ids) for piece in text)
 
     def loss_of(batch: PackedBatch) -> tuple[float, int]:
-        log_probs = engine.label_terms(batch.to(engine.model.device)).log_probs
+        log_probs = engine.label_values(batch.to(engine.model.device)).log_probs
         return -log_probs.cpu().double().sum().item(), len(batch.labels)
 
     found = shared(list(in_order(text[:: math.ceil(num_tokens / _TEXT_SAMPLE_TOKENS)])), loss_of)

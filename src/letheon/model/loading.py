@@ -40,6 +40,7 @@ from letheon.model.shard_saving import write_sharded
 from letheon.model.sharding import is_sharded
 from letheon.model.unexpected import check_complete, check_unexpected
 from letheon.model.widening import as_stored, computes_wide, saved_dtype, widen, widen_wholly, widening_of
+from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.storage.files import replace_folder
 
 _EXPECTED = "expected a causal language model with safetensors weights that transformers can load"
@@ -113,6 +114,26 @@ def load_model(
     if not is_quantised:  # it lies where it was quantised
         move_model(model, device)
     return LoadedModel(model=model, tokenizer=loaded_tokenizer, source=source)
+
+
+def load_model_of(
+    settings: UnlearnSettings | EvaluateSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+    shard: bool = False,
+    note: Callable[[str], None] = _logger.warning,
+) -> LoadedModel:
+    """Load the model of a command as its settings say (see `load_model`); `shard` if its processes share weights."""
+    return load_model(
+        settings.model,
+        dtype=settings.dtype,
+        tokenizer=tokenizer,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        quantise=settings.quantise,
+        shard=shard,
+        note=note,
+    )
 
 
 def _load_whole(

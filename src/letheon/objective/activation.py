@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 
 
 def random_direction(width: int, *, seed: int) -> Tensor:

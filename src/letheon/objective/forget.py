@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
 
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 
 
 def gradient_ascent(log_probs: Tensor, tokens: Tokens) -> Tensor:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, cast
 
 from letheon.objective.losses import activation, forget, preference, quantile, retain
-from letheon.objective.terms import Loss, Needs, Roles, Tokens, TokenTerms
+from letheon.objective.values import Loss, Needs, Roles, Tokens, TokenValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ class Term:
     name: str
     role: Role
     weight: float
-    loss: Callable[[TokenTerms, Roles], Tensor]
+    loss: Callable[[TokenValues, Roles], Tensor]
     """The term's value on a batch, from the tokens of its role (and of others, where it compares them)."""
     needs: Needs = field(default_factory=Needs)
     splits: bool = True
@@ -39,7 +39,7 @@ class Term:
 
 
 def compose(
-    terms: tuple[Term, ...], values: TokenTerms, roles: Roles, *, factors: Mapping[str, float] | None = None
+    terms: tuple[Term, ...], values: TokenValues, roles: Roles, *, factors: Mapping[str, float] | None = None
 ) -> Loss:
     """Return the weighted sum of `terms`, at least one, over one batch; `factors` multiply their weights by name."""
     import torch  # here, so that methods are listed without it
@@ -87,7 +87,7 @@ def needs_of(terms: tuple[Term, ...]) -> Needs:
 def terms_on(role: Role, name: str, weight: float, loss: OnTokens) -> tuple[Term, ...]:
     """Return a loss of the log-probabilities of one role; nothing for weight 0."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         tokens = tokens_of(roles, role)
         return loss(values.log_probs[tokens.index], tokens)
 
@@ -114,12 +114,12 @@ def kl_terms(weight: float, kind: str = "forward") -> tuple[Term, ...]:
     return (Term("retain_kl", "retain", weight, _full_kl, needs=needs),)
 
 
-def _gold_kl(values: TokenTerms, roles: Roles) -> Tensor:
+def _gold_kl(values: TokenValues, roles: Roles) -> Tensor:
     index = roles.retain.index
     return retain.gold_kl(values.log_probs[index], values.reference_log_probs[index], roles.retain)
 
 
-def _full_kl(values: TokenTerms, roles: Roles) -> Tensor:
+def _full_kl(values: TokenValues, roles: Roles) -> Tensor:
     assert values.kl is not None
     return retain.mean_kl(values.kl, roles.retain)
 
@@ -127,7 +127,7 @@ def _full_kl(values: TokenTerms, roles: Roles) -> Tensor:
 def general_terms(weight: float) -> tuple[Term, ...]:
     """Return the forward KL on general tokens, with a denominator of its own; nothing for weight 0."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         assert values.general_kl is not None
         return retain.mean_kl(values.general_kl, roles.general)
 
@@ -144,7 +144,7 @@ def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = Non
     beta, chosen = c.number("beta"), dialect or c.choice("npo")
     if chosen == "logits":
 
-        def of_logits(values: TokenTerms, roles: Roles) -> Tensor:
+        def of_logits(values: TokenValues, roles: Roles) -> Tensor:
             assert values.logits is not None
             assert values.reference_logits is not None
             return forget.npo_logits(values.logits, values.reference_logits, roles.forget, beta=beta)
@@ -153,7 +153,7 @@ def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = Non
         return (Term("npo", "forget", weight, of_logits, needs=needs),)
     loss = {"token": forget.npo_token, "sequence": forget.npo_sequence, "batch": forget.npo_batch}[chosen]
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         tokens = roles.forget
         policy, reference = values.log_probs[tokens.index], values.reference_log_probs[tokens.index]
         return loss(policy, reference, tokens, beta=beta)
@@ -164,7 +164,7 @@ def npo_terms(c: Coefficients, *, weight: float = 1.0, dialect: str | None = Non
 def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
     """Return DPO of the alternatives over the forget rows."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         """Return DPO's loss (scalar) of a step: its alternatives are chosen, its forget rows rejected."""
         chosen, rejected = roles.alternative, roles.forget
         return preference.dpo(
@@ -183,7 +183,7 @@ def dpo_terms(c: Coefficients) -> tuple[Term, ...]:
 def undial_terms(c: Coefficients) -> tuple[Term, ...]:
     """Return UNDIAL's distillation."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         assert values.logits is not None
         assert values.reference_logits is not None
         labels = values.labels[roles.forget.index]
@@ -195,7 +195,7 @@ def undial_terms(c: Coefficients) -> tuple[Term, ...]:
 def ce_u_terms(_: Coefficients) -> tuple[Term, ...]:
     """Return CE-U's cross-entropy."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         assert values.logits is not None
         return forget.ce_u(values.logits, values.labels[roles.forget.index], roles.forget)
 
@@ -205,7 +205,7 @@ def ce_u_terms(_: Coefficients) -> tuple[Term, ...]:
 def flattening_terms(_: Coefficients) -> tuple[Term, ...]:
     """Return PDU's logit-margin flattening."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         assert values.logits is not None
         return forget.margin_flattening(values.logits, roles.forget)
 
@@ -215,7 +215,7 @@ def flattening_terms(_: Coefficients) -> tuple[Term, ...]:
 def transport_terms(weight: float) -> tuple[Term, ...]:
     """Return the transport of the forget rows' losses to those that the reference gives the general rows."""
 
-    def value(values: TokenTerms, roles: Roles) -> Tensor:
+    def value(values: TokenValues, roles: Roles) -> Tensor:
         run = values.run_losses
         assert run is not None
         targets = quantile.transported(run.forget, run.general)
@@ -229,7 +229,7 @@ def rmu_terms(c: Coefficients, *, adaptive: bool) -> tuple[Term, ...]:
     """Return RMU's two terms on the states after a layer; `adaptive` measures lengths by the reference's."""
     needs = Needs(activations=int(c.number("layer")))
 
-    def away(values: TokenTerms, roles: Roles) -> Tensor:
+    def away(values: TokenValues, roles: Roles) -> Tensor:
         assert values.activations is not None
         assert values.reference_norm is not None
         states = values.activations[roles.forget.index]
@@ -237,7 +237,7 @@ def rmu_terms(c: Coefficients, *, adaptive: bool) -> tuple[Term, ...]:
         length = c.number("scale") * (values.reference_norm if adaptive else 1.0)
         return activation.rmu_forget(states, direction, roles.forget, scale=length)
 
-    def near(values: TokenTerms, roles: Roles) -> Tensor:
+    def near(values: TokenValues, roles: Roles) -> Tensor:
         assert values.activations is not None
         assert values.reference_activations is not None
         states = values.activations[roles.retain.index]

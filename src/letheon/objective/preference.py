@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 
 
 def dpo(  # noqa: PLR0917  (the same three values of either side)

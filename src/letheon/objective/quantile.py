@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from letheon.objective.terms import Tokens
+    from letheon.objective.values import Tokens
 
 
 def transported(losses: Tensor, goals: Tensor) -> Tensor:

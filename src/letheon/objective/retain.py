@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from letheon.objective.terms import Tokens
+from letheon.objective.values import Tokens
 
 
 def nll(log_probs: Tensor, tokens: Tokens) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from letheon.evaluation.outputs import check_no_other_scores
 from letheon.evaluation.rescoring import write_evaluation
 from letheon.model.fingerprint import fingerprint
-from letheon.model.loading import load_config, load_model, stored_dtype
+from letheon.model.loading import load_config, load_model_of, stored_dtype
 from letheon.model.precision import choose_precision
 from letheon.model.quantised import described
 from letheon.processes import here, in_turn, on_first
@@ -41,15 +41,7 @@ def evaluate_model(
     config = load_config(settings.model, trust_remote_code=settings.trust_remote_code)
     stored = stored_dtype(settings.model, config)
     chosen = choose_precision(stored, asked=settings.dtype, device=settings.device, is_sharded=settings.shard)
-    loaded = load_model(
-        settings.model,
-        dtype=chosen.precision,
-        tokenizer=inputs.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-        shard=settings.shard,
-    )
+    loaded = load_model_of(settings, tokenizer=inputs.tokenizer, shard=settings.shard)
     provenance = inputs.describe(
         weights_sha256=fingerprint(loaded.model), precision=f"{chosen.line}{described(config, settings.quantise)}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from letheon.errors import EvaluationError
-from letheon.model.loading import load_model, save_model
+from letheon.model.loading import load_model_of, save_model
 from letheon.objective.catalogue import get_method
 from letheon.settings import UnlearnSettings
 from letheon.storage.run_folder import (
@@ -151,14 +151,7 @@ def _write_state(run: Path, state: RunState, folder: Path) -> None:
             f"{_checkpoint(run, state.step)}: expected a whole checkpoint to score; remove {run} to run it again"
         )
     settings = _settings_of(run)
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        tokenizer=settings.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-    )
+    loaded = load_model_of(settings, tokenizer=settings.tokenizer)
     adapted = adapt(loaded.model, settings)
     adapted.load_state(saved.parameters)
     scale = scale_of(result_of(run)) if state.is_result else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from letheon.data.packing import PackedBatch
 from letheon.data.schedules import Schedule
 from letheon.objective.control import Control
-from letheon.objective.terms import Loss
+from letheon.objective.values import Loss
 from letheon.training.judge import Judge
 
 Factors = Mapping[str, float]

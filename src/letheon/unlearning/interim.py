@@ -23,9 +23,9 @@ from letheon.data.probing import AnswerValues
 from letheon.data.rows import Row
 from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.terms import ReferenceStore, token_terms
+from letheon.engine.values import ReferenceStore, token_values
 from letheon.evaluation.fluency import FEWEST_TOKENS, repetition
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.processes import shared
 from letheon.progress import Progressed
 from letheon.scores.numbers import membership_score
@@ -212,7 +212,7 @@ def text_losses(engine: Engine, sequences: Sequence[TokenSequence], *, max_token
     """Return the mean cross-entropy, nats a token, of each sequence's answer tokens."""
 
     def losses_of(batch: PackedBatch, group: list[int]) -> list[float]:
-        log_probs = engine.label_terms(batch).log_probs
+        log_probs = engine.label_values(batch).log_probs
         sums = log_probs.new_zeros(len(group)).index_add(0, batch.owner, log_probs)
         lengths = [sequences[i].num_answer_tokens for i in group]
         return [-total / length for total, length in zip(sums.tolist(), lengths, strict=True)]
@@ -225,7 +225,7 @@ def mean_divergence(engine: Engine, kept: KeptRows, *, max_tokens: int = PASS_TO
     """Return the mean of KL(reference || policy), nats, over all scored places of the rows."""
 
     def divergence_of(batch: PackedBatch, _: list[int]) -> tuple[float, int]:
-        kl = token_terms(engine, kept.reference, batch, needs=Needs(kl="forward")).kl
+        kl = token_values(engine, kept.reference, batch, needs=Needs(kl="forward")).kl
         assert kl is not None
         return float(kl.double().sum()), len(kl)
 
@@ -273,7 +273,7 @@ def answer_log_probs(engine: Engine, sequences: Sequence[TokenSequence], *, max_
     """Return the log-probabilities (A,) of all answer tokens under the engine's present state, row after row."""
 
     def log_probs_of(batch: PackedBatch, _: list[int]) -> Tensor:
-        return engine.label_terms(batch).log_probs.cpu()
+        return engine.label_values(batch).log_probs.cpu()
 
     return torch.cat(_passed(engine, sequences, max_tokens, log_probs_of))
 

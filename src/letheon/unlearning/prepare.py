@@ -15,7 +15,7 @@ from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_kno
 from letheon.engine.engine import Engine
 from letheon.engine.paths import build_engine
 from letheon.engine.reference_cache import load_or_build_reference
-from letheon.engine.terms import ReferenceStore, token_terms
+from letheon.engine.values import ReferenceStore, token_values
 from letheon.errors import ModelError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraSettings, attach_lora
@@ -26,7 +26,7 @@ from letheon.model.weights import train_weights
 from letheon.model.widening import product_dtype
 from letheon.objective.methods import Method
 from letheon.objective.parts import Term, needs_of
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.progress import Progressed
 from letheon.settings import AdapterSettings, UnlearnSettings
 from letheon.storage.fingerprints import hash_checkpoint
@@ -310,7 +310,7 @@ def check_reference(problem: Problem, *, tolerance: float = 1e-3) -> float:
     ).to(engine.model.device)
     began = time.monotonic()
     with torch.no_grad(), engine.running(), engine.adapter_off():
-        values = token_terms(engine, problem.reference, batch, needs=needs_of(problem.terms))
+        values = token_values(engine, problem.reference, batch, needs=needs_of(problem.terms))
     ratio = _largest(values.log_probs - values.reference_log_probs)
     token_s = (time.monotonic() - began) / batch.num_tokens  # a GPU has done the forward only when a value is read
     divergence = 0.0 if values.kl is None else _largest(values.kl)

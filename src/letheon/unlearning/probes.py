@@ -7,9 +7,9 @@ from letheon.data.rows import Rows
 from letheon.data.sequences import Asked, TokenSequence
 from letheon.engine.engine import Engine
 from letheon.engine.reference import build_reference
-from letheon.engine.terms import ReferenceStore
+from letheon.engine.values import ReferenceStore
 from letheon.errors import DataError
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.settings import FormSettings, ScoringSettings
 from letheon.unlearning.answerless import Answerless, find_answerless
 from letheon.unlearning.formed_rows import retain_sequences

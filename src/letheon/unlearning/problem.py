@@ -11,12 +11,12 @@ from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine
-from letheon.engine.terms import ReferenceStore, token_terms
+from letheon.engine.values import ReferenceStore, token_values
 from letheon.model.adapted import Adapted
 from letheon.objective.control import Control
 from letheon.objective.methods import Alternatives
 from letheon.objective.parts import Term, compose, needs_of
-from letheon.objective.terms import Counts, Loss, RoleCounts, count_roles, roles_of
+from letheon.objective.values import Counts, Loss, RoleCounts, count_roles, roles_of
 from letheon.processes import here, share_by_size
 from letheon.training.job import Factors, Piece
 from letheon.unlearning.dial.measure import Halves
@@ -107,7 +107,7 @@ class Problem:
 
     def loss_of(self, batch: PackedBatch, whole: RoleCounts, factors: Factors) -> Loss:
         """Return the loss of a piece of a step whose counts are `whole`."""
-        values = token_terms(self.engine, self.reference, batch, needs=needs_of(self.terms))
+        values = token_values(self.engine, self.reference, batch, needs=needs_of(self.terms))
         return compose(self.terms, values, roles_of(batch, whole=whole), factors=factors)
 
     def num_tokens_of(self, rows: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from letheon.launcher import check_alone
 from letheon.model.adapted import Adapted
-from letheon.model.loading import LoadedModel, load_model
+from letheon.model.loading import LoadedModel, load_model_of
 from letheon.objective.catalogue import get_method
 from letheon.objective.methods import Method
 from letheon.processes import from_first, here, in_turn, on_first
@@ -164,16 +164,7 @@ def _load_and_prepare(
         form = {"template": settings.template, "date": settings.date}
         check_same_inputs(settings.out, {**form, **inputs_read(inputs)})  # before the model is loaded; the rest with it
     observer.stage("loading the model", 0, 0)
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        tokenizer=inputs.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-        shard=settings.shard,
-        note=observer.note,
-    )
+    loaded = load_model_of(settings, tokenizer=inputs.tokenizer, shard=settings.shard, note=observer.note)
     cache_dir = settings.cache_dir or default_cache_dir()
     prepared = prepare(loaded, inputs, settings, method=method, cache_dir=cache_dir, observer=observer, known=known)
     prepared = replace(prepared, precision=precision)

@@ -16,7 +16,7 @@ from letheon.errors import OutputError, SettingsError
 from letheon.model.adapted import Adapted
 from letheon.model.adapters import LoraAdapter
 from letheon.model.fingerprint import fingerprint
-from letheon.model.loading import LoadedModel, load_model
+from letheon.model.loading import LoadedModel, load_model_of
 from letheon.objective.methods import Method
 from letheon.settings import DialSettings, UnlearnSettings
 from letheon.signals import finishing
@@ -184,14 +184,8 @@ def _loaded(run: _FinishedRun, observer: Observer, *, inputs: Inputs | None = No
     """The model that the run began with, and what is trained in it as it began."""
     settings = run.settings
     observer.stage("loading the model", 0, 0)
-    loaded = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        tokenizer=settings.tokenizer if inputs is None else inputs.tokenizer,
-        device=settings.device,
-        trust_remote_code=settings.trust_remote_code,
-        quantise=settings.quantise,
-        note=observer.note,
+    loaded = load_model_of(
+        settings, tokenizer=settings.tokenizer if inputs is None else inputs.tokenizer, note=observer.note
     )
     adapted = adapt(loaded.model, settings)
     _check_same(run, {"weights_sha256": fingerprint(adapted.model)})

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from letheon.devices import has_own_memory
 from letheon.engine.engine import Engine
 from letheon.engine.head import Head, head_of
-from letheon.engine.terms import STATES
+from letheon.engine.values import STATES
 from letheon.model.adapted import Adapted
 from letheon.model.codes import matrix_shape, stored_bytes
 from letheon.model.loading import move_model
@@ -27,7 +27,7 @@ from letheon.model.quantised_layers import kind_of, quantised_layers, saved_byte
 from letheon.model.sharding import held_bytes
 from letheon.model.widening import product_dtype, saved_dtype
 from letheon.objective.parts import Term, needs_of
-from letheon.objective.terms import Needs
+from letheon.objective.values import Needs
 from letheon.settings import StepSettings, UnlearnSettings
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens
 from letheon.unlearning.planning.machine import Rates
@@ -165,26 +165,17 @@ def estimate(
         trust_remote_code=settings.trust_remote_code,
         quantise=settings.quantise,
     )
-    num_parameters = sum(matrix_shape(parameter).numel() for parameter in model.parameters())
-    buffers = sum(buffer.nbytes for buffer in model.buffers())
-    num_bytes, num_saved = sum(map(stored_bytes, model.parameters())) + buffers, saved_bytes(model) + buffers
-    if settings.shard:
-        num_bytes = held_bytes(model, num_processes) + buffers
-    with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
-        adapted = adapt(model, settings)
-    move_model(model, "meta")  # an adapter comes with values
+    weights = _weights(model, num_sharing=num_processes if settings.shard else None)
+    adapted = _adapted(model, settings)
     num_trained = sum(parameter.numel() for parameter in adapted.parameters())
     traced = _trace(model, adapted, settings, terms, demand)
-    allocations = _allocations(
-        model, settings, demand, traced, device,
-        num_bytes=num_bytes, num_saved=num_saved, num_trained=num_trained,
-    )  # fmt: skip
+    allocations = _allocations(model, settings, demand, traced, device, weights=weights, num_trained=num_trained)
     work: tuple[Work, ...] = ()
     if counts_work:
         work = rough_work(model, demand) if traced.engine is None else work_of(traced.engine, demand, terms)
     return Plan(
         device=device,
-        num_parameters=num_parameters,
+        num_parameters=weights.num_parameters,
         num_trained=num_trained,
         demand=demand,
         allocations=tuple(one for one in allocations if one.bytes),
@@ -194,6 +185,36 @@ def estimate(
         num_processes=num_processes,
         is_sharded=settings.shard,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The size of a model's weights and buffers, without an adapter."""
+
+    num_parameters: int
+    held: int
+    """Bytes in the memory of one process."""
+    saved: int
+    """Bytes on disk."""
+
+
+def _weights(model: PreTrainedModel, *, num_sharing: int | None) -> _Weights:
+    """The size of weights that so many processes hold in shares, or that each process holds whole (None)."""
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    whole = sum(map(stored_bytes, model.parameters()))
+    return _Weights(
+        num_parameters=sum(matrix_shape(parameter).numel() for parameter in model.parameters()),
+        held=(whole if num_sharing is None else held_bytes(model, num_sharing)) + buffers,
+        saved=saved_bytes(model) + buffers,
+    )
+
+
+def _adapted(model: PreTrainedModel, settings: UnlearnSettings) -> Adapted:
+    """Attach what is trained, also without values."""
+    with torch.random.fork_rng(devices=[]):  # PEFT draws values of its own
+        adapted = adapt(model, settings)
+    move_model(model, "meta")
+    return adapted
 
 
 _SHARED = ", a share and the largest layer"
@@ -215,19 +236,17 @@ def _allocations(
     traced: "_Traced",
     device: str,
     *,
-    num_bytes: int,
-    num_saved: int,
+    weights: _Weights,
     num_trained: int,
 ) -> list[Allocation]:
-    """All that a run allocates; the weights take `num_bytes` in memory and `num_saved` on disk."""
+    """All that a run allocates."""
     return [
-        *_constant_parts(model, settings, traced, num_bytes=num_bytes, num_trained=num_trained),
+        *_constant_parts(model, settings, traced, num_held=weights.held, num_trained=num_trained),
         *_passing_allocations(traced, demand, num_trained=num_trained),
-        *_saving_parts(model, settings, traced, device, num_saved=num_saved),
+        *_saving_parts(model, settings, traced, device, num_saved=weights.saved),
         *_host_and_disk_parts(
             device,
-            num_bytes=num_bytes,
-            num_saved=num_saved,
+            weights=weights,
             num_trained=num_trained,
             num_checkpoints=most_checkpoints(settings),
             store=_store_bytes(traced.reference.stored, demand.reference),
@@ -237,13 +256,13 @@ def _allocations(
 
 
 def _constant_parts(
-    model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_bytes: int, num_trained: int
+    model: PreTrainedModel, settings: UnlearnSettings, traced: "_Traced", *, num_held: int, num_trained: int
 ) -> list[Allocation]:
     head, stored = head_of(model), traced.reference.stored.keys() | traced.kept.keys()
     is_lora, is_rounded = settings.adapt == "lora", settings.dtype == "bfloat16"
     holds_head = not head.is_frozen and any(name in stored for name in STATES)
     return [
-        _on_device(f"weights in {_kinds(model, settings.dtype)}{_SHARED if settings.shard else ''}", num_bytes),
+        _on_device(f"weights in {_kinds(model, settings.dtype)}{_SHARED if settings.shard else ''}", num_held),
         _on_device("adapter", 4 * num_trained if is_lora else 0),
         _on_device("float32 copies of trained weights", 4 * num_trained if is_rounded and not is_lora else 0),
         _on_device("moments of the optimiser", 8 * num_trained),
@@ -293,21 +312,20 @@ def _saving_parts(
 def _host_and_disk_parts(
     device: str,
     *,
-    num_bytes: int,
-    num_saved: int,
+    weights: _Weights,
     num_trained: int,
     num_checkpoints: int,
     store: int,
     kept: int,
 ) -> list[Allocation]:
     # Quantised weights go to the GPU one by one.
-    moved = num_bytes if has_own_memory(device) and num_saved == num_bytes else 0
+    moved = weights.held if has_own_memory(device) and weights.saved == weights.held else 0
     return [
         Allocation("weights on their way to the GPU", moved, "host", "loading"),
         Allocation("values of the reference", store, "host"),
         Allocation("values of the reference for the KL of scorings", kept, "host"),
         Allocation("values of the reference, put together", max(store, kept), "host", "reference pass"),
-        Allocation("model", num_saved, "disk"),
+        Allocation("model", weights.saved, "disk"),
         Allocation("checkpoints", num_checkpoints * 12 * num_trained, "disk"),
         Allocation("values of the reference", store, "disk"),
     ]

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from letheon.engine.engine import Engine
 from letheon.engine.reference import reference_values
-from letheon.engine.terms import token_terms
+from letheon.engine.values import token_values
 from letheon.model.codes import matrix_shape
 from letheon.model.layers import trunk_of
 from letheon.objective.parts import Term, compose, needs_of
-from letheon.objective.terms import roles_of
+from letheon.objective.values import roles_of
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.unlearning.planning.demand import Demand, Piece, Tokens
 from letheon.unlearning.planning.machine import Rates
@@ -119,7 +119,7 @@ def _count(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> tuple[PassF
 
     def loss() -> Tensor:
         store = valueless_store(engine, piece, stored)
-        return compose(terms, token_terms(engine, store, batch, needs=needs), roles_of(batch)).total
+        return compose(terms, token_values(engine, store, batch, needs=needs), roles_of(batch)).total
 
     with Valueless(), engine.running():
         with torch.no_grad(), engine.adapter_off():

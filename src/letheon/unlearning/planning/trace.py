@@ -25,12 +25,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from letheon.data.packing import PackedBatch, pack
 from letheon.data.sequences import TokenSequence
 from letheon.engine.engine import Engine, Path
-from letheon.engine.head import head_of, logit_terms
+from letheon.engine.head import head_of, logit_values
 from letheon.engine.patches.gated import gated_blocks
 from letheon.engine.patches.lower import first_layer_run
 from letheon.engine.patches.trimming import Selection
 from letheon.engine.reference import answer_starts, reference_values, token_starts
-from letheon.engine.terms import STATES, ReferenceStore, token_terms
+from letheon.engine.values import STATES, ReferenceStore, token_values
 from letheon.errors import ModelError
 from letheon.model.adapted import Adapted
 from letheon.model.codes_without_values import quantise_without_values
@@ -40,7 +40,7 @@ from letheon.model.precision import Precision
 from letheon.model.quantised import Quantise, quantisation_of
 from letheon.model.widening import widen
 from letheon.objective.parts import Term, compose, needs_of
-from letheon.objective.terms import Needs, roles_of
+from letheon.objective.values import Needs, roles_of
 from letheon.settings import StepSettings
 from letheon.training.randomness import dropout_of_step, dropouts_of
 from letheon.unlearning.planning.demand import Piece
@@ -134,7 +134,7 @@ def trace_step(engine: Engine, terms: tuple[Term, ...], piece: Piece) -> StepByt
     with dropout_of_step(dropouts_of(engine.model), seed=0, step=0), _counted(engine) as live:
         hook = trunk_of(engine.model).register_forward_hook(lambda *_: after_trunk.append(live.now))
         try:
-            values = token_terms(engine, store, batch, needs=needs)
+            values = token_values(engine, store, batch, needs=needs)
             loss = compose(terms, values, roles_of(batch))
         finally:
             hook.remove()
@@ -167,7 +167,7 @@ def trace_check(engine: Engine, sequence: TokenSequence) -> int:
     # PEFT's forward of experts asks what "meta" multiplies in. It holds one layer's matrices twice, a step far more.
     with Valueless(), fused_experts(engine.model), _Live() as live:
         logits = engine.model(input_ids=batch.input_ids[None], use_cache=False).logits[0].float()
-        logit_terms(logits[batch.answer_positions], batch.labels)
+        logit_values(logits[batch.answer_positions], batch.labels)
     return int(live.peak)
 
 

@@ -10,7 +10,7 @@ from letheon.engine.population import populate
 from letheon.errors import DivergenceError, ModelError, SettingsError
 from letheon.launcher import check_alone
 from letheon.model.adapters import LoraAdapter
-from letheon.model.loading import load_model
+from letheon.model.loading import load_model_of
 from letheon.settings import UnlearnSettings
 from letheon.signals import heed_signals
 from letheon.storage.cache import default_cache_dir
@@ -117,15 +117,7 @@ def _try_together(
                 check_same_inputs(one.out, inputs_read(inputs))
         resolved, known = _in_recorded_form(resolved, resumes)
         observer.stage("loading the model", 0, 0)
-        loaded = load_model(
-            first.model,
-            dtype=first.dtype,
-            tokenizer=inputs.tokenizer,
-            device=first.device,
-            trust_remote_code=first.trust_remote_code,
-            quantise=first.quantise,
-            note=observer.note,
-        )
+        loaded = load_model_of(first, tokenizer=inputs.tokenizer, note=observer.note)
         shared = adapt(loaded.model, first)
         assert isinstance(shared, LoraAdapter), "checked with the group"
         methods = [method_of(one) for one in resolved]

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from letheon.data.packing import PackedBatch, join, token_groups
-from letheon.engine.head import LabelTerms, label_terms
+from letheon.engine.head import LabelValues, label_values
 from letheon.engine.population import Population
-from letheon.engine.terms import terms_of_states
+from letheon.engine.values import values_of_states
 from letheon.objective.parts import compose, needs_of
-from letheon.objective.terms import RoleCounts, TokenTerms, roles_of
+from letheon.objective.values import RoleCounts, TokenValues, roles_of
 from letheon.training.state import Run
 from letheon.training.step import DeviceParts, sum_parts
 from letheon.unlearning.problem import Problem, whole_counts
@@ -42,17 +42,17 @@ def _parts_without_tokens(run: Run[Problem], pieces: Sequence[PackedBatch], whol
     return [run.job.loss_of(batch, whole, run.factors).parts for batch in empty]
 
 
-def terms_together(problems: Sequence[Problem], batches: Sequence[PackedBatch]) -> list[TokenTerms]:
-    """Return `token_terms` of each problem's batch, all from one pass through trunk and head (on path "packed")."""
+def terms_together(problems: Sequence[Problem], batches: Sequence[PackedBatch]) -> list[TokenValues]:
+    """Return `token_values` of each problem's batch, all from one pass through trunk and head (on path "packed")."""
     engine = problems[0].engine
     whole = join(batches)
     states = engine.states(whole)
-    terms = label_terms(states, whole.labels, engine.head)
+    of_labels = label_values(states, whole.labels, engine.head)
     # Split, not sliced: the gradient of a slice is as large as the whole.
     sizes = [len(batch.labels) for batch in batches]
-    of_each = (states.split(sizes), terms.label_logits.split(sizes), terms.log_normalisers.split(sizes))
+    of_each = (states.split(sizes), of_labels.label_logits.split(sizes), of_labels.log_normalisers.split(sizes))
     return [
-        terms_of_states(engine, problem.reference, batch, own, LabelTerms(*label), needs=needs_of(problem.terms))
+        values_of_states(engine, problem.reference, batch, own, LabelValues(*label), needs=needs_of(problem.terms))
         for problem, batch, own, *label in zip(problems, batches, *of_each, strict=True)
     ]
 

@@ -16,16 +16,16 @@ from letheon.devices import bring
 from letheon.engine.engine import Engine, padded_logits
 from letheon.engine.head import (
     Head,
-    LabelTerms,
+    LabelValues,
     divergence_by_logits,
     forward_kl,
     kl_from_expectation,
-    label_terms,
-    logit_terms,
+    label_values,
+    logit_values,
     project,
     reverse_kl,
 )
-from letheon.objective.terms import Needs, RunLosses, TokenTerms
+from letheon.objective.values import Needs, RunLosses, TokenValues
 
 STORED = (
     "log_probs",
@@ -129,35 +129,35 @@ def _spans(starts: tuple[int, ...], row_index: Tensor) -> Tensor:
     return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
 
 
-def token_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenTerms:
+def token_values(engine: Engine, store: ReferenceStore, batch: PackedBatch, *, needs: Needs) -> TokenValues:
     """Return the policy's and the reference's values at the answer tokens of `batch`, differentiable in the policy.
 
     A batch without answer tokens is not run through the model: its values are empty and depend on nothing.
     """
     if not len(batch.labels):
-        return _no_terms(engine, store, batch, needs)
+        return _no_values(engine, store, batch, needs)
     if engine.path == "logits":
         reference_log_probs = bring(store.log_probs[store.tokens_of(batch.on_host.row_index)], batch.labels.device)
-        return _terms_by_logits(engine, store, batch, reference_log_probs, needs)
+        return _values_by_logits(engine, store, batch, reference_log_probs, needs)
     activations, lower = None, store.lower_of(batch.on_host.row_index)
     lower = None if lower is None else bring(lower, batch.labels.device)
     if needs.activations is None:
         states = engine.states(batch, lower=lower)
     else:
         states, activations = engine.states_and_activations(batch, layer=needs.activations, lower=lower)
-    terms = label_terms(states, batch.labels, engine.head)
-    return terms_of_states(engine, store, batch, states, terms, needs=needs, activations=activations)
+    of_labels = label_values(states, batch.labels, engine.head)
+    return values_of_states(engine, store, batch, states, of_labels, needs=needs, activations=activations)
 
 
-def _no_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, needs: Needs) -> TokenTerms:
-    """The values of no answer token, on the batch's device, of the shapes that the terms expect."""
+def _no_values(engine: Engine, store: ReferenceStore, batch: PackedBatch, needs: Needs) -> TokenValues:
+    """The values of no answer token, on the batch's device, of the shapes that losses expect."""
     head = engine.model.get_output_embeddings()
     vocabulary, width = head.weight.shape if isinstance(head, torch.nn.Linear) else (1, 1)
 
     def empty(*shape: int) -> Tensor:
         return torch.zeros(0, *shape, device=batch.labels.device)
 
-    return TokenTerms(
+    return TokenValues(
         log_probs=empty(),
         reference_log_probs=empty(),
         labels=batch.labels,
@@ -172,17 +172,17 @@ def _no_terms(engine: Engine, store: ReferenceStore, batch: PackedBatch, needs: 
     )
 
 
-def terms_of_states(
+def values_of_states(
     engine: Engine,
     store: ReferenceStore,
     batch: PackedBatch,
     states: Tensor,
-    terms: LabelTerms,
+    of_labels: LabelValues,
     *,
     needs: Needs,
     activations: Tensor | None = None,
-) -> TokenTerms:
-    """Return `token_terms` of a batch from its final states (A, D), what the head says of its labels, and, where they
+) -> TokenValues:
+    """Return `token_values` of a batch from its final states (A, D), what the head says of its labels, and, where they
     are needed, the hidden states (A, D) of a layer."""
     tokens = store.tokens_of(batch.on_host.row_index)
     head = engine.head
@@ -194,7 +194,7 @@ def terms_of_states(
             engine,
             _Stored.of_retain(store, retained),
             states=states[retain],
-            log_normalisers=terms.log_normalisers[retain],
+            log_normalisers=of_labels.log_normalisers[retain],
             direction=needs.kl,
         )
     general_kl = None
@@ -204,11 +204,11 @@ def terms_of_states(
             engine,
             _Stored.of_general(store, tokens[batch.on_host.answers_of("general")]),
             states=states[general],
-            log_normalisers=terms.log_normalisers[general],
+            log_normalisers=of_labels.log_normalisers[general],
             direction="forward",
         )
-    return TokenTerms(
-        log_probs=terms.log_probs,
+    return TokenValues(
+        log_probs=of_labels.log_probs,
         reference_log_probs=bring(store.log_probs[tokens], states.device),
         labels=batch.labels,
         kl=kl,
@@ -287,9 +287,9 @@ def _stored_kl(
     )
 
 
-def _terms_by_logits(
+def _values_by_logits(
     engine: Engine, store: ReferenceStore, batch: PackedBatch, reference_log_probs: Tensor, needs: Needs
-) -> TokenTerms:
+) -> TokenValues:
     logits = padded_logits(engine.model, batch)
     forget, retain = batch.answers_of("forget"), batch.answers_of("retain")
     reference_logits = None
@@ -304,8 +304,8 @@ def _terms_by_logits(
     if needs.general_kl and reference_logits is not None:
         general = batch.answers_of("general")
         general_kl = forward_kl(logits[general], reference_logits[general])
-    return TokenTerms(
-        log_probs=logit_terms(logits, batch.labels).log_probs,
+    return TokenValues(
+        log_probs=logit_values(logits, batch.labels).log_probs,
         reference_log_probs=reference_log_probs,
         labels=batch.labels,
         kl=kl,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the terms ask of the model and the reference beyond label log-probabilities."""
+    """What terms ask of the model and the reference beyond label log-probabilities."""
 
     kl: Literal["forward", "reverse"] | None = None
     """A full-vocabulary divergence at the retain tokens."""
@@ -42,7 +42,7 @@ class RunLosses:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenTerms:
+class TokenValues:
     """Values at the A answer tokens of a batch, all float32 and in nats."""
 
     log_probs: Tensor
