@@ -346,14 +346,23 @@ def test_a_file_of_nothing_but_rows_to_forget_is_refused(given: Any, rows: list[
         run(given, general=str(tmp_path / "g.jsonl"))
 
 
-def test_a_model_that_writes_nothing_but_rows_to_forget_is_held_to_nothing(
-    given: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("share", "is_held"), [(0.05, True), (0.2, False)])
+def test_a_model_that_recites_its_rows_is_not_held_to_what_it_writes(
+    share: float, is_held: bool, given: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(general, "without_repeats", lambda found, tokenizer, forget: [])
+    asked: list[int] = []
+
+    def some_left_out(found: Any, tokenizer: Any, rows: list[Row]) -> Any:
+        asked.append(len(rows))
+        return found[round(share * len(found)) :]
+
+    monkeypatch.setattr(general, "without_repeats", some_left_out)
     run(given, epochs=1)
     notes = [line["message"] for line in events(given["out"], "note")]
-    assert any(re.match(r"no general text under the KL: all \d+ texts that the model wrote repeat", n) for n in notes)
-    assert all(line["terms"]["general_kl"] is None for line in events(given["out"], "step"))
+    left_out = [re.match(r"no general text under the KL: \d+ of \d+ texts .* repeat rows", note) for note in notes]
+    assert any(left_out) is not is_held
+    assert all((line["terms"]["general_kl"] is not None) == is_held for line in events(given["out"], "step"))
+    assert asked[0] == 6  # rows to keep too
 
 
 def test_settings_of_general_text_need_it(given: Any) -> None:

@@ -36,6 +36,8 @@ NUM_FROM_NOTHING = 16
 """Texts that the model writes after its beginning-of-sequence token alone, where it has one."""
 TOP_P = 0.95
 """Share of the probability that tokens are sampled from (Holtzman et al. 2020, arXiv 1904.09751)."""
+RECITED = 0.1
+"""Share of the texts that repeat rows from which a model writes little else."""
 SCORED_EVERY = 8
 """Every eighth general row is left out of training, and scored on."""
 FORMAT = "letheon.general/1"
@@ -88,7 +90,7 @@ def general_rows(
 ) -> GeneralRows:
     """Return the general rows that a run is given, or those that the model as it was writes.
 
-    There are none, and a note says so, if all that the model wrote repeats a row to forget. What it wrote is found in
+    There are none, and a note says so, if a share of `RECITED` of what the model wrote repeats rows. It is found in
     `cache_dir` by all runs of the same model and tokenizer, whatever their seeds; None keeps it in memory only.
     `on_path` learns where it lies before it is made.
 
@@ -106,6 +108,8 @@ def general_rows(
         if path is not None and on_path is not None:
             on_path(path)
         found = from_first(sample if path is None else partial(_kept, path, sample))
+        if (reason := _why_not(found, inputs)) is not None:
+            return GeneralRows([], [], notes=(f"no general text under the KL: {reason}; give some by --general FILE",))
     return _chosen(found, inputs.tokenizer, [*inputs.forget, *inputs.left_out[0]], source=settings.general)
 
 
@@ -150,14 +154,25 @@ def _rows_a_step(
     return max(1, round(a_step * len(general.trained) / general.num_tokens))
 
 
+def _why_not(written: Sequence[TokenSequence], inputs: Inputs) -> str | None:
+    """Return why a model is not held to what it wrote; None where it is."""
+    if not written:
+        return "the model wrote none"
+    rows = [*inputs.forget, *inputs.left_out[0], *inputs.retain, *inputs.left_out[1]]
+    num_repeats = len(written) - len(without_repeats(written, inputs.tokenizer, rows))
+    if num_repeats < RECITED * len(written):
+        return None
+    return (
+        f"{num_repeats} of {len(written)} texts that the model wrote unasked repeat rows, so it knows little else, and "
+        f"held there it would keep them"
+    )
+
+
 def _chosen(
     found: Sequence[TokenSequence], tokenizer: PreTrainedTokenizerBase, forget: Sequence[Row], *, source: str
 ) -> GeneralRows:
     """Leave out what repeats a row to forget, and split the rest."""
     kept = without_repeats(found, tokenizer, forget)
-    if not kept and source == AUTO:
-        why = f"all {len(found)} texts that the model wrote repeat a row to forget" if found else "the model wrote none"
-        return GeneralRows([], [], notes=(f"no general text under the KL: {why}; give some by --general FILE",))
     if not kept:
         raise DataError(
             f"general: expected text beside the rows to forget, but all {len(found)} texts of {source} repeat one of "
