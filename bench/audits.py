@@ -2,11 +2,11 @@
 
     python -m bench.audits --data DIR --out DIR [--methods NAME ...] [--targets NAME ...] [--rows 60] [--attacks ...]
 
-Each method forgets a sample of LUME's validation rows that the target knows, is scored officially and audited. Settings
-are those of the command, but for at most `EPOCHS` epochs; `OWN` has the learning rates of methods that do not find
-theirs, `VARIANTS` what else is tried by name. Placebo rows are LUME's own that are in no public split and that no
-target saw. One target is made here, a small model that learns the rows, beside another that learns those to keep alone
-and is the never-knew control. Each run is a process of its own on one thread; what is done is not done again. The
+Each method forgets a sample of LUME's rows that the target knows, is scored officially and audited. Settings are those
+of the command, but for at most `EPOCHS` epochs; `OWN` has the learning rates of methods that do not find theirs,
+`VARIANTS` what else is tried by name. Placebo rows are LUME's own that are in no public split and that no target saw.
+The targets of `MADE` are made here: a small model that learns the rows, and another that learns those to keep alone and
+is the never-knew control. Each run is a process of its own on one thread; what is done is not done again. The
 tables are printed in Markdown at the end, of all runs that are there.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 from bench.methods import OWN as PUBLISHED
 from bench.methods import letheon
 from letheon.auditing.rows import document_of, sample
-from letheon.data.benchmarks.lume import read_lume
+from letheon.data.benchmarks.lume import SplitName, read_lume
 from letheon.data.rows import Row, write_rows
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults
@@ -31,10 +31,27 @@ from letheon.report.tables import Table, to_markdown
 from letheon.scores.audits import AuditResults, read_audit
 from letheon.storage.files import write_json, write_text
 
-MADE = "made-2-layers"
-TARGETS = (MADE, "lume-val-6m-general")
-MODEL = ("--width", 128, "--num-layers", 2, "--lr", 3e-3)
-"""The target that is made, and its never-knew control."""
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A small target that is made here, with its never-knew control."""
+
+    split: SplitName
+    """Where the rows are from that it learns a sample of."""
+    seed: int
+    """Draws the rows that no model saw."""
+    template: str
+    vocab_size: int
+    model: tuple[str, ...]
+    """Further settings of `letheon memorize`."""
+
+
+MADE = {
+    "made-2-layers": Made("validation", 0, "joined", 2000, ("--width=128", "--num-layers=2", "--lr=3e-3")),
+    "gpt2-train": Made("train", 1, "question-answer", 3000, ("--width=128", "--architecture=gpt2")),
+}
+"""They differ in architecture, tokenizer, rows and the form of the rows."""
+TARGETS = (*MADE, "lume-val-6m-general")
 ATTACKS = (
     "membership",
     "recognisability",
@@ -86,6 +103,7 @@ class Inputs:
     out: Path
     attacks: tuple[str, ...]
     num_rows: int
+    template: str = "joined"
     never: Path | None = None
 
     @property
@@ -114,27 +132,34 @@ def main() -> None:
 
 def prepare(data: Path, target: str, out: Path, *, num_rows: int, attacks: Sequence[str]) -> Inputs:
     """Write the rows of all runs: a sample of those that the target knows, and others that it never saw."""
-    folder = out / f"rows-{num_rows}"
-    known = read_lume(data / "lume", "validation")
+    own = MADE.get(target)
+    split, seed = (own.split, own.seed) if own else ("validation", 0)
+    folder = out / f"rows-{split}-{num_rows}"
+    known = read_lume(data / "lume", split)
     write_rows(sample(list(known.forget), num_rows, seed=0), folder / "forget.jsonl")
     write_rows(sample(list(known.retain), num_rows, seed=0), folder / "retain.jsonl")
-    unseen = sample(unseen_rows(data), 5 * num_rows, seed=0)
+    unseen = sample(unseen_rows(data), 5 * num_rows, seed=seed)
     write_rows(unseen[: 4 * num_rows], folder / "holdout.jsonl")
     texts = (f"{row.prompt} {row.answer}" for row in unseen[4 * num_rows :])
     write_text(folder / "unseen.jsonl", "".join(json.dumps({"document": text}) + "\n" for text in texts))
-    if target != MADE:
+    if own is None:
         return Inputs(data / "targets" / target, folder, out / target, tuple(attacks), num_rows)
-    knows, never = (made(folder, name, out / f"{MADE}-{name}", seed) for seed, name in enumerate(("knows", "never")))
-    return Inputs(knows, folder, out / target, tuple(attacks), num_rows, never)
+    knows = memorized(own, [folder / "forget.jsonl", folder / "retain.jsonl"], out / f"{target}-knows")
+    never = memorized(own, [folder / "retain.jsonl"], out / f"{target}-never", tokenizer=knows)
+    return Inputs(knows, folder, out / target, tuple(attacks), num_rows, own.template, never)
 
 
-def made(rows: Path, name: str, folder: Path, seed: int) -> Path:
-    """Make a small model that learns all rows ("knows") or those to keep alone ("never"), unless that was done."""
+def memorized(made: Made, files: Sequence[Path], folder: Path, *, tokenizer: Path | None = None) -> Path:
+    """Make a small model that learns all rows of the files, unless that was done.
+
+    One that takes the tokenizer of another begins with other weights.
+    """
     if not (folder / "config.json").exists():
-        tokenizer = ["--vocab-size", 2000] if name == "knows" else ["--tokenizer", folder.parent / f"{MADE}-knows"]
-        files = [rows / f"{side}.jsonl" for side in (("forget", "retain") if name == "knows" else ("retain",))]
-        learnt = [part for file in files for part in ("--rows", file)]
-        done = letheon("memorize", *learnt, *tokenizer, *MODEL, "--seed", seed, "--out", folder)
+        rows = [part for file in files for part in ("--rows", file)]
+        words = ["--vocab-size", made.vocab_size] if tokenizer is None else ["--tokenizer", tokenizer]
+        seed = 0 if tokenizer is None else 1
+        model = [*made.model, *words, "--template", made.template, "--seed", seed]
+        done = letheon("memorize", *rows, *model, "--out", folder)
         if done.returncode:
             raise RuntimeError(done.stderr)
     return folder
@@ -160,7 +185,7 @@ def one_method(inputs: Inputs, name: str) -> None:
     if not (run / "evaluation" / "after" / "results.json").exists():
         shutil.rmtree(run, ignore_errors=True)
         rows = ["--forget", inputs.rows / "forget.jsonl", "--retain", inputs.rows / "retain.jsonl"]
-        settings = settings_of(name, unseen=inputs.rows / "unseen.jsonl")
+        settings = settings_of(name, template=inputs.template, unseen=inputs.rows / "unseen.jsonl")
         done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings), "--out", run)
         if done.returncode:
             write_json(run / "failed.json", {"error": done.stderr[-2000:]})
@@ -177,12 +202,12 @@ def one_method(inputs: Inputs, name: str) -> None:
         shutil.copy(run / "audit" / "outcomes.json", inputs.shared)
 
 
-def settings_of(name: str, *, unseen: Path) -> dict[str, Any]:
+def settings_of(name: str, *, template: str, unseen: Path) -> dict[str, Any]:
     """Return the settings of a run, but for model and rows; `unseen` are documents that no target saw."""
     own = VARIANTS.get(name) or OWN.get(name) or PUBLISHED.get(name, {})
     needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
     documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {}
-    return {"method": name, "template": "joined", "epochs": EPOCHS, **documents, **own}
+    return {"method": name, "template": template, "epochs": EPOCHS, **documents, **own}
 
 
 def flags(values: dict[str, Any]) -> Iterator[object]:
