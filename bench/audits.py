@@ -3,18 +3,18 @@
     python -m bench.audits --data DIR --out DIR [--methods NAME ...] [--targets NAME ...] [--rows 60] [--attacks ...]
 
 Each method forgets a sample of LUME's rows that the target knows, is scored officially and audited. Settings are those
-of the command, but for at most `EPOCHS` epochs; `OWN` has the learning rates of methods that do not find theirs,
-`VARIANTS` what else is tried by name. Placebo rows are LUME's own that are in no public split and that no target saw.
-The targets of `MADE` are made here: a small model that learns the rows, and another that learns those to keep alone and
-is the never-knew control. Each run is a process of its own on one thread; what is done is not done again. The
-tables are printed in Markdown at the end, of all runs that are there.
+of the command, but for at most `EPOCHS` epochs; `OWN` has those of methods that do not find a good learning rate,
+`VARIANTS` what else is tried by name, `STEPS` which of that takes other training steps. Placebo rows are LUME's own
+that are in no public split and that no target saw. The targets of `MADE` are made here: a small model that learns the
+rows, and another that learns those to keep alone and is the never-knew control. Each run is a process of its own on one
+thread; what is done is not done again. The tables are printed in Markdown at the end, of all runs that are there.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Made:
 
 MADE = {
     "made-2-layers": Made("validation", 0, "joined", 2000, ("--width=128", "--num-layers=2", "--lr=3e-3")),
-    "gpt2-train": Made("train", 1, "question-answer", 3000, ("--width=128", "--architecture=gpt2")),
+    "gpt2-train": Made("train", 1, "question-answer", 3000, ("--width=128", "--num-layers=2", "--architecture=gpt2")),
 }
 """They differ in architecture, tokenizer, rows and the form of the rows."""
 TARGETS = (*MADE, "lume-val-6m-general")
@@ -68,19 +68,37 @@ OWN: dict[str, dict[str, Any]] = {
     "agad": {"learning_rate": 1e-2, "batch_size": 16},
     "npo-ties": {"learning_rate": 1e-2},
     "task-vector": {"learning_rate": 1e-2},
+    "idk-dpo": {"learning_rate": 1e-2, "learning_rate_schedule": "linear"},
+    "rmu": {**PUBLISHED["rmu"], "learning_rate": 2.5e-3, "epochs": 2 * EPOCHS},
+    "adaptive-rmu": {**PUBLISHED["adaptive-rmu"], "learning_rate": 2.5e-3, "epochs": 2 * EPOCHS},
 }
-"""Methods that take a fixed learning rate: the one that won in bench.methods."""
+"""Methods that take a fixed learning rate, or to which the automatic one leaves most of the rows: the rate that won in
+bench.methods. At that rate RMU is still forgetting after `EPOCHS` epochs."""
 VARIANTS: dict[str, dict[str, Any]] = {
-    "24 epochs": {"method": "low-rank-npo", "epochs": 24},
-    "rank 64": {"method": "low-rank-npo", "rank": 64, "alpha": 64},
-    "all weights": {"method": "low-rank-npo", "adapt": "weights"},
-    "last half of the layers": {"method": "low-rank-npo", "layers": "2:"},
-    "first half of the layers": {"method": "low-rank-npo", "layers": "0:2"},
-    "last layer": {"method": "low-rank-npo", "layers": "-1:"},
-    "first layer": {"method": "low-rank-npo", "layers": "0:1"},
-    "span text": {"method": "low-rank-npo", "span": "text"},
+    "24 epochs": {"epochs": 24},
+    "rank 64": {"rank": 64, "alpha": 64},
+    "all weights": {"adapt": "weights"},
+    "first layer": {"layers": "0:1"},
+    "last layer": {"layers": "-1:"},
+    "sharpness-aware": {},
+    "noisy gradients": {},
+    "noisy states": {},
+    "less noisy states, 24 epochs": {"epochs": 24},
+    "adversarial states": {},
+    "adversarial states, 24 epochs": {"epochs": 24},
+    "more adversarial states": {},
 }
-"""What may help against relearning and rounding, beside the default method; halves are those of four layers."""
+"""What may help against relearning and rounding, beside the settings of low-rank NPO."""
+STEPS = {
+    "sharpness-aware": "sharpness=0.1",
+    "noisy gradients": "noisy-gradients=1",
+    "noisy states": "noisy-states=0.5",
+    "less noisy states, 24 epochs": "noisy-states=0.2",
+    "adversarial states": "adversarial-states=0.1",
+    "adversarial states, 24 epochs": "adversarial-states=0.1",
+    "more adversarial states": "adversarial-states=0.3",
+}
+"""The training step of some variants, as bench.changed_steps has it."""
 COLUMNS = {
     "audit.extraction-strength": "extraction",
     "audit.quantisation": "rounding",
@@ -91,6 +109,9 @@ COLUMNS = {
     "audit.recognisability.profile": "AUC, profile",
 }
 """Scores of an audit that are columns."""
+FOR_VARIANTS = {
+    name: COLUMNS[name] for name in ("audit.quantisation", "audit.relearning-part-lora", "audit.membership.loss")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +137,7 @@ def main() -> None:
     """Run what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(MADE))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=list(METHODS))
     parser.add_argument("--rows", type=int, default=60, help="rows to forget, as many to keep")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
@@ -127,7 +148,9 @@ def main() -> None:
         for name in given.methods:
             one_method(inputs, name)
             print(f"{target}, {name}: {verdict_of(inputs.out / name)}", file=sys.stderr, flush=True)
-        print(to_markdown(table_of(inputs)))
+        for table in (methods_table(inputs), variants_table(inputs)):
+            if table.rows:
+                print(f"{to_markdown(table)}\n")
 
 
 def prepare(data: Path, target: str, out: Path, *, num_rows: int, attacks: Sequence[str]) -> Inputs:
@@ -186,7 +209,8 @@ def one_method(inputs: Inputs, name: str) -> None:
         shutil.rmtree(run, ignore_errors=True)
         rows = ["--forget", inputs.rows / "forget.jsonl", "--retain", inputs.rows / "retain.jsonl"]
         settings = settings_of(name, template=inputs.template, unseen=inputs.rows / "unseen.jsonl")
-        done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings), "--out", run)
+        program = ("bench.changed_steps", STEPS[name]) if name in STEPS else ("letheon",)
+        done = letheon("unlearn", "--model", inputs.target, *rows, *flags(settings), "--out", run, program=program)
         if done.returncode:
             write_json(run / "failed.json", {"error": done.stderr[-2000:]})
             return
@@ -204,10 +228,11 @@ def one_method(inputs: Inputs, name: str) -> None:
 
 def settings_of(name: str, *, template: str, unseen: Path) -> dict[str, Any]:
     """Return the settings of a run, but for model and rows; `unseen` are documents that no target saw."""
-    own = VARIANTS.get(name) or OWN.get(name) or PUBLISHED.get(name, {})
+    own = VARIANTS[name] if name in VARIANTS else OWN.get(name) or PUBLISHED.get(name, {})
+    method = "low-rank-npo" if name in VARIANTS else name
     needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
     documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {}
-    return {"method": name, "template": template, "epochs": EPOCHS, **documents, **own}
+    return {"method": method, "template": template, "epochs": EPOCHS, **documents, **own}
 
 
 def flags(values: dict[str, Any]) -> Iterator[object]:
@@ -226,12 +251,30 @@ def verdict_of(run: Path) -> str:
     return f"{found.verdict}: {found.reason}"
 
 
-def table_of(inputs: Inputs) -> Table:
-    """Return a line for each run on a target that was audited."""
-    names = [name for name in (*METHODS, *VARIANTS) if (inputs.out / name / "audit" / "results.json").exists()]
-    rows = [(name, *_official(inputs.out / name), *audited_cells(_audit(inputs.out / name))) for name in names]
+def methods_table(inputs: Inputs) -> Table:
+    """Return a line for each method that was audited on a target."""
+    runs = {name: inputs.out / name for name in METHODS if _is_audited(inputs.out / name)}
+    rows = [(name, *_official(run), *audited_cells(_audit(run), COLUMNS)) for name, run in runs.items()]
     columns = ("method", "task aggregate", "lowest retain score", "given without an attack", *COLUMNS.values())
     return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows))
+
+
+def variants_table(inputs: Inputs) -> Table:
+    """Return a line for low-rank NPO and each of its variants that was audited on a target."""
+    runs = {name: inputs.out / name for name in ("low-rank-npo", *VARIANTS) if _is_audited(inputs.out / name)}
+    rows = [(name, *_kept(run), *audited_cells(_audit(run), FOR_VARIANTS)) for name, run in runs.items()]
+    columns = ("variant", "forget match", "retain recall", "given without an attack", *FOR_VARIANTS.values())
+    return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows) if len(rows) > 1 else ())
+
+
+def _is_audited(run: Path) -> bool:
+    return (run / "audit" / "results.json").exists()
+
+
+def _kept(run: Path) -> tuple[str, str]:
+    """What the kept state scored during the run: forget answers' tokens that match, recall of the rows to keep."""
+    kept = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["result"]["kept"]
+    return f"{kept['forget_match']:.2f}", f"{kept['retain_recall']:.2f}"
 
 
 def _official(run: Path) -> tuple[str, str]:
@@ -241,10 +284,10 @@ def _official(run: Path) -> tuple[str, str]:
     return aggregate, f"{min(retained):.2f}" if retained else ""
 
 
-def audited_cells(found: AuditResults) -> tuple[str, ...]:
-    """Return what an audit found: what is given without an attack, `COLUMNS`, the verdict and its attack."""
+def audited_cells(found: AuditResults, columns: Iterable[str]) -> tuple[str, ...]:
+    """Return what an audit found: what is given without an attack, some scores, the verdict and its attack."""
     given = _cell(found, "audit.remaining")
-    return (given, *(_cell(found, name) for name in COLUMNS), found.verdict, found.attack or "")
+    return (given, *(_cell(found, name) for name in columns), found.verdict, found.attack or "")
 
 
 def _audit(run: Path) -> AuditResults:

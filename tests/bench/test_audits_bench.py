@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bench.audits import COLUMNS, MADE, VARIANTS, audited_cells, flags, memorized, settings_of
+from bench.audits import COLUMNS, MADE, OWN, VARIANTS, audited_cells, flags, memorized, settings_of
 
 from bench import audits
 from letheon.objective.catalogue import METHODS
@@ -21,7 +21,8 @@ def test_every_method_and_variant_is_a_run_that_the_command_takes(name: str) -> 
         UnlearnSettings.of({**inputs, **settings_of(name, template="joined", unseen=Path("unseen.jsonl"))})
     )
     assert settings.method == (name if name in METHODS else "low-rank-npo")
-    assert settings.epochs == VARIANTS.get(name, {}).get("epochs", 12)
+    own = VARIANTS[name] if name in VARIANTS else OWN.get(name, {})
+    assert settings.epochs == own.get("epochs", 12)
 
 
 @pytest.mark.parametrize("made", MADE.values(), ids=MADE)
@@ -69,7 +70,7 @@ def test_cells_have_intervals_and_what_was_not_measured_is_empty() -> None:
         left_out={},
         scores=Scores((Score("audit.sampling", "Sampling", "lower", "forgetting", 0.5, (0.4, 0.625), bounds=None),)),
     )
-    cells = dict(zip(("given", *COLUMNS, "verdict", "by"), audited_cells(found), strict=True))
+    cells = dict(zip(("given", *COLUMNS, "verdict", "by"), audited_cells(found, COLUMNS), strict=True))
     assert cells.pop("given") == "0.02 (0.00 to 0.04)"
     assert cells.pop("audit.sampling") == "0.50 (0.40 to 0.62)"
     assert (cells.pop("verdict"), cells.pop("by")) == ("hidden", "sampling")
