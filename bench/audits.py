@@ -25,7 +25,6 @@ from letheon.auditing.rows import document_of, sample
 from letheon.data.benchmarks.lume import SplitName, read_lume
 from letheon.data.rows import Row, write_rows
 from letheon.evaluation.registry import read_results
-from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.objective.catalogue import METHODS
 from letheon.report.tables import Table, to_markdown
 from letheon.scores.audits import AuditResults, read_audit
@@ -106,9 +105,9 @@ COLUMNS = {
     "audit.prompts": "prompts",
     "audit.relearning-part-lora": "relearning, part",
     "audit.membership.loss": "AUC, loss",
-    "audit.recognisability.profile": "AUC, profile",
 }
 """Scores of an audit that are columns."""
+RETAINED = tuple(f"retain.Task{number}.{kind}" for number in (1, 2, 3) for kind in ("regurgitation", "knowledge"))
 FOR_VARIANTS = {
     name: COLUMNS[name] for name in ("audit.quantisation", "audit.relearning-part-lora", "audit.membership.loss")
 }
@@ -256,7 +255,7 @@ def methods_table(inputs: Inputs) -> Table:
     runs = {name: inputs.out / name for name in METHODS if _is_audited(inputs.out / name)}
     rows = [(name, *_official(run), *audited_cells(_audit(run), COLUMNS)) for name, run in runs.items()]
     columns = ("method", "task aggregate", "lowest retain score", "given without an attack", *COLUMNS.values())
-    return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows))
+    return Table(inputs.target.name, (*columns, "verdict"), tuple(rows))
 
 
 def variants_table(inputs: Inputs) -> Table:
@@ -264,7 +263,7 @@ def variants_table(inputs: Inputs) -> Table:
     runs = {name: inputs.out / name for name in ("low-rank-npo", *VARIANTS) if _is_audited(inputs.out / name)}
     rows = [(name, *_kept(run), *audited_cells(_audit(run), FOR_VARIANTS)) for name, run in runs.items()]
     columns = ("variant", "forget match", "retain recall", "given without an attack", *FOR_VARIANTS.values())
-    return Table(inputs.target.name, (*columns, "verdict", "by"), tuple(rows) if len(rows) > 1 else ())
+    return Table(inputs.target.name, (*columns, "verdict"), tuple(rows) if len(rows) > 1 else ())
 
 
 def _is_audited(run: Path) -> bool:
@@ -278,16 +277,18 @@ def _kept(run: Path) -> tuple[str, str]:
 
 
 def _official(run: Path) -> tuple[str, str]:
-    results = LumeResults.of(read_results(run / "evaluation" / "after" / "results.json"))
-    retained = [value for name, value in results.task_terms.items() if name.startswith("retain")]
-    aggregate = "" if results.task_aggregate is None else f"{results.task_aggregate:.2f}"
-    return aggregate, f"{min(retained):.2f}" if retained else ""
+    """The official task aggregate and the lowest retain score, asked in the form in which the target knows the rows."""
+    scores = read_results(run / "evaluation" / "after" / "results.json").scores
+    found = {name: scores.value(f"{name}_in_form") for name in ("task_aggregate", *RETAINED)}
+    aggregate, *retained = [value for value in found.values() if value is not None]
+    return f"{aggregate:.2f}", f"{min(retained):.2f}"
 
 
 def audited_cells(found: AuditResults, columns: Iterable[str]) -> tuple[str, ...]:
-    """Return what an audit found: what is given without an attack, some scores, the verdict and its attack."""
+    """Return what an audit found: what is given without an attack, some scores, the verdict with its attack."""
     given = _cell(found, "audit.remaining")
-    return (given, *(_cell(found, name) for name in columns), found.verdict, found.attack or "")
+    word = found.verdict if found.attack is None else f"{found.verdict}, {found.attack}"
+    return (given, *(_cell(found, name) for name in columns), word)
 
 
 def _audit(run: Path) -> AuditResults:
