@@ -14,7 +14,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,12 @@ COLUMNS = {
     "audit.membership.loss": "AUC, loss",
 }
 """Scores of an audit that are columns."""
-RETAINED = tuple(f"retain.Task{number}.{kind}" for number in (1, 2, 3) for kind in ("regurgitation", "knowledge"))
 FOR_VARIANTS = {
     name: COLUMNS[name] for name in ("audit.quantisation", "audit.relearning-part-lora", "audit.membership.loss")
 }
+"""Those of them that are columns of variants."""
+RETAINED = tuple(f"retain.Task{number}.{kind}" for number in (1, 2, 3) for kind in ("regurgitation", "knowledge"))
+"""Official scores of the rows to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,16 +256,30 @@ def methods_table(inputs: Inputs) -> Table:
     """Return a line for each method that was audited on a target."""
     runs = {name: inputs.out / name for name in METHODS if _is_audited(inputs.out / name)}
     rows = [(name, *_official(run), *audited_cells(_audit(run), COLUMNS)) for name, run in runs.items()]
-    columns = ("method", "task aggregate", "lowest retain score", "given without an attack", *COLUMNS.values())
-    return Table(inputs.target.name, (*columns, "verdict"), tuple(rows))
+    columns = ("method", "task aggregate", "lowest retain score", *_headings(runs.values(), COLUMNS))
+    return Table(inputs.target.name, columns, tuple(rows))
 
 
 def variants_table(inputs: Inputs) -> Table:
     """Return a line for low-rank NPO and each of its variants that was audited on a target."""
     runs = {name: inputs.out / name for name in ("low-rank-npo", *VARIANTS) if _is_audited(inputs.out / name)}
     rows = [(name, *_kept(run), *audited_cells(_audit(run), FOR_VARIANTS)) for name, run in runs.items()]
-    columns = ("variant", "forget match", "retain recall", "given without an attack", *FOR_VARIANTS.values())
-    return Table(inputs.target.name, (*columns, "verdict"), tuple(rows) if len(rows) > 1 else ())
+    columns = ("variant", "forget match", "retain recall", *_headings(runs.values(), FOR_VARIANTS))
+    return Table(inputs.target.name, columns, tuple(rows) if len(rows) > 1 else ())
+
+
+def _headings(runs: Iterable[Path], columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The headings of `audited_cells`; that of the AUC tells the never-knew model's."""
+    aucs = [
+        one.auc["never"]
+        for run in runs
+        for attack in _audit(run).attacks
+        for one in attack.separations
+        if one.score == "loss" and "never" in one.auc
+    ]
+    never = f" (never knew: {aucs[0]:.2f})" if aucs else ""
+    shown = (f"{label}{never}" if label.startswith("AUC") else label for label in columns.values())
+    return ("given without an attack", *shown, "verdict")
 
 
 def _is_audited(run: Path) -> bool:
@@ -279,9 +295,9 @@ def _kept(run: Path) -> tuple[str, str]:
 def _official(run: Path) -> tuple[str, str]:
     """The official task aggregate and the lowest retain score, asked in the form in which the target knows the rows."""
     scores = read_results(run / "evaluation" / "after" / "results.json").scores
-    found = {name: scores.value(f"{name}_in_form") for name in ("task_aggregate", *RETAINED)}
-    aggregate, *retained = [value for value in found.values() if value is not None]
-    return f"{aggregate:.2f}", f"{min(retained):.2f}"
+    aggregate = scores.value("task_aggregate_in_form")
+    retained = [value for name in RETAINED if (value := scores.value(f"{name}_in_form")) is not None]
+    return "" if aggregate is None else f"{aggregate:.2f}", f"{min(retained):.2f}" if retained else ""
 
 
 def audited_cells(found: AuditResults, columns: Iterable[str]) -> tuple[str, ...]:
