@@ -1,6 +1,6 @@
 """Every method under attack: official scores beside what an audit brings back (docs/audits.md).
 
-    python -m bench.audits --data DIR --out DIR [--methods NAME ...] [--targets NAME ...] [--rows 60] [--attacks ...]
+    python -m bench.audits --data DIR --out DIR [--methods NAME ... | --variants] [--targets NAME ...] [--attacks ...]
 
 Each method forgets a sample of LUME's rows that the target knows, is scored officially and audited. Settings are those
 of the command, but for at most `EPOCHS` epochs; `OWN` has those of methods that do not find a good learning rate,
@@ -140,13 +140,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(MADE))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=list(METHODS))
+    parser.add_argument("--variants", action="store_true", help="low-rank NPO and its variants, in place of --methods")
     parser.add_argument("--rows", type=int, default=60, help="rows to forget, as many to keep")
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     for target in given.targets:
         inputs = prepare(given.data, target, given.out, num_rows=given.rows, attacks=given.attacks)
-        for name in given.methods:
+        for name in ("low-rank-npo", *VARIANTS) if given.variants else given.methods:
             one_method(inputs, name)
             print(f"{target}, {name}: {verdict_of(inputs.out / name)}", file=sys.stderr, flush=True)
         for table in (methods_table(inputs), variants_table(inputs)):
