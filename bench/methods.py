@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -278,9 +278,9 @@ def _spread(values: Iterable[float]) -> str:
     return f"{fmean(found):.3f} ± {stdev(found):.3f}" if len(found) > 1 else f"{found[0]:.3f}"
 
 
-def letheon(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line on one thread."""
-    command = [sys.executable, "-m", "letheon", *(str(argument) for argument in arguments)]
+def letheon(*arguments: object, program: Sequence[str] = ("letheon",)) -> subprocess.CompletedProcess[str]:
+    """Run the command line on one thread; `program` is a module, with arguments, that ends up in it."""
+    command = [sys.executable, "-m", *program, *(str(argument) for argument in arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
 

@@ -50,6 +50,12 @@ def test_rows_that_are_known_to_be_hidden_are_found(results: AuditResults, name:
     assert named(results, name).works
 
 
+def test_the_linear_probe_is_reported_and_does_not_count(results: AuditResults) -> None:
+    attack = named(results, "linear-probe")
+    assert not attack.counts
+    assert all(point.recovery for point in attack.points)
+
+
 def test_the_difference_of_two_checkpoints_gives_all_back_and_does_not_count(results: AuditResults) -> None:
     attack = named(results, "two-checkpoints")
     assert not attack.counts

@@ -1,6 +1,7 @@
 """The audit as a command and as a function: settings, files, errors, resuming, budget, purge, report."""
 
 import json
+import re
 import shutil
 import stat
 from dataclasses import replace
@@ -218,11 +219,21 @@ def test_what_cannot_be_is_said_before_weights_are_loaded(
         read_audited(AuditSettings.of({**given, **changed}), note=silent)
 
 
-def test_models_of_other_vocabularies_are_refused(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("side", "advice"),
+    [
+        ("never", r"give a --never that was trained with the tokenizer of .*before$"),
+        ("model", r"give the --before that --model was made from$"),
+    ],
+)
+def test_models_of_other_vocabularies_are_refused(
+    given: dict[str, Any], tmp_path: Path, side: str, advice: str
+) -> None:
     other = train_tokenizer(["Quite another text, with other words."], vocab_size=300)
     save_model(tiny_model("olmo", other), other, tmp_path / "foreign")
-    with pytest.raises(ModelError, match=r"expected the vocabulary of .*before.*got another one; give a --never"):
-        read_audited(AuditSettings.of({**given, "never": str(tmp_path / "foreign")}), note=silent)
+    told = rf"foreign: expected the vocabulary of .*before \(\d+ tokens\).*got another one \({len(other)} tokens\); "
+    with pytest.raises(ModelError, match=told + advice):
+        read_audited(AuditSettings.of({**given, side: str(tmp_path / "foreign")}), note=silent)
 
 
 @pytest.mark.parametrize("side", ["forget", "retain"])
@@ -237,7 +248,7 @@ def test_rows_that_a_model_saw_are_no_placebo(given: dict[str, Any], world: Worl
 
 def test_too_few_rows_are_refused(given: dict[str, Any], world: World) -> None:
     write_rows(world.forget[:2], Path(given["forget"]))
-    with pytest.raises(DataError, match="expected at least 4 rows, of which an interval can be told, got 2"):
+    with pytest.raises(DataError, match="expected at least 4 rows, since fewer give no interval, got 2; give more"):
         read_audited(AuditSettings.of(given), note=silent)
 
 
@@ -262,7 +273,9 @@ def test_a_model_given_as_never_knew_that_knows_is_said_to_and_compared_with_now
     monkeypatch.setattr(registry, "attacks", lambda: attacks)
     found = audit(AuditSettings.of({**given, "never": given["before"]}))
     assert found.compared_with == "placebo"
-    assert any("given as never-knew knows the forget rows" in warning for warning in found.warnings)
+    (told_of,) = [warning for warning in found.warnings if "given as never-knew knows the forget rows" in warning]
+    assert re.search(r"it gives 1\.00 of them, and the unlearned model gives 0\.\d\d of placebo rows", told_of)
+    assert told_of.endswith("give one by --never that was trained without them")
     # The AUC of 1 is compared with 1/2, not with that of a model that knows the rows; made-up rows differ anyway.
     told = next(attack for attack in found.attacks if attack.name == "told")
     assert (told.separations[0].shift.value, told.counts) == (0.5, False)
@@ -317,6 +330,7 @@ def test_rows_that_no_model_knew_cannot_be_forgotten(given: dict[str, Any], with
     found = audit(AuditSettings.of({**given, "before": given["model"]}))
     assert found.verdict == "can't tell"
     assert "there is nothing to forget" in found.reason
+    assert "no better than the control (0.00 more, where 1 is all of them)" in found.reason
 
 
 @pytest.fixture

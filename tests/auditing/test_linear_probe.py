@@ -134,7 +134,8 @@ def test_states_are_those_before_each_answer_token(
     assert len(decoder_layers(model)) > 1
 
 
-def test_it_needs_rows_to_train_on() -> None:
+def test_it_never_counts_and_needs_rows_to_train_on() -> None:
+    assert not ATTACKS[0].counts
     needs = ATTACKS[0].needs
     assert needs(Given(rows=FORGET, retain=RETAIN)) is None
     assert str(needs(Given(rows=FORGET, retain=RETAIN[:5]))).endswith("at least 20 rows to keep, there are 5")

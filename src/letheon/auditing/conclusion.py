@@ -114,8 +114,9 @@ def _control(asked: Mapping[str, Asked], inputs: AuditInputs, margin: float) -> 
     above = means["never"] - means["placebo"]
     if above > max(margin, 0.25 * (means["before"] - means["placebo"])):
         return "placebo", [
-            f"the model given as never-knew knows the forget rows ({means['never']:.2f}, placebo rows "
-            f"{means['placebo']:.2f}); recovery is measured against placebo rows instead"
+            f"the model given as never-knew knows the forget rows: it gives {means['never']:.2f} of them, and the "
+            f"unlearned model gives {means['placebo']:.2f} of placebo rows; recovery is measured against placebo rows "
+            "instead; give one by --never that was trained without them"
         ]
     return "never", []
 

@@ -145,8 +145,7 @@ def read_audited(settings: AuditSettings, *, note: Note) -> AuditInputs:
     if len(forget) < _FEWEST or (holdout is not None and len(holdout) < _FEWEST):
         few = forget if holdout is None or len(forget) < _FEWEST else holdout
         raise DataError(
-            f"{few.source}: expected at least {_FEWEST} rows, of which an interval can be told, got {len(few)}; give "
-            "more rows"
+            f"{few.source}: expected at least {_FEWEST} rows, since fewer give no interval, got {len(few)}; give more"
         )
     text = read_text(settings.text) if settings.text is not None else []
     num = 2 * settings.rows
@@ -215,13 +214,22 @@ def _tokenizer(settings: AuditSettings) -> PreTrainedTokenizerBase:
         tokenizer = found["--before"]
         for flag, other in found.items():
             if other.get_vocab() != tokenizer.get_vocab():
-                raise ModelError(
-                    f"{there[flag]}: expected the vocabulary of {settings.before}, so that the models can be compared "
-                    f"on the same tokens, got another one; give a {flag} that was made from it"
-                )
+                raise _other_vocabulary(there[flag], settings.before, (len(other), len(tokenizer)), flag=flag)
     for source in there.values():
         check_vocabulary(load_config(source, trust_remote_code=remote), tokenizer, source=source)
     return tokenizer
+
+
+def _other_vocabulary(source: str, before: str, num_tokens: tuple[int, int], *, flag: str) -> ModelError:
+    advice = (
+        f"give a --never that was trained with the tokenizer of {before}"
+        if flag == "--never"
+        else "give the --before that --model was made from"
+    )
+    return ModelError(
+        f"{source}: expected the vocabulary of {before} ({num_tokens[1]} tokens), so that the models can be compared "
+        f"on the same tokens, got another one ({num_tokens[0]} tokens); {advice}"
+    )
 
 
 def _read(settings: AuditSettings, sides: Mapping[str, Rows], text: Sequence[str]) -> dict[str, Any]:

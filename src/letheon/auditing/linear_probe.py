@@ -9,6 +9,10 @@ It is then asked of the forget rows, none of which it was trained on. A row's va
 from the answers of other documents, that W s points to less than to the true token, mean over the answer. A probe that
 finds nothing gives .5; what comes of grammar and form the placebo rows tell.
 
+This is reported and never counts. A state can hold what the model never uses, and how well states tell tokens apart
+depends on all that a model was trained on: of two models that never saw the rows, the one that learned more other rows
+is read better, by more than the margin of a verdict.
+
 Probes are from Alain and Bengio 2017 (arXiv 1610.01644), such maps to next tokens from Belrose et al. 2023
 (arXiv 2303.08112), as an audit of unlearning from Lynch et al. 2024 (arXiv 2402.16835). Hewitt and Liang 2019
 (arXiv 1909.03368) compare with a probe of control labels: the notes say what one gives that was trained on tokens in
@@ -154,6 +158,7 @@ ATTACKS = (
         needs=_needs,
         measure="own",
         passes=4.2,
+        counts=False,
         is_default=False,
     ),
 )

@@ -138,8 +138,9 @@ def _never_known(evidence: Evidence, thresholds: Thresholds) -> Verdict | None:
         return None
     return Verdict(
         "can't tell",
-        f"the model before knows the rows no better than a model that never saw them (by {evidence.known:.2f} of 1), "
-        "so there is nothing to forget; give the model that was unlearned by --before, and the rows that it knew",
+        f"the model before knows the rows no better than the control ({max(evidence.known, 0):.2f} more, where 1 is "
+        "all of them), so there is nothing to forget; give the model that was unlearned by --before, and the rows that "
+        "it knew",
     )
 
 
