@@ -233,7 +233,7 @@ def settings_of(name: str, *, template: str, unseen: Path) -> dict[str, Any]:
     own = VARIANTS[name] if name in VARIANTS else OWN.get(name) or PUBLISHED.get(name, {})
     method = "low-rank-npo" if name in VARIANTS else name
     needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
-    documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {}
+    documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {"general": "none"}
     return {"method": method, "template": template, "epochs": EPOCHS, **documents, **own}
 
 
