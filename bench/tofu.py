@@ -185,7 +185,7 @@ class Job:
                 "list": [*published, *map(dict, self.plan.ours)],
                 "evaluate": {**suite, **self.plan.asked, "never_results": never},
                 # A model's truth ratios and its AUC are its own: the p-value is 1, and nothing leaks.
-                "published": {NEVER: {**shown, "forget_quality": 1.0, "privacy_leak": 0.0}},
+                "references": {NEVER: {**shown, "forget_quality": 1.0, "privacy_leak": 0.0}},
             }
         )
 

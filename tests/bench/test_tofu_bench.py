@@ -74,7 +74,7 @@ def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_
     assert [entry.get("dial") for entry in study.entries[-3:]] == ["none", None, "forgotten"]
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never-scores" / "results.json")
-    assert study.published == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
+    assert study.references == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
 
 
 def test_the_suite_asks_in_the_tokens_that_are_learnt(tmp_path: Path) -> None:
