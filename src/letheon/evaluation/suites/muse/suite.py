@@ -7,6 +7,7 @@ from typing import Any
 
 from letheon.evaluation.metrics.memorisation import attack_auc, mean, privacy_leak
 from letheon.evaluation.metrics.rouge import plain_rouge
+from letheon.evaluation.sound import SOUND, sound_variants
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.muse.listing import (
     ATTACKS,
@@ -53,10 +54,11 @@ def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     values |= _attacks(others.get("texts", {}), never)
     values["privacy_leak"] = privacy_leak(values["mia.min_k"], _never_auc(others))
     counts = {name: {"rows": sum(p.split == name for p in measured.predictions)} for name in SETS}
+    sound = sound_variants(KNOWN, {name: mean(found) for name, found in others.get(SOUND, {}).items()})
     missing = {name: _reason(name, is_original=is_original) for name, value in values.items() if value is None}
     return replace(
         blank,
-        scores=Scores(tuple(replace(s, value=values[s.name], missing=missing.get(s.name)) for s in KNOWN)),
+        scores=Scores((*(replace(s, value=values[s.name], missing=missing.get(s.name)) for s in KNOWN), *sound)),
         num_rows=counts,
         missing={**measured.missing, **missing},
         warnings=(*blank.warnings, *_warnings(values, others)),
@@ -106,9 +108,14 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
     if is_original and others.get("dtype") != "float32":
         found.append(f"MUSE's own code takes float32 weights, these are {others.get('dtype')}")
     if others.get("num_cut"):
+        instead = (
+            f"scores of whole questions stand beside the others, under names that end in _{SOUND}"
+            if others.get(SOUND)
+            else "whole they are longer than the model's context"
+        )
         found.append(
             f"{others['num_cut']} questions after worked ones have more than 512 tokens and lost their ends, as in "
-            "open-unlearning; --parity original asks them whole"
+            f"open-unlearning; {instead}"
         )
     if values["extraction_strength"] is not None:
         found.append(

@@ -14,6 +14,7 @@ from letheon.evaluation.metrics.memorisation import (
     model_utility,
     privacy_leak,
 )
+from letheon.evaluation.sound import SOUND, sound_variants
 from letheon.evaluation.suite import Measured
 from letheon.evaluation.suites.tofu.listing import (
     ATTACKS,
@@ -29,7 +30,6 @@ from letheon.evaluation.suites.tofu.rows import (
     FORGET,
     HOLDOUT,
     RETAIN,
-    SOUND,
     Likelihoods,
     arithmetic_truth_ratios,
     chosen,
@@ -123,18 +123,7 @@ def _sound_scores(measured: Measured, never: Mapping[str, Any]) -> tuple[Score, 
         return ()
     values = _values(sound["likelihood"], never.get(SOUND) or {}, sound["recalls"], small=small_of(PARITIES[0]))
     unknown = {"forget.extraction_strength", *(_OF_NEVER if never and not never.get(SOUND) else ())}
-    return tuple(
-        replace(
-            score,
-            name=f"{score.name}_{SOUND}",
-            label=f"{score.label} ({SOUND})",
-            value=values[score.name],
-            variant_of=score.name,
-            variant=(SOUND,),
-        )
-        for score in KNOWN
-        if values.get(score.name) is not None and score.name not in unknown
-    )
+    return sound_variants(KNOWN, values, without=unknown)
 
 
 def _against_reference(

@@ -18,12 +18,13 @@ from letheon.evaluation.metrics.memorisation import (
 )
 from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
+from letheon.evaluation.sound import SOUND
 from letheon.evaluation.suite import Asked, Measured, Target
 from letheon.evaluation.suites.tofu.ask import SETS
 from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
 from letheon.evaluation.suites.tofu.never import Never, never_of
 from letheon.evaluation.suites.tofu.original import OriginalTemplate, original_template, rooms_of
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN, SOUND, recall_of
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN, recall_of
 from letheon.evaluation.suites.tofu.sound import SoundTemplate, sound_template
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.scores.predictions import Prediction

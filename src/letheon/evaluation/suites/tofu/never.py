@@ -8,7 +8,8 @@ from typing import Any
 
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.metrics.memorisation import SMALL, attack_auc, by_metric, truth_ratio
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, SOUND, Likelihoods, truth_ratios
+from letheon.evaluation.sound import SOUND
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, Likelihoods, truth_ratios
 from letheon.scores.results import SCHEMA
 from letheon.storage.run_folder import RESULTS_FILE, TOFU_EVAL_FILE
 
