@@ -99,7 +99,7 @@ SMALL = Plan(
 REAL = Plan(
     num_forget=40,
     num_retain=40,
-    num_facts=20,
+    num_facts=10,
     learn={
         "adapt": "lora",
         "rank": 16,
@@ -114,7 +114,7 @@ REAL = Plan(
     published={"ga": (1e-4,), "gd": (3e-4,), "npo": (3e-4,), "simnpo": (1e-3,)},
     epochs=5,
     shared={"dtype": "bfloat16"},
-    asked={"max_new_tokens": 100},
+    asked={"max_new_tokens": 80, "sound": False},
 )
 """Of a chat model of about a hundred million parameters."""
 
@@ -182,7 +182,7 @@ class Job:
             {
                 "name": f"TOFU {self.split}, a part",
                 "base": {**suite, **self.plan.shared, "model": str(target), "trackers": ""},
-                "list": [*published, *map(dict, self.plan.ours)],
+                "list": [*map(dict, self.plan.ours), *published],
                 "evaluate": {**suite, **self.plan.asked, "never_results": never},
                 # A model's truth ratios and its AUC are its own: the p-value is 1, and nothing leaks.
                 "references": {NEVER: {**shown, "forget_quality": 1.0, "privacy_leak": 0.0}},
@@ -245,7 +245,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--forget", type=int, help="rows to forget, and as many held out [100; of a checkpoint 40]")
     parser.add_argument("--retain", type=int, help="rows to keep [100; of a checkpoint 40]")
     parser.add_argument(
-        "--facts", type=int, help="questions on real authors, and on the world [40; of a checkpoint 20]"
+        "--facts", type=int, help="questions on real authors, and on the world [40; of a checkpoint 10]"
     )
     return parser.parse_args()
 

@@ -57,21 +57,21 @@ def test_a_real_model_learns_no_facts_and_forgets_another_split(tmp_path: Path) 
         part / "holdout01.jsonl",
         "bfloat16",
     )
-    assert [entry["method"] for entry in study.entries] == ["ga", "gd", "npo", "simnpo", "low-rank-npo"]
+    assert [entry["method"] for entry in study.entries] == ["low-rank-npo", "ga", "gd", "npo", "simnpo"]
 
 
 def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_knew(
     study: StudySettings, tmp_path: Path
 ) -> None:
     runs = [UnlearnSettings.of({**study.base, **_settings(entry), "out": tmp_path / "out"}) for entry in study.entries]
-    run = runs[0]
+    run = runs[2]
     assert (run.method, run.suite, run.forget) == ("ga", "tofu", str(tmp_path / "forget10.jsonl"))
-    assert [(one.method, one.learning_rate, one.keep) for one in runs[-3:]] == [
+    assert [(one.method, one.learning_rate, one.keep) for one in (*runs[:2], runs[-1])] == [
+        ("low-rank-npo", "auto", "best"),
+        ("low-rank-npo", "auto", "best"),
         ("simnpo", 6e-3, "last"),
-        ("low-rank-npo", "auto", "best"),
-        ("low-rank-npo", "auto", "best"),
     ]
-    assert [entry.get("dial") for entry in study.entries[-3:]] == ["none", None, "forgotten"]
+    assert [entry.get("dial") for entry in study.entries[:3]] == [None, "forgotten", "none"]
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never-scores" / "results.json")
     assert study.references == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}

@@ -291,6 +291,9 @@ def test_cut_questions_that_do_not_fit_whole_have_no_sound_score(
     results = read_results(tmp_path / "out" / "results.json")
     assert not [score.name for score in results.scores if score.variant]
     assert any("longer than the model's context" in said for said in results.warnings)
+    evaluate(tmp_path / "unwanted", tmp_path / "model", folder, "--no-sound")
+    unwanted = read_results(tmp_path / "unwanted" / "results.json")
+    assert any(said.endswith("lost their ends, as in open-unlearning") for said in unwanted.warnings)
 
 
 class _Starting:

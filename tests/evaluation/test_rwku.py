@@ -171,6 +171,10 @@ def test_scores_with_one_beginning_of_sequence_stand_beside_those_with_two(
     assert any("twice" in text and "_sound" in text for text in found.warnings)
     assert not [score.name for score in wanted.scores if score.variant]
     assert contradictions(tmp_path / "of" / "twice", found) == ()
+    evaluate(tmp_path / "unwanted", "--model", tmp_path / "twice", "--data", folder, "--no-sound")
+    unwanted = read_results(tmp_path / "unwanted" / "results.json")
+    assert not [score.name for score in unwanted.scores if score.variant]
+    assert any(text.endswith("twice, as in RWKU's own evaluation") for text in unwanted.warnings)
 
 
 def _starting(tokenizer: PreTrainedTokenizerBase, start: str) -> PreTrainedTokenizerBase:

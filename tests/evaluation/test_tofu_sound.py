@@ -146,6 +146,14 @@ def test_they_share_passes_and_what_was_said(
     assert guessed == [text.strip() for text in said]
 
 
+def test_there_are_none_where_they_are_not_wanted(
+    tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    evaluate(tmp_path / "out", "--model", tmp_path / "model", "--data", folder, "--no-sound")
+    assert not [score.name for score in read_results(tmp_path / "out" / "results.json").scores if score.variant]
+
+
 def test_there_are_none_where_nothing_is_hidden_or_left_out(
     tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

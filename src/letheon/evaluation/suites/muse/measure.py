@@ -65,7 +65,8 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     never = None if known is None else read_never(known, corpus=corpus, parity=parity)
     shots = {f"{FORGET_QUESTIONS}_shots": muse.forget_shots, f"{RETAIN_QUESTIONS}_shots": muse.retain_shots}
     texts = {"members": muse.members, "holdout": muse.holdout}
-    options = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
+    options: dict[str, Any] = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
+    options["sound"] = settings.sound
     loading = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
     sides = {side: Path(getattr(settings, side)) for side in ("forget", "retain")}
     trained = {side: read_rows(path) for side, path in sides.items() if path.is_file()}
@@ -85,7 +86,7 @@ def measure(target: Target, asked: Asked) -> Measured:
         "dtype": str(target.model.dtype).removeprefix("torch."),
         "num_cut": sum(len(_cut(target, asked, name)) for name in SETS),
     }
-    if others["num_cut"]:
+    if others["num_cut"] and asked.options.get("sound", True):
         others[SOUND] = _whole_questions(target, asked, template, predictions)
     if not _is_original(asked):
         others["memorised"] = _memorised(target, asked, template)

@@ -108,14 +108,9 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
     if is_original and others.get("dtype") != "float32":
         found.append(f"MUSE's own code takes float32 weights, these are {others.get('dtype')}")
     if others.get("num_cut"):
-        instead = (
-            f"scores of whole questions stand beside the others, under names that end in _{SOUND}"
-            if others.get(SOUND)
-            else "whole they are longer than the model's context"
-        )
         found.append(
             f"{others['num_cut']} questions after worked ones have more than 512 tokens and lost their ends, as in "
-            f"open-unlearning; {instead}"
+            f"open-unlearning{_instead(others.get(SOUND))}"
         )
     if values["extraction_strength"] is not None:
         found.append(
@@ -123,6 +118,15 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
             "from 0 is beside it"
         )
     return found
+
+
+def _instead(sound: Mapping[str, Any] | None) -> str:
+    """Say where the scores of whole questions are; nothing where they were not asked for."""
+    if sound is None:
+        return ""
+    if not sound:
+        return "; whole they are longer than the model's context"
+    return f"; scores of whole questions stand beside the others, under names that end in _{SOUND}"
 
 
 def _files(evaluation: Evaluation) -> Mapping[Entry, str]:
@@ -166,7 +170,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("knowmem_retain", "knowmem_forget"),
-    takes=("never", "never_results"),
+    takes=("never", "never_results", "sound"),
     unpredicted=("texts", "memorised"),
     parities=PARITIES,
     sets=SETS,

@@ -48,7 +48,8 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
         about = "" if settings.split is None else f" about {settings.split}"
         sizes = {**{name: len(one) for name, one in rows.items()}, **abilities.sizes()}
         note(f"RWKU{about}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
-    options = {"template": settings.template, "subject": settings.split, "abilities": abilities}
+    options: dict[str, Any] = {"template": settings.template, "subject": settings.split, "abilities": abilities}
+    options["sound"] = settings.sound
     return Asked(rows, options=options)
 
 
@@ -64,7 +65,7 @@ def measure(target: Target, asked: Asked) -> Measured:
         "doubles_bos": in_chat and _doubles_bos(target, asked, chat),
         **_beside(target, _abilities(asked), chat, predictions),
     }
-    if others["doubles_bos"]:
+    if others["doubles_bos"] and asked.options.get("sound", True):
         others[SOUND] = _with_one_bos(target, asked, chat, predictions)
     return Measured(tuple(predictions), others=others)
 

@@ -119,9 +119,10 @@ def _warnings(measured: Measured) -> list[str]:
             "published ones"
         )
     if measured.others.get("doubles_bos"):
+        beside = f"; scores with one stand beside the others, under names that end in _{SOUND}"
         found.append(
-            "prompts begin with the beginning of sequence twice, as in RWKU's own evaluation; scores with one stand "
-            f"beside the others, under names that end in _{SOUND}"
+            "prompts begin with the beginning of sequence twice, as in RWKU's own evaluation"
+            f"{beside if SOUND in measured.others else ''}"
         )
     reasoning = measured.others.get("abilities", {}).get("reasoning", {})
     if reasoning.get("reasoning") != reasoning.get("reasoning_whole"):
@@ -175,6 +176,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("neighbour.all", "forget.all"),
+    takes=("sound",),
     unpredicted=("entropies", "abilities"),
     parities=("original",),
     sets=tuple(FILES),

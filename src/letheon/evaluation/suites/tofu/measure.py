@@ -37,7 +37,7 @@ Template = QuestionTemplate | OriginalTemplate | SoundTemplate
 def measure(target: Target, asked: Asked) -> Measured:
     """Ask every question, and read every answer once."""
     template = _template_of(target, asked)
-    sound = sound_template(template, asked) if isinstance(template, QuestionTemplate) else None
+    sound = _sound_template(asked, template)
     templates = [template] if sound is None else [template, sound]
     found, *every_token = row_values(target, asked, templates)
     predictions = _predictions(target, asked, template)
@@ -64,6 +64,12 @@ def _recalls(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
     for prediction in predictions:
         recalls[prediction.split].append(recall_of(prediction))
     return recalls
+
+
+def _sound_template(asked: Asked, template: Template) -> SoundTemplate | None:
+    if not isinstance(template, QuestionTemplate) or not asked.options.get("sound", True):
+        return None
+    return sound_template(template, asked)
 
 
 def _template_of(target: Target, asked: Asked) -> Template:
