@@ -3,16 +3,16 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from letheon.scores.score import Score
-
-SOUND = "sound"
-"""What such variants are called, and the name of what they are made of among what was measured."""
+from letheon.scores.score import SOUND, Score
 
 
 def sound_variants(
     known: Iterable[Score], values: Mapping[str, float | None], *, without: Collection[str] = ()
 ) -> tuple[Score, ...]:
-    """Return variants of the known scores that have a value here, but for those named in `without`."""
+    """Return variants of the known scores that have a value here, but for those named in `without`.
+
+    What the values are made of is kept under the name of these variants among what was measured.
+    """
     return tuple(
         replace(
             score,

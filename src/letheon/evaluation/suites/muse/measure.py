@@ -22,7 +22,6 @@ from letheon.evaluation.metrics.memorisation import (
 from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.sound import SOUND
 from letheon.evaluation.suite import Asked, Measured, Note, Target
 from letheon.evaluation.suites.muse.listing import (
     FORGET_QUESTIONS,
@@ -36,6 +35,7 @@ from letheon.evaluation.suites.muse.never import Never, never_of, read_never
 from letheon.evaluation.templates import MAX_LENGTH, LabelledSequence, QuestionTemplate, question_template
 from letheon.model.loading import context_length
 from letheon.scores.predictions import Prediction
+from letheon.scores.score import SOUND
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
 

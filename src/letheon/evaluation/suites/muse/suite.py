@@ -7,7 +7,7 @@ from typing import Any
 
 from letheon.evaluation.metrics.memorisation import attack_auc, mean, privacy_leak
 from letheon.evaluation.metrics.rouge import plain_rouge
-from letheon.evaluation.sound import SOUND, sound_variants
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.muse.listing import (
     ATTACKS,
@@ -23,7 +23,7 @@ from letheon.evaluation.suites.muse.listing import (
 )
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Evaluation, PlainResults
-from letheon.scores.score import Scores
+from letheon.scores.score import SOUND, Scores
 from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import MUSE_SUMMARY_FILE, RESULTS_FILE, Entry
 

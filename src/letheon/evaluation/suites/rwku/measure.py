@@ -14,13 +14,13 @@ from letheon.evaluation.batches import token_ids
 from letheon.evaluation.generation import answers_from
 from letheon.evaluation.metrics.distinct_words import ngram_entropy
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.sound import SOUND
 from letheon.evaluation.suite import Asked, Measured, Note, Target
 from letheon.evaluation.suites.rwku.abilities import Chat, decoded, measure_abilities
 from letheon.evaluation.suites.rwku.prompts import prompt_of
 from letheon.evaluation.suites.rwku.recall import recall_of
 from letheon.evaluation.templates import QUESTION_ANSWER, filled
 from letheon.scores.predictions import Prediction
+from letheon.scores.score import SOUND
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import SUITE_FORMS, data_folder
 

@@ -7,11 +7,11 @@ from typing import Any
 from letheon.data.benchmarks.rwku import FILES, FLUENCY, FORGET_SETS, NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS
 from letheon.data.benchmarks.rwku_abilities import FORGET_TEXTS, RETAIN_TEXTS
 from letheon.evaluation.metrics.memorisation import mean
-from letheon.evaluation.sound import SOUND, sound_variants
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.rwku.recall import recall_of
 from letheon.scores.results import PlainResults
-from letheon.scores.score import Better, Score, Scores, summaries
+from letheon.scores.score import SOUND, Better, Score, Scores, summaries
 from letheon.settings import EvaluateSettings
 
 NEIGHBOUR_SETS = (NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS)

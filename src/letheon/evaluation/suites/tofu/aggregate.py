@@ -14,7 +14,7 @@ from letheon.evaluation.metrics.memorisation import (
     model_utility,
     privacy_leak,
 )
-from letheon.evaluation.sound import SOUND, sound_variants
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Measured
 from letheon.evaluation.suites.tofu.listing import (
     ATTACKS,
@@ -38,7 +38,7 @@ from letheon.evaluation.suites.tofu.rows import (
     truth_ratios,
 )
 from letheon.scores.results import PlainResults
-from letheon.scores.score import FORGOTTEN, RETAINED, Score, Scores
+from letheon.scores.score import FORGOTTEN, RETAINED, SOUND, Score, Scores
 
 DEFAULT_AUC = 0.5
 """What privacy leak is measured against where nothing is known of a model that never knew the rows."""

@@ -18,7 +18,6 @@ from letheon.evaluation.metrics.memorisation import (
 )
 from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
-from letheon.evaluation.sound import SOUND
 from letheon.evaluation.suite import Asked, Measured, Target
 from letheon.evaluation.suites.tofu.ask import SETS
 from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
@@ -29,6 +28,7 @@ from letheon.evaluation.suites.tofu.sound import SoundTemplate, sound_template
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Form
+from letheon.scores.score import SOUND
 
 _IN_DETAIL = (FORGET, HOLDOUT)
 Template = QuestionTemplate | OriginalTemplate | SoundTemplate
