@@ -32,6 +32,7 @@ from letheon.evaluation.registry import read_results
 from letheon.model.architectures import train_tokenizer
 from letheon.report.tables import to_markdown
 from letheon.scores.results import Results
+from letheon.scores.score import FORGOTTEN, RETAINED
 from letheon.studies.tables import scores_table, trade_off_table
 
 _COLUMNS = ("question", "answer")
@@ -175,7 +176,8 @@ class Job:
             for method, rates in self.plan.published.items()
             for rate in rates
         ]
-        shown = {name: value for name in ("model_utility",) if (value := known.scores.value(name)) is not None}
+        names = ("model_utility", FORGOTTEN, RETAINED)
+        shown = {name: value for name in names if (value := known.scores.value(name)) is not None}
         suite = {"suite": "tofu", "split": self.split, "data": str(self.data)}
         never = str(self.out / "never-scores" / "results.json")
         return StudySettings.of(
