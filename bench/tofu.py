@@ -29,14 +29,24 @@ from bench.machine import prepare_process
 from letheon import EvaluateSettings, MemorizeSettings, StudySettings, evaluate, memorize, study
 from letheon.data.benchmarks.tofu import HOLDOUT_OF, RETAIN_OF
 from letheon.evaluation.registry import read_results
+from letheon.evaluation.suites.tofu.listing import score_name
 from letheon.model.architectures import train_tokenizer
-from letheon.report.tables import to_markdown
+from letheon.report.tables import Table, to_markdown
 from letheon.scores.results import Results
 from letheon.scores.score import FORGOTTEN, RETAINED
+from letheon.studies.records import StudyRecord
+from letheon.studies.shown_scores import ORIGINAL_LABEL
 from letheon.studies.tables import scores_table, trade_off_table
 
 _COLUMNS = ("question", "answer")
 NEVER = "trained without"
+OF_NEVER: Mapping[str, float] = {"forget_quality": 1.0, "privacy_leak": 0.0}
+"""A model's truth ratios and its AUC are its own: the p-value is 1, and nothing leaks."""
+DETAILS = (
+    *("forget.probability", "forget.rouge_l", "forget.truth_ratio", "mia.min_k", "privacy_leak", "forget_quality"),
+    *("retain.rouge_l", "model_utility"),
+)
+"""Scores of the table of all models."""
 VOCAB_SIZE = 4096
 TURNS: dict[str, Any] = {"additional_special_tokens": ["<|user|>", "<|assistant|>"]}
 CHAT_TEMPLATE = (
@@ -138,8 +148,10 @@ def main() -> None:
     )
     job = Job(plan, given.split, data, given.out)
     target, never = (job.learn(rows, base) for rows in ("full", "never"))
-    record = study(job.study(target, job.score(never)), given.out / "study").record
-    for table in (scores_table(record), trade_off_table(record)):
+    known = job.score(never)
+    record = study(job.study(target, known), given.out / "study").record
+    tables = scores_table(record), trade_off_table(record), details_table(job.measured(record, known))
+    for table in tables:
         print("" if table is None else to_markdown(table))
 
 
@@ -168,6 +180,15 @@ class Job:
             evaluate(EvaluateSettings.of({**self.plan.shared, **self.plan.asked, **own, "model": str(never)}))
         return read_results(out / "results.json")
 
+    def measured(self, record: StudyRecord, known: Results) -> dict[str, Results]:
+        """Return the results of the target, of each configuration that was scored, and of the model that never knew."""
+        folder = self.out / "study"
+        paths = dict.fromkeys([ORIGINAL_LABEL], next((folder / "original").glob("*/results.json"), folder))
+        paths |= {
+            run.configuration: folder / run.folder / "evaluation" / "after" / "results.json" for run in record.runs
+        }
+        return {**{name: read_results(path) for name, path in paths.items() if path.is_file()}, NEVER: known}
+
     def study(self, target: Path, known: Results) -> StudySettings:
         """Return a study of published methods and of the default one, beside the model that never knew."""
         fixed = {"epochs": self.plan.epochs, "keep": "last", "dial": "none"}
@@ -186,10 +207,18 @@ class Job:
                 "base": {**suite, **self.plan.shared, "model": str(target), "trackers": ""},
                 "list": [*map(dict, self.plan.ours), *published],
                 "evaluate": {**suite, **self.plan.asked, "never_results": never},
-                # A model's truth ratios and its AUC are its own: the p-value is 1, and nothing leaks.
-                "references": {NEVER: {**shown, "forget_quality": 1.0, "privacy_leak": 0.0}},
+                "references": {NEVER: {**shown, **OF_NEVER}},
             }
         )
+
+
+def details_table(found: Mapping[str, Results]) -> Table:
+    """Return the scores of each model by its name."""
+    rows = []
+    for name, results in found.items():
+        own = OF_NEVER if name == NEVER else {}
+        rows.append((name, *(own.get(score, results.scores.value(score)) for score in DETAILS)))
+    return Table("Scores", ("Model", *map(score_name, DETAILS)), tuple(rows))
 
 
 def cut_tofu(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from bench.tofu import REAL, SMALL, Job, cut_tofu, make_tokenizer
+from bench.tofu import REAL, SMALL, Job, cut_tofu, details_table, make_tokenizer
 
 from letheon.data.benchmarks.tofu import read_set, read_tofu
 from letheon.data.rows import Row
@@ -75,6 +75,17 @@ def test_the_study_scores_each_method_by_the_suite_against_the_model_that_never_
     asked = study.evaluation(run, model="m", out=tmp_path / "e")
     assert (asked.suite, asked.never_results) == ("tofu", tmp_path / "never-scores" / "results.json")
     assert study.references == {"trained without": {"model_utility": 0.5, "forget_quality": 1.0, "privacy_leak": 0.0}}
+
+
+def test_a_table_has_the_scores_of_each_model_and_the_model_that_never_knew_is_its_own_measure() -> None:
+    scores = [Score("forget.rouge_l", "", "lower", "forgetting", 0.3), Score("privacy_leak", "", 0.0, "privacy", 8.0)]
+    results = PlainResults("tofu", "m", Scores(tuple(scores)))
+    table = details_table({"ga": results, "trained without": results})
+    assert table.columns[:3] == ("Model", "Forget probability", "Forget ROUGE-L")
+    assert table.rows == (
+        ("ga", None, 0.3, None, None, 8.0, None, None, None),
+        ("trained without", None, 0.3, None, None, 0.0, 1.0, None, None),
+    )
 
 
 def test_the_suite_asks_in_the_tokens_that_are_learnt(tmp_path: Path) -> None:
