@@ -5,7 +5,8 @@
 Rows are TOFU's in its proportions: the first N of the forget, retain and holdout rows, N/4 of the two sets of facts.
 Weights are random, the tokenizer is a target's or OLMo's. Plain is a pass over the rows for each score that stands by
 itself. Open-unlearning keeps the losses of paraphrases and wrong answers for the truth ratio and the probability among
-options; that is timed too. Each way is timed in turn, ours first and last, in this one process on one thread, by
+options; that is timed too, and ours with the scores of every token beside those of the labels that the reference takes.
+Each way is timed in turn, ours first and last, in this one process on one thread, by
 process time. That every loss is equal to rounding in float32, and every count exactly, is checked.
 """
 
@@ -13,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -24,6 +26,7 @@ from bench.machine import describe_machine, prepare_process, timed
 from bench.shapes import SHAPES, make_model
 from letheon.data.benchmarks.tofu import Tofu, TofuSet, read_tofu
 from letheon.evaluation.metrics.likelihood import AnswerLikelihood, AskedAnswers, likelihoods
+from letheon.evaluation.suites.tofu.sound import SoundTemplate
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.model.loading import load_tokenizer
 from letheon.report.tables import Table, to_markdown
@@ -38,6 +41,7 @@ ATTACK_PASSES = 4
 FORGET_PASSES = ATTACK_PASSES + 3
 """The same with memorisation, extraction strength and the other of the two."""
 OURS, PLAIN, KEPT = "one pass, packed (evaluate)", "a pass a score", "a pass a score, losses kept (open-unlearning)"
+SOUND_TOO = "one pass, packed, and the scores with every token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class Questions:
     """A set as tokens, and how often plain versions pass over its answers besides once."""
 
     asked: list[AskedAnswers]
+    whole: list[AskedAnswers]
+    """The same, each answer also with all of its tokens as labels."""
     num_more: int
     """Over the answers of which everything is wanted."""
     again: int
@@ -94,28 +100,41 @@ def questions_of(tofu: Tofu, template: QuestionTemplate, *, num_rows: int) -> li
     """Return the sets as tokens."""
     assert tofu.holdout is not None, "the bench needs the holdout rows"
     return [
-        Questions(_asked(tofu.forget, template, num_rows, in_detail=1), FORGET_PASSES, again=1),
-        Questions(_asked(tofu.holdout, template, num_rows, in_detail=1), ATTACK_PASSES, again=1),
-        Questions(_asked(tofu.retain, template, num_rows, in_detail=0), 0, again=1),
+        _questions(tofu.forget, template, num_rows, in_detail=1, num_more=FORGET_PASSES, again=1),
+        _questions(tofu.holdout, template, num_rows, in_detail=1, num_more=ATTACK_PASSES, again=1),
+        _questions(tofu.retain, template, num_rows, in_detail=0, num_more=0, again=1),
         *(
-            Questions(_asked(one, template, max(1, num_rows // 4), in_detail=0), 0, again=0)
+            _questions(one, template, max(1, num_rows // 4), in_detail=0, num_more=0, again=0)
             for one in (tofu.real_authors, tofu.world_facts)
         ),
     ]
 
 
+def _questions(
+    one: TofuSet, template: QuestionTemplate, num_rows: int, *, in_detail: int, num_more: int, again: int
+) -> Questions:
+    asked, every = (_asked(one, form, num_rows, in_detail=in_detail) for form in (template, SoundTemplate(template)))
+    whole = [
+        AskedAnswers(tuple(chain(*zip(a.sequences, b.sequences, strict=True))), in_detail=2 * in_detail)
+        for a, b in zip(asked, every, strict=True)
+    ]
+    return Questions(asked, whole, num_more, again)
+
+
 def measure(model: PreTrainedModel, sets: Sequence[Questions], padding: int) -> tuple[list[Measured], float]:
     """Time every way, ours first and last; return the lines and the largest difference of losses."""
-    whole = [one for several in sets for one in several.asked]
+    asked = [one for several in sets for one in several.asked]
+    whole = [one for several in sets for one in several.whole]
     ways = {
-        OURS: partial(likelihoods, model, whole, padding=padding),
+        OURS: partial(likelihoods, model, asked, padding=padding),
+        SOUND_TOO: partial(likelihoods, model, whole, padding=padding),
         KEPT: partial(passes, model, sets, padding, keeps=True),
         PLAIN: partial(passes, model, sets, padding, keeps=False),
     }
-    likelihoods(model, whole[:2], padding=padding)  # whatever happens only the first time
+    likelihoods(model, asked[:2], padding=padding)  # whatever happens only the first time
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, list[tuple[AnswerLikelihood, ...]]] = {}
-    for name in (OURS, KEPT, PLAIN, OURS):
+    for name in (OURS, SOUND_TOO, KEPT, PLAIN, OURS):
         timing, found[name] = timed(ways[name], CPU)
         seconds[name].append(timing.process_s)
     largest = check_equal(found[OURS], found[PLAIN])
@@ -191,7 +210,9 @@ def _likelihood(log_probs: Tensor, sequence: LabelledSequence, *, in_detail: boo
     )
 
 
-def _asked(one: TofuSet, template: QuestionTemplate, num_rows: int, *, in_detail: int) -> list[AskedAnswers]:
+def _asked(
+    one: TofuSet, template: QuestionTemplate | SoundTemplate, num_rows: int, *, in_detail: int
+) -> list[AskedAnswers]:
     found = []
     for index, row in enumerate(one.rows[:num_rows]):
         answers = [row.answer, *one.paraphrases[index : index + 1], *(one.wrong[index] if one.wrong else ())]

@@ -112,7 +112,8 @@ SETTINGS = [
     Bad(
         "no chat template",
         setting("--template", "chat"),
-        "template: 'chat' needs a tokenizer with a chat template, but this one has none; use 'joined'",
+        "template: 'chat' needs a tokenizer with a chat template, but this one has none; use another form, such as "
+        "joined or question-answer",
     ),
     Bad(
         "an unknown recipe",

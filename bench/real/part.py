@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.audits import audited_cells
+from bench.audits import COLUMNS, audited_cells
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
 from bench.real.stages import Cost, Made, Stages, fingerprint_of
@@ -117,7 +117,7 @@ class PartJob:
             return {}
         audit = self._audit(model, before, self.files.placebos)
         found = read_audit(audit.path / "audit" / "results.json")
-        cells = dict(zip(AUDITED, audited_cells(found), strict=True))
+        cells = dict(zip(AUDITED, audited_cells(found, COLUMNS), strict=True))
         return {"audit": {**cells, "reason": found.reason}, "audit_cost": asdict(audit.cost)}
 
     def _audit(self, model: Made, before: Made, placebos: Path) -> Made:

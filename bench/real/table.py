@@ -29,7 +29,7 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
 )
 """Heading, where the number is, its form and its unit."""
 
-AUDITED = ("given without an attack", *COLUMNS.values(), "verdict", "by")
+AUDITED = ("given without an attack", *COLUMNS.values(), "verdict")
 """What an audit found, as `bench.audits.audited_cells` gives it."""
 _MOST_CHARACTERS = 160
 

@@ -1,6 +1,7 @@
 """Likelihoods of answers: packed with a shared question they are those of padded batches."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -120,6 +121,41 @@ def test_a_model_whose_packed_rows_differ_is_read_in_padded_batches(
     monkeypatch.setattr(type(model), "forward", deaf_to_masks)
     found = flat(likelihoods(model, asked(template), padding=template.padding))
     assert [one.loss for one in found] == pytest.approx([one.loss for one in wanted], abs=1e-5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_answers_of_the_same_tokens_are_read_once(
+    exact: bool, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama", tokenizer)
+    template = question_template(tokenizer)
+    once = asked(template)
+    earlier = [
+        AskedAnswers(tuple(replace(s, start=start) for s in one.sequences for start in (s.start, 3)), in_detail=2)
+        for one in once
+    ]
+    alone = [AskedAnswers(tuple(replace(s, start=3) for s in one.sequences), in_detail=one.in_detail) for one in once]
+
+    def read(questions: list[AskedAnswers]) -> tuple[list[tuple[AnswerLikelihood, ...]], int]:
+        found = likelihoods(model, questions, padding=template.padding, exact=exact)
+        return found, num_read.pop()
+
+    num_read = [0]
+    whole = type(model).forward
+
+    def counting(self: Any, *args: Any, input_ids: Any = None, **given: Any) -> Any:
+        num_read[-1] += input_ids.numel()
+        return whole(self, *args, input_ids=input_ids, **given)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    found, tokens = read(earlier)
+    num_read.append(0)
+    wanted, wanted_tokens = read(once)
+    num_read.append(0)
+    wanted_earlier, _ = read(alone)
+    assert [several[::2] for several in found] == wanted
+    assert [several[1::2] for several in found] == wanted_earlier
+    assert tokens <= wanted_tokens  # padding may be less
 
 
 def test_nothing_to_read_gives_nothing(model: PreTrainedModel) -> None:

@@ -273,6 +273,27 @@ def test_questions_after_worked_ones_are_cut_as_in_open_unlearning(
         said = read_predictions(tmp_path / "out" / "predictions.jsonl")
         (answer,) = [one.answer for one in said if one.split == "knowmem_retain"]
         assert answer == ""
+        results = read_results(tmp_path / "out" / "results.json")
+        (kept,) = FILES["knowmem/retain_qa"]
+        whole = naive_rouge(model, tokenizer, prompt, kept["answer"], 32, is_text=False)
+        assert results.scores.value("knowmem_retain_sound") == pytest.approx(whole)
+        assert results.scores.value("knowmem_forget_sound") is not None
+        assert rescore(tmp_path / "out" / "predictions.jsonl").results.scores == results.scores
+
+
+def test_cut_questions_that_do_not_fit_whole_have_no_sound_score(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "MAX_LENGTH", 14)
+    monkeypatch.setattr(measure, "context_length", lambda _: 15)
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    evaluate(tmp_path / "out", tmp_path / "model", folder)
+    results = read_results(tmp_path / "out" / "results.json")
+    assert not [score.name for score in results.scores if score.variant]
+    assert any("longer than the model's context" in said for said in results.warnings)
+    evaluate(tmp_path / "unwanted", tmp_path / "model", folder, "--no-sound")
+    unwanted = read_results(tmp_path / "unwanted" / "results.json")
+    assert any(said.endswith("lost their ends, as in open-unlearning") for said in unwanted.warnings)
 
 
 class _Starting:

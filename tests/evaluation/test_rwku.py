@@ -4,7 +4,7 @@ import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import nltk
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from letheon.cli.main import cli
@@ -27,6 +28,7 @@ from letheon.evaluation.suites.rwku.prompts import prompt_of
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.loading import save_model
+from rwku_files import write_rwku
 from small import tiny_model
 
 Record = dict[str, str]
@@ -62,13 +64,10 @@ TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% e
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The published layout, one file of it as a table."""
-    root = tmp_path / "data" / "All"
-    root.mkdir(parents=True)
-    for name, records in FILES.items():
-        (root / f"{name}.json").write_text(json.dumps(records))
-    (root / "neighbor_level2.json").unlink()
-    pq.write_table(pa.Table.from_pylist(FILES["neighbor_level2"]), root / "neighbor_level2.parquet")
-    return tmp_path / "data"
+    written = write_rwku(tmp_path / "data", FILES)
+    (written / "All" / "neighbor_level2.json").unlink()
+    pq.write_table(pa.Table.from_pylist(FILES["neighbor_level2"]), written / "All" / "neighbor_level2.parquet")
+    return written
 
 
 def user_text(record: Record, file: str) -> tuple[str, str]:
@@ -156,6 +155,37 @@ def test_scores_are_those_of_a_naive_version(
     assert contradictions(out, results) == ()
 
 
+def test_scores_with_one_beginning_of_sequence_stand_beside_those_with_two(
+    folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    once, twice = (_starting(tokenizer, "" if is_once else "<|endoftext|>") for is_once in (True, False))
+    model = tiny_model("llama", tokenizer)
+    for name, one in (("once", once), ("twice", twice)):
+        save_model(model, one, tmp_path / name)
+        evaluate(tmp_path / "of" / name, "--model", tmp_path / name, "--data", folder)
+    wanted, found = (read_results(tmp_path / "of" / name / "results.json") for name in ("once", "twice"))
+    sound = {score.base: score.value for score in found.scores if score.variant == ("sound",)}
+    assert sound == {name: wanted.scores.value(name) for name in sound}
+    assert {"forget.all", "neighbour.all", "balance", "ngram_entropy_plain"} <= set(sound)
+    assert sound["ngram_entropy_plain"] != found.scores.value("ngram_entropy_plain")
+    assert any("twice" in text and "_sound" in text for text in found.warnings)
+    assert not [score.name for score in wanted.scores if score.variant]
+    assert contradictions(tmp_path / "of" / "twice", found) == ()
+    evaluate(tmp_path / "unwanted", "--model", tmp_path / "twice", "--data", folder, "--no-sound")
+    unwanted = read_results(tmp_path / "unwanted" / "results.json")
+    assert not [score.name for score in unwanted.scores if score.variant]
+    assert any(text.endswith("twice, as in RWKU's own evaluation") for text in unwanted.warnings)
+
+
+def _starting(tokenizer: PreTrainedTokenizerBase, start: str) -> PreTrainedTokenizerBase:
+    """A tokenizer that puts a beginning of sequence first, with a chat template that begins with `start`."""
+    made: Any = copy.deepcopy(tokenizer)
+    made.bos_token, made.chat_template = made.eos_token, start + TURNS
+    beginning = (made.bos_token, made.bos_token_id)
+    made._tokenizer.post_processor = TemplateProcessing(single=f"{made.bos_token} $A", special_tokens=[beginning])
+    return cast("PreTrainedTokenizerBase", made)
+
+
 def test_one_person_is_asked_about_alone(folder: Path) -> None:
     found = read_rwku(folder, "Oren Pell")
     assert {name: len(rows) for name, rows in found.items()} == {
@@ -223,7 +253,7 @@ def test_sets_that_are_not_there_are_missing(
 
 def test_an_empty_answer_counts_as_noanswer() -> None:
     from letheon.evaluation.predicting import predict
-    from letheon.evaluation.suites.rwku.suite import recall_of
+    from letheon.evaluation.suites.rwku.recall import recall_of
 
     row = Row("r", "Who?", "NOANSWER", "default", "question")
     assert recall_of(predict(row, "forget_cloze", " \n")) == 1.0

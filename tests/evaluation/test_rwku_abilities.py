@@ -22,6 +22,7 @@ from letheon.evaluation.rescoring import contradictions
 from letheon.evaluation.suites.rwku.abilities import begun, conclusion, reasoning_values, truth_values
 from letheon.evaluation.suites.rwku.ability_prompts import fact_prompt, general_prompt, reasoning_prompt, truth_prompt
 from letheon.model.loading import save_model
+from rwku_files import write_rwku
 from small import tiny_model
 
 TURNS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{{ 'assistant:' }}"
@@ -64,11 +65,7 @@ FILES: dict[str, list[dict[str, Any]]] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The published layout."""
-    root = tmp_path / "data" / "All"
-    root.mkdir(parents=True)
-    for name, records in FILES.items():
-        (root / f"{name}.json").write_text(json.dumps(records))
-    return tmp_path / "data"
+    return write_rwku(tmp_path / "data", FILES)
 
 
 def test_words_are_compared_without_case_punctuation_and_articles() -> None:

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon.cli.main import cli
 from letheon.data.rows import Row
 from letheon.data.sequences import tokenise
+from letheon.evaluation.generation import answers_from
 from letheon.evaluation.metrics.likelihood import AskedAnswers, likelihoods
 from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.rescoring import contradictions
+from letheon.evaluation.suites.tofu import measure
 from letheon.evaluation.suites.tofu.sound import SoundTemplate
 from letheon.evaluation.templates import question_template
 from letheon.model.loading import save_model
@@ -108,6 +110,48 @@ def test_scores_with_every_token_are_those_of_a_naive_version(
     assert contradictions(tmp_path / "by" / "model", found["model"]) == ()
     summary = json.loads((tmp_path / "by" / "model" / "TOFU_SUMMARY.json").read_text())
     assert not [name for name in summary if "sound" in name]
+
+
+@pytest.mark.parametrize(("in_chat", "num_passes"), [(False, 1), (True, 2)])
+def test_they_share_passes_and_what_was_said(
+    in_chat: bool,
+    num_passes: int,
+    tmp_path: Path,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = chat if in_chat else tokenizer
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    passes: list[int] = []
+    guesses: list[Sequence[list[int]]] = []
+
+    def reading(*args: Any, **given: Any) -> Any:
+        passes.append(1)
+        return likelihoods(*args, **given)
+
+    def generating(*args: Any, **given: Any) -> Any:
+        guesses.append(given["guesses"])
+        return answers_from(*args, **given)
+
+    monkeypatch.setattr(measure, "likelihoods", reading)
+    monkeypatch.setattr(measure, "answers_from", generating)
+    evaluate(tmp_path / "out", "--model", tmp_path / "model", "--data", folder)
+    said = [
+        json.loads(line)["generation"] for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert len(passes) == num_passes
+    guessed = [str(tokenizer.decode(guess, skip_special_tokens=True)).strip() for guess in guesses[1]]
+    assert guessed == [text.strip() for text in said]
+
+
+def test_there_are_none_where_they_are_not_wanted(
+    tmp_path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    evaluate(tmp_path / "out", "--model", tmp_path / "model", "--data", folder, "--no-sound")
+    assert not [score.name for score in read_results(tmp_path / "out" / "results.json").scores if score.variant]
 
 
 def test_there_are_none_where_nothing_is_hidden_or_left_out(

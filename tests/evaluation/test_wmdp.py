@@ -32,6 +32,15 @@ QUESTIONS = [
 ]
 
 
+def write_mmlu(folder: Path) -> Path:
+    """One subject of eight questions."""
+    for part in ("dev", "test"):
+        (folder / part).mkdir(parents=True)
+        lines = "".join(f"Which of {n} ships?,one,two,None,{n},{'ABCD'[n % 4]}\n" for n in range(8))
+        (folder / part / f"world_ships_{part}.csv").write_text(lines)
+    return folder
+
+
 def write(folder: Path) -> Path:
     """One part as published, another as a file of lines."""
     (folder / "wmdp-bio").mkdir(parents=True)
@@ -128,11 +137,7 @@ def test_letters_of_one_token_and_of_several_give_the_same_choices(tokenizer: Pr
 def test_mmlu_is_asked_in_the_same_way_where_it_is_given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny_model("llama", tokenizer)
     save_model(model, tokenizer, tmp_path / "model")
-    folder, mmlu = write(tmp_path / "data"), tmp_path / "mmlu"
-    for part in ("dev", "test"):
-        (mmlu / part).mkdir(parents=True)
-        lines = "".join(f"Which of {n} ships?,one,two,None,{n},{'ABCD'[n % 4]}\n" for n in range(8))
-        (mmlu / part / f"world_ships_{part}.csv").write_text(lines)
+    folder, mmlu = write(tmp_path / "data"), write_mmlu(tmp_path / "mmlu")
     questions = [ChoiceQuestion(f"Which of {n} ships?", ("one", "two", "None", f"{n}"), n % 4) for n in range(6)]
     right = sum(naive_choice(model, tokenizer, prompt_text(q, "world ships")) == q.answer for q in questions)
     out = tmp_path / "out"
@@ -143,6 +148,23 @@ def test_mmlu_is_asked_in_the_same_way_where_it_is_given(tmp_path: Path, tokeniz
     results = read_results(out / "results.json")
     assert results.scores.value("mmlu.accuracy") == right / 6
     assert results.num_rows["mmlu"] == {"questions": 6}
+
+
+def test_mmlu_is_asked_alone_where_there_is_no_wmdp(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETHEON_DATA", str(tmp_path / "nothing"))
+    write_mmlu(tmp_path / "mmlu")
+    save_model(tiny_model("llama", tokenizer), tokenizer, tmp_path / "model")
+    command = ["evaluate", "--suite", "wmdp", "--model", tmp_path / "model", "--mmlu", tmp_path / "mmlu"]
+    command += ["--out", tmp_path / "out"]
+    done = CliRunner().invoke(cli, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    scores = read_results(tmp_path / "out" / "results.json").scores
+    assert scores.value("mmlu.accuracy") is not None
+    assert scores.value("wmdp.accuracy") is None
+    refused = CliRunner().invoke(cli, [*map(str, command), "--data", str(tmp_path / "nothing")])
+    assert "expected wmdp-bio" in str(refused.exception)
 
 
 def test_the_command_downloads_the_parts_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,8 @@ def _conversation(row: Row, tokenizer: "PreTrainedTokenizerBase", *, date: str, 
     """Render the conversation, answer included, and find the answer in it: where two answers make it differ."""
     if not getattr(tokenizer, "chat_template", None):
         raise SettingsError(
-            "template: 'chat' needs a tokenizer with a chat template, but this one has none; use 'joined'"
+            "template: 'chat' needs a tokenizer with a chat template, but this one has none; use another form, such "
+            "as joined or question-answer"
         )
     asked = [*row.turns, Turn("user", row.prompt)]
     marker = next((m for m in _MARKERS if m not in row.answer and m not in row.prompt), "\ufffc")

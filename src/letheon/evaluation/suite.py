@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Note = Callable[[str], None]
 CHOICES = (
     *("members", "nonmembers", "mmlu", "mmlu_limit", "mmlu_harness"),
-    *("never", "never_results", "max_new_tokens"),
+    *("never", "never_results", "max_new_tokens", "sound"),
 )
 """Settings of an evaluation that not every suite has a use for."""
 Progress = Callable[[str, int, int], None]

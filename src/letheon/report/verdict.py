@@ -162,8 +162,11 @@ def evaluation_summary(results: Results, *, contradictions: Sequence[str] = ()) 
 
 
 def attacks_in(scores: Scores) -> tuple[Score, ...]:
-    """List the scores that say whether an attack can tell what a model was trained on: those to be near a number."""
-    return tuple(score for score in scores.of("privacy") if _is_near(score) and score.value is not None)
+    """List the scores that say whether an attack can tell what a model was trained on: those to be near a number.
+
+    Variants are among them only where they are preferred.
+    """
+    return tuple(s for s in shown_of([scores]) if s.role == "privacy" and _is_near(s) and s.value is not None)
 
 
 def membership_reading(attack: Score) -> str:
@@ -265,7 +268,19 @@ def _joined(forget: _Clause | None, retain: _Clause | None) -> str:
 
 
 def _membership_clauses(after: Scores) -> list[_Clause]:
-    return [_membership_clause(attack) for attack in attacks_in(after)]
+    """One clause for each attack with an interval, and one for all others that can tell or cannot."""
+    attacks = attacks_in(after)
+    clauses = [_membership_clause(attack) for attack in attacks if attack.interval is not None]
+    bare = [attack for attack in attacks if attack.interval is None]
+    for verb in ("cannot", "can"):
+        alike = [attack for attack in bare if membership_level(attack)[1] == verb]
+        if len(alike) == 1:
+            clauses.append(_membership_clause(alike[0]))
+        elif alike:
+            values = ", ".join(f"{attack.short_label} {attack.value:.3f}" for attack in alike)
+            text = f"{len(alike)} membership attacks {verb} tell what it was trained on ({values})"
+            clauses.append(_Clause(membership_level(alike[0])[0], text))
+    return clauses
 
 
 def _membership_clause(attack: Score) -> _Clause:

@@ -21,7 +21,14 @@ _SHOWN: tuple[tuple[str, str, Better, tuple[float, float] | None], ...] = (
 def fluency_scores(found: Fluencies) -> tuple[Score, ...]:
     """Return the scores of each set of rows, named fluency.SET.NAME; what is not known is left out."""
     return tuple(
-        Score(f"{PREFIX}{side}.{name}", f"{side.capitalize()} {label}", better, "fluency", value, bounds=bounds)
+        Score(
+            f"{PREFIX}{side}.{name}",
+            f"{side.replace('_', ' ').capitalize()} {label}",
+            better,
+            "fluency",
+            value,
+            bounds=bounds,
+        )
         for side, numbers in found.items()
         for name, label, better, bounds in _SHOWN
         if (value := numbers.get(name)) is not None

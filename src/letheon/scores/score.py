@@ -24,9 +24,9 @@ of many runs; a table of one run leaves it out.
 FORGETTING: Role = "forgetting"
 RETENTION: Role = "retention"
 
-UNICODE, IN_FORM = "Unicode", "in form"
+UNICODE, IN_FORM, SOUND = "Unicode", "in form", "sound"
 """Variants that the scores of any suite may have: over words of any script; of rows asked in the form in which the
-model knows them."""
+model knows them; without a fault of the suite's own code that changes them."""
 
 FORGOTTEN, RETAINED = "forgotten", "retained"
 """Names of the two summaries that every suite with such rows has: 1 - the mean score on the rows to forget, the mean

@@ -28,7 +28,7 @@ _OF_FILES = "model_sha256"
 """The fingerprint that is of a model's files, in which the same weights may lie in other ways."""
 _ASKED = (
     *("exact", "whole_generations", "batch_size", "max_new_tokens", "mmlu_limit", "mmlu_harness"),
-    *("split", "never", "never_results", "parity"),
+    *("split", "never", "never_results", "parity", "sound"),
 )
 
 _logger = logging.getLogger(__name__)

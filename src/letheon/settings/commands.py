@@ -110,6 +110,11 @@ class EvaluateSettings(WeightSettings, RowSettings):
     max_new_tokens: Annotated[int, FIXED] = Field(
         256, ge=1, description="Longest generation, in tokens; for tofu the default is 200."
     )
+    sound: Annotated[bool, FIXED] = Field(
+        True,
+        description="Also take scores without the faults of a suite's own code, where these change what the model is "
+        "given (tofu, muse, rwku).",
+    )
 
 
 class AuditSettings(RowSettings):

@@ -1,6 +1,7 @@
 """A study's figures: scores over epochs, what is forgotten against what is kept, two settings, the seeds one by one."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,11 @@ _SMALLEST_SPAN = 0.1
 """Scores closer together than that part of their range are not pulled apart to fill a panel, nor is a scale drawn
 beyond their bounds."""
 
+_SMALLEST_DECIMAL = 0.01
+"""Scores below are written as powers of ten."""
+_SMALLEST_TICK = 0.001
+"""Ticks below are written as 10 with an exponent."""
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SMALLEST_P = 1e-30
 """What p-values below are drawn as: there is no 0 on a logarithmic axis."""
 
@@ -101,18 +107,19 @@ def trade_off_figure(record: StudyRecord) -> Figure | None:
 def suite_figure(record: StudyRecord) -> Figure | None:
     """Draw each configuration as the suite's publications do, for TOFU its forget quality against its model utility.
 
-    None where the suite has no such figure, or one of the two was not scored. Published rows are stars.
+    None where the suite has no such figure, or one of the two was not scored. The model before unlearning and scores
+    that the study did not take are stars.
     """
     plot = plot_of(record.study)
-    figure = None if plot is None else _scatter(record, (plot.across, plot.up), has_error_bars=not plot.is_log)
+    figure = None if plot is None else _scatter(record, (plot.across, plot.up), is_log=plot.is_log)
     if plot is None or figure is None:
         return None
     axes = figure.axes[0]
-    for index, (label, scores) in enumerate(record.study.published.items()):
+    for index, (label, scores) in enumerate(record.study.others.items()):
         if {plot.across, plot.up} <= scores.keys():
             color, _, _ = _look(index)
             places = [scores[plot.across]], [scores[plot.up]]
-            axes.plot(*places, "*", color=color, markersize=9, label=f"{_short(label)} (published)")
+            axes.plot(*places, "*", color=color, markersize=9, label=_short(label))
     if plot.is_log:
         _make_logarithmic(axes)
     if plot.level is not None:
@@ -120,7 +127,7 @@ def suite_figure(record: StudyRecord) -> Figure | None:
     return _with_legend(figure)
 
 
-def _scatter(record: StudyRecord, names: tuple[str, str], *, has_error_bars: bool = True) -> Figure | None:
+def _scatter(record: StudyRecord, names: tuple[str, str], *, is_log: bool = False) -> Figure | None:
     rows = [row for row in rows_of(record, names, by_epoch=False) if all(name in row.summaries for name in names)]
     if not rows:
         return None
@@ -139,10 +146,10 @@ def _scatter(record: StudyRecord, names: tuple[str, str], *, has_error_bars: boo
         axes.plot(*own.T, linestyle="", marker=marker, color=color, alpha=0.3, markersize=4, markeredgewidth=0)
         spread = [row.summaries[name].deviation or 0.0 for name in names]
         label = _short(row.label) + " (baseline)" * (row.role == "baseline") + " (rows not known)" * row.is_unknown
-        if has_error_bars:
+        if not is_log:
             axes.errorbar(*mean, xerr=spread[0], yerr=spread[1], color=color, linewidth=0.9, alpha=0.6)
         axes.plot(*mean, linestyle="", color=color, marker=marker, markersize=7.5, markeredgecolor="white", label=label)
-    _draw_original(axes, record, names)
+    _draw_original(axes, record, names, is_log=is_log)
     said = [f"{_axis(name, record)} ({way} is better)" for name, way in zip(names, better, strict=True)]
     axes.set(xlabel=said[0], ylabel=said[1])
     axes.margins(0.06)
@@ -262,18 +269,32 @@ def _make_logarithmic(axes: Axes) -> None:
     for line in axes.lines:
         line.set_ydata(np.maximum(np.asarray(line.get_ydata(), dtype=np.float64), _SMALLEST_P))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")  # figures read no formulas, which powers of ten would be
+    axes.yaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
     axes.relim()
     axes.autoscale_view()
 
 
-def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str]) -> None:
+def _power_of_ten(value: float) -> str:
+    """Return a tick's label; small powers with superscripts, since figures read no formulas."""
+    if value >= _SMALLEST_TICK:
+        return f"{value:g}"
+    exponent = str(round(math.log10(value)))
+    return f"10{exponent.translate(_SUPERSCRIPTS)}"
+
+
+def _draw_original(axes: Axes, record: StudyRecord, names: tuple[str, str], *, is_log: bool) -> None:
     for state in record.original.values():
         if all(name in state.scores for name in names):
             x, y = (state.scores[name] for name in names)
-            # In the legend only: drawn to scale it would leave a corner of the figure to all others.
-            axes.plot([], [], "*", color=INK, markersize=9, label=f"original model: ({x:.2f}, {y:.2f})")
+            # Drawn to scale on a linear axis it would leave a corner of the figure to all others.
+            places: tuple[list[float], list[float]] = ([x], [y]) if is_log else ([], [])
+            axes.plot(*places, "*", color=INK, markersize=9, label=f"original model: ({x:.2f}, {_digits(y)})")
             return
+
+
+def _digits(score: float) -> str:
+    """Return a score with two decimals, or as a power of ten where these would hide it."""
+    return f"{score:.2f}" if score == 0 or abs(score) >= _SMALLEST_DECIMAL else f"{score:.1e}"
 
 
 def _draw_heat(axes: Axes, grid: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", bounds: Bounds) -> None:
@@ -354,7 +375,7 @@ FIGURES: Mapping[str, Draw] = {
 CAPTIONS: Mapping[str, str] = {
     "epochs": "Scores over epochs; error bars are one standard deviation over seeds.",
     "trade-off": "Forgotten against retained: means with one standard deviation, seeds faintly, Pareto front of means.",
-    "suite": "The suite's own figure: means, seeds faintly; stars are published.",
+    "suite": "The suite's own figure: means, seeds faintly; stars are the original model and others.",
     "settings": "Means over two settings.",
     "seeds": "Every seed; bars are means, lines their 95% bootstrap intervals.",
 }

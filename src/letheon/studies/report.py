@@ -59,7 +59,7 @@ def report_study(out: Path, *, settings: StudySettings | None = None) -> StudyRe
     """Write the report of what a study's folder holds, without running anything, and return what it is made from.
 
     `settings` takes the place of the study's own where they say how results are shown: `name`, `deviation`, `compare`,
-    `published`.
+    `references`, `published`.
 
     Raises:
         EvaluationError: the folder holds no study.

@@ -16,7 +16,7 @@ from letheon.studies.known import aims_of, known_scores
 
 Deviation = Literal["sample", "population"]
 
-SHOWN = ("name", "deviation", "compare", "published")
+SHOWN = ("name", "deviation", "compare", "references", "published")
 """Settings of a study that say how its results are shown."""
 
 _OWN_EVALUATION = ("epochs", "original")
@@ -92,6 +92,11 @@ class StudySettings(Settings):
     baselines: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Name: settings of a run that is a row of its own."
     )
+    references: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="Name: scores of another model on the same rows, such as one trained without those to forget, "
+        "shown as a row of their own.",
+    )
     published: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="Name: scores from elsewhere, shown as a row of their own."
     )
@@ -100,6 +105,11 @@ class StudySettings(Settings):
         "best", description="Compare with the best configuration, all with all, or with the one of these settings."
     )
     keep_models: bool = Field(False, description="Keep each run's merged model when it is scored.")
+
+    @property
+    def others(self) -> dict[str, dict[str, float]]:
+        """Scores that the study did not take itself, by the label of their row."""
+        return {**self.references, **{f"{name} (published)": scores for name, scores in self.published.items()}}
 
     @property
     def sha256(self) -> str:
@@ -223,9 +233,10 @@ def _check(study: StudySettings) -> None:
                 f"objectives: {', '.join(official)} need an `evaluate` section; without one there are the scores that "
                 "runs take themselves, such as interim.score"
             )
-    for row, found in study.published.items():
-        for score in found:
-            _known(score, scores, f"published.{row}")
+    for section in ("references", "published"):
+        for row, found in getattr(study, section).items():
+            for score in found:
+                _known(score, scores, f"{section}.{row}")
     if any(not isinstance(epoch, int | float) or epoch <= 0 for epoch in (study.evaluate or {}).get("epochs") or ()):
         raise SettingsError(f"evaluate.epochs: expected epochs above 0, got {(study.evaluate or {}).get('epochs')!r}")
 

@@ -49,7 +49,7 @@ def tables_of(record: StudyRecord) -> dict[str, Table]:
 def scores_table(record: StudyRecord) -> Table:
     """Return every configuration's scores: mean, standard deviation and 95% interval over seeds, the best in bold.
 
-    Baselines, the original model and what was published elsewhere are rows of their own below a rule.
+    Baselines, the original model and scores that the study did not take are rows of their own below a rule.
     """
     return _table_of(record, scores_in(record), record.study.name)
 
@@ -169,8 +169,9 @@ def scores_data(record: StudyRecord) -> Table:
             cells.append((row.label, row.role, row.epoch, name, found.num_seeds, found.mean, *spreads, *ends))
     for label, state in _originals(record):
         cells += [(label, "original", 0.0, name, 1, value, *[None] * 6) for name, value in state.scores.items()]
-    for label, published in record.study.published.items():
-        cells += [(label, "published", None, name, None, value, *[None] * 6) for name, value in published.items()]
+    for role, others in (("reference", record.study.references), ("published", record.study.published)):
+        for label, found_elsewhere in others.items():
+            cells += [(label, role, None, name, None, value, *[None] * 6) for name, value in found_elsewhere.items()]
     spread = ("sample_deviation", "population_deviation", "low", "high", "is_best", "share_gone")
     return Table("scores", ("configuration", "role", "epoch", "score", "seeds", "mean", *spread), tuple(cells))
 
@@ -179,12 +180,12 @@ def _table_of(record: StudyRecord, scores: Sequence[str], title: str) -> Table:
     rows = rows_of(record, scores)
     has_epochs = any(row.epoch is not None for row in rows)
     scales = _scales(record)
-    published = {label: found for label, found in record.study.published.items() if found.keys() & set(scores)}
+    others = {label: found for label, found in record.study.others.items() if found.keys() & set(scores)}
     groups = [
         [_cells(row, scores, has_epochs, scales) for row in rows if row.role == "study"],
         [_cells(row, scores, has_epochs, scales) for row in rows if row.role == "baseline"],
         [_one(label, state.scores, scores, has_epochs, scales) for label, state in _originals(record)],
-        [_one(f"{label} (published)", found, scores, has_epochs, scales) for label, found in published.items()],
+        [_one(label, found, scores, has_epochs, scales) for label, found in others.items()],
     ]
     cells = [row for group in groups for row in group]
     ends = [sum(len(group) for group in groups[: number + 1]) for number in range(len(groups))]

@@ -38,14 +38,18 @@ def read_wmdp(folder: str | Path) -> dict[str, tuple[ChoiceQuestion, ...]]:
     Raises:
         DataError: there is none of them, or a question is not usable.
     """
-    folder = Path(folder)
-    paths = {name: path for name in SUBJECTS if (path := _file_of(folder, f"wmdp-{name}")) is not None}
+    paths = _files(Path(folder))
     if not paths:
         raise DataError(
             f"{folder}: expected wmdp-bio, wmdp-chem or wmdp-cyber, each a folder with test*.parquet or a .jsonl; "
             "`letheon data wmdp --to DIR` downloads them"
         )
     return {name: _read(path) for name, path in paths.items()}
+
+
+def has_wmdp(folder: str | Path) -> bool:
+    """Return whether a part of WMDP is there."""
+    return bool(_files(Path(folder)))
 
 
 def download_wmdp(to: str | Path, *, token: str | None = None, overwrite: bool = False) -> tuple[Path, ...]:
@@ -70,6 +74,10 @@ def check_download(folder: Path) -> None:
     found = {name: len(questions) for name, questions in read_wmdp(folder).items()}
     if found != NUM_QUESTIONS:
         raise DataError(f"{folder}: expected {dict(NUM_QUESTIONS)} questions as published, got {found}")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {name: path for name in SUBJECTS if (path := _file_of(folder, f"wmdp-{name}")) is not None}
 
 
 def _file_of(folder: Path, name: str) -> Path | None:

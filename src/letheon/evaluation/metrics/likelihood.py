@@ -1,10 +1,12 @@
 """How likely a model finds given answers: one pass gives every score that is made of the same logits.
 
 Answers to one question share its tokens: they follow it side by side in one row, each seeing the question and itself.
+Answers of the same tokens whose labels begin elsewhere are read once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,9 +66,8 @@ def likelihoods(
     """Return what `model` thinks of each answer, in the order of `asked`; softmax in float32.
 
     Tokens equal to `padding` are hidden from attention wherever they stand, as in open-unlearning; with None nothing
-    is. Answers are packed
-    unless `exact`, or unless the model's own padded batches give other values on the first of them; then `batch_size`
-    sequences make a padded batch.
+    is. Answers are packed unless `exact`, or unless the model's own padded batches give other values on the first of
+    them; then `batch_size` sequences make a padded batch.
     """
     flat = [(q, a) for q, one in enumerate(asked) for a in range(len(one.sequences))]
     found: dict[tuple[int, int], AnswerLikelihood] = {}
@@ -183,16 +184,17 @@ class _Reader:
 
     def padded(self, answers: Sequence[_Answer]) -> list[AnswerLikelihood]:
         """Return the likelihoods of answers from one batch padded on the right."""
-        width = max(len(answer.sequence.ids) for answer in answers)
-        lengths = torch.tensor([len(a.sequence.ids) for a in answers], device=self.model.device)
+        row_of = _numbered(answer.sequence.ids for answer in answers)
+        width = max(map(len, row_of))
+        lengths = torch.tensor([len(row) for row in row_of], device=self.model.device)
         filler = 0 if self.padding_id is None else self.padding_id
-        rows = [[*a.sequence.ids, *[filler] * (width - len(a.sequence.ids))] for a in answers]
-        ids = torch.tensor(rows, device=self.model.device)
+        ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in row_of], device=self.model.device)
         inside = torch.arange(width, device=self.model.device) < lengths[:, None]
         seen = inside if self.padding_id is None else ids != self.padding_id
         output: Any = self.model(input_ids=ids, attention_mask=seen.long(), use_cache=False)
         return [
-            _values(output.logits[i, a.sequence.start - 1 : len(a.sequence.ids) - 1], a) for i, a in enumerate(answers)
+            _values(output.logits[row_of[a.sequence.ids], a.sequence.start - 1 : len(a.sequence.ids) - 1], a)
+            for a in answers
         ]
 
 
@@ -216,13 +218,20 @@ def _row_of(asked: Sequence[AskedAnswers]) -> _PackedRow:
         shared = _num_shared(one)
         base = len(row.ids)
         _append(row, one.sequences[0].ids[:shared], 0, segment, -1)
-        for branch, sequence in enumerate(one.sequences):
-            own = len(row.ids)
+        own: dict[tuple[int, ...], int] = {}
+        for branch, ids in enumerate(_numbered(sequence.ids for sequence in one.sequences)):
+            own[ids] = len(row.ids)
             # The last token predicts nothing.
-            _append(row, sequence.ids[shared:-1], shared, segment, branch)
+            _append(row, ids[shared:-1], shared, segment, branch)
+        for sequence in one.sequences:
             predicting = range(sequence.start - 1, len(sequence.ids) - 1)
-            row.places.append([base + p if p < shared else own + p - shared for p in predicting])
+            row.places.append([base + p if p < shared else own[sequence.ids] + p - shared for p in predicting])
     return row
+
+
+def _numbered(rows: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Return the distinct ones of some rows of tokens, each with its number, in order."""
+    return {ids: number for number, ids in enumerate(dict.fromkeys(rows))}
 
 
 def _append(row: _PackedRow, ids: Sequence[int], first: int, segment: int, branch: int) -> None:
@@ -241,12 +250,18 @@ def _num_shared(one: AskedAnswers) -> int:
 
 def _num_tokens(one: AskedAnswers) -> int:
     shared = _num_shared(one)
-    return shared + sum(len(s.ids) - 1 - shared for s in one.sequences)
+    return shared + sum(len(ids) - 1 - shared for ids in _numbered(s.ids for s in one.sequences))
+
+
+def _num_labels(one: AskedAnswers) -> int:
+    """Return how many tokens are labels, those of answers of the same tokens counted once."""
+    rows = _numbered(s.ids for s in one.sequences)
+    return sum(max(len(s.labels) for s in one.sequences if s.ids == ids) for ids in rows)
 
 
 def _packs(asked: Sequence[AskedAnswers], max_labels: int) -> Iterator[list[int]]:
     """Cut questions, longest first, into packs."""
-    sizes = [(_num_tokens(one), sum(len(s.labels) for s in one.sequences)) for one in asked]
+    sizes = [(_num_tokens(one), _num_labels(one)) for one in asked]
     pack: list[int] = []
     tokens = labels = 0
     for index in sorted(range(len(asked)), key=lambda i: -sizes[i][0]):
@@ -273,9 +288,12 @@ def _places(pack: Sequence[int], asked: Sequence[AskedAnswers]) -> list[tuple[in
 def _batches(
     flat: Sequence[tuple[int, int]], asked: Sequence[AskedAnswers], batch_size: int
 ) -> list[list[tuple[int, int]]]:
-    """Sequences of like length in batches."""
-    ordered = sorted(flat, key=lambda place: -len(asked[place[0]].sequences[place[1]].ids))
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    """Sequences of like length in batches; answers of the same tokens to a question count as one."""
+    alike: dict[tuple[int, tuple[int, ...]], list[tuple[int, int]]] = {}
+    for question, answer in flat:
+        alike.setdefault((question, asked[question].sequences[answer].ids), []).append((question, answer))
+    ordered = [places for _, places in sorted(alike.items(), key=lambda item: -len(item[0][1]))]
+    return [list(chain(*ordered[i : i + batch_size])) for i in range(0, len(ordered), batch_size)]
 
 
 def _values(logits: Tensor, answer: _Answer) -> AnswerLikelihood:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from letheon.data.benchmarks.wmdp import SUBJECTS, ChoiceQuestion, read_wmdp
+from letheon.data.benchmarks.wmdp import SUBJECTS, ChoiceQuestion, has_wmdp, read_wmdp
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.scores.results import PlainResults
 from letheon.scores.score import Score, Scores
@@ -49,8 +49,10 @@ def wilson_interval(num_right: int, num_questions: int) -> tuple[float, float]:
 def _ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     from letheon.evaluation.metrics.mmlu import read_mmlu  # brings torch along, which reports do without
 
-    questions = read_wmdp(data_folder(settings.suite, settings.data))
-    if note is not None:
+    folder = data_folder(settings.suite, settings.data)
+    is_mmlu_alone = settings.mmlu is not None and settings.data is None and not has_wmdp(folder)
+    questions = {} if is_mmlu_alone else read_wmdp(folder)
+    if note is not None and questions:
         note("WMDP: " + ", ".join(f"{len(several)} questions of {name}" for name, several in questions.items()))
     if settings.mmlu is None:
         return Asked({}, questions)

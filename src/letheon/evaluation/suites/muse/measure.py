@@ -1,7 +1,7 @@
 """What MUSE's suite asks and measures: continuations, answers after worked questions, likelihoods of whole texts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from letheon.evaluation.metrics.memorisation import (
     sound_extraction_strength,
     zlib_ratio,
 )
+from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.evaluation.never import never_model
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Note, Target
@@ -32,7 +33,9 @@ from letheon.evaluation.suites.muse.listing import (
 )
 from letheon.evaluation.suites.muse.never import Never, never_of, read_never
 from letheon.evaluation.templates import MAX_LENGTH, LabelledSequence, QuestionTemplate, question_template
+from letheon.model.loading import context_length
 from letheon.scores.predictions import Prediction
+from letheon.scores.score import SOUND
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import data_folder
 
@@ -62,7 +65,8 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
     never = None if known is None else read_never(known, corpus=corpus, parity=parity)
     shots = {f"{FORGET_QUESTIONS}_shots": muse.forget_shots, f"{RETAIN_QUESTIONS}_shots": muse.retain_shots}
     texts = {"members": muse.members, "holdout": muse.holdout}
-    options = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
+    options: dict[str, Any] = {"corpus": corpus, "parity": parity, "never_results": never, "never": settings.never}
+    options["sound"] = settings.sound
     loading = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
     sides = {side: Path(getattr(settings, side)) for side in ("forget", "retain")}
     trained = {side: read_rows(path) for side, path in sides.items() if path.is_file()}
@@ -72,14 +76,18 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
 def measure(target: Target, asked: Asked) -> Measured:
     """Generate for every row, and read every text once."""
     template = question_template(target.tokenizer, "question-answer")
-    predictions = [one for name in SETS for one in _predictions(target, asked, template, name)]
+    predictions = [
+        one for name in SETS for one in _predictions(target, asked, template, name, longest=_longest(asked, name))
+    ]
     others: dict[str, Any] = {
         "texts": _texts(target, asked, template),
         "parity": asked.options.get("parity", PARITIES[0]),
         "corpus": asked.options.get("corpus", ""),
         "dtype": str(target.model.dtype).removeprefix("torch."),
-        "num_cut": _num_cut(target, asked),
+        "num_cut": sum(len(_cut(target, asked, name)) for name in SETS),
     }
+    if others["num_cut"] and asked.options.get("sound", True):
+        others[SOUND] = _whole_questions(target, asked, template, predictions)
     if not _is_original(asked):
         others["memorised"] = _memorised(target, asked, template)
     never = _never(target, asked, template)
@@ -101,11 +109,18 @@ def few_shot(shots: Sequence[Row], question: str) -> str:
     return f"{worked}Question: {question}\nAnswer: "
 
 
-def _predictions(target: Target, asked: Asked, template: QuestionTemplate, name: str) -> list[Prediction]:
-    rows = asked.rows[name]
-    shots = asked.others.get(f"{name}_shots", ())
-    texts = [row.prompt if name == VERBMEM else few_shot(shots, row.prompt) for row in rows]
-    longest = _longest(asked, name)
+def _predictions(
+    target: Target,
+    asked: Asked,
+    template: QuestionTemplate,
+    name: str,
+    *,
+    longest: int | None,
+    chosen: Collection[int] | None = None,
+) -> list[Prediction]:
+    """Return the answers to a set, or to the rows of it that are `chosen`, by prompts cut to `longest` tokens."""
+    rows = asked.rows[name] if chosen is None else asked.rows[name].select(chosen)
+    texts = [_asked_text(asked, name, row) for row in rows]
     prompts: list[list[int]] = [target.tokenizer(text).input_ids[:longest] for text in texts]
     space = " " if name == VERBMEM else ""
     wholes: list[list[int]] = [
@@ -141,14 +156,36 @@ def _longest(asked: Asked, name: str) -> int | None:
     return None if name == VERBMEM or _is_original(asked) else MAX_LENGTH
 
 
-def _num_cut(target: Target, asked: Asked) -> int:
-    """Return how many questions after worked ones are cut."""
-    found = 0
-    for name in (FORGET_QUESTIONS, RETAIN_QUESTIONS):
-        longest, shots = _longest(asked, name), asked.others.get(f"{name}_shots", ())
-        if longest is not None:
-            ids = (target.tokenizer(few_shot(shots, row.prompt)).input_ids for row in asked.rows[name])
-            found += sum(len(one) > longest for one in ids)
+def _asked_text(asked: Asked, name: str, row: Row) -> str:
+    return row.prompt if name == VERBMEM else few_shot(asked.others.get(f"{name}_shots", ()), row.prompt)
+
+
+def _cut(target: Target, asked: Asked, name: str) -> dict[int, int]:
+    """Return which questions after worked ones are cut, each with its number of tokens."""
+    longest = _longest(asked, name)
+    if longest is None:
+        return {}
+    lengths = [len(target.tokenizer(_asked_text(asked, name, row)).input_ids) for row in asked.rows[name]]
+    return {index: length for index, length in enumerate(lengths) if length > longest}
+
+
+def _whole_questions(
+    target: Target, asked: Asked, template: QuestionTemplate, predictions: Sequence[Prediction]
+) -> dict[str, list[float]]:
+    """Return the ROUGE-L F1 of each answer in the sets with cut questions, these asked whole.
+
+    A set of which one does not fit into the model's context is left out.
+    """
+    found: dict[str, list[float]] = {}
+    room = context_length(target.model.config) or math.inf
+    for name in SETS:
+        cut = _cut(target, asked, name)
+        if cut and max(cut.values()) < room:
+            whole = _predictions(target, asked, template, name, longest=None, chosen=cut)
+            answers = [one for one in predictions if one.split == name]
+            for index, answer in zip(cut, whole, strict=True):
+                answers[index] = answer
+            found[name] = [plain_rouge(one.generation, one.answer).rouge_l_f1 for one in answers]
     return found
 
 

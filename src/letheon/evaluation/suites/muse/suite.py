@@ -7,6 +7,7 @@ from typing import Any
 
 from letheon.evaluation.metrics.memorisation import attack_auc, mean, privacy_leak
 from letheon.evaluation.metrics.rouge import plain_rouge
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
 from letheon.evaluation.suites.muse.listing import (
     ATTACKS,
@@ -22,7 +23,7 @@ from letheon.evaluation.suites.muse.listing import (
 )
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Evaluation, PlainResults
-from letheon.scores.score import Scores
+from letheon.scores.score import SOUND, Scores
 from letheon.settings import EvaluateSettings
 from letheon.storage.run_folder import MUSE_SUMMARY_FILE, RESULTS_FILE, Entry
 
@@ -53,10 +54,11 @@ def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     values |= _attacks(others.get("texts", {}), never)
     values["privacy_leak"] = privacy_leak(values["mia.min_k"], _never_auc(others))
     counts = {name: {"rows": sum(p.split == name for p in measured.predictions)} for name in SETS}
+    sound = sound_variants(KNOWN, {name: mean(found) for name, found in others.get(SOUND, {}).items()})
     missing = {name: _reason(name, is_original=is_original) for name, value in values.items() if value is None}
     return replace(
         blank,
-        scores=Scores(tuple(replace(s, value=values[s.name], missing=missing.get(s.name)) for s in KNOWN)),
+        scores=Scores((*(replace(s, value=values[s.name], missing=missing.get(s.name)) for s in KNOWN), *sound)),
         num_rows=counts,
         missing={**measured.missing, **missing},
         warnings=(*blank.warnings, *_warnings(values, others)),
@@ -108,7 +110,7 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
     if others.get("num_cut"):
         found.append(
             f"{others['num_cut']} questions after worked ones have more than 512 tokens and lost their ends, as in "
-            "open-unlearning; --parity original asks them whole"
+            f"open-unlearning{_instead(others.get(SOUND))}"
         )
     if values["extraction_strength"] is not None:
         found.append(
@@ -116,6 +118,15 @@ def _warnings(values: Mapping[str, float | None], others: Mapping[str, Any]) -> 
             "from 0 is beside it"
         )
     return found
+
+
+def _instead(sound: Mapping[str, Any] | None) -> str:
+    """Say where the scores of whole questions are; nothing where they were not asked for."""
+    if sound is None:
+        return ""
+    if not sound:
+        return "; whole they are longer than the model's context"
+    return f"; scores of whole questions stand beside the others, under names that end in _{SOUND}"
 
 
 def _files(evaluation: Evaluation) -> Mapping[Entry, str]:
@@ -159,7 +170,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("knowmem_retain", "knowmem_forget"),
-    takes=("never", "never_results"),
+    takes=("never", "never_results", "sound"),
     unpredicted=("texts", "memorised"),
     parities=PARITIES,
     sets=SETS,

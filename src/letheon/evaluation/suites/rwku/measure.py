@@ -1,6 +1,7 @@
 """What RWKU's suite asks and measures: short answers to probes, long ones to instructions, and abilities.py."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +15,12 @@ from letheon.evaluation.generation import answers_from
 from letheon.evaluation.metrics.distinct_words import ngram_entropy
 from letheon.evaluation.predicting import predict
 from letheon.evaluation.suite import Asked, Measured, Note, Target
-from letheon.evaluation.suites.rwku.abilities import decoded, measure_abilities
+from letheon.evaluation.suites.rwku.abilities import Chat, decoded, measure_abilities
 from letheon.evaluation.suites.rwku.prompts import prompt_of
+from letheon.evaluation.suites.rwku.recall import recall_of
 from letheon.evaluation.templates import QUESTION_ANSWER, filled
 from letheon.scores.predictions import Prediction
+from letheon.scores.score import SOUND
 from letheon.settings import EvaluateSettings
 from letheon.settings.suites import SUITE_FORMS, data_folder
 
@@ -45,33 +48,68 @@ def ask(settings: EvaluateSettings, note: Note | None) -> Asked:
         about = "" if settings.split is None else f" about {settings.split}"
         sizes = {**{name: len(one) for name, one in rows.items()}, **abilities.sizes()}
         note(f"RWKU{about}: " + ", ".join(f"{size} {name}" for name, size in sizes.items()))
-    options = {"template": settings.template, "subject": settings.split, "abilities": abilities}
+    options: dict[str, Any] = {"template": settings.template, "subject": settings.split, "abilities": abilities}
+    options["sound"] = settings.sound
     return Asked(rows, options=options)
 
 
 def measure(target: Target, asked: Asked) -> Measured:
     """Generate an answer to every probe and instruction."""
     in_chat = asked.options.get("template") != QUESTION_ANSWER and bool(target.tokenizer.chat_template)
-    predictions = [one for name in FILES if name in asked.rows for one in _predictions(target, asked, name, in_chat)]
-    said = [one.generation for one in predictions if one.split == FLUENCY]
+    chat: Chat = partial(_in_chat, target) if in_chat else str
+    predictions = _predictions(target, asked, chat)
     others: dict[str, Any] = {
         "parity": "original",
         "subject": asked.options.get("subject"),
         "in_chat": in_chat,
-        "doubles_bos": in_chat and _doubles_bos(target, asked),
-        "entropies": _entropies(said),
-        "abilities": measure_abilities(
-            target, asked.options.get("abilities", Abilities()), partial(_said_by_user, target, in_chat=in_chat)
-        ),
+        "doubles_bos": in_chat and _doubles_bos(target, asked, chat),
+        **_beside(target, _abilities(asked), chat, predictions),
     }
+    if others["doubles_bos"] and asked.options.get("sound", True):
+        others[SOUND] = _with_one_bos(target, asked, chat, predictions)
     return Measured(tuple(predictions), others=others)
 
 
-def _predictions(target: Target, asked: Asked, name: str, in_chat: bool) -> list[Prediction]:
-    rows, is_long = asked.rows[name], name == FLUENCY
-    texts = [_text(target, row, name, in_chat) for row in rows]
+def _with_one_bos(target: Target, asked: Asked, chat: Chat, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return what is measured after prompts that begin with the beginning of sequence once, the recalls by set too."""
+
+    def once(said: str) -> str:
+        return chat(said).removeprefix(str(target.tokenizer.bos_token))
+
+    again = _predictions(target, asked, once, guesses=[one.generation for one in predictions])
+    recalls = {name: [recall_of(one) for one in again if one.split == name] for name in asked.rows if name != FLUENCY}
+    # Bare texts have no prompt.
+    return {"recalls": recalls, **_beside(target, replace(_abilities(asked), texts={}), once, again)}
+
+
+def _abilities(asked: Asked) -> Abilities:
+    found: Abilities = asked.options.get("abilities", Abilities())
+    return found
+
+
+def _beside(target: Target, abilities: Abilities, chat: Chat, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return what is measured besides the answers to probes."""
+    said = [one.generation for one in predictions if one.split == FLUENCY]
+    return {"entropies": _entropies(said), "abilities": measure_abilities(target, abilities, chat)}
+
+
+def _predictions(target: Target, asked: Asked, chat: Chat, *, guesses: Sequence[str] | None = None) -> list[Prediction]:
+    """Return the answers to all sets; the more of them repeat `guesses`, the less time it takes."""
+    found: list[Prediction] = []
+    for name in (name for name in FILES if name in asked.rows):
+        rows = asked.rows[name]
+        own = [row.answer for row in rows] if guesses is None else guesses[len(found) : len(found) + len(rows)]
+        found += _predictions_of(target, rows, name, chat, own)
+    return found
+
+
+def _predictions_of(
+    target: Target, rows: Sequence[Row], name: str, chat: Chat, guesses: Sequence[str]
+) -> list[Prediction]:
+    is_long = name == FLUENCY
+    texts = [_text(row, name, chat) for row in rows]
     prompts = token_ids(target.tokenizer, texts)
-    wholes = token_ids(target.tokenizer, [f"{text} {row.answer}" for text, row in zip(texts, rows, strict=True)])
+    wholes = token_ids(target.tokenizer, [f"{text} {guess}" for text, guess in zip(texts, guesses, strict=True)])
     answers = answers_from(
         target.model,
         target.tokenizer,
@@ -91,14 +129,12 @@ def _predictions(target: Target, asked: Asked, name: str, in_chat: bool) -> list
     return found
 
 
-def _text(target: Target, row: Row, name: str, in_chat: bool) -> str:
+def _text(row: Row, name: str, chat: Chat) -> str:
     said, begun = prompt_of(row, name)
-    return _said_by_user(target, said, in_chat=in_chat) + begun
+    return chat(said) + begun
 
 
-def _said_by_user(target: Target, said: str, *, in_chat: bool) -> str:
-    if not in_chat:
-        return said
+def _in_chat(target: Target, said: str) -> str:
     return filled(target.tokenizer, [{"role": "user", "content": said}], add_generation_prompt=True)
 
 
@@ -108,10 +144,10 @@ def _end_tokens(target: Target, names: Sequence[str]) -> set[int]:
     return {int(token) for token in (*found, target.tokenizer.eos_token_id) if token is not None}
 
 
-def _doubles_bos(target: Target, asked: Asked) -> bool:
+def _doubles_bos(target: Target, asked: Asked, chat: Chat) -> bool:
     """Whether prompts begin with the beginning of sequence twice: from the chat template and from the tokenizer."""
     name, rows = next(iter(asked.rows.items()))
-    ids = token_ids(target.tokenizer, [_text(target, rows[0], name, True)])[0]
+    ids = token_ids(target.tokenizer, [_text(rows[0], name, chat)])[0]
     bos = target.tokenizer.bos_token_id
     return bos is not None and ids[:2] == [bos, bos]
 

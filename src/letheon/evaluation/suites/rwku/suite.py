@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from letheon.data.benchmarks.rwku import FILES, FLUENCY, FORGET_SETS, NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS
 from letheon.data.benchmarks.rwku_abilities import FORGET_TEXTS, RETAIN_TEXTS
-from letheon.evaluation.metrics.distinct_words import distinct_rouge_l
 from letheon.evaluation.metrics.memorisation import mean
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Asked, Measured, Note, Plot, Reading, Suite, Target
-from letheon.evaluation.suites.rwku.prompts import NO_ANSWER
-from letheon.scores.predictions import Prediction
+from letheon.evaluation.suites.rwku.recall import recall_of
 from letheon.scores.results import PlainResults
-from letheon.scores.score import Better, Score, Scores, summaries
+from letheon.scores.score import SOUND, Better, Score, Scores, summaries
 from letheon.settings import EvaluateSettings
 
 NEIGHBOUR_SETS = (NEIGHBOUR_CLOZE, NEIGHBOUR_QUESTIONS)
@@ -63,15 +63,11 @@ def _measure(target: Target, asked: Asked) -> Measured:
     return measure(target, asked)
 
 
-def recall_of(prediction: Prediction) -> float:
-    """Return the ROUGE-L recall of an answer to a probe, over distinct words; an empty one counts as "NOANSWER"."""
-    return distinct_rouge_l(prediction.generation.strip() or NO_ANSWER, prediction.answer)
-
-
 def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     """Return the mean recall of each set, what is made of them, and the entropies; of nothing there is none."""
-    values = _values(measured.predictions, measured.others.get("entropies", {}))
-    values |= _beside(measured.others.get("abilities", {}))
+    recalls = {name: [recall_of(one) for one in measured.predictions if one.split == name] for name in _OF_SET}
+    values = _values({**measured.others, "recalls": recalls})
+    sound = sound_variants(KNOWN, _values(measured.others.get(SOUND, {})))
     counts = {name: sum(one.split == name for one in measured.predictions) for name in FILES}
     has_fluency = counts[FLUENCY] > 0
     missing = {name: _NOT_ASKED for name, value in values.items() if value is None}
@@ -80,7 +76,7 @@ def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     scores = tuple(replace(s, value=values[s.name], missing=missing.get(s.name)) for s in KNOWN)
     return replace(
         blank,
-        scores=Scores((*scores, *summaries(scores))),
+        scores=Scores((*scores, *sound, *summaries(scores))),
         num_rows={name: {"probes": number} for name, number in counts.items() if number},
         missing={**measured.missing, **missing},
         warnings=(*blank.warnings, *_warnings(measured)),
@@ -88,17 +84,17 @@ def _aggregate(blank: PlainResults, measured: Measured) -> PlainResults:
     )
 
 
-def _values(predictions: Sequence[Prediction], entropies: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
-    values = {
-        name: mean([recall_of(one) for one in predictions if one.split == split]) for split, name in _OF_SET.items()
-    }
+def _values(others: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the scores of recalls by set, entropies, and what is measured besides."""
+    recalls, entropies = others.get("recalls", {}), others.get("entropies", {})
+    values = {name: mean(recalls.get(split, ())) for split, name in _OF_SET.items()}
     values["forget.all"] = _mean_of_known([values[_OF_SET[name]] for name in FORGET_SETS])
     values["neighbour.all"] = _mean_of_known([values[_OF_SET[name]] for name in NEIGHBOUR_SETS])
     left, kept = values["forget.all"], values["neighbour.all"]
     values["balance"] = None if left is None or kept is None else (1 - left + kept) / 2
     values["ngram_entropy"] = mean(entropies.get("nltk", ()))
     values["ngram_entropy_plain"] = mean(entropies.get("plain", ()))
-    return values
+    return {**values, **_beside(others.get("abilities", {}))}
 
 
 def _beside(abilities: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float | None]:
@@ -123,7 +119,11 @@ def _warnings(measured: Measured) -> list[str]:
             "published ones"
         )
     if measured.others.get("doubles_bos"):
-        found.append("prompts begin with the beginning of sequence twice, as in RWKU's own evaluation")
+        beside = f"; scores with one stand beside the others, under names that end in _{SOUND}"
+        found.append(
+            "prompts begin with the beginning of sequence twice, as in RWKU's own evaluation"
+            f"{beside if SOUND in measured.others else ''}"
+        )
     reasoning = measured.others.get("abilities", {}).get("reasoning", {})
     if reasoning.get("reasoning") != reasoning.get("reasoning_whole"):
         found.append(
@@ -176,6 +176,7 @@ SUITE = Suite(
     aggregate=_aggregate,
     readings=READINGS,
     plot=Plot("neighbour.all", "forget.all"),
+    takes=("sound",),
     unpredicted=("entropies", "abilities"),
     parities=("original",),
     sets=tuple(FILES),

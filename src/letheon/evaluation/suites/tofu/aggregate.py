@@ -14,6 +14,7 @@ from letheon.evaluation.metrics.memorisation import (
     model_utility,
     privacy_leak,
 )
+from letheon.evaluation.sound import sound_variants
 from letheon.evaluation.suite import Measured
 from letheon.evaluation.suites.tofu.listing import (
     ATTACKS,
@@ -29,7 +30,6 @@ from letheon.evaluation.suites.tofu.rows import (
     FORGET,
     HOLDOUT,
     RETAIN,
-    SOUND,
     Likelihoods,
     arithmetic_truth_ratios,
     chosen,
@@ -38,7 +38,7 @@ from letheon.evaluation.suites.tofu.rows import (
     truth_ratios,
 )
 from letheon.scores.results import PlainResults
-from letheon.scores.score import FORGOTTEN, RETAINED, Score, Scores
+from letheon.scores.score import FORGOTTEN, RETAINED, SOUND, Score, Scores
 
 DEFAULT_AUC = 0.5
 """What privacy leak is measured against where nothing is known of a model that never knew the rows."""
@@ -123,18 +123,7 @@ def _sound_scores(measured: Measured, never: Mapping[str, Any]) -> tuple[Score, 
         return ()
     values = _values(sound["likelihood"], never.get(SOUND) or {}, sound["recalls"], small=small_of(PARITIES[0]))
     unknown = {"forget.extraction_strength", *(_OF_NEVER if never and not never.get(SOUND) else ())}
-    return tuple(
-        replace(
-            score,
-            name=f"{score.name}_{SOUND}",
-            label=f"{score.label} ({SOUND})",
-            value=values[score.name],
-            variant_of=score.name,
-            variant=(SOUND,),
-        )
-        for score in KNOWN
-        if values.get(score.name) is not None and score.name not in unknown
-    )
+    return sound_variants(KNOWN, values, without=unknown)
 
 
 def _against_reference(

@@ -90,6 +90,7 @@ def _options(settings: EvaluateSettings, split: str, parity: str, never: Never |
         "parity": parity,
         "template": None if settings.template == AUTO else settings.template,
         "max_new_tokens": settings.max_new_tokens if is_asked else MAX_NEW_TOKENS,
+        "sound": settings.sound,
         "never": settings.never,
         "never_results": never,
         "dtype": settings.dtype,

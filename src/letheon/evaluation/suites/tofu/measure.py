@@ -1,7 +1,8 @@
 """What TOFU's suite measures of a model: answers to its questions, and how likely it finds given answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 from letheon.data.rows import Row, Rows
@@ -22,11 +23,12 @@ from letheon.evaluation.suites.tofu.ask import SETS
 from letheon.evaluation.suites.tofu.listing import ORIGINAL, PARITIES, small_of
 from letheon.evaluation.suites.tofu.never import Never, never_of
 from letheon.evaluation.suites.tofu.original import OriginalTemplate, original_template, rooms_of
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN, SOUND, recall_of
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, RETAIN, recall_of
 from letheon.evaluation.suites.tofu.sound import SoundTemplate, sound_template
 from letheon.evaluation.templates import LabelledSequence, QuestionTemplate, question_template
 from letheon.scores.predictions import Prediction
 from letheon.scores.results import Form
+from letheon.scores.score import SOUND
 
 _IN_DETAIL = (FORGET, HOLDOUT)
 Template = QuestionTemplate | OriginalTemplate | SoundTemplate
@@ -35,9 +37,11 @@ Template = QuestionTemplate | OriginalTemplate | SoundTemplate
 def measure(target: Target, asked: Asked) -> Measured:
     """Ask every question, and read every answer once."""
     template = _template_of(target, asked)
-    sound = sound_template(template, asked) if isinstance(template, QuestionTemplate) else None
-    found = row_values(target, asked, template)
-    never = _never(target, asked, template, sound)
+    sound = _sound_template(asked, template)
+    templates = [template] if sound is None else [template, sound]
+    found, *every_token = row_values(target, asked, templates)
+    predictions = _predictions(target, asked, template)
+    never = _never(target, asked, templates)
     others: dict[str, Any] = {
         "likelihood": found,
         "parity": asked.options.get("parity", PARITIES[0]),
@@ -48,17 +52,24 @@ def measure(target: Target, asked: Asked) -> Measured:
     if never is not None:
         others["never"] = asdict(never)
     if sound is not None:
-        others[SOUND] = _sound_values(target, asked, sound)
+        recalls = _recalls(_predictions(target, asked, sound, said=[p.generation for p in predictions]))
+        others[SOUND] = {"likelihood": every_token[0], "recalls": recalls}
     form = Form(template.name, DATE, "the suite", differs=False)
-    return Measured(_predictions(target, asked, template), form=form, others=others)
+    return Measured(predictions, form=form, others=others)
 
 
-def _sound_values(target: Target, asked: Asked, sound: SoundTemplate) -> dict[str, Any]:
-    """Return likelihoods, and by set the ROUGE-L recall of each answer, with every token."""
+def _recalls(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
+    """Return by set the ROUGE-L recall of each answer."""
     recalls: dict[str, list[float]] = {name: [] for name in SETS}
-    for prediction in _predictions(target, asked, sound):
+    for prediction in predictions:
         recalls[prediction.split].append(recall_of(prediction))
-    return {"likelihood": row_values(target, asked, sound), "recalls": recalls}
+    return recalls
+
+
+def _sound_template(asked: Asked, template: Template) -> SoundTemplate | None:
+    if not isinstance(template, QuestionTemplate) or not asked.options.get("sound", True):
+        return None
+    return sound_template(template, asked)
 
 
 def _template_of(target: Target, asked: Asked) -> Template:
@@ -68,24 +79,46 @@ def _template_of(target: Target, asked: Asked) -> Template:
 
 
 def row_values(
-    target: Target, asked: Asked, template: Template, *, sets: Sequence[str] = (*SETS, HOLDOUT)
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return what is measured of each row but generations, by set and row id (see rows.py)."""
+    target: Target, asked: Asked, templates: Sequence[Template], *, sets: Sequence[str] = (*SETS, HOLDOUT)
+) -> list[dict[str, dict[str, dict[str, Any]]]]:
+    """Return, by template, what is measured of each row but generations, by set and row id (see rows.py).
+
+    Templates that give the model the same tokens to see share a pass.
+    """
     places = [(name, index) for name in sets for index in range(len(asked.rows.get(name, ())))]
-    questions = [_question(asked, template, name, index) for name, index in places]
+    questions = [[_question(asked, template, name, index) for name, index in places] for template in templates]
+    hidden = {template.padding for template in templates} - {None}
+    if len(templates) > 1 and any(_hides(one, hidden) for several in questions for one in several):
+        return [found for one in templates for found in row_values(target, asked, [one], sets=sets)]
     found = likelihoods(
         target.model,
-        questions,
-        padding=template.padding,
+        [_together(several) for several in zip(*questions, strict=True)],
+        padding=templates[0].padding,
         batch_size=target.batch_size,
         exact=target.exact,
         progress=target.stage("likelihood"),
     )
-    values: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in sets if name in asked.rows}
-    for (name, index), question, answers in zip(places, questions, found, strict=True):
-        has_paraphrase = bool(asked.others.get(f"{name}_paraphrases"))
-        values[name][asked.rows[name][index].id] = _values(question, answers, template, has_paraphrase=has_paraphrase)
+    values: list[dict[str, dict[str, dict[str, Any]]]] = []
+    for number, template in enumerate(templates):
+        values.append({name: {} for name in sets if name in asked.rows})
+        for (name, index), question, answers in zip(places, questions[number], found, strict=True):
+            has_paraphrase = bool(asked.others.get(f"{name}_paraphrases"))
+            own = answers[number :: len(templates)]
+            values[-1][name][asked.rows[name][index].id] = _values(
+                question, own, template, has_paraphrase=has_paraphrase
+            )
     return values
+
+
+def _hides(question: AskedAnswers, hidden: Collection[int | None]) -> bool:
+    """Whether a token is hidden from others; the last one has none that could see it."""
+    return any(token in hidden for sequence in question.sequences for token in sequence.ids[:-1])
+
+
+def _together(several: Sequence[AskedAnswers]) -> AskedAnswers:
+    """Return a question as all templates ask it: each answer by every template before the next answer."""
+    sequences = chain.from_iterable(zip(*(one.sequences for one in several), strict=True))
+    return AskedAnswers(tuple(sequences), in_detail=sum(one.in_detail for one in several))
 
 
 def _question(asked: Asked, template: Template, name: str, index: int) -> AskedAnswers:
@@ -131,11 +164,17 @@ def _is_known(value: Any) -> bool:
     return all(number is not None and number == number for number in numbers)  # noqa: PLR0124 - NaN is not itself
 
 
-def _predictions(target: Target, asked: Asked, template: Template) -> tuple[Prediction, ...]:
-    """Return the greedy answer to each question, beside the answer as the tokenizer gives it back."""
+def _predictions(
+    target: Target, asked: Asked, template: Template, *, said: Sequence[str] | None = None
+) -> tuple[Prediction, ...]:
+    """Return the greedy answer to each question, beside the answer as the tokenizer gives it back.
+
+    `said` are the model's answers in another form. The more it repeats them, the less time it takes.
+    """
     labelled = [(name, row) for name in SETS for row in asked.rows[name]]
     prompts = _prompts([row for _, row in labelled], template)
-    sequences = [template.sequence(row.prompt, row.answer) for _, row in labelled]
+    guesses = said or [row.answer for _, row in labelled]
+    sequences = [template.sequence(row.prompt, guess) for (_, row), guess in zip(labelled, guesses, strict=True)]
     answers = answers_from(
         target.model,
         target.tokenizer,
@@ -184,14 +223,14 @@ def _hides_turn_ends(asked: Asked, template: Template) -> bool:
     return isinstance(template, QuestionTemplate) and bool(rows) and template.padding in template.prompt(rows[0].prompt)
 
 
-def _never(target: Target, asked: Asked, template: Template, sound: SoundTemplate | None) -> Never | None:
+def _never(target: Target, asked: Asked, templates: Sequence[Template]) -> Never | None:
     """Return what is known of a model that never knew the rows: from its results, or from the model itself."""
     known: Never | None = asked.options.get("never_results")
     source = asked.options.get("never")
     if known is not None or source is None:
         return known
     other, alone = never_model(target, asked, source), _forget_alone(asked)
-    found, *more = (row_values(other, alone, one, sets=_IN_DETAIL) for one in (template, sound) if one is not None)
+    found, *more = row_values(other, alone, templates, sets=_IN_DETAIL)
     small = small_of(asked.options.get("parity", PARITIES[0]))
     return never_of(str(source), found, sound=more[0] if more else None, small=small)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from letheon.errors import EvaluationError, shown
 from letheon.evaluation.metrics.memorisation import SMALL, attack_auc, by_metric, truth_ratio
-from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, SOUND, Likelihoods, truth_ratios
+from letheon.evaluation.suites.tofu.rows import FORGET, HOLDOUT, Likelihoods, truth_ratios
 from letheon.scores.results import SCHEMA
+from letheon.scores.score import SOUND
 from letheon.storage.run_folder import RESULTS_FILE, TOFU_EVAL_FILE
 
 _TRUTH_RATIO = ("forget_truth_ratio", "forget_Truth_Ratio")

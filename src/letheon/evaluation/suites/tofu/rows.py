@@ -9,8 +9,6 @@ from letheon.evaluation.metrics.rouge import plain_rouge
 from letheon.scores.predictions import Prediction
 
 FORGET, RETAIN, REAL_AUTHORS, WORLD_FACTS, HOLDOUT = "forget", "retain", "real_authors", "world_facts", "holdout"
-SOUND = "sound"
-"""What is said of scores with every token: those that the reference hides from the model or does not score, too."""
 
 RowValues = Mapping[str, Any]
 """By name: `loss` of the answer, `paraphrase_loss`, `wrong_losses` (a list), and of forget and holdout rows `exact`,

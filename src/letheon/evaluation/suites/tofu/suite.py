@@ -85,7 +85,7 @@ SUITE = Suite(
     aggregate=aggregate,
     readings=READINGS,
     plot=Plot("model_utility", "forget_quality", is_log=True, level=0.05),
-    takes=("never", "never_results", "max_new_tokens"),
+    takes=("never", "never_results", "max_new_tokens", "sound"),
     unpredicted=("likelihood",),
     parities=PARITIES,
     sets=("forget", "retain", "real_authors", "world_facts"),
