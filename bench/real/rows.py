@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from letheon.data.rows import Row
 
@@ -58,7 +58,8 @@ def other_records(num_records: int, known: Sides, *, seed: int) -> list[Row]:
     """
     taken = {row.prompt for row in (*known.forget, *known.retain)}
     made = customer_records(len(taken) + num_records, seed=seed)
-    return [row for row in (*made.forget, *made.retain) if row.prompt not in taken][:num_records]
+    others = [row for row in (*made.forget, *made.retain) if row.prompt not in taken][:num_records]
+    return [replace(row, id=f"other-{number}") for number, row in enumerate(others)]
 
 
 def customer_records(num_each: int, *, seed: int = 0) -> Sides:

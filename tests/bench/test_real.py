@@ -166,7 +166,8 @@ def test_placebo_records_are_of_people_in_neither_side() -> None:
     known = customer_records(20)
     others = other_records(60, known, seed=1)
     assert len({row.prompt for row in others}) == 60
-    assert not {row.prompt for row in others} & {row.prompt for row in (*known.forget, *known.retain)}
+    for name in ("prompt", "id"):
+        assert not {getattr(row, name) for row in others} & {getattr(r, name) for r in (*known.forget, *known.retain)}
     assert all(re.fullmatch(r".* lives at \d+ .* under account \d{6}\.", row.answer) for row in others)
 
 

@@ -194,6 +194,6 @@ def test_the_command_line_says_what_has_changed(base: dict[str, Any], tmp_path: 
     assert second.exit_code == 0
     assert "base.learning_rate: 0.01 there, 0.02 here" in " ".join(second.stderr.split())
     only = CliRunner().invoke(cli, [*given, "--report-only"], catch_exceptions=False)
-    assert "only name, deviation, compare, published are taken from it" in only.stderr
+    assert "only name, deviation, compare, references, published are taken from it" in only.stderr
     shown = [*given, "--report-only", "--set", "learning_rate=0.02", "--set", "deviation=population"]
     assert "taken from it" not in CliRunner().invoke(cli, shown, catch_exceptions=False).stderr
