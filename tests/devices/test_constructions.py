@@ -25,7 +25,7 @@ HOST = {
         "_spans": "indices into the store",
     },
     "evaluation/batches.py": {"padded": "brought over by its caller"},
-    "evaluation/library_loop.py": {"_seeded": "a seed"},
+    "evaluation/transformers_loop.py": {"_seeded": "a seed"},
     "evaluation/metrics/mmlu.py": {"letter_probabilities": "collects what batches give on the host"},
     "memorizing/job.py": {"_passes": "an order of rows", "_weights": "brought over with its batch"},
     "objective/activation.py": {"random_direction": "the same on every device"},

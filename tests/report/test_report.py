@@ -28,11 +28,10 @@ from letheon.report.page import write_report
 from letheon.report.verdict import (
     Ending,
     attacks_in,
-    chance_auc_error,
-    expected_perfect_score,
     membership_reading,
     verdict,
 )
+from letheon.scores.numbers import chance_auc_error, expected_perfect_score
 from letheon.scores.predictions import Prediction, read_predictions
 
 TASKS = ("Task1", "Task2", "Task3")

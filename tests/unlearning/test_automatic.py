@@ -103,6 +103,10 @@ def test_above_a_moderate_rate_the_hold_on_general_text_is_loosened_before_the_r
     assert rates == pytest.approx([2e-3, 4e-3, 4e-3, 4e-3, 4e-3, 8e-3, 16e-3, 32e-3])
     anchors = [held.factors(found[:n])["general_kl"] for n in range(1, 9)]
     assert anchors == [1, 1, 1 / 4, 1 / 16, 1 / 64, 1 / 64, 1 / 64, 1 / 64]
+    end = [*found, recalls(held.total_steps, 0.8, 1.0)]
+    said = "stood in the way, counted for 0.015625 of its weight"
+    assert str(held.why_stop(end)).endswith(said)
+    assert "general text" not in str(course().why_stop(end))
 
 
 def test_the_first_damage_halves_the_rate_which_then_rises_slowly() -> None:

@@ -58,6 +58,7 @@ def build_reference(
     lengths = [len(s.input_ids) for s in sequences]
 
     def values_of(group: Sequence[int]) -> dict[str, Tensor]:
+        """Return the reference's values of the rows of these numbers."""
         batch = pack(
             [sequences[i] for i in group],
             is_forget=[index < num_forget_rows for index in group],

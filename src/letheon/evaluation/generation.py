@@ -18,8 +18,8 @@ from letheon.engine.patches.rotation import changes_rotation
 from letheon.errors import EvaluationError
 from letheon.evaluation.batches import StepProgress, position_limit, reading, token_ids
 from letheon.evaluation.decoding import Answer, Choose, can_be_batched, decode, likeliest
-from letheon.evaluation.library_loop import batches_up_to, extend
 from letheon.evaluation.matching import can_still_match, decodes_in_order
+from letheon.evaluation.transformers_loop import batches_up_to, extend
 from letheon.model.loading import context_length
 from letheon.processes import shared, shares_by_size
 

@@ -155,6 +155,7 @@ def answer_values(model: PreTrainedModel, sequences: Collection[TokenSequence]) 
         lengths = [len(row.input_ids) for row in rows]
 
         def values_of(batch: list[int]) -> list[tuple[float, float]]:
+            """Return recall and loss of the rows of these numbers."""
             found_of = []
             input_ids, _ = padded([rows[i].input_ids for i in batch], side="right", device=plain_model.device)
             logits: Any = plain_model(input_ids=input_ids, use_cache=False).logits

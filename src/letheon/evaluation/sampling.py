@@ -42,6 +42,7 @@ def samples_from(
     """
 
     def drawn(start: int) -> list[Answer]:
+        """Return all samples of the prompts from `start` on that go together."""
         places = [place for place in range(len(rows))[start : start + num_prompts] for _ in range(num_samples)]
         return answers_from(
             model,

@@ -37,12 +37,11 @@ from letheon.report.verdict import (
     RunStart,
     Verdict,
     attacks_in,
-    chance_auc_error,
     evaluation_summary,
-    expected_perfect_score,
     membership_reading,
     verdict,
 )
+from letheon.scores.numbers import chance_auc_error, expected_perfect_score
 from letheon.scores.predictions import Prediction
 from letheon.scores.score import Score, Scores
 from letheon.settings import DEFAULT_SUITE

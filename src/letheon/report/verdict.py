@@ -1,6 +1,5 @@
 """What the numbers say, in words: each sentence is computed from the results and none is taken for granted."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -199,22 +198,6 @@ def membership_reading(attack: Score) -> str:
         f"The 95% interval of {name}, {interval}, lies below {target:g}: the documents the model was trained on have a "
         "higher loss than documents it never saw. Text made unlikelier than unseen text gives itself away as well."
     )
-
-
-def chance_auc_error(num_members: int, num_nonmembers: int) -> float:
-    """Return the standard error of the AUC where losses do not depend on membership (Mann-Whitney, no ties).
-
-    sqrt((n + m + 1) / (12 n m)).
-    """
-    return math.sqrt((num_members + num_nonmembers + 1) / (12 * num_members * num_nonmembers))
-
-
-def expected_perfect_score(num_members: int, num_nonmembers: int) -> float:
-    """Return the mean of 1 - 2 |AUC - 0.5| for a model that never saw any of the documents.
-
-    1 - 2 E|AUC - 0.5| = 1 - 2 sqrt(2 / pi) times the AUC's standard error (normal approximation).
-    """
-    return 1 - 2 * math.sqrt(2 / math.pi) * chance_auc_error(num_members, num_nonmembers)
 
 
 def mean_scores(role: Role, before: Results, after: Results) -> tuple[float, float] | None:

@@ -24,6 +24,22 @@ def membership_score(auc: float) -> float:
     return 1 - 2 * abs(auc - 0.5)
 
 
+def chance_auc_error(num_members: int, num_nonmembers: int) -> float:
+    """Return the standard error of the AUC where losses do not depend on membership (Mann-Whitney, no ties).
+
+    sqrt((n + m + 1) / (12 n m)).
+    """
+    return math.sqrt((num_members + num_nonmembers + 1) / (12 * num_members * num_nonmembers))
+
+
+def expected_perfect_score(num_members: int, num_nonmembers: int) -> float:
+    """Return the mean of 1 - 2 |AUC - 0.5| for a model that never saw any of the documents.
+
+    1 - 2 E|AUC - 0.5| = 1 - 2 sqrt(2 / pi) times the AUC's standard error (normal approximation).
+    """
+    return 1 - 2 * math.sqrt(2 / math.pi) * chance_auc_error(num_members, num_nonmembers)
+
+
 def is_same(one: float | None, other: float | None) -> bool:
     """Whether two numbers are the same but for rounding; None is the same as None alone."""
     if one is None or other is None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
+from letheon.data.general import HOLDOUT
 from letheon.settings import UnlearnSettings
 from letheon.training.judge import History, StateScore
 from letheon.training.stopping import choose_kept, why_stop
@@ -114,9 +115,10 @@ class AutomaticCourse(SetCourse):
         last = history[-1]
         if self.phase(history).is_over:
             was_known = _recall(self.start, "forget") > FORGOTTEN
-            return f"{'forgotten' if was_known else 'nothing to forget, as before'}: {_recalls(last)}"
+            outcome = "forgotten" if was_known else "nothing to forget, as before"
+            return f"{outcome}: {_recalls(last)}{self._loosened(history)}"
         if last.step >= self.total_steps:
-            return f"finished without reaching {self._missed(history)}: {_recalls(last)}"
+            return f"finished without reaching {self._missed(history)}: {_recalls(last)}{self._loosened(history)}"
         return None
 
     def kept(self, history: History) -> StateScore:
@@ -232,6 +234,14 @@ class AutomaticCourse(SetCourse):
             goals.append(f"a retain recall of {self._retained:.3f}")
         return " and ".join(goals) or "the end of the cool-down"
 
+    def _loosened(self, history: History) -> str:
+        """Say how little the KL on general text counted in the end, where that was less than was asked for."""
+        anchor = self.phase(history).anchor
+        if not self.general_terms or anchor == 1:
+            return ""
+        why = "stood in the way" if anchor else "waits for forgetting to begin"
+        return f"; the KL on general text, which {why}, counted for {anchor:g} of its weight"
+
     @property
     def _interval(self) -> int:
         return scoring_interval(self.settings, self.schedule)
@@ -250,6 +260,8 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
     forget, general = (
         tuple(term.name for term in problem.terms if term.role == role) for role in ("forget", "general")
     )
+    if settings.general == HOLDOUT:  # a term of the method's own
+        general = ()
     return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general)
 
 

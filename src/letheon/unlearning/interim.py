@@ -244,6 +244,7 @@ def answer_values(
     """Return the values of each sequence's answer under the engine's present state."""
 
     def values_of(batch: PackedBatch, group: list[int]) -> list[_Answer]:
+        """Return what a packed group of sequences gives."""
         lengths = [sequences[i].num_answer_tokens for i in group]
         likeliest, log_probs = engine.likeliest(batch)
         said, true = likeliest.cpu().split(lengths), batch.labels.cpu().split(lengths)

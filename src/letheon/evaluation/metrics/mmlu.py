@@ -161,6 +161,7 @@ def score_mmlu(
     limit = position_limit(model)
 
     def right_of(subject: Subject) -> int:
+        """Return how many of a subject's questions are answered rightly."""
         prompts = subject_prompts(tokenizer, subject, max_tokens=max_tokens, limit=limit)
         _check_lengths(subject, prompts, limit)
         found = letter_probabilities(model, prompts, letters, batch_size=batch_size, exact=exact)

@@ -189,13 +189,11 @@ def estimate(
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """The size of a model's weights and buffers, without an adapter."""
+    """A model's weights and buffers without an adapter: bytes that one process holds, and bytes that are saved."""
 
     num_parameters: int
     held: int
-    """Bytes in the memory of one process."""
     saved: int
-    """Bytes on disk."""
 
 
 def _weights(model: PreTrainedModel, *, num_sharing: int | None) -> _Weights:
