@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.documents import write_documents
 from bench.methods import OWN as PUBLISHED
-from bench.methods import letheon
+from bench.methods import flags, letheon
 from letheon.auditing.rows import document_of, sample
 from letheon.data.benchmarks.lume import SplitName, read_lume
 from letheon.data.rows import Row, write_rows
@@ -28,7 +29,7 @@ from letheon.evaluation.registry import read_results
 from letheon.objective.catalogue import METHODS
 from letheon.report.tables import Table, to_markdown
 from letheon.scores.audits import AuditResults, read_audit
-from letheon.storage.files import write_json, write_text
+from letheon.storage.files import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +166,7 @@ def prepare(data: Path, target: str, out: Path, *, num_rows: int, attacks: Seque
     write_rows(sample(list(known.retain), num_rows, seed=0), folder / "retain.jsonl")
     unseen = sample(unseen_rows(data), 5 * num_rows, seed=seed)
     write_rows(unseen[: 4 * num_rows], folder / "holdout.jsonl")
-    texts = (f"{row.prompt} {row.answer}" for row in unseen[4 * num_rows :])
-    write_text(folder / "unseen.jsonl", "".join(json.dumps({"document": text}) + "\n" for text in texts))
+    write_documents((f"{row.prompt} {row.answer}" for row in unseen[4 * num_rows :]), folder / "unseen.jsonl")
     if own is None:
         return Inputs(data / "targets" / target, folder, out / target, tuple(attacks), num_rows)
     knows = memorized(own, [folder / "forget.jsonl", folder / "retain.jsonl"], out / f"{target}-knows")
@@ -235,13 +235,6 @@ def settings_of(name: str, *, template: str, unseen: Path) -> dict[str, Any]:
     needs_unseen = name in METHODS and METHODS[name].settings.get("general") == "holdout"
     documents = {"holdout": unseen, "dial": "none"} if needs_unseen else {"general": "none"}
     return {"method": method, "template": template, "epochs": EPOCHS, **documents, **own}
-
-
-def flags(values: dict[str, Any]) -> Iterator[object]:
-    """Yield settings as flags of the command."""
-    for name, value in values.items():
-        shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        yield f"--{name.replace('_', '-')}={shown}"
 
 
 def verdict_of(run: Path) -> str:

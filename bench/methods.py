@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ from typing import Any
 
 import torch
 
-from bench.lume_validation import Files, prepare
+from bench.documents import unseen_documents, write_documents
+from letheon.data.benchmarks.lume import read_lume
 from letheon.data.packing import NUM_PROBE_ROWS, pack
-from letheon.data.rows import read_text
+from letheon.data.rows import read_text, write_rows
 from letheon.data.sequences import text_sequence
 from letheon.engine.paths import build_engine
 from letheon.evaluation.registry import read_results
@@ -64,6 +65,19 @@ TIMED_STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """The inputs of every run."""
+
+    target: Path
+    forget: Path
+    retain: Path
+    members: Path
+    nonmembers: Path
+    holdout: Path
+    """Documents that neither the target nor the membership score's non-members hold."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What all runs share."""
 
@@ -87,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     files = prepare(given.data, given.target, given.out)
-    tokens = num_tokens(files, {"method": "low-rank-npo"}, epochs=1)
+    tokens = num_tokens({**_inputs(files), "method": "low-rank-npo", "template": "joined", "epochs": 1})
     text = given.data / "text" / "wikitext2-valid.txt"
     bench = Bench(files, text, given.out, budget=round(given.passes * tokens), scorings=3)
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -96,6 +110,23 @@ def main() -> None:
     for name in given.methods:
         unlearn_briefly(bench, name)
     print(table(bench, given.methods, given.seeds, before))
+
+
+def prepare(data: Path, target: str, out: Path) -> Files:
+    """Write the validation rows as files of their own, and the documents that no attack holds."""
+    lume = read_lume(data / "lume", "validation")
+    write_rows(lume.forget, out / "forget.jsonl")
+    write_rows(lume.retain, out / "retain.jsonl")
+    known = data / "semeval" / "mia" / "validation"
+    write_documents(unseen_documents(data)[1], out / "holdout.jsonl")
+    return Files(
+        target=data / "targets" / target,
+        forget=out / "forget.jsonl",
+        retain=out / "retain.jsonl",
+        members=known / "member.jsonl",
+        nonmembers=known / "nonmember.jsonl",
+        holdout=out / "holdout.jsonl",
+    )
 
 
 def values_of(name: str, *, seed: int, rate: float) -> dict[str, Any]:
@@ -112,14 +143,24 @@ def rates_of(name: str) -> tuple[float, ...]:
     return RATES[str(get_method(name).settings.get("adapt", "lora"))]
 
 
-def num_tokens(files: Files, values: dict[str, Any], *, epochs: int) -> int:
-    """Return how many tokens a run of so many epochs trains on, other answers left out."""
-    given = {"model": str(files.target), "forget": str(files.forget), "retain": str(files.retain), "out": Path("x")}
-    settings = resolve_settings(UnlearnSettings.of({**given, "template": "joined", **values, "epochs": epochs}))
+def num_tokens(values: Mapping[str, Any], *, num_steps: int | None = None) -> int:
+    """Return how many tokens of the rows a run trains on, in all or in its first steps, other answers left out."""
+    settings = resolve_settings(UnlearnSettings.of({"out": Path("x"), **values}))
     inputs = read_inputs(settings)
     schedule = build_schedule(settings, inputs.forget, inputs.retain)
     lengths = [len(sequence.input_ids) for sequence in inputs.sequences]
-    return sum(lengths[row] for step in range(schedule.num_steps) for row in schedule.rows(step))
+    steps = range(schedule.num_steps if num_steps is None else num_steps)
+    return sum(lengths[row] for step in steps for row in schedule.rows(step))
+
+
+def epochs_of(values: Mapping[str, Any], *, budget: int) -> int:
+    """Return how many epochs of a method train on `budget` tokens, in all of its runs together; at least one."""
+    one = num_tokens({**values, "epochs": 1})
+    return max(1, round(budget / one / len(get_method(values["method"]).runs)))
+
+
+def _inputs(files: Files) -> dict[str, Any]:
+    return {"model": str(files.target), "forget": str(files.forget), "retain": str(files.retain)}
 
 
 def run_folder(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
@@ -132,14 +173,11 @@ def unlearn(bench: Bench, name: str, *, seed: int, rate: float) -> Path:
     run = run_folder(bench, name, seed=seed, rate=rate)
     if (run / "provenance.json").exists() or (run / "failed.json").exists():
         return run
-    values = values_of(name, seed=seed, rate=rate)
-    num_runs = len(get_method(name).runs)
+    values = {**_inputs(bench.files), **values_of(name, seed=seed, rate=rate)}
     values["holdout"], values["dial"] = bench.files.holdout, "none"
-    one = num_tokens(bench.files, values, epochs=1)
-    epochs = max(1, round(bench.budget / one / num_runs))
-    values |= {"epochs": epochs, "checkpoint_epochs": max(1, epochs // bench.scorings)}
-    values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
-    done = letheon("unlearn", "--no-evaluate", *_flags(values))
+    epochs = epochs_of(values, budget=bench.budget)
+    values |= {"epochs": epochs, "checkpoint_epochs": max(1, epochs // bench.scorings), "out": run}
+    done = letheon("unlearn", "--no-evaluate", *flags(values))
     if done.returncode:
         write_json(run / "failed.json", {"returncode": done.returncode, "error": done.stderr[-2000:]})
     return run
@@ -153,8 +191,7 @@ def unlearn_briefly(bench: Bench, name: str) -> None:
     values = values_of(name, seed=0, rate=rates_of(name)[0])
     del values["holdout_task"]
     values |= {"max_steps": TIMED_STEPS, "checkpoint_epochs": 99, "keep": "last"}
-    values |= {"model": bench.files.target, "forget": bench.files.forget, "retain": bench.files.retain, "out": run}
-    done = letheon("unlearn", "--no-evaluate", *_flags(values))
+    done = letheon("unlearn", "--no-evaluate", *flags({**_inputs(bench.files), **values, "out": run}))
     if done.returncode:
         raise RuntimeError(done.stderr)
 
@@ -167,10 +204,11 @@ def _cost(run: Path) -> tuple[float, float]:
     return 1e6 * per_token, _result(run)["peak_memory_bytes"] / 2**20
 
 
-def _flags(values: dict[str, Any]) -> Iterable[object]:
+def flags(values: Mapping[str, Any]) -> Iterator[object]:
+    """Yield settings as flags of the command."""
     for name, value in values.items():
         shown = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        yield from (f"--{name.replace('_', '-')}", shown)
+        yield f"--{name.replace('_', '-')}={shown}"
 
 
 def one_method(bench: Bench, name: str, seeds: list[int]) -> None:

@@ -26,8 +26,8 @@ from bench.real.checkpoint import CheckpointError
 from bench.real.inputs import PartFiles, World, real_lume, real_world, request, small_lume, small_world
 from bench.real.part import PartJob
 from bench.real.plan import REAL, SMALL, Plan
-from bench.real.stages import StageError
 from bench.real.table import report
+from bench.stages import StageError
 from letheon.storage.files import write_json, write_text
 
 PARTS = ("lume", "request")

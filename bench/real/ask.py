@@ -10,20 +10,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from bench.real.rows import CHAT_QUESTIONS, ChatQuestion
+from bench.text import text_loss
 from letheon.data.rows import Row, read_rows
-from letheon.data.sequences import TokenSequence, text_ids, tokenise_all
+from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.evaluation.fluency import Said, answer_losses, fluency
 from letheon.evaluation.generation import answers_from
 from letheon.evaluation.predicting import predict
 from letheon.model.loading import LoadedModel, load_model
 from letheon.storage.files import write_json
 
-_WINDOW_TOKENS = 512
 _UNLIMITED = 2**31
 
 
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, rows in sides.items()
     }
     found["chat"] = ask_chat(loaded, before, CHAT_QUESTIONS, max_new_tokens=given.max_new_tokens)
-    found["text"] = ask_text(loaded, given.text, num_tokens=given.text_tokens)
+    found["text"] = text_loss(loaded, given.text, num_tokens=given.text_tokens)
     write_json(given.json, found)
 
 
@@ -90,21 +88,6 @@ def is_right(question: ChatQuestion, text: str) -> bool:
     """Return whether a text holds one of the right answers as a word."""
     words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
     return any(answer in words for answer in question.answers)
-
-
-@torch.no_grad()
-def ask_text(loaded: LoadedModel, path: Path, *, num_tokens: int) -> dict[str, Any]:
-    """Return the mean token cross-entropy, nats, of the first `num_tokens` tokens of a file, in windows of 512."""
-    ids = text_ids(loaded.tokenizer, [path.read_text(encoding="utf-8")])[0][:num_tokens]
-    total, count = 0.0, 0
-    for start in range(0, len(ids) - 1, _WINDOW_TOKENS):
-        window = torch.tensor([ids[start : start + _WINDOW_TOKENS]], device=loaded.model.device)
-        if window.shape[1] < 2:
-            continue
-        logits: Any = loaded.model(input_ids=window, use_cache=False).logits
-        total += float(cross_entropy(logits[0, :-1].float(), window[0, 1:], reduction="sum"))
-        count += window.shape[1] - 1
-    return {"loss": total / count, "num_tokens": count}
 
 
 def _answers(

@@ -1,15 +1,15 @@
 """What `bench.real` reads: a checkpoint, rows, documents, text and questions; with --small made up on the spot."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.documents import unseen_documents, write_documents
 from bench.real.checkpoint import make_checkpoint
 from bench.real.rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice, other_records
 from letheon.data.benchmarks import synthetic
 from letheon.data.benchmarks.lume import read_lume
-from letheon.data.rows import Row, read_documents, write_rows
+from letheon.data.rows import Row, write_rows
 from letheon.memorizing.memorize import memorize
 from letheon.memorizing.options import MemorizeOptions
 from letheon.model.architectures import new_model, train_tokenizer
@@ -75,16 +75,15 @@ def real_lume(data: Path, folder: Path, *, num_rows: int, num_holdout: int) -> P
     known = data / "semeval" / "mia" / "validation"
     taken = {row.id for row in forget}
     members = [text for name, text in _named_documents(known / "member.jsonl") if name in taken]
-    nonmembers = read_documents(known / "nonmember.jsonl")
-    others = set(read_documents(data / "semeval" / "mia" / "nonmember.jsonl")) - set(nonmembers)
+    nonmembers, others = unseen_documents(data)
     forget_file, retain_file = _rows(folder, Sides(forget, retain))
     return PartFiles(
         forget_file,
         retain_file,
         template="joined",
-        members=_documents(folder / "members.jsonl", members),
-        nonmembers=_documents(folder / "nonmembers.jsonl", nonmembers),
-        holdout=_documents(folder / "holdout.jsonl", sorted(others)[:num_holdout]),
+        members=write_documents(members, folder / "members.jsonl"),
+        nonmembers=write_documents(nonmembers, folder / "nonmembers.jsonl"),
+        holdout=write_documents(sorted(others)[:num_holdout], folder / "holdout.jsonl"),
         holdout_task="Task3",
     )
 
@@ -145,8 +144,3 @@ def _rows(folder: Path, sides: Sides) -> tuple[Path, Path]:
 def _named_documents(path: Path) -> list[tuple[str, str]]:
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [(record["id"], record["document"]) for record in records]
-
-
-def _documents(path: Path, texts: Iterable[str]) -> Path:
-    write_text(path, "".join(json.dumps({"document": text}) + "\n" for text in texts))
-    return path

@@ -10,8 +10,8 @@ from typing import Any
 from bench.audits import COLUMNS, audited_cells
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
-from bench.real.stages import Cost, Made, Stages, fingerprint_of
 from bench.real.table import AUDITED
+from bench.stages import Cost, Made, Stages, fingerprint_of
 from letheon.data.rows import hash_rows, read_rows
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults

@@ -44,7 +44,7 @@ REAL = Plan(
     ask={"text_tokens": 16384, "max_new_tokens": 96},
     mmlu={"questions": 500, "shots": 5},
     audit={"attacks": ",".join(ATTACKS), "samples": 8},
-    num_lume_rows=48,
+    num_lume_rows=30,
     num_records=20,
     num_holdout=24,
 )

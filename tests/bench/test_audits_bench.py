@@ -4,7 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bench.audits import COLUMNS, MADE, OWN, VARIANTS, audited_cells, flags, memorized, settings_of
+from bench.audits import COLUMNS, MADE, OWN, VARIANTS, audited_cells, memorized, settings_of
+from bench.methods import flags
 
 from bench import audits
 from letheon.objective.catalogue import METHODS

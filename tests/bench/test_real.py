@@ -13,13 +13,14 @@ import bench.real.plain as real_plain
 import pytest
 import torch
 from bench.real.__main__ import _parse, _plan, main
-from bench.real.ask import ask_text, is_right
+from bench.real.ask import is_right
 from bench.real.checkpoint import CheckpointError, make_checkpoint
 from bench.real.inputs import real_lume
 from bench.real.plan import REAL
 from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice, other_records
-from bench.real.stages import StageError, Stages
 from bench.real.table import AUDITED, attacks_table, numbers_table
+from bench.stages import StageError, Stages
+from bench.text import text_loss
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -84,7 +85,7 @@ def test_an_answer_is_right_if_it_holds_the_word() -> None:
 def test_the_loss_of_text_is_the_mean_over_windows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.real.ask._WINDOW_TOKENS", 8)
+    monkeypatch.setattr("bench.text._WINDOW_TOKENS", 8)
     path = tmp_path / "text.txt"
     path.write_text("The ship and the lighthouse are old, the village is not. Bees like the river.")
     ids = tokenizer(path.read_text()).input_ids[:17]
@@ -93,7 +94,7 @@ def test_the_loss_of_text_is_the_mean_over_windows(
         window = torch.tensor(ids[start : start + 8])
         with torch.no_grad():
             losses.append(cross_entropy(model(window[None]).logits[0, :-1], window[1:], reduction="none"))
-    found = ask_text(LoadedModel(model, tokenizer, "made"), path, num_tokens=17)
+    found = text_loss(LoadedModel(model, tokenizer, "made"), path, num_tokens=17)
     assert found == {"loss": pytest.approx(float(torch.cat(losses).mean()), rel=1e-6), "num_tokens": 14}
 
 

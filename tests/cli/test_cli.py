@@ -65,6 +65,8 @@ def test_unlearn_evaluate_and_report_leave_their_files(files: Path) -> None:
     after = run / "evaluation" / "after"
     printed = call("evaluate", "--model", run / "model", *sets(files), "--out", after, "--max-new-tokens", 8)
     assert "Task aggregate" in printed
+    assert "Value" in printed
+    assert "Before" not in printed
     official = json.loads((after / "evaluation_results.jsonl").read_text())
     assert official["aggregate-score"] == -1
     assert len((after / "predictions.jsonl").read_text().splitlines()) == 6

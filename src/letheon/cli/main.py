@@ -315,6 +315,6 @@ def _print_verdict(report: "UnlearnReport") -> None:
 
 
 def _print_results(results: "Results") -> None:
-    from letheon.report.tables import before_after, to_rich
+    from letheon.report.tables import compare, to_rich
 
-    Console().print(to_rich(before_after(None, results)))
+    Console().print(to_rich(compare({"Value": results})))
