@@ -1,6 +1,6 @@
 """Every method on targets that nothing was tuned on, at equal cost, alone and held in place: docs/results.md.
 
-    python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods ours NAME ...] [--seeds 0 1 2]
+    python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 
 "Ours" is the command without settings; it finds its learning rate and its end. Every other method has its published
 coefficients, the learning rate that won in bench.methods on lume-val-6m-general (`RATES`), and as many tokens of the
@@ -49,6 +49,7 @@ RATES = {
 """Those that won on the tuning target (docs/results.md, "Every method, one budget"); quantile's was not searched."""
 OURS = {"ours": {}, "ours, with refusals": {"instead": "refusal"}}
 VARIANTS = ("alone", "held")
+"""How each is run: as it is, or with general text held in place and the dial."""
 TEXT_TOKENS, MAX_NEW_TOKENS = 16384, 128
 GOAL_AGGREGATE, GOAL_TEXT = 0.95, 0.3
 
@@ -82,13 +83,14 @@ class GoalJob:
     data: Path
     out: Path
     seeds: Sequence[int]
+    variants: Sequence[str] = VARIANTS
 
     def lines(self, names: Sequence[str]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
         """Yield the name of each line, how its runs were held, and what was measured of each seed."""
         yield "(before)", "", [self._measured(_as_it_is(self.target.model))]
         if self.target.never is not None:
             yield "(never knew)", "", [self._measured(_as_it_is(self.target.never))]
-        for how in VARIANTS:
+        for how in self.variants:
             budget = self._budget(how)
             for name in names:
                 found = [self._found(name, how, seed, budget) for seed in self.seeds]
@@ -176,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     targets += [Target(name, Path(model), Path(rows), form) for name, model, rows, form in given.also]
     found: dict[str, Any] = {}
     for target in targets:
-        lines = list(GoalJob(target, given.data, given.out, given.seeds).lines(given.methods))
+        lines = list(GoalJob(target, given.data, given.out, given.seeds, given.variants).lines(given.methods))
         found[target.name] = [{"method": name, "how": how, "seeds": seeds} for name, how, seeds in lines]
         write_json(given.out / "goal.json", found)
         print(to_markdown(table(target.name, lines)))
@@ -331,6 +333,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tuning", action="store_true", help="only write the rows of the study that tunes ours")
     parser.add_argument("--no-made", dest="made", action="store_false", help="leave out the target that is made here")
     parser.add_argument("--methods", nargs="+", choices=[*OURS, *METHODS], default=[*OURS, *METHODS])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from letheon.training.stopping import Clock, Pace, choose_kept, why_stop, writin
 from letheon.training.tracking import Silent
 from letheon.unlearning import judging
 from letheon.unlearning.inputs import read_inputs
-from letheon.unlearning.interim import Probes, interim_score, more_repetition, score_of_losses
+from letheon.unlearning.interim import Probes, interim_score, membership_auc, membership_score_of, more_repetition
 from letheon.unlearning.judging import Budgets, Start, UnlearningJudge
 from letheon.unlearning.prepare import prepare
 from letheon.unlearning.resolve import resolve_settings
@@ -199,9 +199,9 @@ def test_the_state_that_is_kept_is_the_one_before_or_the_new_one(seed: int) -> N
 
 
 def test_membership_of_a_broken_model_is_no_success() -> None:
-    assert score_of_losses([1.0, 3.0], [2.0]) == pytest.approx(1.0)
-    assert score_of_losses([math.nan, 1.0], [2.0]) == 0.0
-    assert score_of_losses([1.0], [math.inf]) == 0.0
+    assert membership_score_of(membership_auc([1.0, 3.0], [2.0])) == pytest.approx(1.0)
+    assert membership_score_of(membership_auc([math.nan, 1.0], [2.0])) == 0.0
+    assert membership_score_of(membership_auc([1.0], [math.inf])) == 0.0
 
 
 def test_shares_of_the_time_left() -> None:

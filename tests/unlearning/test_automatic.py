@@ -59,12 +59,18 @@ def settings(**changes: object) -> UnlearnSettings:
 
 
 def course(
-    num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0), general: tuple[str, ...] = ()
+    num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0), general: tuple[str, ...] = (), **changes: object
 ) -> AutomaticCourse:
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
-    given = settings(epochs=num_epochs)
+    given = settings(epochs=num_epochs, **changes)
     return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",), general)
+
+
+def hiding(step: int, auc: float | None, retain: float = 1.0) -> StateScore:
+    """A state of which the forget rows are gone."""
+    one = recalls(step, 0.0, retain)
+    return StateScore(step, one.epoch, {**one.values, "membership_auc": auc})
 
 
 def history(*found: tuple[float, float]) -> list[StateScore]:
@@ -212,6 +218,25 @@ def test_texts_that_still_match_are_not_forgotten_until_that_has_settled() -> No
     assert [one.phase(settled[:n]).cooling_from for n in (5, 6, 7)] == [None, None, 70]
     assert one.kept(settled).step == 70  # the earlier ones are as good by their recalls, and match more
     assert one.phase([*falling, recalls(50, 0.04, 1.0, 0.14)]).cooling_from == 50  # too little to wait for
+
+
+def test_with_documents_a_run_goes_on_until_forget_texts_cost_no_less_than_these() -> None:
+    one, other = course(holdout=Path("h.jsonl")), course()
+    telling = [hiding(10, 1.0), hiding(20, 0.7), hiding(30, 0.6)]
+    assert one.phase(telling).cooling_from is None
+    assert one.phase(telling).rate == 1e-3
+    assert other.phase(telling).cooling_from == 10
+    gone = [*telling, hiding(40, 0.5)]
+    assert one.phase(gone).cooling_from == 40
+    assert one.why_stop([*gone, hiding(50, 0.3), hiding(60, 0.3)]) is not None
+    assert one.why_stop([*gone, hiding(50, 0.5), hiding(60, 0.6)]) is None  # it came back in the cool-down
+    assert one.phase([*telling, hiding(40, None)]).cooling_from is None
+
+
+def test_a_run_says_that_its_texts_are_still_told_from_documents() -> None:
+    reason = course(num_epochs=1, holdout=Path("h.jsonl")).why_stop([hiding(10, 0.9, retain=0.5)])
+    assert reason is not None
+    assert reason.startswith("finished without reaching a membership AUC of 0.525 and a retain recall of 0.950")
 
 
 def test_a_state_in_which_texts_come_back_is_no_goal() -> None:

@@ -1,10 +1,11 @@
 """The course of a run that finds its own learning rate and its own end.
 
 The learning rate starts low and doubles from scoring to scoring until the forget rows are being forgotten fast enough,
-stays there until they are forgotten, and then falls to 0 over a cool-down, in which the retain rows recover. A
-cool-down that ends short of the goals is followed by more training. This is a range test of the learning rate (Smith,
-arXiv 1506.01186) on the run's own steps, so that none of them is thrown away. The KL on general text counts once
-forgetting has begun, and for less where it stands in the way.
+stays there until they are forgotten, and where there are holdout documents until forget texts cost no less than these.
+Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
+followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
+so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
+stands in the way.
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ SETTLED = 0.05
 longer recalled and may still be there; a template that other rows share will always match."""
 NO_MATCH = 0.15
 """A forget match that needs no settling."""
+HIDDEN = 0.525
+"""AUC of telling forget texts from holdout documents, where there are any, at which they are hidden. Training lowers
+it, past 0.5 as well, from where the dial comes back."""
 RETAINED = 0.95
 """Recall of the retain rows below which training goes on, as a share of their recall before training."""
 FIRST_RATES = {"lora": 5e-4, "weights": 5e-6}
@@ -201,11 +205,12 @@ class AutomaticCourse(SetCourse):
         return replace(phase, is_over=True) if self._is_reached(history) else replace(phase, cooling_from=None)
 
     def _is_reached(self, history: History) -> bool:
-        """Whether the latest state reaches both goals, and is not one in which the forget rows come back."""
+        """Whether the latest state reaches the goals, and is not one in which the forget rows come back."""
         last = history[-1]
         least = min(map(_match, history))
         is_forgotten = _recall(last, "forget") <= FORGOTTEN and self._is_settled(history)
-        return is_forgotten and _match(last) <= max(NO_MATCH, least + SETTLED) and self._keeps(last)
+        is_gone = is_forgotten and _match(last) <= max(NO_MATCH, least + SETTLED)
+        return is_gone and self._hides(last) and self._keeps(last)
 
     def _is_settled(self, history: History) -> bool:
         """Whether what matches of the forget answers is little, or has fallen by little lately."""
@@ -215,6 +220,11 @@ class AutomaticCourse(SetCourse):
         if len(history) <= _LATELY or any(_recall(score, "forget") > 2 * FORGOTTEN for score in lately):
             return False
         return min(map(_match, history[:-_LATELY])) - min(map(_match, history)) < SETTLED
+
+    def _hides(self, score: StateScore) -> bool:
+        """Whether forget texts cost as much as documents that the model never saw, where the run is given some."""
+        auc = score.values.get("membership_auc")
+        return self.settings.holdout is None or (auc is not None and auc <= HIDDEN)
 
     def _keeps(self, score: StateScore) -> bool:
         return _recall(score, "retain") >= self._retained
@@ -230,6 +240,8 @@ class AutomaticCourse(SetCourse):
             goals.append(f"a forget recall of {FORGOTTEN:g}")
         elif not self._is_settled(history):
             goals.append("a forget match that has settled")
+        if not self._hides(last):
+            goals.append(f"a membership AUC of {HIDDEN:g}")
         if not self._keeps(last):
             goals.append(f"a retain recall of {self._retained:.3f}")
         return " and ".join(goals) or "the end of the cool-down"

@@ -40,6 +40,7 @@ BETTER: Mapping[str, Better] = {
     SCORE: "higher",
     "retain_loss": "lower",
     "membership": "higher",
+    "membership_auc": "lower",
     "text_loss": "lower",
     "retain_kl": "lower",
     "general_kl": "lower",
@@ -54,6 +55,8 @@ forget_recall, retain_recall, score: 0 to 1. The score, which the best state is 
     recalls by task and kind, or where there are holdout documents the mean of that and `membership`.
 retain_loss: mean cross-entropy of a retain answer token, nats.
 membership: 1 - 2 |AUC - 0.5| of telling forget texts from holdout documents by their loss; None without the latter.
+membership_auc: that AUC. Where it is above 0.5, forget texts still cost less than documents that the model never saw;
+    below, scaling what was trained brings it back. None also where a loss is not finite.
 text_loss: mean over the holdout documents of their cross-entropy, nats a token; None without them.
 retain_kl: mean of KL(reference || model), nats, where it is taken on the retain rows; None where nothing waits on it.
 general_kl: mean of KL(reference || model) over general text that is not trained on, nats; None without such text.
@@ -129,7 +132,8 @@ def interim_score(
     means = {cell: fmean(values) for cell, values in cells.items()}
     aggregate = harmonic_mean([1 - mean if cell[0] else mean for cell, mean in means.items()])
     of_holdout = text_losses(engine, probes.holdout)
-    membership = score_of_losses(text_losses(engine, probes.forget_texts), of_holdout) if of_holdout else None
+    auc = membership_auc(text_losses(engine, probes.forget_texts), of_holdout) if of_holdout else None
+    membership = membership_score_of(auc) if of_holdout else None
     retained = probes.num_forget_rows
     values = {
         "forget_recall": fmean(v for (is_forget, *_), values in cells.items() if is_forget for v in values),
@@ -138,6 +142,7 @@ def interim_score(
         SCORE: aggregate if membership is None else (aggregate + membership) / 2,
         "retain_loss": sum(found.losses[retained:]) / sum(found.num_tokens[retained:]),
         "membership": membership,
+        "membership_auc": auc,
         "text_loss": fmean(of_holdout) if of_holdout else None,
         "retain_kl": None if probes.kept is None else mean_divergence(engine, probes.kept),
         "general_kl": None if probes.general is None else mean_divergence(engine, probes.general),
@@ -185,11 +190,6 @@ def _worse_recalls(engine: Engine, probes: Probes, recalls: Sequence[float]) -> 
         bare = max(first, num_said / num_answer)
         worse[index] = max(worse[index], bare) if index < probes.num_forget_rows else min(worse[index], bare)
     return worse
-
-
-def score_of_losses(member_losses: Sequence[float], other_losses: Sequence[float]) -> float:
-    """Return 1 - 2 |AUC - 0.5| of telling members from others by their loss; 0 where a loss is not finite."""
-    return membership_score_of(membership_auc(member_losses, other_losses))
 
 
 def membership_score_of(auc: float | None) -> float:

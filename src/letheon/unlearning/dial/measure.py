@@ -78,6 +78,7 @@ def measure(
         **found.values,
         SCORE: (found.score + membership) / 2,
         "membership": membership,
+        "membership_auc": auc,
         "text_loss": fmean(losses),
     }
     return Point(scale, values, auc, tuple(members))
@@ -87,7 +88,8 @@ def _without_documents(score: StateScore) -> StateScore:
     """Return a score as it is where there are no documents: the mean of aggregate and membership becomes the former."""
     membership = score.values["membership"]
     aggregate = score.score if membership is None else 2 * score.score - membership
-    return replace(score, values={**score.values, SCORE: aggregate, "membership": None, "text_loss": None})
+    absent = dict.fromkeys(("membership", "membership_auc", "text_loss"))
+    return replace(score, values={**score.values, SCORE: aggregate, **absent})
 
 
 def measure_reported(engine: Engine, point: Point, documents: Sequence[TokenSequence]) -> Reported:
