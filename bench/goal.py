@@ -33,7 +33,7 @@ from letheon.scores.numbers import membership_score
 from letheon.storage.files import write_json
 from letheon.storage.fingerprints import hash_checkpoint
 
-MADE: dict[str, object] = {
+MADE: dict[str, Any] = {
     "architecture": "gpt2", "width": 128, "num-layers": 3, "vocab-size": 4000, "learning-rate": 3e-3,
     "text-every": 3, "target-accuracy": 0.995,
 }  # fmt: skip
@@ -192,7 +192,7 @@ def made_target(data: Path, out: Path) -> Target:
     stages, text = Stages(out / "models"), data / "text" / "wikitext2-valid.txt"
     knows = _memorised(stages, [rows / "forget.jsonl", rows / "retain.jsonl"], text, MADE)
     learnt = {name: value for name, value in MADE.items() if name != "vocab-size"}
-    never = _memorised(stages, [rows / "retain.jsonl"], text, {**learnt, "tokenizer": knows.path, "seed": 1})
+    never = _memorised(stages, [rows / "retain.jsonl"], text, {**learnt, "seed": 1}, tokenizer=knows)
     return Target("gpt2-general", knows.path, rows, "joined", never.path)
 
 
@@ -223,15 +223,18 @@ def _is_document(row: Row) -> bool:
     return (row.task, row.kind) == ("Task3", "completion")
 
 
-def _memorised(stages: Stages, files: Sequence[Path], text: Path, settings: Mapping[str, object]) -> Made:
+def _memorised(
+    stages: Stages, files: Sequence[Path], text: Path, settings: Mapping[str, Any], *, tokenizer: Made | None = None
+) -> Made:
+    words = [] if tokenizer is None else ["--tokenizer", tokenizer.path]
     return stages.make(
         "memorised",
-        [[hash_rows(read_rows(file)) for file in files], {name: str(value) for name, value in settings.items()}],
+        [[hash_rows(read_rows(file)) for file in files], settings, tokenizer and tokenizer.key],
         lambda out: [
             *("letheon", "memorize", "--template", "joined", "--rows", *files, "--text", text),
-            *flags(dict(settings)), "--out", out,
+            *(*flags(settings), *words, "--out", out),
         ],
-    )  # fmt: skip
+    )
 
 
 def _as_it_is(model: Path) -> Made:

@@ -284,6 +284,7 @@ def test_the_identity_of_a_run_is_what_it_does(base: dict[str, Any], tmp_path: P
     assert identity(rank=5) == first  # the default, spelled out
     assert identity(rank=6) != first
     assert identity(compile=False) == first  # off in a file of an earlier version
+    assert identity(epochs=20, learning_rate="auto") != identity(learning_rate="auto")  # of which one ends by itself
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(Path(base["forget"]).read_bytes())
     assert identity(forget=str(copy)) == first

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from letheon.data.rows import Row
+from letheon.data.rows import Row, Rows
 from letheon.data.schedules import MixedSchedule
 from letheon.errors import SettingsError
 from letheon.objective.catalogue import get_method
@@ -16,7 +16,14 @@ from letheon.settings import UnlearnSettings
 from letheon.training.judge import StateScore
 from letheon.unlearning.automatic import FORGOTTEN, RETAINED, AutomaticCourse
 from letheon.unlearning.interim import BETTER
-from letheon.unlearning.resolve import FIXED_RATE, LEAST_STEPS, finds_rate, resolve_settings
+from letheon.unlearning.resolve import (
+    FIXED_RATE,
+    LEAST_EPOCHS,
+    LEAST_STEPS,
+    finds_rate,
+    resolve_end,
+    resolve_settings,
+)
 from letheon.unlearning.run import unlearn
 from running import After, events, knowing_model, model_of, run, same, short_run
 
@@ -173,6 +180,21 @@ def test_the_goal_of_retain_rows_counts_from_what_was_known() -> None:
     found = history((0.5, 0.8), (0.04, 0.77), (0.04, 0.77), (0.04, 0.77))
     assert (course(start=(1.0, 0.8)).why_stop(found) or "").startswith("forgotten")
     assert course(start=(1.0, 1.0)).why_stop(found) is None
+
+
+def test_settings_that_are_resolved_twice_leave_a_run_the_same_time(rows: list[Row]) -> None:
+    """As a study resolves them."""
+    asked = {"model": "m", "forget": "f", "retain": "r", "out": "o"}
+    for changes, epochs in (
+        ({}, LEAST_EPOCHS),
+        ({"epochs": 20}, 20),
+        ({"learning_rate": 1e-3}, 20),
+        ({"max_steps": 9}, 20),
+    ):
+        once = resolve_settings(UnlearnSettings.of({**asked, **changes}))
+        twice = resolve_settings(once)
+        many = Rows("made", tuple(rows * 20), tuple(range(20 * len(rows))))
+        assert resolve_end(once, twice, many, many).epochs == epochs
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,13 @@ def identity_of(settings: UnlearnSettings | EvaluateSettings, hashes: Hashes) ->
     values = effective(settings) if isinstance(settings, UnlearnSettings) else settings.plain()
     # Defaults are left out, so that a setting which a later version adds leaves runs what they are.
     defaults = {name: field.get_default() for name, field in type(settings).model_fields.items()}
+    if values.get("learning_rate") == "auto" and "epochs" in settings.model_fields_set:
+        del defaults["epochs"]  # a run that finds its own end has another limit where none is given
     facts = facts_of(type(settings))
     matter = {
         name: hashes.of(value) if facts[name].kind is FILE and value is not None else value
         for name, value in values.items()
-        if facts[name].change is not INCIDENTAL and value != defaults[name]
+        if facts[name].change is not INCIDENTAL and (name not in defaults or value != defaults[name])
     }
     return hashlib.sha256(json.dumps(matter, sort_keys=True, default=str).encode()).hexdigest()[:_IDENTITY_LENGTH]
 

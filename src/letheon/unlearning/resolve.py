@@ -33,6 +33,8 @@ SCORING_EPOCHS = 5
 DEFAULT_TARGETS = (ALL_LINEAR,)
 """What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
 
+_ENDS = frozenset({"epochs", "max_steps"})
+"""Settings that limit a run."""
 LEAST_EPOCHS, LEAST_STEPS = 40, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
 REFUSAL = "refusal"
@@ -46,7 +48,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     Raises:
         SettingsError: there is no such method, it does not take a coefficient, or a setting would have no effect.
     """
-    method = get_method(settings.method)
+    method, asked = get_method(settings.method), settings.model_fields_set
     settings = UnlearnSettings.of(
         {
             **_published(method, settings),
@@ -76,7 +78,9 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
         "learning_rate": rate,
         "checkpoint_epochs": every,
     }
-    settings = UnlearnSettings.of({**settings.model_dump(), **flags, **resolved})
+    # A limit that was not asked for stays so: whoever resolves these settings again, as a study does, finds no other.
+    filled = settings.model_dump(exclude=set(_ENDS) if rate == "auto" and _ENDS.isdisjoint(asked) else None)
+    settings = UnlearnSettings.of({**filled, **flags, **resolved})
     method_of(settings)
     _check_general(settings, method)
     _check_method(settings, method)
@@ -240,7 +244,7 @@ def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedu
 
 def resolve_end(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
     """Return resolved settings, with epochs enough for a run to find its own end where it was `asked` for no limit."""
-    if settings.learning_rate != "auto" or not {"epochs", "max_steps"}.isdisjoint(asked.model_fields_set):
+    if settings.learning_rate != "auto" or not _ENDS.isdisjoint(asked.model_fields_set):
         return settings
     steps_per_epoch = build_schedule(settings, forget, retain).steps_per_epoch
     return settings.model_copy(update={"epochs": max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))})
