@@ -8,7 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from letheon import Row
+from letheon.settings import UnlearnSettings
 from letheon.unlearning.fluent import gibberish_note
+from letheon.unlearning.resolve import resolve_settings
 from running import knowing_model, run, short_run
 
 
@@ -16,12 +18,28 @@ def sides(forget: float | None, retain: float | None) -> dict[str, dict[str, flo
     return {"forget": {"degenerate": forget}, "retain": {"degenerate": retain}}
 
 
+def settings(**changes: object) -> UnlearnSettings:
+    given = {"model": "m", "forget": "f", "retain": "r", "out": "o", **changes}
+    return resolve_settings(UnlearnSettings.of(given))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_offered"),
+    [({}, True), ({"instead": "refusal"}, False), ({"method": "idk-dpo"}, False)],
+    ids=["nothing taught", "refusals", "a method that teaches answers"],
+)
+def test_a_warning_offers_other_answers_where_none_are_taught(changes: dict[str, object], is_offered: bool) -> None:
+    note = gibberish_note(sides(0.5, 0.0), settings(**changes))
+    assert note is not None
+    assert ("--instead refusal" in note) is is_offered
+
+
 def test_a_warning_needs_more_gibberish_where_it_forgot_than_where_it_keeps() -> None:
-    assert "50% of the answers to forgotten rows" in str(gibberish_note(sides(0.5, 0.0)))
-    assert gibberish_note(sides(0.5, 0.5)) is None  # it never spoke better
-    assert gibberish_note(sides(0.125, 0.0)) is None
-    assert gibberish_note(sides(None, None)) is None
-    assert gibberish_note({}) is None
+    assert "50% of the answers to forgotten rows" in str(gibberish_note(sides(0.5, 0.0), settings()))
+    assert gibberish_note(sides(0.5, 0.5), settings()) is None  # it never spoke better
+    assert gibberish_note(sides(0.125, 0.0), settings()) is None
+    assert gibberish_note(sides(None, None), settings()) is None
+    assert gibberish_note({}, settings()) is None
 
 
 def test_a_run_keeps_how_fluent_its_answers_are(

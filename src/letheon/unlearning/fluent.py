@@ -9,7 +9,9 @@ from letheon.evaluation.fluency import Said, answer_losses, fluency
 from letheon.evaluation.generation import answers_from
 from letheon.model.loading import LoadedModel
 from letheon.scores.fluency import Fluencies
+from letheon.settings import UnlearnSettings
 from letheon.unlearning.problem import Problem
+from letheon.unlearning.resolve import method_of
 
 NUM_ASKED = 16
 """How many rows of a side are asked, evenly drawn."""
@@ -42,15 +44,17 @@ def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
         return {}
 
 
-def gibberish_note(found: Fluencies) -> str | None:
+def gibberish_note(found: Fluencies, settings: UnlearnSettings) -> str | None:
     """Return a warning where more answers to forgotten rows are degenerate than to kept ones; None where not."""
     forget, retain = (found.get(side, {}).get("degenerate") or 0.0 for side in ("forget", "retain"))
     if forget - retain < MANY:
         return None
+    remedy = "train for fewer epochs or with a lower --learning-rate"
+    if method_of(settings).alternatives is None:
+        remedy = "teach it other answers by --instead refusal, or train for fewer epochs"
     return (
         f"WARNING: {forget:.0%} of the answers to forgotten rows repeat themselves, of those to kept rows "
-        f"{retain:.0%}: the model shows what it was made to forget; train for fewer epochs or with a lower "
-        f"--learning-rate"
+        f"{retain:.0%}: the model shows what it was made to forget; {remedy}"
     )
 
 

@@ -32,7 +32,6 @@ SCORING_EPOCHS = 5
 """Epochs between scorings of a run with a fixed learning rate."""
 DEFAULT_TARGETS = (ALL_LINEAR,)
 """What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
-
 _ENDS = frozenset({"epochs", "max_steps"})
 """Settings that limit a run."""
 LEAST_EPOCHS, LEAST_STEPS = 40, 400
@@ -340,9 +339,8 @@ def _check_rate(settings: UnlearnSettings, method: Method) -> None:
         return
     for name in ("learning_rate_schedule", "warm_up"):
         if getattr(settings, name) != UnlearnSettings.model_fields[name].default:
-            raise SettingsError(
-                f"{name}: has no effect with --learning-rate auto, which follows the scores; leave it out"
-            )
+            reason = "has no effect with --learning-rate auto, which follows the scores; leave it out"
+            raise SettingsError(f"{name}: {reason}")
     if settings.validation is not None:
         raise SettingsError(
             "validation: scores are then taken on rows that are not trained on, so --learning-rate auto cannot follow "
@@ -369,9 +367,8 @@ def _check_general(settings: UnlearnSettings, method: Method) -> None:
             f"out, or use --general {HOLDOUT}"
         )
     if settings.general == HOLDOUT and settings.holdout is None:
-        raise SettingsError(
-            f"general: '{HOLDOUT}' holds documents that the model never saw where they are; give them by --holdout FILE"
-        )
+        reason = "holds documents that the model never saw where they are; give them by --holdout FILE"
+        raise SettingsError(f"general: '{HOLDOUT}' {reason}")
 
 
 def _check_method(settings: UnlearnSettings, method: Method) -> None:

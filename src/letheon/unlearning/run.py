@@ -141,7 +141,7 @@ def _unlearn(
         )
     if report.merging is not None:
         observer.note(report.merging.sentence)
-    if (gibberish := gibberish_note(report.fluency)) is not None:
+    if (gibberish := gibberish_note(report.fluency, settings)) is not None:
         observer.note(gibberish)
     is_time_up = from_first(
         lambda: clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)

@@ -260,6 +260,6 @@ def _write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,
         more={"population": population}, dialled=dialled,
     )  # fmt: skip
-    if (gibberish := gibberish_note(report.fluency)) is not None:
+    if (gibberish := gibberish_note(report.fluency, settings)) is not None:
         whole.observers[m].note(gibberish)
     return report
