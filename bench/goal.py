@@ -2,9 +2,9 @@
 
     python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 
-"Ours" is the command without settings; it finds its learning rate and its end. Every other method has its published
-coefficients, the learning rate that won in bench.methods on lume-val-6m-general (`RATES`), and as many tokens of the
-rows as the first run of ours took. All run twice: alone, and with general text held in place and the dial set by
+"Ours" is the command without settings; it finds its learning rate and its end. Every other method has its settings of
+bench.methods, the learning rate that won there on lume-val-6m-general (`RATES`), and as many tokens of the rows as the
+first run of ours took. All run twice: alone, and with general text held in place and the dial set by
 documents that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew model; `--also` adds a model
 with a folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and holdout.jsonl. Each stage is a process
 of its own whose result is kept. Writes DIR/goal.json and prints the tables in Markdown.
@@ -48,6 +48,7 @@ RATES = {
 }  # fmt: skip
 """Those that won on the tuning target (docs/results.md, "Every method, one budget"); quantile's was not searched."""
 OURS = {"ours": {}, "ours, with refusals": {"instead": "refusal"}}
+"""Settings beside which there are none."""
 VARIANTS = ("alone", "held")
 """How each is run: as it is, or with general text held in place and the dial."""
 TEXT_TOKENS, MAX_NEW_TOKENS = 16384, 128
