@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## the fast tests, three minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not browser" -n auto --dist worksteal
 
 test-slow: $(INSTALLED)  ## the others, half an hour on two cores
-	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
+	$(BIN)/python -m pytest -m slow -rs -n auto --dist worksteal
 
 test-browser: $(INSTALLED)  ## the reports in a headless chromium, half a minute; skipped where none is installed
 	$(BIN)/python -m pytest -m browser -rs tests/report

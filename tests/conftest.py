@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,17 @@ TEXTS = [
     "The old lighthouse keeper wrote letters to the sea every winter evening.",
     "Which harbour did the ship leave from? Veldhaven",
 ]
+
+SLOW_UNTIL = "LETHEON_SLOW_TESTS_UNTIL"
+"""Names the time, in seconds since the epoch, from which no slow test is begun: on a slow processor all of them would
+take longer than .ci/run may. Those that are left out are skipped with this reason."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a slow test that would begin too late."""
+    until = os.environ.get(SLOW_UNTIL)
+    if until is not None and time.time() >= float(until) and item.get_closest_marker("slow") is not None:
+        pytest.skip("begun too late: this machine is too slow for all slow tests")
 
 
 def pytest_collection_finish() -> None:
