@@ -20,8 +20,8 @@ from small import tiny_model
 
 RATE = 3e-3
 VALUES = 1e-2 * RATE
-"""Largest difference of a trained value: of the way that one step can take it, one percent. Of all cases on two kinds of
-processor, one value of UNDIAL's was off by 0.6 percent (padded, without AVX512), all others by less than 0.1."""
+"""Largest difference of a trained value: of the way that one step can take it, one percent. On a
+processor without AVX512 one value of UNDIAL's is off by 0.6 percent when padded, all others by less than 0.1."""
 TERM = 1e-4
 """Largest relative difference of a logged term, which small KLs need: they are differences of values of a few nats."""
 
