@@ -66,18 +66,28 @@ def settings(**changes: object) -> UnlearnSettings:
 
 
 def course(
-    num_epochs: int = 20, start: tuple[float, float] = (1.0, 1.0), general: tuple[str, ...] = (), **changes: object
+    num_epochs: int = 20,
+    start: tuple[float, float] = (1.0, 1.0),
+    general: tuple[str, ...] = (),
+    instead: tuple[str, ...] = (),
+    **changes: object,
 ) -> AutomaticCourse:
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
     given = settings(epochs=num_epochs, **changes)
-    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",), general)
+    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",), general, instead)
 
 
 def hiding(step: int, auc: float | None, retain: float = 1.0) -> StateScore:
     """A state of which the forget rows are gone."""
     one = recalls(step, 0.0, retain)
     return StateScore(step, one.epoch, {**one.values, "membership_auc": auc})
+
+
+def teaching(step: int, taught: float, forget: float = 0.04) -> StateScore:
+    """A state of which forget rows get other answers."""
+    one = recalls(step, forget, 1.0)
+    return StateScore(step, one.epoch, {**one.values, "instead_recall": taught})
 
 
 def history(*found: tuple[float, float]) -> list[StateScore]:
@@ -253,6 +263,29 @@ def test_with_documents_a_run_goes_on_until_forget_texts_cost_no_less_than_these
     assert one.why_stop([*gone, hiding(50, 0.3), hiding(60, 0.3)]) is not None
     assert one.why_stop([*gone, hiding(50, 0.5), hiding(60, 0.6)]) is None  # it came back in the cool-down
     assert one.phase([*telling, hiding(40, None)]).cooling_from is None
+
+
+def test_texts_that_are_not_hidden_soon_enough_speed_up_a_run() -> None:
+    one = course(holdout=Path("h.jsonl"))
+    # Of what is to fall, each has fallen by less than a third of the rest; then one of them by as much.
+    slow = [hiding(10, 1.0), hiding(20, 1.0), hiding(30, 0.95), hiding(40, 0.81), hiding(50, 0.8)]
+    assert [one.phase(slow[:n]).rate for n in range(1, 6)] == [1e-3, 2e-3, 4e-3, 4e-3, 8e-3]
+    matches = [recalls(10 * n, 0.04, 1.0, match) for n, match in enumerate((0.9, 0.65, 0.6), start=1)]
+    assert [one.phase(matches[:n]).rate for n in (1, 2, 3)] == [2e-3, 2e-3, 4e-3]
+    assert course().phase(matches).rate == 1e-3  # where nothing is to be hidden
+
+
+def test_other_answers_that_are_not_learnt_once_rows_are_forgotten_count_for_more() -> None:
+    one = course(instead=("instead_nll",))
+    found = [teaching(10, 0.0, forget=0.5), teaching(20, 0.2), teaching(30, 0.5), teaching(40, 0.89)]
+    weights = [one.factors(found[:n])["instead_nll"] for n in range(5)]
+    assert weights == [1, 1, 2, 4, 8]
+    assert one.phase(found).cooling_from is None
+    learnt = [*found, teaching(50, 0.9)]
+    assert (one.phase(learnt).cooling_from, one.factors(learnt)["instead_nll"]) == (50, 8)
+    assert one.factors([teaching(10 * n, 0.0) for n in range(1, 9)])["instead_nll"] == 32
+    end = [*found, teaching(one.total_steps, 0.5)]
+    assert str(one.why_stop(end)).startswith("finished without reaching a recall of the other answers of 0.9: ")
 
 
 def test_a_run_says_that_its_texts_are_still_told_from_documents() -> None:

@@ -26,9 +26,16 @@ Curve = Callable[[float], float]
 
 
 def point(
-    scale: float, auc: float | None, *, forget: float = 0.0, retain: float = 1.0, text: float | None = 3.0
+    scale: float,
+    auc: float | None,
+    *,
+    forget: float = 0.0,
+    retain: float = 1.0,
+    text: float | None = 3.0,
+    instead: float | None = None,
 ) -> Point:
-    values = {"forget_recall": forget, "retain_recall": retain, "text_loss": text, "score": 0.5}
+    taught = {} if instead is None else {"instead_recall": instead}
+    values = {"forget_recall": forget, "retain_recall": retain, "text_loss": text, "score": 0.5, **taught}
     return Point(scale, values, auc)
 
 
@@ -160,7 +167,7 @@ def test_limits_are_counted_from_both_ends() -> None:
         point(0, 1.0, forget=1.0, retain=0.9), point(1, 0.0, forget=0.02, retain=0.8, text=5.0),
         DialBudgets(forget=0.1, retain=0.05, text=1.0),
     )  # fmt: skip
-    assert limits == Limits(pytest.approx(0.12), pytest.approx(0.75), 4.0)  # type: ignore[arg-type]
+    assert limits == Limits(pytest.approx(0.12), pytest.approx(0.75), 4.0, -0.1)  # type: ignore[arg-type]
     assert limits.fault(point(0.5, 0.5, forget=0.12, retain=0.75, text=4.0)) is None
     assert limits.fault(point(0.5, 0.5, forget=0.13)) is Fault.RECALLS
     assert limits.fault(point(0.5, 0.5, forget=0.13, retain=0.74)) is Fault.DAMAGES
@@ -194,6 +201,18 @@ def test_no_more_is_measured_once_the_score_is_close_to_1() -> None:
     limits = Limits.of(ends[0], ends[-1], DialBudgets())
     assert next_scale([*ends, point(0.5, 0.509), point(0.75, 0.2)], limits) is None
     assert next_scale([*ends, point(0.5, 0.511), point(0.75, 0.2)], limits) is not None
+
+
+def test_a_scale_at_which_other_answers_are_lost_is_too_small() -> None:
+    taught = point(1, 0.0, instead=0.95)
+    limits = Limits.of(point(0, 1.0, forget=1.0, instead=0.0), taught, DialBudgets(forget=0.1))
+    assert limits.fault(point(0.5, 0.5, instead=0.85)) is None
+    assert limits.fault(point(0.5, 0.5, instead=0.8)) is Fault.RECALLS
+
+    def measure(scale: float) -> Point:
+        return point(scale, None, forget=1.0 if scale < 0.25 else 0.0, instead=0.95 if scale > 0.6 else 0.2)
+
+    assert 0.6 < choose_by_recall(measure).point.scale < 0.7
 
 
 def test_an_interval_that_ends_past_the_limits_is_not_taken_where_one_within_crosses_too() -> None:

@@ -26,7 +26,7 @@ def test_what_a_method_is_given_to_say_is_a_term_of_its_own(given: dict[str, Any
     settings = settings_of(given, instead="refusal", instead_weight=0.5)
     method = method_of(settings)
     assert method.alternatives is not None
-    assert (method.alternatives.kind, method.alternatives.replace) == ("refusals", False)
+    assert (method.alternatives.kind, method.alternatives.replace) == ("refusal", False)
     last = terms_of(method, settings)[-1]
     assert (last.name, last.role, last.weight) == ("instead_nll", "alternative", 0.5)
     assert settings_of(given).instead is None
@@ -40,6 +40,29 @@ def test_a_method_with_other_answers_of_its_own_takes_no_more(given: dict[str, A
         settings_of(given, method="idk-dpo", instead="refusal")
     with pytest.raises(SettingsError, match="instead_weight: has no effect without"):
         settings_of(given, instead_weight=0.5)
+
+
+def test_what_is_learnt_of_the_one_answer_of_each_row_is_scored(
+    given: dict[str, Any], rows: list[Row], tmp_path: Path
+) -> None:
+    for span in ("answer", "text"):  # with the prompts, of which nothing counts
+        report = run(
+            {**given, "epochs": 30, "learning_rate": 2e-2, "out": tmp_path / span},
+            instead="refusal",
+            span=span,
+            instead_weight=1.0,
+        )
+        learnt = [one["instead_recall"] for one in events(report.folder, "interim")]
+        assert learnt[0] < 0.1
+        assert learnt[-1] > 0.9
+
+
+def test_of_several_answers_none_is_expected(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
+    file = tmp_path / "instead.jsonl"
+    lines = [{"id": f"{row.id}#{k}", "prompt": row.prompt, "answer": f"no{k}"} for row in rows[:3] for k in (1, 2)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    report = run({**given, "epochs": 1}, instead=str(file))
+    assert [one["instead_recall"] for one in events(report.folder, "interim")] == [None]
 
 
 @pytest.mark.slow

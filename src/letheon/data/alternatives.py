@@ -43,6 +43,11 @@ def refusals(forget: Collection[Row], *, per_row: int, seed: int) -> list[Row]:
     return made
 
 
+def one_refusal(forget: Collection[Row]) -> list[Row]:
+    """Return each forget row with the first refusal in place of its answer."""
+    return [replace(row, answer=REFUSALS[0]) for row in forget]
+
+
 def other_answers(forget: Collection[Row], *, per_row: int, seed: int) -> list[Row]:
     """Return each forget row with answers of other forget rows of its kind, where there are any with other answers."""
     generator = torch.Generator().manual_seed(seed)

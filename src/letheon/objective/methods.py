@@ -56,7 +56,7 @@ class Coefficient:
 class Alternatives:
     """Other answers to the prompts of the forget rows."""
 
-    kind: Literal["refusals", "random-tokens", "other-answers", "generated"]
+    kind: Literal["refusals", "refusal", "random-tokens", "other-answers", "generated", "given"]
     replace: bool
     """Whether they stand in place of the forget rows, rather than beside them."""
     per_row: int = 1

@@ -5,7 +5,7 @@ stays there until they are forgotten, and where there are holdout documents unti
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
-stands in the way.
+stands in the way; other answers that are not learnt by the time the rows are forgotten count for more.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,8 @@ NO_MATCH = 0.15
 HIDDEN = 0.525
 """AUC of telling forget texts from holdout documents, where there are any, at which they are hidden. Training lowers
 it, past 0.5 as well, from where the dial comes back."""
+TAUGHT = 0.9
+"""Recall of the other answers of the forget rows, where --instead teaches one each, at which they are learnt."""
 RETAINED = 0.95
 """Recall of the retain rows below which training goes on, as a share of their recall before training."""
 FIRST_RATES = {"lora": 5e-4, "weights": 5e-6}
@@ -42,7 +44,7 @@ _LATELY = 3
 _COOL_DOWN = 2
 """How many scorings a cool-down lasts."""
 _IN_SCORINGS = 3
-"""In how many more scorings the rows must be forgotten at the present pace, or the learning rate rises."""
+"""In how many more scorings the rows must be forgotten, or hidden, at the present pace, or the learning rate rises."""
 _LIGHTER, _HEAVIER = 4.0, 2.0
 """By what the weights of the forget terms are divided where retain rows are damaged, and multiplied afterwards."""
 _BEGUN = 0.1
@@ -51,6 +53,8 @@ _ANCHORED = 4
 """The multiple of the first learning rate above which it rises only once the KL on general text is light."""
 _LEAST_ANCHOR = 1 / 64
 """The least that the weight of that KL is multiplied by once it counts."""
+_MOST_TAUGHT = 32.0
+"""The most that the weight of the other answers is multiplied by."""
 _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
@@ -69,6 +73,8 @@ class Phase:
     """What the weights of the forget terms are multiplied by."""
     anchor: float = 0.0
     """What the weight of the KL on general text is multiplied by; 0 until forgetting has begun."""
+    taught: float = 1.0
+    """What the weight of the NLL on other answers is multiplied by."""
     cooling_from: int | None = None
     """The step at which the present cool-down began; None outside one."""
     is_over: bool = False
@@ -85,6 +91,8 @@ class AutomaticCourse(SetCourse):
     forget_terms: tuple[str, ...]
     """Their names."""
     general_terms: tuple[str, ...] = ()
+    """Likewise."""
+    instead_terms: tuple[str, ...] = ()
     """Likewise."""
     _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
     """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
@@ -103,9 +111,13 @@ class AutomaticCourse(SetCourse):
         return phase.rate * max(0.0, 1 - (step - phase.cooling_from) / self._cool_down_steps)
 
     def factors(self, history: History) -> Mapping[str, float]:
-        """Return what the weights of forget terms and of the KL on general text are multiplied by in the next step."""
+        """Return what the weights of the terms that the course changes are multiplied by in the next step."""
         phase = self.phase(history)
-        return {**dict.fromkeys(self.forget_terms, phase.factor), **dict.fromkeys(self.general_terms, phase.anchor)}
+        return {
+            **dict.fromkeys(self.forget_terms, phase.factor),
+            **dict.fromkeys(self.general_terms, phase.anchor),
+            **dict.fromkeys(self.instead_terms, phase.taught),
+        }
 
     def is_due(self, step: int, history: History) -> bool:  # noqa: ARG002 - it depends on the step alone
         """Return whether the state after `step` steps is scored and saved."""
@@ -149,11 +161,13 @@ class AutomaticCourse(SetCourse):
         if self._is_reached(history):
             return replace(phase, cooling_from=score.step)
         forget, retain = _recall(score, "forget"), _recall(score, "retain")
+        if forget <= FORGOTTEN and not self._teaches(score):
+            phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
         allowed = self._retained if is_forgotten else _recall(self.start, "retain") - _DAMAGE
         if retain < allowed:
             return self._damaged(phase, gained=retain - _recall(last, "retain"), wanted=allowed - retain)
-        if _recall(last, "forget") - forget >= (forget - FORGOTTEN) / _IN_SCORINGS:
+        if self._is_fast(last, score):
             return phase
         if phase.factor < 1:
             return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
@@ -168,13 +182,25 @@ class AutomaticCourse(SetCourse):
         forgotten = _recall(self.start, "forget") - _recall(score, "forget")
         return max(forgotten, _match(self.start) - _match(score)) > _BEGUN
 
+    def _is_fast(self, last: StateScore, score: StateScore) -> bool:
+        """Whether a few more scorings like the latest would forget the rows, and then hide forget texts.
+
+        The AUC of texts that cost far less than others does not move, so what matches of them may fall instead.
+        """
+        if _recall(score, "forget") > FORGOTTEN:
+            return _falls(_recall(last, "forget"), _recall(score, "forget"), FORGOTTEN)
+        if self._hides(score):
+            return True
+        falls = _match(last) > NO_MATCH and _falls(_match(last), _match(score), NO_MATCH)
+        return falls or _falls(_auc(last), _auc(score), HIDDEN)
+
     def _faster(self, phase: Phase, retain: float) -> Phase:
         """Return what follows a scoring that finds rows being forgotten too slowly.
 
         What a model writes that knows little but its rows is made of them, and held there it keeps them. A learning
         rate that rises against that ends in damage: above a moderate one the hold is loosened first.
         """
-        if phase.anchor > _LEAST_ANCHOR and phase.rate >= _ANCHORED * self.first_rate:
+        if self.general_terms and phase.anchor > _LEAST_ANCHOR and phase.rate >= _ANCHORED * self.first_rate:
             return replace(phase, anchor=phase.anchor / _LIGHTER)
         limit = MOST_RISE * self.first_rate
         if phase.highest < limit and phase.rate == phase.highest and retain >= self._retained:
@@ -210,7 +236,7 @@ class AutomaticCourse(SetCourse):
         least = min(map(_match, history))
         is_forgotten = _recall(last, "forget") <= FORGOTTEN and self._is_settled(history)
         is_gone = is_forgotten and _match(last) <= max(NO_MATCH, least + SETTLED)
-        return is_gone and self._hides(last) and self._keeps(last)
+        return is_gone and self._hides(last) and self._keeps(last) and self._teaches(last)
 
     def _is_settled(self, history: History) -> bool:
         """Whether what matches of the forget answers is little, or has fallen by little lately."""
@@ -223,8 +249,12 @@ class AutomaticCourse(SetCourse):
 
     def _hides(self, score: StateScore) -> bool:
         """Whether forget texts cost as much as documents that the model never saw, where the run is given some."""
-        auc = score.values.get("membership_auc")
-        return self.settings.holdout is None or (auc is not None and auc <= HIDDEN)
+        return self.settings.holdout is None or _auc(score) <= HIDDEN
+
+    def _teaches(self, score: StateScore) -> bool:
+        """Whether forget rows get other answers, where the run has any to teach and to score."""
+        recall = score.values.get("instead_recall")
+        return recall is None or recall >= TAUGHT
 
     def _keeps(self, score: StateScore) -> bool:
         return _recall(score, "retain") >= self._retained
@@ -242,6 +272,8 @@ class AutomaticCourse(SetCourse):
             goals.append("a forget match that has settled")
         if not self._hides(last):
             goals.append(f"a membership AUC of {HIDDEN:g}")
+        if not self._teaches(last):
+            goals.append(f"a recall of the other answers of {TAUGHT:g}")
         if not self._keeps(last):
             goals.append(f"a retain recall of {self._retained:.3f}")
         return " and ".join(goals) or "the end of the cool-down"
@@ -269,12 +301,26 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
         return SetCourse(settings, problem.schedule, problem.judge)
     assert problem.start is not None, "every unlearning run scores the model before its first step"
     first_rate = FIRST_RATES[settings.adapt]
-    forget, general = (
-        tuple(term.name for term in problem.terms if term.role == role) for role in ("forget", "general")
+    forget, general, others = (
+        tuple(term.name for term in problem.terms if term.role == role) for role in ("forget", "general", "alternative")
     )
     if settings.general == HOLDOUT:  # a term of the method's own
         general = ()
-    return AutomaticCourse(settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general)
+    if settings.instead is None:  # likewise
+        others = ()
+    return AutomaticCourse(
+        settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general, others
+    )
+
+
+def _falls(last: float, value: float, goal: float) -> bool:
+    """Whether a value that goes on falling as it did lately soon reaches its goal."""
+    return last - value >= (value - goal) / _IN_SCORINGS
+
+
+def _auc(score: StateScore) -> float:
+    auc = score.values.get("membership_auc")
+    return 1.0 if auc is None else auc
 
 
 def _match(score: StateScore) -> float:

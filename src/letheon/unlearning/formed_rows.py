@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from letheon.data.alternatives import given_alternatives, other_answers, random_tokens, refusals
+from letheon.data.alternatives import given_alternatives, one_refusal, other_answers, random_tokens, refusals
 from letheon.data.forms import AUTO, CHAT, writes_date
 from letheon.data.probing import Known, describe_known, probe_forms
 from letheon.data.rows import Row
@@ -220,6 +220,8 @@ def _alternatives(
             made = longest_alternatives(of_forget, per_row=chosen.per_row)
         else:
             made = generate_alternatives(loaded, of_forget, per_row=chosen.per_row, seed=seed)
+    elif chosen.kind == "refusal":
+        rows, is_cut = one_refusal(inputs.forget), True
     else:
         # Another row's answer may be too long for this prompt, which is no mistake of the user.
         make, is_cut = (refusals if chosen.kind == "refusals" else other_answers), True

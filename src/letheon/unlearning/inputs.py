@@ -21,7 +21,7 @@ from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
 from letheon.settings.suites import brings_rows, is_holdout_of_suite
 from letheon.unlearning.dial.measure import Halves, split_in_halves
-from letheon.unlearning.resolve import instead_file
+from letheon.unlearning.resolve import REFUSAL
 
 NUM_HOLDOUT_DOCUMENTS = 64
 UNLIMITED = 10**9
@@ -95,7 +95,7 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
-    others = settings.alternatives or instead_file(settings)
+    others = settings.alternatives or (None if settings.instead in (AUTO, REFUSAL) else settings.instead)
     alternatives = _read(others, settings, tokenizer, note) if others else None
     if alternatives is not None:
         # Each forget row's are looked up when it is known how many the method takes; that there are any is seen now.

@@ -45,6 +45,7 @@ BETTER: Mapping[str, Better] = {
     "retain_kl": "lower",
     "general_kl": "lower",
     "forget_repetition": "lower",
+    "instead_recall": "higher",
 }
 """What is measured of a state, and in which direction it is better.
 
@@ -63,6 +64,8 @@ general_kl: mean of KL(reference || model) over general text that is not trained
 forget_repetition: by how much more the likeliest tokens at the forget answers repeat themselves than the true ones,
     mean of seq-rep-2, -1 to 1. It costs nothing, and rises before what the model writes by itself becomes "K K K K".
     None where all answers are short, or the values are those of a store.
+instead_recall: mean recall of the other answer that each forget row is taught by --instead; None where rows have none,
+    or several, of which the model may say any.
 """
 
 
@@ -92,6 +95,8 @@ class Probes:
     """The retain rows, where the KL on them is asked for."""
     general: KeptRows | None = None
     """General text that is not trained on."""
+    others: Sequence[TokenSequence] = ()
+    """Forget rows with the one other answer that each is taught, where there is one."""
 
     @property
     def num_tokens(self) -> int:
@@ -99,7 +104,8 @@ class Probes:
         asked = (one for pair in self.asked.values() for one in (pair.at_once, pair.written))
         held = [s for rows in (self.kept, self.general) if rows for s in rows.sequences]
         texts = self.forget_texts if self.holdout else ()
-        return sum(len(s.input_ids) for read in (self.answers, self.holdout, texts, asked, held) for s in read)
+        read = (self.answers, self.holdout, texts, asked, held, self.others)
+        return sum(len(s.input_ids) for sequences in read for s in sequences)
 
     @property
     def forget_texts(self) -> list[TokenSequence]:
@@ -147,6 +153,7 @@ def interim_score(
         "retain_kl": None if probes.kept is None else mean_divergence(engine, probes.kept),
         "general_kl": None if probes.general is None else mean_divergence(engine, probes.general),
         "forget_repetition": _mean(found.repetitions[:retained]),
+        "instead_recall": fmean(answer_values(engine, probes.others).recalls) if probes.others else None,
     }
     return StateScore(step, epoch, values)
 

@@ -10,7 +10,7 @@ from letheon.engine.reference import build_reference
 from letheon.engine.values import ReferenceStore
 from letheon.errors import DataError
 from letheon.objective.values import Needs
-from letheon.settings import FormSettings, ScoringSettings
+from letheon.settings import FormSettings, ScoringSettings, UnlearnSettings
 from letheon.unlearning.answerless import Answerless, find_answerless
 from letheon.unlearning.formed_rows import retain_sequences
 from letheon.unlearning.inputs import Inputs
@@ -23,10 +23,11 @@ def probes_of(
     settings: ScoringSettings,
     *,
     asked: Mapping[int, Asked] | None = None,
+    others: Sequence[TokenSequence] = (),
 ) -> Probes:
     """Return the rows to score during a run: its own, or those that are left out of training.
 
-    Rows whose answers lie beyond the model's context are not among them.
+    Rows whose answers lie beyond the model's context are not among them. `others` are `taught_answers`.
 
     Raises:
         DataError: no forget row or no retain row can be scored.
@@ -48,7 +49,27 @@ def probes_of(
         holdout=inputs.holdout,
         asked={place: one for place, i in enumerate(chosen) if (one := (asked or {}).get(first + i)) and one.is_whole},
         holdout_task=settings.holdout_task,
+        others=others,
     )
+
+
+def taught_answers(
+    made: Sequence[TokenSequence], sequences: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings
+) -> Sequence[TokenSequence]:
+    """Return forget rows with the other answer that --instead teaches each; nothing where any has none or several.
+
+    `made` are the other answers as they are trained on, row after row, and `sequences` the rows as they are scored.
+    Rows that are left out of training to be scored are taught nothing.
+    """
+    if settings.instead is None or settings.validation is not None:
+        return ()
+    per_row = len(made) // len(inputs.forget)
+    if any(made[i] != made[i - i % per_row] for i in range(len(made))):
+        return ()
+    taught = made[::per_row]
+    if settings.span == "text":  # their prompts are trained on too, and are no part of the answer
+        taught = [replace(s, answer_start=row.answer_start) for s, row in zip(taught, sequences, strict=False)]
+    return [s for s in taught if len(s.input_ids) > s.answer_start]
 
 
 def _scored_rows(inputs: Inputs, settings: ScoringSettings) -> tuple[int, Rows, Rows]:

@@ -38,7 +38,7 @@ LEAST_EPOCHS, LEAST_STEPS = 40, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
 REFUSAL = "refusal"
 INSTEAD_PER_ROW = 5
-"""How many other answers a forget row has; epochs take turns."""
+"""How many other answers a forget row has, where there are several; epochs take turns."""
 
 
 def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
@@ -108,13 +108,10 @@ def method_of(settings: UnlearnSettings) -> Method:
             f"instead: method '{method.name}' trains on other answers to the forget rows already; leave it out, or "
             f"give yours by --alternatives FILE"
         )
-    kind: Literal["generated", "refusals"] = "generated" if settings.instead == AUTO else "refusals"
+    if settings.instead == REFUSAL:
+        return replace(method, alternatives=Alternatives("refusal", replace=False))
+    kind: Literal["generated", "given"] = "generated" if settings.instead == AUTO else "given"
     return replace(method, alternatives=Alternatives(kind, replace=False, per_row=INSTEAD_PER_ROW))
-
-
-def instead_file(settings: UnlearnSettings) -> str | None:
-    """Return the file of other answers that `instead` names; None where it names none."""
-    return None if settings.instead in (None, AUTO, REFUSAL) else settings.instead
 
 
 def _published(method: Method, settings: UnlearnSettings) -> dict[str, object]:

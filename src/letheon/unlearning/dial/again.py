@@ -47,7 +47,7 @@ from letheon.unlearning.formed_rows import form_rows
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.merging import MergingDifference, measure_merging
 from letheon.unlearning.prepare import adapt
-from letheon.unlearning.probes import probes_of
+from letheon.unlearning.probes import probes_of, taught_answers
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import settings_text, write_weights
 from letheon.unlearning.resolve import method_of, resolve_settings
@@ -152,11 +152,15 @@ def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
         probe_of([s for s in inputs.sequences if s.num_answer_tokens]).to(adapted.model.device),
         adapter_off=adapted.off,
     )
-    form = form_rows(loaded, engine, inputs, settings, replace(method, alternatives=None), found={})
-    if method.alternatives is None:
+    # Answers that the model made up are not written down.
+    is_made_up = method.alternatives is not None and method.alternatives.kind == "generated"
+    taught = replace(method, alternatives=None) if is_made_up else method
+    form = form_rows(loaded, engine, inputs, settings, taught, found={})
+    if not is_made_up:
         _check_same(run, {"sequences_sha256": form.sha256})
     _load_trained(run, adapted, method)
-    probes = probes_of(inputs, form.sequences, settings, asked=form.asked)
+    others = taught_answers(form.trained[len(inputs.rows) :], form.sequences, inputs, settings)
+    probes = probes_of(inputs, form.sequences, settings, asked=form.asked, others=others)
     dialled = turn_dial(
         settings,
         engine=engine,

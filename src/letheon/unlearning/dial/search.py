@@ -67,6 +67,11 @@ class Point:
         return self.values["retain_recall"] or 0.0
 
     @property
+    def instead_recall(self) -> float:
+        """Mean recall of the other answers that --instead teaches, 0 to 1; 0 where it teaches none."""
+        return self.values.get("instead_recall") or 0.0
+
+    @property
     def membership(self) -> float:
         """1 - 2 |AUC - 0.5|; 0 where there is no AUC."""
         return membership_score_of(self.auc)
@@ -85,7 +90,7 @@ class DialBudgets:
     """What a search by membership may cost."""
 
     forget: float = 0.1
-    """By how much the recall of the forget rows may exceed that at scale 1."""
+    """By how much the recall of the forget rows may exceed that at scale 1, and that of other answers fall below it."""
     retain: float = 0.05
     """By how much the recall of the retain rows may fall below those at scales 0 and 1."""
     text: float | None = None
@@ -95,7 +100,7 @@ class DialBudgets:
 class Fault(Enum):
     """Why a scale cannot be chosen."""
 
-    RECALLS = "it is too small: the model recalls the forget rows"
+    RECALLS = "it is too small: the model recalls the forget rows, or loses the other answers"
     DAMAGES = "it costs too much: retain rows or unseen text"
 
 
@@ -107,6 +112,7 @@ class Limits:
     least_retain_recall: float
     most_text_loss: float | None
     """nats a token; None for any."""
+    least_instead_recall: float = 0.0
 
     @classmethod
     def of(cls, start: Point, trained: Point, budgets: DialBudgets) -> "Limits":
@@ -116,6 +122,7 @@ class Limits:
             trained.forget_recall + budgets.forget,
             min(start.retain_recall, trained.retain_recall) - budgets.retain,
             None if text is None or before is None else before + text,
+            trained.instead_recall - budgets.forget,
         )
 
     def fault(self, point: Point) -> Fault | None:
@@ -125,7 +132,8 @@ class Limits:
         keeps_text = self.most_text_loss is None or (loss is not None and loss <= self.most_text_loss)
         if not keeps_text or point.retain_recall < self.least_retain_recall - _ROUNDING:
             return Fault.DAMAGES
-        return Fault.RECALLS if point.forget_recall > self.most_forget_recall + _ROUNDING else None
+        recalls = point.forget_recall > self.most_forget_recall + _ROUNDING
+        return Fault.RECALLS if recalls or point.instead_recall < self.least_instead_recall - _ROUNDING else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,8 @@ def choose_by_recall(measure: Measure, *, goes_on: Callable[[], bool] = lambda: 
     """Return the smallest scale at which forget recall is at its level at scale 1.
 
     At the level is at most `SAME_RECALL` above the recall at scale 1, and `SAME_MATCH` above what matches of the forget
-    answers there, so that no text comes back that greedy decoding merely departs from. The search comes down from 1 in
+    answers there, so that no text comes back that greedy decoding merely departs from. The other answers that are
+    taught must still be recalled as well. The search comes down from 1 in
     quarters, so all scales measured above the chosen one are at the level too, then halves the last quarter.
     """
     points = [measure(1.0)]
@@ -176,7 +185,8 @@ def choose_by_recall(measure: Measure, *, goes_on: Callable[[], bool] = lambda: 
 
     def is_at_level(point: Point) -> bool:
         match = point.forget_match - trained.forget_match
-        return point.forget_recall <= trained.forget_recall + SAME_RECALL and match <= SAME_MATCH
+        is_taught = point.instead_recall >= trained.instead_recall - SAME_RECALL
+        return is_taught and point.forget_recall <= trained.forget_recall + SAME_RECALL and match <= SAME_MATCH
 
     if not goes_on():
         return Choice.among(points, None, "the time was up before another scale could be measured")
