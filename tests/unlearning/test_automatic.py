@@ -275,15 +275,18 @@ def test_texts_that_are_not_hidden_soon_enough_speed_up_a_run() -> None:
     assert course().phase(matches).rate == 1e-3  # where nothing is to be hidden
 
 
-def test_other_answers_that_are_not_learnt_once_rows_are_forgotten_count_for_more() -> None:
+def test_other_answers_count_once_the_rows_are_forgotten_and_for_more_until_they_are_learnt() -> None:
     one = course(instead=("instead_nll",))
     found = [teaching(10, 0.0, forget=0.5), teaching(20, 0.2), teaching(30, 0.5), teaching(40, 0.89)]
     weights = [one.factors(found[:n])["instead_nll"] for n in range(5)]
-    assert weights == [1, 1, 2, 4, 8]
+    assert weights == [0, 0, 1, 2, 4]
     assert one.phase(found).cooling_from is None
     learnt = [*found, teaching(50, 0.9)]
-    assert (one.phase(learnt).cooling_from, one.factors(learnt)["instead_nll"]) == (50, 8)
+    assert (one.phase(learnt).cooling_from, one.factors(learnt)["instead_nll"]) == (50, 4)
     assert one.factors([teaching(10 * n, 0.0) for n in range(1, 9)])["instead_nll"] == 32
+    damaged = teaching(30, 0.5)
+    damaged = StateScore(damaged.step, damaged.epoch, {**damaged.values, "retain_recall": 0.5})
+    assert one.factors([*found[:2], damaged])["instead_nll"] == 1  # the retain rows come first
     end = [*found, teaching(one.total_steps, 0.5)]
     assert str(one.why_stop(end)).startswith("finished without reaching a recall of the other answers of 0.9: ")
 

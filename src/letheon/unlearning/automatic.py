@@ -5,7 +5,7 @@ stays there until they are forgotten, and where there are holdout documents unti
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
-stands in the way; other answers that are not learnt by the time the rows are forgotten count for more.
+stands in the way. Other answers count once the rows are forgotten, and for more where they are not learnt soon.
 """
 
 from collections.abc import Mapping
@@ -73,8 +73,8 @@ class Phase:
     """What the weights of the forget terms are multiplied by."""
     anchor: float = 0.0
     """What the weight of the KL on general text is multiplied by; 0 until forgetting has begun."""
-    taught: float = 1.0
-    """What the weight of the NLL on other answers is multiplied by."""
+    taught: float = 0.0
+    """What the weight of the NLL on other answers is multiplied by; 0 until the rows are forgotten."""
     cooling_from: int | None = None
     """The step at which the present cool-down began; None outside one."""
     is_over: bool = False
@@ -93,7 +93,7 @@ class AutomaticCourse(SetCourse):
     general_terms: tuple[str, ...] = ()
     """Likewise."""
     instead_terms: tuple[str, ...] = ()
-    """Likewise."""
+    """Likewise, where each row is taught one other answer."""
     _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
     """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
 
@@ -151,6 +151,8 @@ class AutomaticCourse(SetCourse):
             phase = before if before.is_over else self._next(before, history[: number + 1])
             if not phase.anchor and self._has_begun(history[number]):
                 phase = replace(phase, anchor=1.0)
+            if not phase.taught and _recall(history[number], "forget") <= FORGOTTEN:
+                phase = replace(phase, taught=1.0)
             self._seen.append((history[number], phase))
         return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
 
@@ -161,12 +163,12 @@ class AutomaticCourse(SetCourse):
         if self._is_reached(history):
             return replace(phase, cooling_from=score.step)
         forget, retain = _recall(score, "forget"), _recall(score, "retain")
-        if forget <= FORGOTTEN and not self._teaches(score):
-            phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
         allowed = self._retained if is_forgotten else _recall(self.start, "retain") - _DAMAGE
         if retain < allowed:
             return self._damaged(phase, gained=retain - _recall(last, "retain"), wanted=allowed - retain)
+        if not self._teaches(score):
+            phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
         if self._is_fast(last, score):
             return phase
         if phase.factor < 1:
@@ -306,7 +308,7 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
     )
     if settings.general == HOLDOUT:  # a term of the method's own
         general = ()
-    if settings.instead is None:  # likewise
+    if not problem.probes.others:  # likewise, or there are several to a row
         others = ()
     return AutomaticCourse(
         settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general, others

@@ -176,9 +176,9 @@ def choose_by_recall(measure: Measure, *, goes_on: Callable[[], bool] = lambda: 
     """Return the smallest scale at which forget recall is at its level at scale 1.
 
     At the level is at most `SAME_RECALL` above the recall at scale 1, and `SAME_MATCH` above what matches of the forget
-    answers there, so that no text comes back that greedy decoding merely departs from. The other answers that are
-    taught must still be recalled as well. The search comes down from 1 in
-    quarters, so all scales measured above the chosen one are at the level too, then halves the last quarter.
+    answers there, so that no text comes back that greedy decoding merely departs from, and the recall of taught answers
+    is at most `SAME_RECALL` below it. The search comes down from 1 in quarters, so all scales measured above the chosen
+    one are at the level too, then halves the last quarter.
     """
     points = [measure(1.0)]
     trained = points[0]
