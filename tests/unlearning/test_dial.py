@@ -236,10 +236,15 @@ def test_undoing_the_dial_gives_the_bytes_of_a_run_without_one(
 
 
 @pytest.mark.slow
-def test_dialling_again_is_what_the_run_would_have_done(given: dict[str, Any], tmp_path: Path) -> None:
-    report = run(given)
-    later = run(given, **UNDIALLED, out=tmp_path / "later")
+@pytest.mark.parametrize("instead", [None, "refusal", "auto"])
+def test_dialling_again_is_what_the_run_would_have_done(
+    given: dict[str, Any], tmp_path: Path, instead: str | None
+) -> None:
+    report = run(given, instead=instead)
+    later = run(given, instead=instead, **UNDIALLED, out=tmp_path / "later")
     redial(later.folder, **BUDGETS)
+    points = result_of(later.folder)["dial"]["points"]
+    assert [point["instead_recall"] is not None for point in points] == [instead == "refusal"] * len(points)
     first, second = result_of(report.folder)["dial"], result_of(later.folder)["dial"]
     first.pop("duration_s"), second.pop("duration_s")
     assert first == second

@@ -61,7 +61,7 @@ def taught_answers(
     `made` are the other answers as they are trained on, row after row, and `sequences` the rows as they are scored.
     Rows that are left out of training to be scored are taught nothing.
     """
-    if settings.instead is None or settings.validation is not None:
+    if not made or settings.instead is None or settings.validation is not None:
         return ()
     per_row = len(made) // len(inputs.forget)
     if any(made[i] != made[i - i % per_row] for i in range(len(made))):
