@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from letheon import Row, UnlearnSettings
-from letheon.errors import SettingsError
+from letheon.errors import DataError, SettingsError
 from letheon.unlearning.resolve import INSTEAD_PER_ROW, method_of, resolve_settings, terms_of
 from running import events, knowing_model, run, short_run
 
@@ -40,6 +40,19 @@ def test_a_method_with_other_answers_of_its_own_takes_no_more(given: dict[str, A
         settings_of(given, method="idk-dpo", instead="refusal")
     with pytest.raises(SettingsError, match="instead_weight: has no effect without"):
         settings_of(given, instead_weight=0.5)
+
+
+def test_a_document_has_no_prompt_to_refuse(given: dict[str, Any], tmp_path: Path) -> None:
+    forget = tmp_path / "documents.jsonl"
+    forget.write_text(
+        json.dumps({"document": "The baker of Lund sells rye bread on Fridays."}) + "\n", encoding="utf-8"
+    )
+    asked = {**given, "forget": str(forget)}
+    with pytest.raises(
+        DataError, match=r"line 1 .*expected a prompt to refuse, got a plain document \(1 of 1 forget rows"
+    ):
+        run(asked, instead="refusal")
+    assert not given["out"].exists()
 
 
 def test_what_is_learnt_of_the_one_answer_of_each_row_is_scored(
