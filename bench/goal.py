@@ -1,4 +1,4 @@
-"""Every method on targets that nothing was tuned on, at equal cost, alone and held in place: docs/results.md.
+"""Every method on targets for which no setting was chosen, at equal cost, alone and held in place: docs/results.md.
 
     python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 

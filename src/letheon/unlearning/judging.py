@@ -111,8 +111,9 @@ class UnlearningJudge:
         membership = "" if values["membership"] is None else f"membership {values['membership']:.3f}, "
         divergence = "" if values["retain_kl"] is None else f"retain KL {values['retain_kl']:.3g} nats, "
         general = "" if values.get("general_kl") is None else f"general KL {values['general_kl']:.3g} nats, "
+        taught = "" if values.get("instead_recall") is None else f"other answers {values['instead_recall']:.3f}, "
         match = "" if values.get("forget_match") is None else f" ({values['forget_match']:.3f} of tokens)"
         return (
             f"epoch {score.epoch:g}: recall forget {values['forget_recall']:.3f}{match}, "
-            f"retain {values['retain_recall']:.3f}, {membership}{divergence}{general}score {score.score:.3f}"
+            f"retain {values['retain_recall']:.3f}, {taught}{membership}{divergence}{general}score {score.score:.3f}"
         )

@@ -38,14 +38,7 @@ from letheon.unlearning.general import GeneralRows, general_rows, general_schedu
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.interim import Probes, interim_score, stored_answers
 from letheon.unlearning.judging import Budgets, Start
-from letheon.unlearning.probes import (
-    kept_sequences,
-    probes_of,
-    taught_answers,
-    unscored_rows,
-    waits_on_kl,
-    with_kept_rows,
-)
+from letheon.unlearning.probes import kept_sequences, probes_of, unscored_rows, waits_on_kl, with_kept_rows
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.resolve import build_schedule, coefficients_of, terms_of
 
@@ -150,8 +143,7 @@ def prepare_shared(
         needs=needs, model_fingerprint=fingerprinted, cache_dir=cache_dir, progress=progress,
         on_path=on_path, on_short=short.append,
     )  # fmt: skip
-    others = taught_answers(form.trained[len(inputs.rows) :], form.sequences, inputs, settings[0])
-    probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked, others=others)
+    probes = probes_of(inputs, form.sequences, settings[0], asked=form.asked, others=form.trained[len(inputs.rows) :])
     kept = kept_sequences(probes, inputs, settings[0]) if measures_kl else ()
     probes = with_kept_rows(probes, engine, reference, retain=kept, general=general.scored)
     # The reference pass has read the rows as they are scored, unless they are trained on in another way.

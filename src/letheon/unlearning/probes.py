@@ -20,14 +20,15 @@ from letheon.unlearning.interim import KeptRows, Probes
 def probes_of(
     inputs: Inputs,
     sequences: Sequence[TokenSequence],
-    settings: ScoringSettings,
+    settings: UnlearnSettings,
     *,
     asked: Mapping[int, Asked] | None = None,
     others: Sequence[TokenSequence] = (),
 ) -> Probes:
     """Return the rows to score during a run: its own, or those that are left out of training.
 
-    Rows whose answers lie beyond the model's context are not among them. `others` are `taught_answers`.
+    Rows whose answers lie beyond the model's context are not among them. `others` are the forget rows with other
+    answers as they are trained on, row after row.
 
     Raises:
         DataError: no forget row or no retain row can be scored.
@@ -49,24 +50,23 @@ def probes_of(
         holdout=inputs.holdout,
         asked={place: one for place, i in enumerate(chosen) if (one := (asked or {}).get(first + i)) and one.is_whole},
         holdout_task=settings.holdout_task,
-        others=others,
+        others=_taught_answers(others, sequences, len(inputs.forget), settings),
     )
 
 
-def taught_answers(
-    made: Sequence[TokenSequence], sequences: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings
+def _taught_answers(
+    others: Sequence[TokenSequence], sequences: Sequence[TokenSequence], num_forget: int, settings: UnlearnSettings
 ) -> Sequence[TokenSequence]:
     """Return forget rows with the other answer that --instead teaches each; nothing where any has none or several.
 
-    `made` are the other answers as they are trained on, row after row, and `sequences` the rows as they are scored.
     Rows that are left out of training to be scored are taught nothing.
     """
-    if not made or settings.instead is None or settings.validation is not None:
+    if not others or settings.instead is None or settings.validation is not None:
         return ()
-    per_row = len(made) // len(inputs.forget)
-    if any(made[i] != made[i - i % per_row] for i in range(len(made))):
+    per_row = len(others) // num_forget
+    if any(others[i] != others[i - i % per_row] for i in range(len(others))):
         return ()
-    taught = made[::per_row]
+    taught = others[::per_row]
     if settings.span == "text":  # their prompts are trained on too, and are no part of the answer
         taught = [replace(s, answer_start=row.answer_start) for s, row in zip(taught, sequences, strict=False)]
     return [s for s in taught if len(s.input_ids) > s.answer_start]

@@ -47,7 +47,7 @@ from letheon.unlearning.formed_rows import form_rows
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.merging import MergingDifference, measure_merging
 from letheon.unlearning.prepare import adapt
-from letheon.unlearning.probes import probes_of, taught_answers
+from letheon.unlearning.probes import probes_of
 from letheon.unlearning.reading import read
 from letheon.unlearning.record import settings_text, write_weights
 from letheon.unlearning.resolve import method_of, resolve_settings
@@ -159,8 +159,7 @@ def _dial(run: _FinishedRun, observer: Observer) -> Dialled:
     if not is_made_up:
         _check_same(run, {"sequences_sha256": form.sha256})
     _load_trained(run, adapted, method)
-    others = taught_answers(form.trained[len(inputs.rows) :], form.sequences, inputs, settings)
-    probes = probes_of(inputs, form.sequences, settings, asked=form.asked, others=others)
+    probes = probes_of(inputs, form.sequences, settings, asked=form.asked, others=form.trained[len(inputs.rows) :])
     dialled = turn_dial(
         settings,
         engine=engine,

@@ -22,7 +22,7 @@ from letheon.unlearning.planning.demand import Data, Demand, demand_of
 from letheon.unlearning.planning.estimate import Plan, estimate
 from letheon.unlearning.planning.machine import Machine, machine_of, measure_rates, num_processes, process_memory
 from letheon.unlearning.planning.trace import empty_model
-from letheon.unlearning.probes import kept_sequences, probes_of, taught_answers, waits_on_kl
+from letheon.unlearning.probes import kept_sequences, probes_of, waits_on_kl
 from letheon.unlearning.resolve import build_schedule, method_of, terms_of
 
 SMALL = 1000
@@ -193,11 +193,9 @@ def _demand(settings: UnlearnSettings, inputs: Inputs) -> Demand:
 def _data(inputs: Inputs, settings: UnlearnSettings) -> Data:
     sequences = planned_sequences(inputs, settings, method=method_of(settings))
     num_left_out = sum(len(rows) for rows in inputs.left_out)
-    num_rows = len(inputs.rows)
-    rows, others = planned_rows(inputs, settings), sequences[num_rows : len(sequences) - num_left_out]
-    probes = probes_of(inputs, rows, settings, others=taught_answers(others, rows, inputs, settings))
-    texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
     trained, general = sequences[: len(sequences) - num_left_out], planned_general(inputs, settings)
+    probes = probes_of(inputs, planned_rows(inputs, settings), settings, others=trained[len(inputs.rows) :])
+    texts = [*inputs.holdout, *probes.forget_texts] if inputs.holdout else []
     kept = kept_sequences(probes, inputs, settings) if waits_on_kl(settings) else []
     return Data(
         trained=[*trained, *general.trained],
