@@ -34,6 +34,10 @@ def test_a_warning_offers_other_answers_where_none_are_taught(changes: dict[str,
     assert ("--instead refusal" in note) is is_offered
 
 
+def test_a_run_that_was_to_teach_answers_is_to_go_on_with_it() -> None:
+    assert "train on until it gives the other answers" in str(gibberish_note(sides(0.5, 0.0), settings(instead="auto")))
+
+
 def test_a_warning_needs_more_gibberish_where_it_forgot_than_where_it_keeps() -> None:
     assert "50% of the answers to forgotten rows" in str(gibberish_note(sides(0.5, 0.0), settings()))
     assert gibberish_note(sides(0.5, 0.5), settings()) is None  # it never spoke better

@@ -50,7 +50,9 @@ def gibberish_note(found: Fluencies, settings: UnlearnSettings) -> str | None:
     if forget - retain < MANY:
         return None
     remedy = "train for fewer epochs or with a lower --learning-rate"
-    if method_of(settings).alternatives is None:
+    if settings.instead is not None:
+        remedy = "train on until it gives the other answers (more --epochs), or set a larger --instead-weight"
+    elif method_of(settings).alternatives is None:
         remedy = "teach it other answers by --instead refusal, or train for fewer epochs"
     return (
         f"WARNING: {forget:.0%} of the answers to forgotten rows repeat themselves, of those to kept rows "
