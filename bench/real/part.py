@@ -37,9 +37,9 @@ class PartJob:
         yield "as it came", self._measured(checkpoint, checkpoint)
         target = self._memorised(checkpoint)
         yield "memorised", {**_how(self.plan.memorize, target), **self._measured(target, target)}
-        variants = {"ours": self.plan.ours, "ours, with refusals": {**self.plan.ours, "instead": "refusal"}}
+        variants = {"ours": self.plan.ours, "ours, no refusals": {**self.plan.ours, "instead": "none"}}
         for name, settings in variants.items():
-            if name == "ours" or "refusals" not in self.skipped:
+            if name == "ours" or "no-refusals" not in self.skipped:
                 ours = self._ours(target, settings)
                 model = replace(ours, path=ours.path / "model")
                 yield name, {**_how(settings, ours), **self._measured(model, target), **self._attacked(model, target)}

@@ -38,7 +38,7 @@ REAL = Plan(
         "target_accuracy": 0.99,
         "max_steps": 1200,
     },
-    ours={"general": "auto"},
+    ours={"general": "auto", "instead": "refusal"},
     # The step size and the epochs that forgot customer records in a trial; ours finds its own.
     plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 14},
     ask={"text_tokens": 16384, "max_new_tokens": 96},

@@ -215,10 +215,11 @@ def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cost.json")} == costs
     for part in ("lume", "request"):
         models = first["parts"][part]
-        assert list(models) == ["as it came", "memorised", "ours", "ours, with refusals", "the authors' step"]
-        refusing = models["ours, with refusals"]
-        assert refusing["settings"]["instead"] == "refusal"
-        assert refusing["forget"]["recall"] < models["memorised"]["forget"]["recall"] - 0.1
+        assert list(models) == ["as it came", "memorised", "ours", "ours, no refusals", "the authors' step"]
+        assert (models["ours"]["settings"]["instead"], models["ours, no refusals"]["settings"]["instead"]) == (
+            "refusal",
+            "none",
+        )
         assert models["memorised"]["forget"]["recall"] > 0.95
         assert models["ours"]["forget"]["recall"] < models["memorised"]["forget"]["recall"] - 0.1
         assert models["ours"]["settings"]["general"] == "auto"

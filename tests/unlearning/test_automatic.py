@@ -84,9 +84,9 @@ def hiding(step: int, auc: float | None, retain: float = 1.0) -> StateScore:
     return StateScore(step, one.epoch, {**one.values, "membership_auc": auc})
 
 
-def teaching(step: int, taught: float, forget: float = 0.04) -> StateScore:
+def teaching(step: int, taught: float, forget: float = 0.04, retain: float = 1.0) -> StateScore:
     """A state of which forget rows get other answers."""
-    one = recalls(step, forget, 1.0)
+    one = recalls(step, forget, retain)
     return StateScore(step, one.epoch, {**one.values, "instead_recall": taught})
 
 
@@ -279,16 +279,25 @@ def test_other_answers_count_once_the_rows_are_forgotten_and_for_more_until_they
     one = course(instead=("instead_nll",))
     found = [teaching(10, 0.0, forget=0.5), teaching(20, 0.2), teaching(30, 0.5), teaching(40, 0.89)]
     weights = [one.factors(found[:n])["instead_nll"] for n in range(5)]
-    assert weights == [0, 0, 1, 2, 4]
+    assert weights == [0, 0, 1 / 8, 1 / 4, 1 / 2]
     assert one.phase(found).cooling_from is None
     learnt = [*found, teaching(50, 0.9)]
-    assert (one.phase(learnt).cooling_from, one.factors(learnt)["instead_nll"]) == (50, 4)
-    assert one.factors([teaching(10 * n, 0.0) for n in range(1, 9)])["instead_nll"] == 32
-    damaged = teaching(30, 0.5)
-    damaged = StateScore(damaged.step, damaged.epoch, {**damaged.values, "retain_recall": 0.5})
-    assert one.factors([*found[:2], damaged])["instead_nll"] == 1  # the retain rows come first
+    assert (one.phase(learnt).cooling_from, one.factors(learnt)["instead_nll"]) == (50, 1 / 2)
+    assert one.factors([teaching(10 * n, 0.0) for n in range(1, 12)])["instead_nll"] == 32
     end = [*found, teaching(one.total_steps, 0.5)]
     assert str(one.why_stop(end)).startswith("finished without reaching a recall of the other answers of 0.9: ")
+
+
+def test_other_answers_that_spread_to_the_retain_rows_count_for_less() -> None:
+    one = course(instead=("instead_nll",))
+    found = [teaching(10 * n, 0.1, retain=0.9 - n / 10) for n in range(1, 5)]
+    phases = [one.phase(found[:n]) for n in range(1, 5)]
+    assert [phase.rate for phase in phases] == pytest.approx([0.5e-3] * 4)
+    assert [phase.factor for phase in phases] == [1, 1 / 4, 1 / 4, 1 / 4]
+    assert [phase.taught for phase in phases] == [1 / 8, 1 / 8, 1 / 32, 1 / 64]
+    learnt = [*found[:2], teaching(30, 1.0, retain=0.5)]  # what is left is not of their making
+    assert one.phase(learnt).rate == pytest.approx(0.5e-3)
+    assert one.phase(learnt).taught == 1 / 8
 
 
 def test_a_run_says_that_its_texts_are_still_told_from_documents() -> None:
@@ -369,6 +378,6 @@ def test_lighter_forget_terms_count_less_in_the_loss(given: dict[str, Any], monk
     monkeypatch.setattr(AutomaticCourse, "factors", lambda course, history: dict.fromkeys(course.forget_terms, 0.25))
     run(given, epochs=2)
     for step in events(given["out"], "step"):
-        names = ("npo", "retain_nll", "retain_kl", "general_kl")
-        npo, nll, kl, general_kl = (step["terms"][name] or 0.0 for name in names)
-        assert step["loss"] == pytest.approx(0.25 * npo + nll + 0.5 * kl + general_kl)
+        names = ("npo", "retain_nll", "retain_kl", "instead_nll", "general_kl")
+        npo, nll, kl, instead, general_kl = (step["terms"][name] or 0.0 for name in names)
+        assert step["loss"] == pytest.approx(0.25 * npo + nll + 0.5 * kl + 0.1 * instead + general_kl)

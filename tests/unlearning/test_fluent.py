@@ -25,7 +25,7 @@ def settings(**changes: object) -> UnlearnSettings:
 
 @pytest.mark.parametrize(
     ("changes", "is_offered"),
-    [({}, True), ({"instead": "refusal"}, False), ({"method": "idk-dpo"}, False)],
+    [({"instead": "none"}, True), ({}, False), ({"method": "idk-dpo"}, False)],
     ids=["nothing taught", "refusals", "a method that teaches answers"],
 )
 def test_a_warning_offers_other_answers_where_none_are_taught(changes: dict[str, object], is_offered: bool) -> None:

@@ -342,7 +342,7 @@ def test_a_changed_file_is_not_resumed_with(given: Any, tmp_path: Path) -> None:
 
 def test_a_file_of_nothing_but_rows_to_forget_is_refused(given: Any, rows: list[Row], tmp_path: Path) -> None:
     write_rows(rows[:2], tmp_path / "g.jsonl")
-    with pytest.raises(DataError, match=r"all 2 texts of .*g\.jsonl repeat one of them"):
+    with pytest.raises(DataError, match=r"all 2 texts \(from .*g\.jsonl\) repeat one of them"):
         run(given, general=str(tmp_path / "g.jsonl"))
 
 
@@ -363,6 +363,24 @@ def test_a_model_that_recites_its_rows_is_not_held_to_what_it_writes(
     assert any(left_out) is not is_held
     assert all((line["terms"]["general_kl"] is not None) == is_held for line in events(given["out"], "step"))
     assert asked[0] == 6  # rows to keep too
+
+
+@pytest.mark.parametrize("recites", [False, True])
+def test_the_documents_that_choose_are_held_too(
+    recites: bool, given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if recites:
+        monkeypatch.setattr(general, "_why_not", lambda *_: "it recites")
+    file = tmp_path / "unseen.jsonl"
+    file.write_text("".join(json.dumps({"document": text}) + "\n" for text in SENTENCES), encoding="utf-8")
+    run({**given, "epochs": 1}, holdout=str(file), dial="none")
+    notes = [line["message"] for line in events(given["out"], "note")]
+    expected = "documents of --holdout" if recites else "written by the model itself and documents of --holdout"
+    assert any(note.startswith("general text under the KL") and note.endswith(expected) for note in notes)
+    assert (
+        any(note.startswith("no general text of the model's own under the KL: it recites") for note in notes) is recites
+    )
+    assert all(line["terms"]["general_kl"] is not None for line in events(given["out"], "step"))
 
 
 def test_settings_of_general_text_need_it(given: Any) -> None:

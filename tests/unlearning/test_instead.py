@@ -9,6 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from letheon import Row, UnlearnSettings
 from letheon.errors import DataError, SettingsError
+from letheon.objective.catalogue import get_method
+from letheon.unlearning.formed_rows import planned_sequences
+from letheon.unlearning.inputs import read_inputs
+from letheon.unlearning.reading import read
 from letheon.unlearning.resolve import INSTEAD_PER_ROW, method_of, resolve_settings, terms_of
 from running import events, knowing_model, run, short_run
 
@@ -29,7 +33,6 @@ def test_what_a_method_is_given_to_say_is_a_term_of_its_own(given: dict[str, Any
     assert (method.alternatives.kind, method.alternatives.replace) == ("refusal", False)
     last = terms_of(method, settings)[-1]
     assert (last.name, last.role, last.weight) == ("instead_nll", "alternative", 0.5)
-    assert settings_of(given).instead is None
     assert [term.name for term in terms_of(method, settings_of(given))] == ["npo", "retain_nll", "retain_kl"]
 
 
@@ -42,17 +45,37 @@ def test_a_method_with_other_answers_of_its_own_takes_no_more(given: dict[str, A
         settings_of(given, instead_weight=0.5)
 
 
+DOCUMENT = "The baker of Lund sells rye bread on Fridays."
+
+
+def written(file: Path, *rows: dict[str, Any]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
 def test_a_document_has_no_prompt_to_refuse(given: dict[str, Any], tmp_path: Path) -> None:
-    forget = tmp_path / "documents.jsonl"
-    forget.write_text(
-        json.dumps({"document": "The baker of Lund sells rye bread on Fridays."}) + "\n", encoding="utf-8"
-    )
-    asked = {**given, "forget": str(forget)}
-    with pytest.raises(
-        DataError, match=r"line 1 .*expected a prompt to refuse, got a plain document \(1 of 1 forget rows"
-    ):
+    asked = {**given, "forget": written(tmp_path / "documents.jsonl", {"document": DOCUMENT})}
+    with pytest.raises(DataError, match=r"line 1 .*expected a prompt to refuse, got a plain document, as all 1 forget"):
         run(asked, instead="refusal")
     assert not given["out"].exists()
+    settings, inputs = read(UnlearnSettings.of({**asked, "learning_rate": "auto"}), get_method("low-rank-npo"))
+    assert settings.instead is None
+    assert all(term.name != "instead_nll" for term in terms_of(method_of(settings), settings))
+    assert not planned_sequences(inputs, settings, method=method_of(settings))[len(inputs.rows) :]
+
+
+def test_of_documents_among_the_rows_nothing_is_taught(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": rows[0].answer}
+    talks = [[{"role": "user", "content": rows[0].prompt}, said], [{"role": "assistant", "content": DOCUMENT}]]
+    asked = written(tmp_path / "both.jsonl", *({"messages": talk} for talk in talks))
+    for span in ("answer", "text"):
+        settings = settings_of({**given, "forget": asked}, instead="refusal", span=span)
+        inputs = read_inputs(settings)
+        taught, document = planned_sequences(inputs, settings, method=method_of(settings))[len(inputs.rows) :]
+        assert (taught.num_answer_tokens > 0, document.num_answer_tokens) == (True, 0)
+    report = run({**given, "forget": asked, "epochs": 1}, instead="refusal")
+    first = next(iter(events(report.folder, "interim")))
+    assert first["instead_recall"] is not None
 
 
 def test_what_is_learnt_of_the_one_answer_of_each_row_is_scored(

@@ -275,15 +275,18 @@ def test_groups_hold_what_can_share_a_model() -> None:
     settings = [
         settings_of(seed=1),
         settings_of(model="other"),
-        settings_of(method="npo", rank=8, learning_rate=1e-5, epochs=3, general="auto"),
+        settings_of(method="npo", rank=8, learning_rate=1e-5, epochs=3, general="auto", instead="refusal"),
         settings_of(kl="reverse"),
         settings_of(adapt="weights"),
         settings_of(target_modules=["o_proj"]),
         settings_of(kl="reverse", seed=4),
         settings_of(adapt="weights"),
         settings_of(method="ga", adapt="lora"),
+        settings_of(instead="none"),
+        settings_of(instead="auto"),
+        settings_of(method="idk-dpo"),
     ]
-    assert groups_of(settings) == [[0, 2, 8], [1], [3, 6], [4], [5], [7]]
+    assert groups_of(settings) == [[0, 2, 8], [1], [3, 6], [4], [5], [7], [9], [10], [11]]
     assert groups_of([]) == []
 
 

@@ -82,6 +82,25 @@ def test_a_run_that_finds_its_own_learning_rate_holds_what_the_model_writes(
     assert resolve_settings(once).general == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "refusal"),
+        ({"method": "simnpo"}, "refusal"),
+        ({"method": "idk-dpo"}, None),  # which trains on refusals of its own
+        ({"instead": "none"}, None),
+        ({"instead": "auto"}, "auto"),
+        ({"learning_rate": 1e-3}, None),
+        ({"method": "task-vector"}, None),
+        (recipe_settings("atyaephyra-7b"), None),
+    ],
+)
+def test_a_run_that_finds_its_own_learning_rate_teaches_a_refusal(given: dict[str, Any], expected: str | None) -> None:
+    once = resolved(**given)
+    assert once.instead == expected
+    assert resolve_settings(once).instead == expected
+
+
 def test_what_is_given_is_kept() -> None:
     found = resolved(method="neko", schedule="mixed", adapt="lora", delta=0.25, coefficients={"forget_weight": 0.7})
     assert (found.schedule, found.adapt, found.delta) == ("mixed", "lora", 0.25)

@@ -35,7 +35,7 @@ class GeneralSettings(Settings):
     general: Annotated[General, FIXED, SHARED, FILE] = Field(
         None,
         description="General text on which a KL keeps the model as it was: a file, auto (what the model itself "
-        "writes), holdout (the --holdout documents), or none [auto; none with a fixed --learning-rate].",
+        "writes, and --holdout documents), holdout (these alone), or none [auto; none with a fixed --learning-rate].",
     )
     general_weight: Annotated[float, FIXED, OWN, RARE, Requires("general")] = Field(
         1.0, gt=0, description="Weight of the KL on general text."
@@ -45,8 +45,8 @@ class GeneralSettings(Settings):
     )
     instead: Annotated[Instead, FIXED, SHARED, FILE] = Field(
         None,
-        description="Answers to learn for the forget rows: a file as for --alternatives, refusal, auto (what the model "
-        "itself makes up), or none [none].",
+        description="Answers to learn for forget rows: a file, refusal, auto (made up by the model), or none [refusal; "
+        "none with a fixed --learning-rate].",
     )
     instead_weight: Annotated[float, FIXED, OWN, RARE, Requires("instead")] = Field(
         0.1, gt=0, description="Weight of the NLL on these answers."

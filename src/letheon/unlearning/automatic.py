@@ -53,8 +53,8 @@ _ANCHORED = 4
 """The multiple of the first learning rate above which it rises only once the KL on general text is light."""
 _LEAST_ANCHOR = 1 / 64
 """The least that the weight of that KL is multiplied by once it counts."""
-_MOST_TAUGHT = 32.0
-"""The most that the weight of the other answers is multiplied by."""
+_FIRST_TAUGHT, _LEAST_TAUGHT, _MOST_TAUGHT = 1 / 8, 1 / 64, 32.0
+"""What the weight of the other answers is multiplied by when they begin to count, and between which limits later."""
 _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
@@ -152,7 +152,7 @@ class AutomaticCourse(SetCourse):
             if not phase.anchor and self._has_begun(history[number]):
                 phase = replace(phase, anchor=1.0)
             if not phase.taught and _recall(history[number], "forget") <= FORGOTTEN:
-                phase = replace(phase, taught=1.0)
+                phase = replace(phase, taught=_FIRST_TAUGHT)
             self._seen.append((history[number], phase))
         return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
 
@@ -166,7 +166,8 @@ class AutomaticCourse(SetCourse):
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
         allowed = self._retained if is_forgotten else _recall(self.start, "retain") - _DAMAGE
         if retain < allowed:
-            return self._damaged(phase, gained=retain - _recall(last, "retain"), wanted=allowed - retain)
+            is_helped = retain - _recall(last, "retain") >= (allowed - retain) / _IN_SCORINGS
+            return phase if is_helped else self._damaged(phase, is_learning=not self._teaches(score))
         if not self._teaches(score):
             phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
         if self._is_fast(last, score):
@@ -210,19 +211,20 @@ class AutomaticCourse(SetCourse):
             return replace(phase, rate=limit, highest=limit)
         return replace(phase, rate=min(2 * phase.rate, phase.highest))
 
-    def _damaged(self, phase: Phase, *, gained: float, wanted: float) -> Phase:
-        """Return what follows a scoring that finds too little of the retain rows: `wanted` more recall is needed.
+    def _damaged(self, phase: Phase, *, is_learning: bool) -> Phase:
+        """Return what follows a scoring that finds too little of the retain rows, and hardly more than the one before.
 
-        A learning rate that damaged them the first time is halved. After that the forget terms become lighter, and only
-        where that does not help, because `gained` is too little, is the learning rate halved again.
+        A learning rate that damaged them the first time is halved. After that the forget terms become lighter. Where
+        that did not help either, the learning rate is halved again; or, while other answers are being learnt, which
+        spread to the retain rows at first, these count for less.
         """
         slower = max(phase.rate / 2, self.first_rate / 2)
         if phase.highest == MOST_RISE * self.first_rate:
             return replace(phase, rate=slower, highest=slower)
-        if gained >= wanted / _IN_SCORINGS:
-            return phase
         if phase.factor == 1:
             return replace(phase, factor=1 / _LIGHTER)
+        if is_learning:
+            return replace(phase, taught=max(phase.taught / _LIGHTER, _LEAST_TAUGHT))
         return replace(phase, rate=slower, highest=slower, factor=phase.factor / _HEAVIER)
 
     def _cooled(self, phase: Phase, history: History) -> Phase:

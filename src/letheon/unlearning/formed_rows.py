@@ -221,7 +221,7 @@ def _alternatives(
         else:
             made = generate_alternatives(loaded, of_forget, per_row=chosen.per_row, seed=seed)
     elif chosen.kind == "refusal":
-        rows, is_cut = one_refusal(inputs.forget), True
+        return _refusals(inputs, settings, template=template, ends=ends)
     else:
         # Another row's answer may be too long for this prompt, which is no mistake of the user.
         make, is_cut = (refusals if chosen.kind == "refusals" else other_answers), True
@@ -233,6 +233,17 @@ def _alternatives(
         end = next((sequence.end for sequence in of_forget), ())
         made = [replace(sequence, end=end) for sequence in made]
     return _marked([s.ended(inputs.max_length) for s in made] if ends else made, settings, inputs)
+
+
+def _refusals(inputs: Inputs, settings: UnlearnSettings, *, template: str, ends: bool) -> list[TokenSequence]:
+    """Return the forget rows with a refusal each; of a document, which has no prompt to refuse, no token counts."""
+    rows = one_refusal(inputs.forget)
+    made = tokenise_all(rows, inputs.tokenizer, template=template, max_length=UNLIMITED, date=settings.date)
+    marked = _marked([s.ended(inputs.max_length) for s in made] if ends else made, settings, inputs)
+    return [
+        replace(s, input_ids=s.input_ids[:1], answer_start=1) if row.is_document else s
+        for s, row in zip(marked, rows, strict=True)
+    ]
 
 
 def _trained(sequences: Sequence[TokenSequence], settings: FormSettings, inputs: Inputs) -> list[TokenSequence]:

@@ -14,8 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from letheon.data.conversations import Turn
 from letheon.data.forms import filled
-from letheon.data.general import OPENINGS, QUESTIONS, without_repeats
-from letheon.data.rows import Row
+from letheon.data.general import HOLDOUT, OPENINGS, QUESTIONS, without_repeats
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence, hash_sequences, leading_special_ids, text_ids
 from letheon.devices import kept_random_state
@@ -88,9 +87,9 @@ def general_rows(
     on_path: Callable[[Path], None] | None = None,
     progress: Progressed | None = None,
 ) -> GeneralRows:
-    """Return the general rows that a run is given, or those that the model as it was writes.
+    """Return the general rows that a run is given, or those that the model as it was writes, with any documents.
 
-    There are none, and a note says so, if a share of `RECITED` of what the model wrote repeats rows. It is found in
+    What it wrote is left out, and a note says so, if a share of `RECITED` of it repeats rows. It is found in
     `cache_dir` by all runs of the same model and tokenizer, whatever their seeds; None keeps it in memory only.
     `on_path` learns where it lies before it is made.
 
@@ -101,16 +100,20 @@ def general_rows(
     """
     if settings.general is None:
         return NO_GENERAL
-    found = list(inputs.general)
+    written, notes = list[TokenSequence](), tuple[str, ...]()
     if settings.general == AUTO:
         sample = partial(_sample, loaded, engine, settings, progress=progress)
         path = None if cache_dir is None else store_path(cache_dir, _key(loaded, engine, settings, model_fingerprint))
         if path is not None and on_path is not None:
             on_path(path)
-        found = from_first(sample if path is None else partial(_kept, path, sample))
-        if (reason := _why_not(found, inputs)) is not None:
-            return GeneralRows([], [], notes=(f"no general text under the KL: {reason}; give some by --general FILE",))
-    return _chosen(found, inputs.tokenizer, [*inputs.forget, *inputs.left_out[0]], source=settings.general)
+        written = from_first(sample if path is None else partial(_kept, path, sample))
+        if (reason := _why_not(written, inputs)) is not None:
+            which = " of the model's own" if inputs.general else ""
+            notes = (f"no general text{which} under the KL: {reason}; give some by --general FILE",)
+            written = []
+            if not inputs.general:
+                return GeneralRows([], [], notes)
+    return _chosen(written, inputs, settings, notes=notes)
 
 
 def planned_general(inputs: Inputs, settings: UnlearnSettings) -> GeneralRows:
@@ -121,10 +124,9 @@ def planned_general(inputs: Inputs, settings: UnlearnSettings) -> GeneralRows:
     if settings.general is None:
         return NO_GENERAL
     if settings.general != AUTO:
-        forget = [*inputs.forget, *inputs.left_out[0]]
-        return _chosen(inputs.general, inputs.tokenizer, forget, source=settings.general)
+        return _chosen([], inputs, settings)
     prompts = _prompts(inputs.tokenizer, date=settings.date)
-    return _split([_sequence(one, [one.ids[-1]] * NEW_TOKENS) for one in prompts], notes=())
+    return _split([*(_sequence(one, [one.ids[-1]] * NEW_TOKENS) for one in prompts), *inputs.general], notes=())
 
 
 def general_schedule(
@@ -169,22 +171,27 @@ def _why_not(written: Sequence[TokenSequence], inputs: Inputs) -> str | None:
 
 
 def _chosen(
-    found: Sequence[TokenSequence], tokenizer: PreTrainedTokenizerBase, forget: Sequence[Row], *, source: str
+    written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings, *, notes: tuple[str, ...] = ()
 ) -> GeneralRows:
-    """Leave out what repeats a row to forget, and split the rest."""
-    kept = without_repeats(found, tokenizer, forget)
+    """Leave out what repeats a row to forget, of what was written and what was given, and split the rest."""
+    found, source = [*written, *inputs.general], _source(written, inputs, settings)
+    kept = without_repeats(found, inputs.tokenizer, [*inputs.forget, *inputs.left_out[0]])
     if not kept:
         raise DataError(
-            f"general: expected text beside the rows to forget, but all {len(found)} texts of {source} repeat one of "
+            f"general: expected text beside the rows to forget, but all {len(found)} texts ({source}) repeat one of "
             f"them; give other text by --general FILE, or leave it out"
         )
     num_tokens = sum(len(one.input_ids) for one in kept)
     left_out = len(found) - len(kept)
     repeats = f"; {left_out} more repeat a row to forget and are left out" if left_out else ""
-    wrote = "written by the model itself" if source == AUTO else f"from {source}"
-    return _split(
-        kept, notes=(f"general text under the KL: {len(kept)} texts, {num_tokens:,} tokens, {wrote}{repeats}",)
-    )
+    said = f"general text under the KL: {len(kept)} texts, {num_tokens:,} tokens, {source}{repeats}"
+    return _split(kept, notes=(*notes, said))
+
+
+def _source(written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings) -> str:
+    """Return where general rows come from, in words."""
+    given = "documents of --holdout" if settings.general in (AUTO, HOLDOUT) else f"from {settings.general}"
+    return " and ".join([*(["written by the model itself"] if written else []), *([given] if inputs.general else [])])
 
 
 def _split(found: Sequence[TokenSequence], *, notes: tuple[str, ...]) -> GeneralRows:

@@ -16,7 +16,7 @@ from letheon.data.rows import Row, Rows, check_disjoint, read_documents, read_ro
 from letheon.data.schedules import shuffled
 from letheon.data.sequences import TokenSequence, text_sequence, tokenise_all
 from letheon.data.system_message import under_system
-from letheon.errors import DataError, SettingsError
+from letheon.errors import SettingsError
 from letheon.model.loading import context_length, load_config, load_tokenizer
 from letheon.settings import DEFAULT_DATE, FormedRowSettings, UnlearnSettings
 from letheon.settings.suites import brings_rows, is_holdout_of_suite
@@ -95,7 +95,6 @@ def read_inputs(settings: UnlearnSettings, *, note: Callable[[str], None] | None
     check_disjoint(forget, retain)
     forget, left_out_forget = _split(forget, settings, "forget")
     retain, left_out_retain = _split(retain, settings, "retain")
-    _check_asked(forget, settings)
     others = settings.alternatives or (None if settings.instead in (AUTO, REFUSAL) else settings.instead)
     alternatives = _read(others, settings, tokenizer, note) if others else None
     if alternatives is not None:
@@ -158,9 +157,9 @@ def _unseen(
 def _general(
     settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase, halves: Halves, *, template: str, max_length: int
 ) -> tuple[TokenSequence, ...]:
-    if settings.general in (None, AUTO):
+    if settings.general is None:
         return ()
-    if settings.general == HOLDOUT:
+    if settings.general in (AUTO, HOLDOUT):  # beside what the model itself writes, or alone
         return tuple(halves.chosen_by)
     found = read_general(settings.general, tokenizer, template=template, date=settings.date, max_length=max_length)
     return tuple(found)
@@ -174,16 +173,6 @@ def _read(
 ) -> Rows:
     rows = bare_rows(read_rows(source, fields=settings.fields, turns=settings.turns, note=note), tokenizer, note=note)
     return under_system(rows, tokenizer, settings.template) if brings_rows(settings.suite) else rows
-
-
-def _check_asked(forget: Rows, settings: UnlearnSettings) -> None:
-    """Refuse to teach a refusal to documents: the model would learn to say it when it is given nothing."""
-    documents = [index for index, row in enumerate(forget) if row.is_document]
-    if settings.instead == REFUSAL and documents:
-        raise DataError(
-            f"{forget.describe(documents[0])}: expected a prompt to refuse, got a plain document "
-            f"({len(documents)} of {len(forget)} forget rows are); leave out --instead, or give prompts and answers"
-        )
 
 
 def _split(rows: Rows, settings: UnlearnSettings, name: str) -> tuple[Rows, Rows]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from letheon.data.forms import check_form
+from letheon.data.rows import Rows
 from letheon.devices import check_device
-from letheon.errors import SettingsError
+from letheon.errors import DataError, SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.layers import layers_in
 from letheon.model.loading import check_vocabulary, load_config, stored_dtype
@@ -23,7 +24,7 @@ from letheon.unlearning.folder import recorded_dtype
 from letheon.unlearning.formed_rows import check_answers
 from letheon.unlearning.inputs import Inputs, read_inputs
 from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
-from letheon.unlearning.resolve import build_schedule, check_score_at, resolve_end, resolve_settings
+from letheon.unlearning.resolve import REFUSAL, build_schedule, check_score_at, resolve_end, resolve_settings
 
 
 def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:
@@ -69,6 +70,7 @@ def read(
     settings = _choose_layer(settings, method)
     warnings = target_warnings(settings, note=note)
     inputs = read_inputs(settings, note=note)
+    settings = _choose_refusal(asked, settings, inputs.forget)
     inputs = replace(inputs, warnings=(*warnings, *warnings_of_dial(settings, inputs, note=note)))
     check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
@@ -80,6 +82,22 @@ def read(
     settings = resolve_end(asked, settings, inputs.forget, inputs.retain)
     check_score_at(settings, build_schedule(settings, inputs.forget, inputs.retain))
     return settings, inputs
+
+
+def _choose_refusal(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows) -> UnlearnSettings:
+    """Return the settings without a refusal where no forget row has a prompt, unless one was asked for.
+
+    Raises:
+        DataError: one was: the model would learn to say it when it is given nothing.
+    """
+    if settings.instead != REFUSAL or not all(row.is_document for row in forget):
+        return settings
+    if asked.instead == REFUSAL:
+        raise DataError(
+            f"{forget.describe(0)}: expected a prompt to refuse, got a plain document, as all {len(forget)} forget "
+            "rows are; leave out --instead, or give prompts and answers"
+        )
+    return settings.model_copy(update={"instead": None})
 
 
 def precision_of(settings: UnlearnSettings) -> Choice:

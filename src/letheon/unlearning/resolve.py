@@ -56,7 +56,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
             **settings.model_dump(exclude_unset=True),
         }
     )
-    settings = UnlearnSettings.of({**_anchored(settings, method), **settings.model_dump(exclude_unset=True)})
+    settings = UnlearnSettings.of({**_guided(settings, method), **settings.model_dump(exclude_unset=True)})
     _check_taken(settings)
     _check_rate(settings, method)
     _check_dial(settings)
@@ -127,12 +127,15 @@ def _dialled(settings: UnlearnSettings) -> dict[str, object]:
     return {"dial": "membership"} if settings.holdout is not None and not settings.dora else {}
 
 
-def _anchored(settings: UnlearnSettings, method: Method) -> dict[str, object]:
-    """Return the general text of a run for which none is named: what the model writes, where the run is its own guide.
+def _guided(settings: UnlearnSettings, method: Method) -> dict[str, object]:
+    """Return what a run that is its own guide learns beside its rows, where nothing else is named.
 
-    A fixed learning rate belongs to published settings or to a user's own; the loss then has the method's terms alone.
+    What the model writes is its general text, and a refusal the other answer to its forget rows. A fixed learning rate
+    belongs to published settings or to a user's own; the loss then has the method's terms alone.
     """
-    return {"general": AUTO} if settings.learning_rate == "auto" and finds_rate(settings, method) else {}
+    if settings.learning_rate != "auto" or not finds_rate(settings, method):
+        return {}
+    return {"general": AUTO, **({"instead": REFUSAL} if method.alternatives is None else {})}
 
 
 def _of_suite(settings: UnlearnSettings) -> dict[str, object]:

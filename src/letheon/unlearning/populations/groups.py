@@ -22,10 +22,15 @@ _ALONE: tuple[tuple[Callable[[UnlearnSettings, Method], bool], str], ...] = (
     ),
     (lambda s, _: s.store_lower, "begins its steps at stored states (--store-lower)"),
     (lambda s, _: s.time_limit_s is not None, "has a time limit, in which it gets less done beside others"),
-    (lambda _, m: m.alternatives is not None, "trains on answers that are its own"),
+    (lambda _, m: _has_own_answers(m), "trains on answers that are its own"),
     (lambda _, m: m.layer is not None, "looks at hidden states of a layer of its own"),
     (lambda _, m: len(m.runs) > 1 or m.finish != "keep", "changes its adapter after training"),
 )
+
+
+def _has_own_answers(method: Method) -> bool:
+    """Whether the method trains on other answers that its name or seed decides; `instead` names those of all."""
+    return method.alternatives is not None and method.alternatives.kind not in ("refusal", "given")
 
 
 def why_alone(settings: UnlearnSettings) -> str | None:

@@ -98,7 +98,9 @@ def _try_together(
     clock = Clock(None)
     first, inputs = read(settings[0], method_of(settings[0]), note=observer.note)
     others = [
-        resolve_end(one, resolve_settings(one), inputs.forget, inputs.retain).model_copy(update={"dtype": first.dtype})
+        resolve_end(one, resolve_settings(one), inputs.forget, inputs.retain).model_copy(
+            update={"dtype": first.dtype, "instead": first.instead}
+        )
         for one in settings[1:]
     ]
     resolved = [first, *others]
