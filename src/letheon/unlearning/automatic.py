@@ -5,7 +5,8 @@ stays there until they are forgotten, and where there are holdout documents unti
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
-stands in the way. Other answers count once the rows are forgotten, and for more where they are not learnt soon.
+stands in the way. Other answers count once the rows are forgotten, for more where they are not learnt soon, and for
+less where they spread to the retain rows.
 """
 
 from collections.abc import Mapping
