@@ -70,7 +70,7 @@ def test_forget_texts_end_where_unseen_text_is(given: dict[str, Any]) -> None:
     steps = [line["terms"]["transport"] for line in events(report.folder, "step")]
     known = [value for value in steps if value is not None]
     assert known[-1] < known[0] / 10
-    assert "from holdout" in (report.folder / "log.jsonl").read_text()
+    assert "documents of --holdout" in (report.folder / "log.jsonl").read_text()
 
 
 def test_documents_are_needed_and_nothing_else_is_held(given: dict[str, Any]) -> None:
