@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from letheon import Row, UnlearnSettings
-from letheon.errors import DataError, SettingsError
+from letheon.errors import SettingsError
 from letheon.objective.catalogue import get_method
 from letheon.unlearning.formed_rows import planned_sequences
 from letheon.unlearning.inputs import read_inputs
@@ -53,15 +53,18 @@ def written(file: Path, *rows: dict[str, Any]) -> str:
     return str(file)
 
 
-def test_a_document_has_no_prompt_to_refuse(given: dict[str, Any], tmp_path: Path) -> None:
-    asked = {**given, "forget": written(tmp_path / "documents.jsonl", {"document": DOCUMENT})}
-    with pytest.raises(DataError, match=r"line 1 .*expected a prompt to refuse, got a plain document, as all 1 forget"):
-        run(asked, instead="refusal")
-    assert not given["out"].exists()
-    settings, inputs = read(UnlearnSettings.of({**asked, "learning_rate": "auto"}), get_method("low-rank-npo"))
+@pytest.mark.parametrize("changes", [{"learning_rate": "auto"}, {"instead": "refusal"}])
+def test_a_document_has_no_prompt_to_refuse(changes: dict[str, Any], given: dict[str, Any], tmp_path: Path) -> None:
+    asked = {**given, **changes, "forget": written(tmp_path / "documents.jsonl", {"document": DOCUMENT})}
+    heard = list[str]()
+    settings, inputs = read(UnlearnSettings.of(asked), get_method("low-rank-npo"), note=heard.append)
     assert settings.instead is None
+    assert any(message.startswith("no refusal is taught: the forget rows are plain documents") for message in heard)
     assert all(term.name != "instead_nll" for term in terms_of(method_of(settings), settings))
     assert not planned_sequences(inputs, settings, method=method_of(settings))[len(inputs.rows) :]
+    # A study hands on settings that are resolved already.
+    again, _ = read(resolve_settings(UnlearnSettings.of(asked)), get_method("low-rank-npo"))
+    assert again.instead is None
 
 
 def test_of_documents_among_the_rows_nothing_is_taught(given: dict[str, Any], rows: list[Row], tmp_path: Path) -> None:
@@ -76,6 +79,8 @@ def test_of_documents_among_the_rows_nothing_is_taught(given: dict[str, Any], ro
     report = run({**given, "forget": asked, "epochs": 1}, instead="refusal")
     first = next(iter(events(report.folder, "interim")))
     assert first["instead_recall"] is not None
+    notes = [line["message"] for line in events(report.folder, "note")]
+    assert 'the forget rows are to be answered by "I don\'t know." (--instead none leaves that out)' in notes
 
 
 def test_what_is_learnt_of_the_one_answer_of_each_row_is_scored(

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from letheon.data.alternatives import given_alternatives, one_refusal, other_answers, random_tokens, refusals
+from letheon.data.alternatives import REFUSALS, given_alternatives, one_refusal, other_answers, random_tokens, refusals
 from letheon.data.forms import AUTO, CHAT, writes_date
 from letheon.data.probing import Known, describe_known, probe_forms
 from letheon.data.rows import Row
@@ -95,6 +95,8 @@ def form_rows(
             "the chat template writes more before an answer than its generation prompt: rows are scored with and "
             "without it, and the worse score counts"
         )
+    if method.alternatives is not None and method.alternatives.kind == "refusal":
+        notes.append(f'the forget rows are to be answered by "{REFUSALS[0]}" (--instead none leaves that out)')
     others = _alternatives(loaded, inputs, sequences, settings, method=method, template=template, ends=ends)
     if ends:
         sequences = _with_ends(inputs, sequences)

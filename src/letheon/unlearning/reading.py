@@ -7,7 +7,7 @@ from pathlib import Path
 from letheon.data.forms import check_form
 from letheon.data.rows import Rows
 from letheon.devices import check_device
-from letheon.errors import DataError, SettingsError
+from letheon.errors import SettingsError
 from letheon.model.checkpoint_files import check_checkpoint
 from letheon.model.layers import layers_in
 from letheon.model.loading import check_vocabulary, load_config, stored_dtype
@@ -70,8 +70,8 @@ def read(
     settings = _choose_layer(settings, method)
     warnings = target_warnings(settings, note=note)
     inputs = read_inputs(settings, note=note)
-    settings = _choose_refusal(asked, settings, inputs.forget)
-    inputs = replace(inputs, warnings=(*warnings, *warnings_of_dial(settings, inputs, note=note)))
+    settings, untaught = _without_refusals(settings, inputs.forget, note=note)
+    inputs = replace(inputs, warnings=(*warnings, *untaught, *warnings_of_dial(settings, inputs, note=note)))
     check_vocabulary(config, inputs.tokenizer, source=settings.model)
     check_answers(inputs, settings)
     if asked.learning_rate == "auto" and settings.learning_rate != "auto" and note is not None:
@@ -84,20 +84,19 @@ def read(
     return settings, inputs
 
 
-def _choose_refusal(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows) -> UnlearnSettings:
-    """Return the settings without a refusal where no forget row has a prompt, unless one was asked for.
+def _without_refusals(
+    settings: UnlearnSettings, forget: Rows, *, note: Callable[[str], None] | None
+) -> tuple[UnlearnSettings, tuple[str, ...]]:
+    """Return the settings without a refusal where no forget row has a prompt, and what `note` hears of that.
 
-    Raises:
-        DataError: one was: the model would learn to say it when it is given nothing.
+    The model would learn to say it when it is given nothing.
     """
     if settings.instead != REFUSAL or not all(row.is_document for row in forget):
-        return settings
-    if asked.instead == REFUSAL:
-        raise DataError(
-            f"{forget.describe(0)}: expected a prompt to refuse, got a plain document, as all {len(forget)} forget "
-            "rows are; leave out --instead, or give prompts and answers"
-        )
-    return settings.model_copy(update={"instead": None})
+        return settings, ()
+    said = "no refusal is taught: the forget rows are plain documents, which have no prompt to refuse"
+    if note is not None:
+        note(said)
+    return settings.model_copy(update={"instead": None}), (said,)
 
 
 def precision_of(settings: UnlearnSettings) -> Choice:
