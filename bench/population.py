@@ -170,14 +170,14 @@ def measure(
 def steps_alone(case: Compared) -> None:
     """Take a step of each run as a run alone does; the caller holds the engine's `running` open."""
     for run in case.alone:
-        began, rows = time.monotonic(), run.job.rows_of_step(run.step)
+        began, rows = time.monotonic(), run.rows
         parts, num_tokens = add_gradients(run.job, rows, max_tokens=run.settings.max_batch_tokens)
         update(run, rows, parts, num_tokens=num_tokens, began=began)
 
 
 def step_together(case: Compared) -> None:
     """Take a step of all runs; the caller holds the `running` of population and engine open."""
-    began, rows = time.monotonic(), {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
+    began, rows = time.monotonic(), {m: run.rows for m, run in case.together.items()}
     taken = accumulate_together(case.population, case.together, rows)
     for m, run in case.together.items():
         parts, num_tokens = taken[m]
@@ -194,7 +194,7 @@ def gradient_error(case: Compared) -> float:
         for parameter in adapter.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.02
             parameter.data.add_(noise.to(parameter.device))
-    rows = {m: run.job.rows_of_step(run.step) for m, run in case.together.items()}
+    rows = {m: run.rows for m, run in case.together.items()}
     worst = 0.0
     with case.population.running(), case.alone[0].job.engine.running():
         accumulate_together(case.population, case.together, rows)

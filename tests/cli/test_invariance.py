@@ -67,7 +67,7 @@ def test_the_way_a_step_is_computed_changes_nothing(
     check_same(other_pieces, whole)
 
     rows_of_step = Problem.rows_of_step
-    monkeypatch.setattr(Problem, "rows_of_step", lambda problem, step: rows_of_step(problem, step)[::-1])
+    monkeypatch.setattr(Problem, "rows_of_step", lambda *given: rows_of_step(*given)[::-1])
     check_same(unlearn(inputs, tmp_path / "order", **settings)[0], whole)
 
     # As if the model carried something from one sequence of a pack to the next.

@@ -95,7 +95,7 @@ class Pull:
     def running(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def rows_of_step(self, step: int) -> list[int]:
+    def rows_of_step(self, step: int, factors: Factors | None = None) -> list[int]:
         return self.schedule.rows(step)
 
     def pieces(self, rows: Collection[int], *, max_tokens: int) -> list[Piece]:

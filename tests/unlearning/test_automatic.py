@@ -365,6 +365,11 @@ def test_a_run_without_any_number_reaches_both_goals_and_ends(given: dict[str, A
     assert report.num_steps == len(steps) < LEAST_STEPS
     assert [one["step"] for one in scored] == list(range(3, len(steps) + 1, 3))
     assert steps[-1]["learning_rate"] < max(one["learning_rate"] for one in steps) / 2
+    # Refusals that do not count yet are not computed.
+    forgotten = next(one["step"] for one in scored if one["forget_recall"] <= FORGOTTEN)
+    taught = [one["terms"]["instead_nll"] for one in steps]
+    assert not any(taught[:forgotten])
+    assert any(taught[forgotten:])
 
 
 def test_a_run_that_goes_on_takes_the_same_steps(given: dict[str, Any], tmp_path: Path) -> None:

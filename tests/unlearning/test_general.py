@@ -86,11 +86,13 @@ def problem_of(
     )  # fmt: skip
 
 
-def gradient(problem: Problem, step: list[int], *, max_tokens: int = 10_000) -> tuple[torch.Tensor, dict[str, Any]]:
+def gradient(
+    problem: Problem, step: list[int], *, max_tokens: int = 10_000, factors: dict[str, float] | None = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
     for parameter in problem.adapted.parameters():
         parameter.grad = None
     with problem.engine.running():
-        parts, _ = accumulate(problem, step, max_tokens=max_tokens)
+        parts, _ = accumulate(problem, step, max_tokens=max_tokens, factors=factors)
     return torch.cat([p.grad.flatten() for p in problem.adapted.parameters() if p.grad is not None]), parts
 
 
@@ -133,6 +135,21 @@ def test_general_rows_change_no_other_term_and_add_their_own_gradient(
     assert of_rows["general_kl"] is None
     assert of_general["npo"] is None
     assert torch.allclose(both, alone + general_alone, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_which_no_term_counts_are_left_out(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row]
+) -> None:
+    problem, idle = problem_of(model, tokenizer, rows, path="packed", weight=1.0), {"general_kl": 0.0}
+    step, less = problem.rows_of_step(0), problem.rows_of_step(0, idle)
+    assert len([row for row in step if row >= 6]) == 2
+    assert less == [row for row in step if row < 6]
+    assert problem.rows_of_step(0, {"general_kl": 0.5, "npo": 0.0}) == step
+    (weightless, _), (without, parts) = gradient(problem, step, factors=idle), gradient(problem, less, factors=idle)
+    assert torch.allclose(weightless, without, rtol=1e-4, atol=1e-7)
+    assert parts["general_kl"] is None
+    # Of rows without a term of their own, terms on other rows may read something.
+    assert replace(problem, terms=problem.terms[:-1]).rows_of_step(0, idle) == step
 
 
 def test_at_the_reference_the_term_is_zero_and_has_no_slope(

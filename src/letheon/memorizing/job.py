@@ -241,7 +241,7 @@ class MemorizeJob:
         """Return a context in which the model can be run."""
         return self.engine.running()
 
-    def rows_of_step(self, step: int) -> list[int]:
+    def rows_of_step(self, step: int, factors: Factors | None = None) -> list[int]:  # noqa: ARG002 - there are none
         """Return the rows, or pieces of text, of a step."""
         return self.schedule.rows(step)
 

@@ -87,8 +87,8 @@ class Job(Protocol):
     def running(self) -> AbstractContextManager[None]:
         """Return a context in which the model can be run."""
 
-    def rows_of_step(self, step: int) -> list[int]:
-        """Return the numbers of the rows of a step, counted from 0."""
+    def rows_of_step(self, step: int, factors: Factors | None = None) -> list[int]:
+        """Return the numbers of the rows of a step, counted from 0, but for those of which no term counts."""
 
     def pieces(self, rows: Sequence[int], *, max_tokens: int) -> list[Piece]:
         """Return the pieces of a step over `rows`: at most `max_tokens` tokens each, if the step can be split.

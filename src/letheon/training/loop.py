@@ -94,7 +94,7 @@ def _why_end(run: Run[Job], clock: Clock, interruption: Interruption) -> str | N
 
 def _step_s(run: Run[Job]) -> float:
     """How long the next step will take."""
-    return run.pace.step_s(run.job.num_tokens_of(run.job.rows_of_step(run.step)))
+    return run.pace.step_s(run.job.num_tokens_of(run.rows))
 
 
 def is_over(position: Position, course: Course) -> bool:
@@ -144,7 +144,7 @@ def _check_state(run: Run[Job]) -> None:
     """Refuse to score and save parameters that are not finite: the checkpoint before them is the last good one."""
     broken = broken_parameters(run)
     if broken and not run.course.ends_on_collapse:
-        rows = run.job.rows_of_step(run.step - 1)
+        rows = run.job.rows_of_step(run.step - 1, run.factors)
         raise DivergenceError(
             f"step {run.step}: {broken[0]} became NaN or infinite after the update; rows in that step: "
             f"{run.job.ids_of(rows)}; earlier checkpoints are intact; {run.job.advice}"

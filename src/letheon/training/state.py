@@ -87,6 +87,11 @@ class Run(Generic[JobT_co]):
         return self.num_scorings * self.pace.scoring_s(self.job.judge.num_tokens)
 
     @property
+    def rows(self) -> list[int]:
+        """Of the next step."""
+        return self.job.rows_of_step(self.step, self.factors)
+
+    @property
     def factors(self) -> Mapping[str, float]:
         """Of the next step, by term."""
         of_course = self.course.factors(self.history)

@@ -33,7 +33,7 @@ def take_step(run: Run[Job]) -> None:
         DivergenceError: a term or the gradient is not finite; nothing is changed then.
         SettingsError: a GPU's memory is not enough for it.
     """
-    began, rows = time.monotonic(), run.job.rows_of_step(run.step)
+    began, rows = time.monotonic(), run.rows
 
     def compute(max_tokens: int) -> tuple[DeviceParts, int]:
         with dropout_of_step(run.dropouts, seed=run.settings.seed, step=run.step):

@@ -1,12 +1,12 @@
 """Unlearning as a job of the loop: forget, retain, alternative and general rows, and the terms of a method on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from letheon.data.packing import PackedBatch, pack, token_groups
+from letheon.data.packing import PackedBatch, Role, pack, token_groups
 from letheon.data.rows import Row
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence
@@ -71,10 +71,25 @@ class Problem:
         """Return a context in which the model can be run."""
         return self.engine.running()
 
-    def rows_of_step(self, step: int) -> list[int]:
-        """Return the rows of a step, other answers and general rows included."""
+    def rows_of_step(self, step: int, factors: Factors | None = None) -> list[int]:
+        """Return the rows of a step, and the other answers and general rows whose terms count with these factors."""
         rows = self.with_others(self.schedule.rows(step), epoch=step // self.schedule.steps_per_epoch)
-        return rows if self.general is None else [*rows, *self.general.rows(step)]
+        rows = rows if self.general is None else [*rows, *self.general.rows(step)]
+        idle = self._idle(factors or {})
+        return [row for row in rows if self._role_beside(row) not in idle] if idle else rows
+
+    def _idle(self, factors: Factors) -> Set[Role]:
+        """Return the roles whose terms all have a weight of 0; one without terms is read by terms of others."""
+        weighs = {True: set[Role](), False: set[Role]()}
+        for term in self.terms:
+            weighs[bool(term.weight * factors.get(term.name, 1.0))].add(term.role)
+        return weighs[False] - weighs[True]
+
+    def _role_beside(self, row: int) -> Role | None:
+        """Return what a sequence is that stands beside the rows; None for a row."""
+        if row < len(self.rows):
+            return None
+        return "general" if row >= self._first_general else "alternative"
 
     def with_others(self, rows: Sequence[int], *, epoch: int) -> list[int]:
         """Return the sequences of a step over `rows`: other answers come beside forget rows, or in their place."""

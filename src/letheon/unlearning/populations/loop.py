@@ -88,7 +88,7 @@ def _end(population: Population, index: int, run: Run[Problem]) -> Ended:
 
 def _take_steps(population: Population, active: dict[int, Run[Problem]]) -> dict[int, Ended]:
     """Take one step of each, scoring and saving those for which it is time; returns those that diverged."""
-    began, rows = time.monotonic(), {m: run.job.rows_of_step(run.step) for m, run in active.items()}
+    began, rows = time.monotonic(), {m: run.rows for m, run in active.items()}
     taken = accumulate_together(population, active, rows)
     diverged: dict[int, Ended] = {}
     saved: set[int] = set()
