@@ -4,9 +4,8 @@
 
 Each run is a process of its own; the two alternate, each first in half of the pairs. Both load the model, train
 low-rank NPO in float32 with the same adapter, batches and learning rate, and save. Ours does more beside its steps,
-however few these are: it looks for the form that the model knows, fills the reference store, scores the model before
-and after, and asks for all answers once to see which repeat themselves. No time is printed unless the losses of their
-steps agree.
+however few these are: it fills the reference store, scores the model before and after, and asks for all answers once to
+see which repeat themselves. No time is printed unless the losses of their steps agree.
 """
 
 import argparse
@@ -26,6 +25,8 @@ from letheon.storage.files import write_json
 
 LARGEST_DIFFERENCE = 0.02
 """Of the losses of a step, as a share of the plain one. Sums in another order drift apart over steps."""
+SMALL = 1e-3
+"""Smaller losses count as this one: of them a share says little."""
 SHARED = ("--template", "{template}", "--target-modules", "all-linear", "--rank", "16", "--learning-rate", "1e-4")
 OURS = ("--method", "low-rank-npo", "--alpha", "16", "--dtype", "float32", "--keep", "last", "--general", "none",
         "--instead", "none", "--no-evaluate")  # fmt: skip
@@ -101,7 +102,7 @@ def largest_difference(plain: Sequence[float], ours: Sequence[float]) -> float:
         raise DifferentRunsError(
             f"expected as many steps of both runs, got {len(plain)} plain ones and {len(ours)} of ours"
         )
-    differences = [abs(one - other) / abs(one) for one, other in zip(plain, ours, strict=True)]
+    differences = [abs(one - other) / max(abs(one), SMALL) for one, other in zip(plain, ours, strict=True)]
     worst = max(range(len(plain)), key=differences.__getitem__)
     if not differences[worst] <= LARGEST_DIFFERENCE:
         losses = f"{plain[worst]:.4g} plainly, {ours[worst]:.4g} by ours"

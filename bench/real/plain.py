@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         taken = schedule.rows(step)
         batch = pad([sequences[row] for row in taken], [row < len(rows[0]) for row in taken])
         loss = plain_step(adapted.peft, batch, optimiser=optimiser, weights=Weights())
-        print(f"step {step + 1}: loss {loss:.4f}", flush=True)
+        print(f"step {step + 1}: loss {loss:.6g}", flush=True)
     save_model(adapted.model, loaded.tokenizer, given.out, state=adapted.merged_state())
 
 
