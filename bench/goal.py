@@ -3,11 +3,11 @@
     python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 
 "Ours" is the command without settings; it finds its learning rate and its end. Every other method has its settings of
-bench.methods, the learning rate that won there on lume-val-6m-general (`RATES`), and as many tokens of the rows as the
-first run of ours without refusals took. All run twice: alone, and with general text held in place and the dial set by
-documents that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew model; `--also` adds a model
-with a folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and holdout.jsonl. Each stage is a process
-of its own whose result is kept. Writes DIR/goal.json and prints the tables in Markdown.
+bench.methods, the learning rate that won there on lume-val-6m-general, and as many tokens of the rows as the first run
+of ours without refusals took. All run twice: alone, and with general text held in place and the dial set by documents
+that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew model; `--also` adds a model with a
+folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and holdout.jsonl. Each stage is a process of its
+own whose result is kept. Writes DIR/goal.json and prints the tables in Markdown.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.documents import unseen_documents, write_documents
-from bench.methods import epochs_of, flags, num_tokens, values_of
+from bench.methods import epochs_of, flags, num_tokens, tuned_values
 from bench.real.rows import lume_slice
 from bench.stages import Cost, Made, StageError, Stages
 from letheon.data.benchmarks.lume import SplitName, read_lume
@@ -40,13 +40,6 @@ MADE: dict[str, Any] = {
 """Settings of the target that is made here."""
 NUM_DOCUMENTS, NUM_OTHERS = 34, 26
 """Rows of each side that it learns: whole documents, and rows of all kinds."""
-RATES = {
-    "low-rank-npo": 0.01, "neko": 0.0008, "ga": 0.01, "gd": 0.004, "kl-min": 0.004, "npo": 0.01, "simnpo": 0.01,
-    "idk-dpo": 0.01, "alt-po": 0.0015, "rmu": 0.0025, "adaptive-rmu": 0.0025, "undial": 0.004, "wga": 0.01,
-    "satimp": 0.0015, "ce-u": 0.004, "pdu": 0.01, "sugd": 0.0025, "agad": 0.01, "npo-ties": 0.01, "constrained": 0.0008,
-    "stat": 0.01, "llmu": 0.01, "task-vector": 0.01, "quantile": 0.004,
-}  # fmt: skip
-"""Those that won on the tuning target (docs/results.md, "Every method, one budget"); quantile's was not searched."""
 NO_REFUSALS = "ours, no refusals"
 OURS = {"ours": {}, NO_REFUSALS: {"instead": "none"}}
 """Settings beside which there are none."""
@@ -134,13 +127,11 @@ class GoalJob:
         held = {"general": "auto", **documents, "dial": "membership"}
         if name in OURS:
             return {"seed": seed, **OURS[name], **(held if how == "held" else {})}
-        own = values_of(name, seed=seed, rate=RATES[name])
-        del own["template"]
+        own = tuned_values(name, seed=seed)
         if METHODS[name].settings.get("general") == "holdout":
             return {**own, **documents, "dial": "membership" if how == "held" else "none"}
         if how == "held":
             return {**own, **held}
-        del own["holdout_task"]
         return {**own, "general": "none"}
 
     @property

@@ -60,6 +60,13 @@ OWN: dict[str, dict[str, Any]] = {
     "low-rank-npo": {"beta": 2.0, "delta": 1.0},
 }
 """What of a method's published settings is for other models."""
+BEST_RATES = {
+    "low-rank-npo": 0.01, "neko": 0.0008, "ga": 0.01, "gd": 0.004, "kl-min": 0.004, "npo": 0.01, "simnpo": 0.01,
+    "idk-dpo": 0.01, "alt-po": 0.0015, "rmu": 0.0025, "adaptive-rmu": 0.0025, "undial": 0.004, "wga": 0.01,
+    "satimp": 0.0015, "ce-u": 0.004, "pdu": 0.01, "sugd": 0.0025, "agad": 0.01, "npo-ties": 0.01, "constrained": 0.0008,
+    "stat": 0.01, "llmu": 0.01, "task-vector": 0.01, "quantile": 0.004,
+}  # fmt: skip
+"""Those that won on lume-val-6m-general (docs/results.md, "Every method, one budget"); quantile's was not searched."""
 TEXT_PIECES, TEXT_TOKENS = 40, 256
 TIMED_STEPS = 30
 
@@ -136,6 +143,12 @@ def values_of(name: str, *, seed: int, rate: float) -> dict[str, Any]:
     adapt = str(own.get("adapt", method.settings.get("adapt", "lora")))
     structure = LORA if adapt == "lora" else {}
     return {"method": name, **COMMON, **structure, **own, "seed": seed, "learning_rate": rate}
+
+
+def tuned_values(name: str, *, seed: int) -> dict[str, Any]:
+    """Return the settings of a run on another target, at the rate that won, but for inputs, form and epochs."""
+    own = values_of(name, seed=seed, rate=BEST_RATES[name])
+    return {key: value for key, value in own.items() if key not in ("template", "holdout_task")}
 
 
 def rates_of(name: str) -> tuple[float, ...]:

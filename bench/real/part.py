@@ -2,22 +2,26 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.audits import COLUMNS, audited_cells
+from bench.methods import epochs_of, flags, num_tokens, tuned_values
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
 from bench.real.table import AUDITED
-from bench.stages import Cost, Made, Stages, fingerprint_of
+from bench.stages import Cost, Made, StageError, Stages, fingerprint_of
 from letheon.data.rows import hash_rows, read_rows
 from letheon.evaluation.registry import read_results
 from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.scores.audits import read_audit
 from letheon.scores.numbers import membership_score
 from letheon.storage.fingerprints import hash_checkpoint
+
+NO_REFUSALS = "ours, no refusals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +41,57 @@ class PartJob:
         yield "as it came", self._measured(checkpoint, checkpoint)
         target = self._memorised(checkpoint)
         yield "memorised", {**_how(self.plan.memorize, target), **self._measured(target, target)}
-        variants = {"ours": self.plan.ours, "ours, no refusals": {**self.plan.ours, "instead": "none"}}
-        for name, settings in variants.items():
-            if name == "ours" or "no-refusals" not in self.skipped:
-                ours = self._ours(target, settings)
-                model = replace(ours, path=ours.path / "model")
-                yield name, {**_how(settings, ours), **self._measured(model, target), **self._attacked(model, target)}
+        for name, settings in self._variants().items():
+            ours = self._ours(target, settings)
+            model = replace(ours, path=ours.path / "model")
+            yield name, {**_how(settings, ours), **self._measured(model, target), **self._attacked(model, target)}
         if "plain" not in self.skipped:
             plain = self._plain(target)
             yield (
                 "the authors' step",
                 {**_how(self.plan.plain, plain), **self._measured(plain, target), **self._attacked(plain, target)},
             )
+        budget = self._budget(target) if self.plan.methods else 0
+        for name in self.plan.methods:
+            settings = {**tuned_values(name, seed=self.plan.seeds[0]), "general": "none"}
+            try:
+                made = self._method(target, settings, budget=budget)
+            except StageError as error:  # a diverged run is no reason to leave out the others
+                print(f"{self.part}, {name}: {error}", file=sys.stderr, flush=True)
+                continue
+            yield name, {**_how(settings, made), **self._measured(replace(made, path=made.path / "model"), target)}
+
+    def _variants(self) -> dict[str, Settings]:
+        """Return the name and the settings of each run of ours."""
+        first, *others = self.plan.seeds
+        found = {"ours": _seeded(self.plan.ours, first)}
+        found |= {f"ours, seed {seed}": _seeded(self.plan.ours, seed) for seed in others}
+        return found if "no-refusals" in self.skipped else {**found, NO_REFUSALS: self._no_refusals}
+
+    @property
+    def _no_refusals(self) -> Settings:
+        return {**_seeded(self.plan.ours, self.plan.seeds[0]), "instead": "none"}
+
+    def _budget(self, target: Made) -> int:
+        """Return how many tokens of the rows ours without refusals trained on."""
+        run = self._ours(target, self._no_refusals).path
+        steps = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["result"]["num_steps"]
+        return num_tokens({**self._inputs(target), "method": "low-rank-npo"}, num_steps=steps)
+
+    def _inputs(self, target: Made) -> dict[str, Any]:
+        files = {side: str(getattr(self.files, side)) for side in ("forget", "retain")}
+        return {"model": str(target.path), **files, "template": self.files.template}
+
+    def _method(self, target: Made, settings: Settings, *, budget: int) -> Made:
+        inputs = self._inputs(target)
+
+        def command(out: Path) -> list[object]:
+            goes_on = ["--resume"] if out.exists() else []
+            epochs = epochs_of({**inputs, **settings}, budget=budget)
+            given = flags({**inputs, **settings, "epochs": epochs, "out": out})
+            return ["letheon", "unlearn", "--no-evaluate", *given, *goes_on]
+
+        return self._stages.make("method", [target.key, self._rows, settings, budget], command, resumes=True)
 
     @property
     def _stages(self) -> Stages:
@@ -172,6 +215,11 @@ class PartJob:
                 *("--members", files.members, "--nonmembers", files.nonmembers, "--out", out),
             ],
         )
+
+
+def _seeded(settings: Settings, seed: int) -> Settings:
+    """Return settings with a seed, which is left out where it is that of the command without one."""
+    return {**settings, "seed": seed} if seed else settings
 
 
 def _how(settings: Settings, made: Made) -> dict[str, Any]:

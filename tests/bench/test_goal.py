@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.goal import OURS, RATES, VARIANTS, GoalJob, Target, reached, table
+from bench.goal import OURS, VARIANTS, GoalJob, Target, reached, table
+from bench.methods import BEST_RATES
 
 from letheon.objective.catalogue import METHODS
 from letheon.settings import UnlearnSettings
@@ -32,14 +33,14 @@ def test_every_line_is_a_run_that_the_command_takes(name: str, how: str) -> None
     )
     assert settings.seed == 1
     assert settings.method == ("low-rank-npo" if name in OURS else name)
-    assert settings.learning_rate == ("auto" if name in OURS else RATES[name])
+    assert settings.learning_rate == ("auto" if name in OURS else BEST_RATES[name])
     needs_unseen = METHODS[settings.method].settings.get("general") == "holdout"
     assert (settings.dial == "membership") is (how == "held")
     assert (settings.holdout is not None) is (how == "held" or needs_unseen)
 
 
 def test_a_rate_stands_for_every_method() -> None:
-    assert set(RATES) == set(METHODS)
+    assert set(BEST_RATES) == set(METHODS)
 
 
 def test_goals_are_reached_by_means() -> None:

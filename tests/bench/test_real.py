@@ -12,6 +12,7 @@ import bench.real.checkpoint as real_checkpoint
 import bench.real.plain as real_plain
 import pytest
 import torch
+from bench.methods import BEST_RATES
 from bench.real.__main__ import _parse, _plan, main
 from bench.real.ask import is_right
 from bench.real.checkpoint import CheckpointError, make_checkpoint
@@ -199,6 +200,12 @@ def test_a_missing_data_folder_ends_the_job(tmp_path: Path, monkeypatch: pytest.
 def test_settings_given_take_the_place_of_the_plan(tmp_path: Path) -> None:
     given = _parse(["--ours", "epochs=6", "learning-rate=1e-3", "--out", str(tmp_path)])
     assert _plan(given) == replace(REAL, ours={**REAL.ours, "epochs": "6", "learning_rate": "1e-3"})
+    assert _plan(_parse(["--methods"])) == replace(REAL, methods=())
+    assert _plan(_parse(["--seeds", "4", "--methods", "neko", "ga"])) == replace(
+        REAL, seeds=(4,), methods=("neko", "ga")
+    )
+    with pytest.raises(SystemExit):
+        main(["--methods", "quantile", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="expected NAME=VALUE, such as epochs=6, got 'epochs'"):
         main(["--plain", "epochs", "--out", str(tmp_path)])
 
@@ -215,7 +222,11 @@ def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cost.json")} == costs
     for part in ("lume", "request"):
         models = first["parts"][part]
-        assert list(models) == ["as it came", "memorised", "ours", "ours, no refusals", "the authors' step"]
+        assert list(models) == [
+            "as it came", "memorised", "ours", "ours, seed 1", "ours, no refusals", "the authors' step", "wga",
+        ]  # fmt: skip
+        assert (models["ours"]["settings"].get("seed"), models["ours, seed 1"]["settings"]["seed"]) == (None, 1)
+        assert models["wga"]["settings"]["learning_rate"] == BEST_RATES["wga"]
         assert (models["ours"]["settings"]["instead"], models["ours, no refusals"]["settings"]["instead"]) == (
             "refusal",
             "none",
