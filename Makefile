@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 # Workers take up the cores; threads within them, and within the commands that tests start, would only wait.
 test test-slow test-browser test-all check: export OMP_NUM_THREADS = 1
 
-demo: $(INSTALLED)  ## watch a small model forget, less than two minutes
+demo: $(INSTALLED)  ## watch a small model forget, two minutes on an idle machine
 	rm -rf demo-run
 	$(BIN)/letheon demo --out demo-run
 

@@ -372,6 +372,14 @@ def test_a_run_without_any_number_reaches_both_goals_and_ends(given: dict[str, A
     assert any(taught[forgotten:])
 
 
+def test_epochs_to_keep_do_not_change_the_course(given: dict[str, Any], tmp_path: Path) -> None:
+    once, named = run(given), run(given, score_at="2,30", out=tmp_path / "named")
+    assert same(model_of(once), model_of(named))
+    kept = {path.name for path in (named.folder / "checkpoints").iterdir()}
+    assert {"step-6"} < kept
+    assert not (once.folder / "checkpoints" / "step-6").exists()
+
+
 def test_a_run_that_goes_on_takes_the_same_steps(given: dict[str, Any], tmp_path: Path) -> None:
     whole = model_of(run(given))
     parts = {**given, "out": tmp_path / "parts"}

@@ -17,6 +17,7 @@ from letheon.recipes import recipe_settings
 from letheon.settings import UnlearnSettings, read_config
 from letheon.unlearning.reading import _choose_layer, read
 from letheon.unlearning.resolve import (
+    LEAST_EPOCHS,
     build_schedule,
     check_score_at,
     given_coefficients,
@@ -169,6 +170,10 @@ def test_module_names_of_a_method_hold_for_its_own_way_to_adapt() -> None:
         ({"epochs": 4, "score_at": "2,5"}, "score_at: expected epochs above 0 and at most 4"),
         ({"epochs": 4, "score_at": 0}, "score_at: expected epochs above 0"),
         ({"epochs": 4, "score_at": "0.5,4"}, None),
+        ({"score_at": LEAST_EPOCHS}, None),  # of a run that finds its own end
+        ({"score_at": LEAST_EPOCHS + 1}, "score_at: expected epochs above 0 and at most 40"),
+        ({"score_at": 21, "learning_rate": 1e-3}, "score_at: expected epochs above 0 and at most 20"),
+        ({"score_at": 21, "method": "task-vector"}, "score_at: expected epochs above 0 and at most "),
         # Methods that do something when training is over
         ({"method": "task-vector", "adapt": "weights"}, "use --adapt lora without --dora"),
         ({"method": "npo-ties", "dora": True}, "use --adapt lora without --dora"),
@@ -331,8 +336,28 @@ def test_what_is_larger_than_the_model_is_said_before_its_weights_are_loaded(
 def test_epochs_to_score_at_are_steps_of_the_run(
     epochs: tuple[float, ...], max_steps: int | None, said: str | None
 ) -> None:
-    settings = resolved(epochs=2, score_at=epochs, max_steps=max_steps)
-    schedule = MixedSchedule(8, 2, 0, 2)  # four steps an epoch
+    check_epochs(said, epochs=2, score_at=epochs, max_steps=max_steps, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"score_at": (1, 2)}, None),
+        ({"score_at": (1.5,), "checkpoint_steps": 2}, None),
+        (
+            {"score_at": (0.5, 1)},
+            "^score_at: a run that finds its own learning rate is scored every 4 steps, of which ",
+        ),
+        ({"score_at": (1,), "checkpoint_steps": 3}, r"scored every 3 steps, of which epoch 1 \(step 4\) is none"),
+    ],
+)
+def test_a_run_that_follows_its_scores_is_scored_at_even_distances(given: dict[str, Any], said: str | None) -> None:
+    check_epochs(said, epochs=2, **given)
+
+
+def check_epochs(said: str | None, **given: Any) -> None:
+    """Four steps make an epoch, and two epochs the run."""
+    settings, schedule = resolved(**given), MixedSchedule(8, 2, 0, 2)
     if said is None:
         check_score_at(settings, schedule)
         return
@@ -346,7 +371,8 @@ def test_epochs_to_score_at_are_steps_of_the_run(
         {"checkpoint_epochs": 2},
         {"checkpoint_steps": 3},
         {"checkpoint_steps": 3, "max_steps": 10},
-        {"score_at": "0.5,2"},
+        {"score_at": "0.5,2", "learning_rate": 1e-3},
+        {"score_at": "3", "learning_rate": "auto", "checkpoint_epochs": 1},
     ],
 )
 def test_a_step_is_scored_after_if_it_is_among_those_that_are(given: dict[str, Any]) -> None:

@@ -344,7 +344,9 @@ class ScoringSettings(Settings):
         None, ge=1, description="Score and save every N steps, instead of --checkpoint-epochs."
     )
     score_at: Annotated[Numbers | None, FIXED, OWN, RARE] = Field(
-        None, description="Epochs after which to score and save, instead of --checkpoint-epochs."
+        None,
+        description="Epochs after which to score and save, instead of --checkpoint-epochs; with --learning-rate auto, "
+        "which of those states to keep.",
     )
     keep: Annotated[Literal["best", "last"], FIXED, OWN] = Field(
         "best", description="Which scored state becomes the result."

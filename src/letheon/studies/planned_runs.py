@@ -17,7 +17,7 @@ from letheon.storage.provenance import hash_file
 from letheon.storage.run_folder import RUNS_FOLDER
 from letheon.studies.grid import Configuration
 from letheon.studies.spec import StudySettings
-from letheon.unlearning.resolve import effective, resolve_settings
+from letheon.unlearning.resolve import effective, most_epochs, resolve_settings
 
 _IDENTITY_LENGTH = 12
 _LONGEST_NAME = 80
@@ -108,7 +108,7 @@ def planned_run(
     """
     try:
         given = UnlearnSettings.of({**configuration.settings, "seed": seed, "out": out})
-        settings = resolve_settings(_scored_at(study, given))
+        settings = _scored_at(study, given)
         _check_epochs(study, settings)
     except SettingsError as error:
         raise SettingsError(f"{configuration.label}: {error}") from error
@@ -133,13 +133,15 @@ def identity_of(settings: UnlearnSettings | EvaluateSettings, hashes: Hashes) ->
     return hashlib.sha256(json.dumps(matter, sort_keys=True, default=str).encode()).hexdigest()[:_IDENTITY_LENGTH]
 
 
-def _scored_at(study: StudySettings, settings: UnlearnSettings) -> UnlearnSettings:
-    """Have the states kept that the study scores: those of its epochs that the run reaches."""
-    wanted = [epoch for epoch in study.epochs if epoch <= settings.epochs]
+def _scored_at(study: StudySettings, given: UnlearnSettings) -> UnlearnSettings:
+    """Resolve settings so that states are kept at those of the epochs of the study that the run may reach."""
+    settings = resolve_settings(given)
+    most = most_epochs(settings, get_method(settings.method), given.model_fields_set)
+    wanted = [epoch for epoch in study.epochs if epoch <= most]
     if not wanted:
         return settings
-    union = sorted({*wanted, *(settings.score_at or ())})
-    return UnlearnSettings.of({**settings.model_dump(exclude_unset=True), "score_at": tuple(union)})
+    union = sorted({*wanted, *(given.score_at or ())})
+    return resolve_settings(UnlearnSettings.of({**given.model_dump(exclude_unset=True), "score_at": tuple(union)}))
 
 
 def _check_epochs(study: StudySettings, settings: UnlearnSettings) -> None:

@@ -11,7 +11,7 @@ from letheon.settings import CourseSettings
 from letheon.training.judge import History, Judge, StateScore
 from letheon.training.optimiser import build_optimiser, learning_rate_at
 from letheon.training.stopping import choose_kept, why_stop
-from letheon.unlearning.resolve import is_to_score, steps_to_score, total_steps
+from letheon.unlearning.resolve import is_to_score, named_steps, total_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,7 @@ class SetCourse:
     @property
     def held_steps(self) -> frozenset[int]:
         """Those that `score_at` names."""
-        due = self.settings.score_at is not None
-        return frozenset(steps_to_score(self.settings, self.schedule)) if due else frozenset()
+        return frozenset(named_steps(self.settings, self.schedule))
 
     @property
     def ends_on_collapse(self) -> bool:

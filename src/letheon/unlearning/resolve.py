@@ -60,7 +60,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
     _check_taken(settings)
     _check_rate(settings, method)
     _check_dial(settings)
-    _check_scoring(settings)
+    _check_scoring(settings, most=most_epochs(settings, method, asked))
     coefficients = resolve(method, given_coefficients(settings))
     flags: dict[str, object] = {name: coefficients.values.get(name) for name in COEFFICIENT_FLAGS}
     others = {name: value for name, value in coefficients.values.items() if name not in COEFFICIENT_FLAGS}
@@ -92,6 +92,15 @@ def finds_rate(settings: UnlearnSettings, method: Method) -> bool:
     They cannot where a method takes the rows chunk by chunk, or forgets by what it does after training.
     """
     return method.finish == "keep" and settings.schedule not in ("chunked", "annealed")
+
+
+def most_epochs(settings: UnlearnSettings, method: Method, asked: Collection[str]) -> int:
+    """Return after how many epochs a run is over; `asked` are the names of the settings that were given.
+
+    One that was asked for no limit and finds its own end may take longer where its epochs are short.
+    """
+    finds_end = settings.learning_rate == "auto" and finds_rate(settings, method) and _ENDS.isdisjoint(asked)
+    return LEAST_EPOCHS if finds_end else settings.epochs
 
 
 def method_of(settings: UnlearnSettings) -> Method:
@@ -273,25 +282,37 @@ def check_score_at(settings: CourseSettings, schedule: Schedule) -> None:
                 f"score_at: epoch {epoch:g} is less than half a step, since an epoch has {schedule.steps_per_epoch} "
                 f"steps; the first step is over at epoch {1 / schedule.steps_per_epoch:.3g}"
             )
+        if settings.learning_rate == "auto" and step % (every := scoring_interval(settings, schedule)):
+            raise SettingsError(
+                f"score_at: a run that finds its own learning rate is scored every {every} steps, of which epoch "
+                f"{epoch:g} (step {step}) is none; name epochs that are, or set --checkpoint-epochs or "
+                f"--checkpoint-steps"
+            )
 
 
 def steps_to_score(settings: CourseSettings, schedule: Schedule) -> set[int]:
     """Return after which steps a run is scored and saved, besides its end."""
-    if settings.score_at is not None:
-        return _steps_at(settings.score_at, schedule)
+    if _is_scored_there_alone(settings):
+        return named_steps(settings, schedule)
     every = scoring_interval(settings, schedule)
     return set(range(every, total_steps(settings, schedule) + 1, every))
 
 
 def is_to_score(settings: CourseSettings, schedule: Schedule, step: int) -> bool:
     """Return whether `step` is one of `steps_to_score`, without listing them."""
-    if settings.score_at is not None:
-        return step in _steps_at(settings.score_at, schedule)
+    if _is_scored_there_alone(settings):
+        return step in named_steps(settings, schedule)
     return 0 < step <= total_steps(settings, schedule) and step % scoring_interval(settings, schedule) == 0
 
 
-def _steps_at(epochs: Collection[float], schedule: Schedule) -> set[int]:
-    return {round(epoch * schedule.steps_per_epoch) for epoch in epochs}
+def named_steps(settings: CourseSettings, schedule: Schedule) -> set[int]:
+    """Return the steps that `score_at` names."""
+    return {round(epoch * schedule.steps_per_epoch) for epoch in settings.score_at or ()}
+
+
+def _is_scored_there_alone(settings: CourseSettings) -> bool:
+    """Whether a run is scored at `score_at` alone; one that follows its scores needs them at even distances."""
+    return settings.score_at is not None and settings.learning_rate != "auto"
 
 
 def scoring_interval(settings: CourseSettings, schedule: Schedule) -> int:
@@ -324,12 +345,10 @@ def _has_effect(settings: UnlearnSettings, name: str) -> bool:
     return getattr(get_method(settings.method), wants.attribute) is not None
 
 
-def _check_scoring(settings: CourseSettings) -> None:
+def _check_scoring(settings: CourseSettings, *, most: int) -> None:
     for epoch in settings.score_at or ():
-        if not 0 < epoch <= settings.epochs:
-            raise SettingsError(
-                f"score_at: expected epochs above 0 and at most {settings.epochs} (--epochs), got {epoch:g}"
-            )
+        if not 0 < epoch <= most:
+            raise SettingsError(f"score_at: expected epochs above 0 and at most {most} (--epochs), got {epoch:g}")
     if settings.patience is not None and settings.patience_on == "membership" and settings.holdout is None:
         raise SettingsError("patience_on: 'membership' is scored against unseen documents; give them by --holdout")
 
