@@ -331,6 +331,11 @@ def test_rows_that_no_model_knew_cannot_be_forgotten(given: dict[str, Any], with
     assert found.verdict == "can't tell"
     assert "there is nothing to forget" in found.reason
     assert "no better than the control (0.00 more, where 1 is all of them)" in found.reason
+    # Nothing is attacked, and no model that hides the rows is made.
+    assert found.attacks == ()
+    assert (with_echo, list(found.left_out)) == ([], ["echo"])
+    assert {*found.left_out.values(), found.missing[HIDING]} == {"the model before does not know the rows"}
+    assert list(found.controls) == ["before", "after"]
 
 
 @pytest.fixture

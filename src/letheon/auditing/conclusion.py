@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 from letheon.auditing.findings import Assessor, Leak, Tried, count_findings, evidence_of
 from letheon.auditing.inputs import AuditInputs
 from letheon.auditing.outcomes import Asked
-from letheon.auditing.recovery import MIN_DOCUMENTS
+from letheon.auditing.recovery import MIN_DOCUMENTS, MIN_KNOWN
 from letheon.auditing.rows import documents_of, telling
 from letheon.auditing.verdict import Thresholds, judge
 from letheon.data.rows import Row
@@ -49,7 +50,7 @@ class Conclusion:
 def conclude(inputs: AuditInputs, found: Found) -> Conclusion:
     """Return what the findings come to."""
     settings = inputs.settings
-    control, warnings = _control(found.asked, inputs, settings.margin)
+    control, warnings = _control(found.asked, inputs)
     thresholds = Thresholds(margin=settings.margin, level=settings.confidence)
     assessor = _assessor(inputs, found, control, thresholds)
     assessed = [assessor.assess(one) for one in found.tried]
@@ -104,10 +105,20 @@ def _assessor(inputs: AuditInputs, found: Found, control: str, thresholds: Thres
     )
 
 
-def _control(asked: Mapping[str, Asked], inputs: AuditInputs, margin: float) -> tuple[str, list[str]]:
-    """What recovery is measured against, and what a reader has to know of it."""
+def was_known(inputs: AuditInputs, asked: Mapping[str, Asked]) -> bool:
+    """Return whether the model before says more of the rows than the control; else there is nothing to attack."""
+    means, (control, _) = _means(inputs, asked), _control(asked, inputs)
+    return means["before"] - means[control] >= MIN_KNOWN
+
+
+def _means(inputs: AuditInputs, asked: Mapping[str, Asked]) -> dict[str, float]:
     count = inputs.num_rows["asked"]
-    means = {name: sum(found.values[:count]) / count for name, found in asked.items()}
+    return {name: fmean(found.values[:count]) for name, found in asked.items()}
+
+
+def _control(asked: Mapping[str, Asked], inputs: AuditInputs) -> tuple[str, list[str]]:
+    """What recovery is measured against, and what a reader has to know of it."""
+    means, margin = _means(inputs, asked), inputs.settings.margin
     if "never" not in means:
         made = "" if inputs.given.has_holdout else "made-up "
         return "placebo", [f"there is no never-knew model; recovery is measured against {made}placebo rows"]

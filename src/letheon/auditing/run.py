@@ -21,7 +21,7 @@ from letheon.auditing.attack import (
     Separated,
     Subject,
 )
-from letheon.auditing.conclusion import Conclusion, Found, conclude
+from letheon.auditing.conclusion import Conclusion, Found, conclude, was_known
 from letheon.auditing.controls import Hiding, hiding, hiding_until_rounded, load, make_never
 from letheon.auditing.findings import Tried
 from letheon.auditing.inputs import AuditInputs, Note, read_audited
@@ -55,6 +55,7 @@ _DEPENDS = ("rows", "samples", "max_new_tokens", "seed", "make_never", "dtype")
 _OF_UNLEARNED = ("after", "placebo")
 """Controls that are the unlearned model."""
 _HIDING = (HIDING, HIDING_UNTIL_ROUNDED)
+_NEVER_KNOWN = "the model before does not know the rows"
 
 
 def audit(settings: AuditSettings, *, progress: Progressed | None = None, note: Note | None = None) -> AuditResults:
@@ -105,12 +106,18 @@ class _Audit:
         depends = {name: settings.plain()[name] for name in _DEPENDS} | {"packages": describe_environment()["packages"]}
         kept = Outcomes(self.folder, {**inputs.read, **depends})
         asked = self._asked(subjects, kept)
-        tried, left_out = self._try_all(subjects, kept)
+        if was_known(inputs, asked):
+            hiding = self._add_hiding(subjects, how, missing)
+            asked |= {name: self._asked_of(name, subject, inputs.asked, kept) for name, subject in hiding.items()}
+            tried, left_out = self._try_all(subjects, kept)
+        else:
+            missing |= dict.fromkeys(_HIDING[: 1 + inputs.has_rounding], _NEVER_KNOWN)
+            tried, left_out = [], {attack.name: _NEVER_KNOWN for attack in inputs.attacks} | inputs.left_out
         duration_s = time.monotonic() - self.began
         return conclude(inputs, Found(subjects["after"].form, how, missing, asked, tried, left_out, duration_s))
 
     def _subjects(self) -> tuple[dict[str, Subject], dict[str, str], dict[str, str]]:
-        """Load or make the controls; return them, what each is, and why others are missing."""
+        """Load or make the controls but those that hide rows; return them, what each is, and why others are missing."""
         settings, inputs = self.inputs.settings, self.inputs
         self.tell("loading the model before", 0, 0)
         before = load(settings.before, settings, inputs.tokenizer, self.note)
@@ -140,11 +147,6 @@ class _Audit:
             how["never"] = never
             found["never"] = replace(subject, name="never", model=model)
             found = {name: replace(one, reference=model) for name, one in found.items()}
-        for name, hides in self._hiding(found["before"]).items():
-            if hides.subject is None:
-                missing[name] = hides.how
-            else:
-                found[name], how[name] = hides.subject, hides.how
         return found, how, missing
 
     def _never(self, before: Subject) -> str | None:
@@ -162,6 +164,19 @@ class _Audit:
             )
         return str(folder)
 
+    def _add_hiding(
+        self, subjects: dict[str, Subject], how: dict[str, str], missing: dict[str, str]
+    ) -> dict[str, Subject]:
+        """Add the controls that hide the rows, what each is and why others are missing; return these controls."""
+        made = {}
+        for name, hides in self._hiding(subjects["before"]).items():
+            if hides.subject is None:
+                missing[name] = hides.how
+            else:
+                made[name], how[name] = hides.subject, hides.how
+        subjects |= made
+        return made
+
     def _hiding(self, before: Subject) -> dict[str, Hiding]:
         """Make the models that are known to hide the rows."""
         found = {HIDING: hiding(before, self.inputs.asked, self.tell)}
@@ -171,11 +186,12 @@ class _Audit:
 
     def _asked(self, subjects: dict[str, Subject], kept: Outcomes) -> dict[str, Asked]:
         """What each control says without an attack; "placebo" is the unlearned model, asked for placebo rows."""
-        found = {}
-        for name, subject, rows in self._sides(subjects, halves=True):
-            asks = partial(self._ask, name, subject, rows)
-            found[name] = kept.get(f"asked.{name}", Asked, asks, is_of_unlearned=name in _OF_UNLEARNED)
-        return found
+        sides = self._sides(subjects, halves=True)
+        return {name: self._asked_of(name, subject, rows, kept) for name, subject, rows in sides}
+
+    def _asked_of(self, name: str, subject: Subject, rows: Sequence[Row], kept: Outcomes) -> Asked:
+        asks = partial(self._ask, name, subject, rows)
+        return kept.get(f"asked.{name}", Asked, asks, is_of_unlearned=name in _OF_UNLEARNED)
 
     def _ask(self, name: str, subject: Subject, rows: Sequence[Row]) -> Asked:
         texts = ask(subject, rows, self.tell, stage=f"asking {name}")
