@@ -65,7 +65,7 @@ SMALL = replace(
     mmlu={"questions": 8, "shots": 1},
     audit={"attacks": "extraction-strength,quantisation"},
     num_records=4,
-    seeds=(0, 1),
+    seeds=(0,),
     methods=("wga",),
 )
 """Of a model that is made on the spot."""

@@ -16,7 +16,8 @@ from bench.methods import BEST_RATES
 from bench.real.__main__ import _parse, _plan, main
 from bench.real.ask import is_right
 from bench.real.checkpoint import CheckpointError, make_checkpoint
-from bench.real.inputs import real_lume
+from bench.real.inputs import PartFiles, World, real_lume
+from bench.real.part import PartJob
 from bench.real.plan import REAL
 from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice, other_records
 from bench.real.table import AUDITED, attacks_table, numbers_table
@@ -210,6 +211,17 @@ def test_settings_given_take_the_place_of_the_plan(tmp_path: Path) -> None:
         main(["--plain", "epochs", "--out", str(tmp_path)])
 
 
+def test_each_seed_is_a_run_of_ours_and_the_first_is_that_of_the_command_without_one(tmp_path: Path) -> None:
+    rows, world = tmp_path / "rows.jsonl", World(tmp_path, tmp_path, tmp_path, tmp_path)
+    job = PartJob(tmp_path, "lume", world, PartFiles(rows, rows, "chat"), replace(REAL, seeds=(0, 3)), frozenset())
+    assert job._variants() == {
+        "ours": REAL.ours,
+        "ours, seed 3": {**REAL.ours, "seed": 3},
+        "ours, no refusals": {**REAL.ours, "instead": "none"},
+    }
+    assert list(replace(job, skipped=frozenset({"no-refusals"}))._variants()) == ["ours", "ours, seed 3"]
+
+
 @pytest.mark.slow
 def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path: Path) -> None:
     asked = ["--small", "--out", str(tmp_path)]
@@ -223,9 +235,8 @@ def test_a_tiny_model_goes_through_both_parts_and_nothing_is_done_twice(tmp_path
     for part in ("lume", "request"):
         models = first["parts"][part]
         assert list(models) == [
-            "as it came", "memorised", "ours", "ours, seed 1", "ours, no refusals", "the authors' step", "wga",
+            "as it came", "memorised", "ours", "ours, no refusals", "the authors' step", "wga",
         ]  # fmt: skip
-        assert (models["ours"]["settings"].get("seed"), models["ours, seed 1"]["settings"]["seed"]) == (None, 1)
         assert models["wga"]["settings"]["learning_rate"] == BEST_RATES["wga"]
         assert (models["ours"]["settings"]["instead"], models["ours, no refusals"]["settings"]["instead"]) == (
             "refusal",
