@@ -169,10 +169,18 @@ SETTINGS = [
     ),
     Bad(
         "a score after the last step",
-        setting("--max-steps", 2, "--batch-size", 2, "--score-at", "0.4,1"),
+        setting("--max-steps", 2, "--batch-size", 2, "--score-at", "0.4,1", "--learning-rate", 1e-3),
         (
             "score_at: epoch 1 is over after step 3, but the run ends after step 2 (--max-steps 2); leave it out or "
             "raise --max-steps"
+        ),
+    ),
+    Bad(
+        "a score between those that a run follows",
+        setting("--batch-size", 2, "--score-at", "0.4,1"),
+        (
+            "score_at: a run that finds its own learning rate is scored every 3 steps, of which epoch 0.4 (step 1) is "
+            "none; name epochs that are, or set --checkpoint-epochs or --checkpoint-steps"
         ),
     ),
     Bad(
