@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from bench.documents import unseen_documents, write_documents
-from bench.methods import epochs_of, flags, num_tokens, tuned_values
+from bench.methods import flags, tokens_of_run, tuned_values, unlearn_command
 from bench.real.rows import lume_slice
 from bench.stages import Cost, Made, StageError, Stages
 from letheon.data.benchmarks.lume import SplitName, read_lume
@@ -93,9 +93,7 @@ class GoalJob:
 
     def _budget(self, how: str) -> int:
         """Return how many tokens of the rows the first run of ours without refusals trained on."""
-        run = self._run(NO_REFUSALS, how, self.seeds[0], budget=0)
-        facts = _facts(run)
-        return num_tokens({**self.target.inputs, "method": "low-rank-npo"}, num_steps=facts["num_steps"])
+        return tokens_of_run(self._run(NO_REFUSALS, how, self.seeds[0], budget=0).path, self.target.inputs)
 
     def _found(self, name: str, how: str, seed: int, budget: int) -> dict[str, Any]:
         """Return what was measured of a run, or nothing where it failed, which is said."""
@@ -112,12 +110,8 @@ class GoalJob:
         made_from = [str(hash_checkpoint(self.target.model)), self._hashes, values, None if own_end else budget]
 
         def command(out: Path) -> list[object]:
-            own = dict(values)
-            if not own_end:
-                own["epochs"] = epochs_of({**self.target.inputs, **values}, budget=budget)
-            goes_on = ["--resume"] if out.exists() else []
-            given = flags({**self.target.inputs, **own, "out": out})
-            return ["letheon", "unlearn", "--no-evaluate", "--cache-dir", self.out / "cache", *given, *goes_on]
+            run = unlearn_command(self.target.inputs, values, out, budget=None if own_end else budget)
+            return [*run, "--cache-dir", self.out / "cache"]
 
         return self._stages.make("run", made_from, command, resumes=True)
 

@@ -166,6 +166,24 @@ def num_tokens(values: Mapping[str, Any], *, num_steps: int | None = None) -> in
     return sum(lengths[row] for step in steps for row in schedule.rows(step))
 
 
+def tokens_of_run(run: Path, inputs: Mapping[str, Any]) -> int:
+    """Return how many tokens of the rows a run of low-rank NPO trained on until it ended."""
+    return num_tokens({**inputs, "method": "low-rank-npo"}, num_steps=_result(run)["num_steps"])
+
+
+def unlearn_command(
+    inputs: Mapping[str, Any], values: Mapping[str, Any], out: Path, *, budget: int | None
+) -> list[object]:
+    """Return a module and its arguments: a run of as many epochs as train on `budget` tokens, or the rest of it.
+
+    Without a budget it finds its own end.
+    """
+    given = {**inputs, **values, "out": out}
+    if budget is not None:
+        given["epochs"] = epochs_of(given, budget=budget)
+    return ["letheon", "unlearn", "--no-evaluate", *flags(given), *(["--resume"] if out.exists() else [])]
+
+
 def epochs_of(values: Mapping[str, Any], *, budget: int) -> int:
     """Return how many epochs of a method train on `budget` tokens, in all of its runs together; at least one."""
     one = num_tokens({**values, "epochs": 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.audits import COLUMNS, audited_cells
-from bench.methods import epochs_of, flags, num_tokens, tuned_values
+from bench.methods import tokens_of_run, tuned_values, unlearn_command
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
 from bench.real.table import AUDITED
@@ -20,8 +20,6 @@ from letheon.evaluation.suites.lume.results import LumeResults
 from letheon.scores.audits import read_audit
 from letheon.scores.numbers import membership_score
 from letheon.storage.fingerprints import hash_checkpoint
-
-NO_REFUSALS = "ours, no refusals"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class PartJob:
         first, *others = self.plan.seeds
         found = {"ours": _seeded(self.plan.ours, first)}
         found |= {f"ours, seed {seed}": _seeded(self.plan.ours, seed) for seed in others}
-        return found if "no-refusals" in self.skipped else {**found, NO_REFUSALS: self._no_refusals}
+        return found if "no-refusals" in self.skipped else {**found, "ours, no refusals": self._no_refusals}
 
     @property
     def _no_refusals(self) -> Settings:
@@ -74,24 +72,19 @@ class PartJob:
 
     def _budget(self, target: Made) -> int:
         """Return how many tokens of the rows ours without refusals trained on."""
-        run = self._ours(target, self._no_refusals).path
-        steps = json.loads((run / "provenance.json").read_text(encoding="utf-8"))["result"]["num_steps"]
-        return num_tokens({**self._inputs(target), "method": "low-rank-npo"}, num_steps=steps)
+        return tokens_of_run(self._ours(target, self._no_refusals).path, self._inputs(target))
 
     def _inputs(self, target: Made) -> dict[str, Any]:
         files = {side: str(getattr(self.files, side)) for side in ("forget", "retain")}
         return {"model": str(target.path), **files, "template": self.files.template}
 
     def _method(self, target: Made, settings: Settings, *, budget: int) -> Made:
-        inputs = self._inputs(target)
-
-        def command(out: Path) -> list[object]:
-            goes_on = ["--resume"] if out.exists() else []
-            epochs = epochs_of({**inputs, **settings}, budget=budget)
-            given = flags({**inputs, **settings, "epochs": epochs, "out": out})
-            return ["letheon", "unlearn", "--no-evaluate", *given, *goes_on]
-
-        return self._stages.make("method", [target.key, self._rows, settings, budget], command, resumes=True)
+        return self._stages.make(
+            "method",
+            [target.key, self._rows, settings, budget],
+            lambda out: unlearn_command(self._inputs(target), settings, out, budget=budget),
+            resumes=True,
+        )
 
     @property
     def _stages(self) -> Stages:

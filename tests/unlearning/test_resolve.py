@@ -19,14 +19,12 @@ from letheon.unlearning.reading import _choose_layer, read
 from letheon.unlearning.resolve import (
     LEAST_EPOCHS,
     build_schedule,
-    check_score_at,
     given_coefficients,
-    is_to_score,
     resolve_settings,
-    steps_to_score,
     terms_of,
 )
 from letheon.unlearning.run import unlearn
+from letheon.unlearning.scoring_steps import check_score_at, is_to_score, steps_to_score
 from running import model_of, run, same, short_run, unseen_for
 from small import tiny_model
 
@@ -344,6 +342,7 @@ def test_epochs_to_score_at_are_steps_of_the_run(
     [
         ({"score_at": (1, 2)}, None),
         ({"score_at": (1.5,), "checkpoint_steps": 2}, None),
+        ({"score_at": (1.75,), "max_steps": 7}, None),  # the last step
         (
             {"score_at": (0.5, 1)},
             "^score_at: a run that finds its own learning rate is scored every 4 steps, of which ",

@@ -346,7 +346,7 @@ class ScoringSettings(Settings):
     score_at: Annotated[Numbers | None, FIXED, OWN, RARE] = Field(
         None,
         description="Epochs after which to score and save, instead of --checkpoint-epochs; with --learning-rate auto, "
-        "which of those states to keep.",
+        "the epochs whose states stay on disk.",
     )
     keep: Annotated[Literal["best", "last"], FIXED, OWN] = Field(
         "best", description="Which scored state becomes the result."

@@ -140,8 +140,7 @@ def _scored_at(study: StudySettings, given: UnlearnSettings) -> UnlearnSettings:
     wanted = [epoch for epoch in study.epochs if epoch <= most]
     if not wanted:
         return settings
-    union = sorted({*wanted, *(given.score_at or ())})
-    return resolve_settings(UnlearnSettings.of({**given.model_dump(exclude_unset=True), "score_at": tuple(union)}))
+    return settings.model_copy(update={"score_at": tuple(sorted({*wanted, *(settings.score_at or ())}))})
 
 
 def _check_epochs(study: StudySettings, settings: UnlearnSettings) -> None:

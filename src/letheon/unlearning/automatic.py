@@ -19,7 +19,7 @@ from letheon.training.judge import History, StateScore
 from letheon.training.stopping import choose_kept, why_stop
 from letheon.unlearning.course import SetCourse
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.resolve import is_to_score, scoring_interval
+from letheon.unlearning.scoring_steps import is_to_score, scoring_interval
 
 FORGOTTEN = 0.05
 """Recall of the forget rows at which they count as forgotten, once what matches of their answers has settled."""

@@ -11,7 +11,7 @@ from letheon.settings import CourseSettings
 from letheon.training.judge import History, Judge, StateScore
 from letheon.training.optimiser import build_optimiser, learning_rate_at
 from letheon.training.stopping import choose_kept, why_stop
-from letheon.unlearning.resolve import is_to_score, named_steps, total_steps
+from letheon.unlearning.scoring_steps import is_to_score, named_steps, total_steps
 
 
 @dataclass(frozen=True, slots=True)

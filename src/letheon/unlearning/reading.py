@@ -24,7 +24,8 @@ from letheon.unlearning.folder import recorded_dtype
 from letheon.unlearning.formed_rows import check_answers
 from letheon.unlearning.inputs import Inputs, read_inputs
 from letheon.unlearning.planning import Planned, check_fit, check_targets, plan_with_rates
-from letheon.unlearning.resolve import REFUSAL, build_schedule, check_score_at, resolve_end, resolve_settings
+from letheon.unlearning.resolve import REFUSAL, build_schedule, resolve_end, resolve_settings
+from letheon.unlearning.scoring_steps import check_score_at
 
 
 def plan(settings: UnlearnSettings, *, note: Callable[[str], None] | None = None) -> Planned:

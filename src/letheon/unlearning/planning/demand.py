@@ -9,7 +9,7 @@ from letheon.data.sequences import TokenSequence
 from letheon.objective.methods import Method
 from letheon.processes import shares_by_size
 from letheon.settings import UnlearnSettings
-from letheon.unlearning.resolve import steps_to_score, total_steps
+from letheon.unlearning.scoring_steps import steps_to_score, total_steps
 
 NUM_SAMPLED = 16
 _GENERAL = 3
