@@ -215,6 +215,19 @@ def test_configurations_are_compared_at_the_same_epoch() -> None:
     ]
 
 
+def test_states_that_runs_kept_at_another_epoch_have_a_row() -> None:
+    kept = [StateScores(18, True, {"final": 0.9}), StateScores(4, True, {"final": 0.7})]
+    found = [
+        replace(run, states=(StateScores(4, False, {"final": 0.1}), state) if state.epoch > 4 else (state,))
+        for run, state in zip(runs({"gamma": 1}, [{"final": 0.0}, {"final": 0.0}]), kept, strict=True)
+    ]
+    record = record_of(found, evaluate={"epochs": [4, 30]})
+    at_four, result = rows_of(record, ("final",))
+    assert (at_four.epoch, list(at_four.scores["final"].values())) == (4, [0.1, 0.7])
+    assert (result.epoch, list(result.scores["final"].values())) == (None, [0.9, 0.7])
+    assert [row[1] for row in scores_table(record).rows] == ["4", "kept"]
+
+
 def test_of_several_that_fit_the_one_named_in_full_is_compared() -> None:
     scores: list[dict[str, float] | None] = [{"final": 0.5}, {"final": 0.6}]
     configurations = ({"gamma": 1}, {"gamma": 1, "delta": 2}, {"gamma": 2})

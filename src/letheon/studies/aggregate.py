@@ -92,8 +92,9 @@ class Sensitivity:
 def rows_of(record: StudyRecord, scores: Sequence[str], *, by_epoch: bool = True) -> list[ConfigurationRow]:
     """Sum a study up: a row a configuration in the study's order, of a search the best first, baselines last.
 
-    With `by_epoch`, and where the study scores several epochs, there is one for each of these. Best marks of a score go
-    over all rows that forgot; of a search these come first.
+    With `by_epoch`, and where the study scores several epochs, there is one for each of these, and one for the states
+    that the runs kept where these are of another epoch. Best marks of a score go over all rows that forgot; of a search
+    these come first.
     """
     epochs: Sequence[float | None] = record.study.epochs if by_epoch and record.study.epochs else (None,)
     grouped: dict[tuple[Role, str], list[RunRecord]] = {}
@@ -187,7 +188,9 @@ def _rows_of_one(
     forgotten: str,
 ) -> list[ConfigurationRow]:
     rows: list[ConfigurationRow] = []
-    for epoch in epochs:
+    if any(run.result is not None and _epoch_of(run.result, epochs) is None for run in runs):
+        epochs = [*epochs, None]
+    for epoch in dict.fromkeys(epochs):
         states = [(run, state) for run in runs if (state := _state_at(run, epoch)) is not None]
         by_score = {name: {r.seed: s.scores[name] for r, s in states if name in s.scores} for name in scores}
         row = ConfigurationRow(
@@ -214,9 +217,18 @@ def _merit(row: ConfigurationRow, record: StudyRecord) -> float:
 def _state_at(run: RunRecord, epoch: float | None) -> StateScores | None:
     if epoch is None:
         return run.result
-    # Scored epochs fall on whole steps, which for a broken number of epochs lie a little off.
-    near = [state for state in run.states if abs(state.epoch - epoch) < 0.05]
+    near = [state for state in run.states if _is_at(state, epoch)]
     return min(near, key=lambda state: abs(state.epoch - epoch), default=None)
+
+
+def _epoch_of(state: StateScores, epochs: Sequence[float | None]) -> float | None:
+    """Return the epoch, of these, that a state is of."""
+    return next((epoch for epoch in epochs if epoch is not None and _is_at(state, epoch)), None)
+
+
+def _is_at(state: StateScores, epoch: float) -> bool:
+    """Scored epochs fall on whole steps, which for a broken number of epochs lie a little off."""
+    return abs(state.epoch - epoch) < 0.05
 
 
 def _summaries(by_score: Mapping[str, Mapping[int, float]], record: StudyRecord) -> dict[str, Summary]:

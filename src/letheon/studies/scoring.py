@@ -13,7 +13,7 @@ from letheon.errors import OutputError
 from letheon.evaluation.registry import read_results
 from letheon.progress import Progressed
 from letheon.report.files import read_mapping
-from letheon.settings import EvaluateSettings, StepSettings, UnlearnSettings
+from letheon.settings import EvaluateSettings, UnlearnSettings
 from letheon.storage.files import made_folder, sweep
 from letheon.storage.provenance import hash_file
 from letheon.storage.run_folder import (
@@ -101,8 +101,9 @@ class Scorer:
         settings = settings.model_copy(update={"tokenizer": run.tokenizer, **self._form(run.template, run.date)})
         return settings, {"identity": identity_of(settings.model_copy(update={"model": "original"}), self.hashes)}
 
-    def _epochs(self, run: StepSettings) -> tuple[float, ...]:
-        return tuple(epoch for epoch in self.study.epochs if epoch <= run.epochs)
+    def _epochs(self, run: UnlearnSettings) -> tuple[float, ...]:
+        """Those of the study that the run was asked to keep, as `planned_run` did."""
+        return tuple(epoch for epoch in self.study.epochs if epoch in (run.score_at or ()))
 
     def _settings(self, run: PlannedRun, state: RunState, *, model: str) -> EvaluateSettings:
         settings = self.study.evaluation(run.settings, model=model, out=_folder(run, state))

@@ -343,8 +343,8 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _epoch(epoch: float | None) -> str | None:
-    return None if epoch is None else f"{epoch:g}"
+def _epoch(epoch: float | None) -> str:
+    return "kept" if epoch is None else f"{epoch:g}"
 
 
 def _plain(value: object) -> Cell:
