@@ -37,8 +37,8 @@ class Answered:
 def main(arguments: list[str] | None = None) -> None:
     """Ask one model and write what it said and scored."""
     given = _parse(arguments)
-    loaded = load_model(given.model)
-    before = load_model(given.before).model
+    loaded = load_model(given.model, dtype="auto")
+    before = load_model(given.before, dtype="auto").model
     sides = {"forget": list(read_rows(given.forget)), "retain": list(read_rows(given.retain))}
     found: dict[str, Any] = {
         name: ask_rows(loaded, before, rows, name, template=given.template, max_new_tokens=given.max_new_tokens)

@@ -14,7 +14,7 @@ from letheon.storage.files import write_json
 def main(arguments: list[str] | None = None) -> None:
     """Ask one model and write its accuracy."""
     given = _parse(arguments)
-    loaded = load_model(given.model)
+    loaded = load_model(given.model, dtype="auto")
     subjects = sample_mmlu(read_mmlu(given.mmlu), given.questions, num_shots=given.shots)
     scores = score_mmlu(loaded.model, loaded.tokenizer, subjects)
     found = {"accuracy": scores.accuracy, "num_questions": scores.num_questions, "num_shots": scores.num_shots}

@@ -99,8 +99,9 @@ class PartJob:
         return ["--forget", self.files.forget, "--retain", self.files.retain, "--template", self.files.template]
 
     def _memorised(self, checkpoint: Made) -> Made:
+        """Return the checkpoint after it has learnt the rows, rounded to the dtype that it had on disk."""
         settings = self.plan.memorize
-        return self._stages.make(
+        learnt = self._stages.make(
             "target",
             [checkpoint.key, self._rows, settings],
             lambda out: [
@@ -109,6 +110,12 @@ class PartJob:
                 *_flags(settings), "--out", out,
             ],
         )  # fmt: skip
+        stored = self._stages.make(
+            "stored",
+            [learnt.key],
+            lambda out: ["bench.real.stored", "--model", learnt.path, "--like", checkpoint.path, "--out", out],
+        )
+        return replace(stored, cost=learnt.cost)
 
     def _ours(self, target: Made, settings: Settings) -> Made:
         files = self.files

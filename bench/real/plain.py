@@ -19,7 +19,7 @@ from letheon.model.loading import load_model, save_model
 def main(arguments: list[str] | None = None) -> None:
     """Train and save."""
     given = _parse(arguments)
-    loaded = load_model(given.model)
+    loaded = load_model(given.model, dtype="auto")
     rows = [read_rows(given.forget), read_rows(given.retain)]
     sequences = tokenise_all(
         [*rows[0], *rows[1]], loaded.tokenizer, template=given.template, max_length=given.max_length

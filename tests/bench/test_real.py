@@ -10,6 +10,7 @@ from typing import Any
 
 import bench.real.checkpoint as real_checkpoint
 import bench.real.plain as real_plain
+import bench.real.stored as stored
 import pytest
 import torch
 from bench.methods import BEST_RATES
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from letheon import Row
 from letheon.data.general import QUESTIONS
 from letheon.data.rows import read_documents, read_rows, write_rows
+from letheon.model.checkpoint_files import stored_dtype_of
 from letheon.model.loading import LoadedModel, load_model, save_model
 
 
@@ -112,6 +114,18 @@ def test_the_plain_run_takes_the_authors_steps_and_leaves_a_checkpoint(
     after, before = load_model(str(tmp_path / "plain")).model.state_dict(), model.state_dict()
     moved = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
     assert moved == {"q_proj", "v_proj"}
+
+
+def test_a_target_is_rounded_to_the_dtype_that_its_checkpoint_has_on_disk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    save_model(model, tokenizer, tmp_path / "target")
+    rounded: Any = load_model(str(tmp_path / "target")).model
+    save_model(rounded.to(torch.bfloat16), tokenizer, tmp_path / "checkpoint")
+    stored.main([*("--model", f"{tmp_path}/target", "--like", f"{tmp_path}/checkpoint"), "--out", f"{tmp_path}/stored"])
+    assert stored_dtype_of(tmp_path / "stored") == torch.bfloat16
+    after, before = load_model(str(tmp_path / "stored")).model.state_dict(), model.state_dict()
+    assert all(value.equal(before[name].bfloat16().float()) for name, value in after.items())
 
 
 def writes(text: str) -> Any:
