@@ -3,11 +3,12 @@
     python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 
 "Ours" is the command without settings; it finds its learning rate and its end. Every other method has its settings of
-bench.methods, the learning rate that won there on lume-val-6m-general, and as many tokens of the rows as the first run
-of ours without refusals took. All run twice: alone, and with general text held in place and the dial set by documents
-that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew model; `--also` adds a model with a
-folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and holdout.jsonl. Each stage is a process of its
-own whose result is kept. Writes DIR/goal.json and prints the tables in Markdown.
+bench.methods, the learning rate that won there on lume-val-6m-general, and trains on as many tokens of the rows as the
+first run of ours did on rows, refusals and general text together. All run twice: alone, and with general text held in
+place and the dial set by documents that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew
+model; `--also` adds a model with a folder of forget.jsonl, retain.jsonl, members.jsonl, nonmembers.jsonl and
+holdout.jsonl. Each stage is a process of its own whose result is kept. Writes DIR/goal.json and prints the tables in
+Markdown.
 """
 
 import argparse
@@ -40,8 +41,7 @@ MADE: dict[str, Any] = {
 """Settings of the target that is made here."""
 NUM_DOCUMENTS, NUM_OTHERS = 34, 26
 """Rows of each side that it learns: whole documents, and rows of all kinds."""
-NO_REFUSALS = "ours, no refusals"
-OURS = {"ours": {}, NO_REFUSALS: {"instead": "none"}}
+OURS = {"ours": {}, "ours, no refusals": {"instead": "none"}}
 """Settings beside which there are none."""
 VARIANTS = ("alone", "held")
 """How each is run: as it is, or with general text held in place and the dial."""
@@ -92,8 +92,8 @@ class GoalJob:
                 yield name, how, [one for one in found if one]
 
     def _budget(self, how: str) -> int:
-        """Return how many tokens of the rows the first run of ours without refusals trained on."""
-        return tokens_of_run(self._run(NO_REFUSALS, how, self.seeds[0], budget=0).path, self.target.inputs)
+        """Return how many tokens of the rows other methods train on: as many as the first run of ours took in all."""
+        return tokens_of_run(self._run("ours", how, self.seeds[0], budget=0).path)
 
     def _found(self, name: str, how: str, seed: int, budget: int) -> dict[str, Any]:
         """Return what was measured of a run, or nothing where it failed, which is said."""

@@ -156,25 +156,25 @@ def rates_of(name: str) -> tuple[float, ...]:
     return RATES[str(get_method(name).settings.get("adapt", "lora"))]
 
 
-def num_tokens(values: Mapping[str, Any], *, num_steps: int | None = None) -> int:
-    """Return how many tokens of the rows a run trains on, in all or in its first steps, other answers left out."""
+def num_tokens(values: Mapping[str, Any]) -> int:
+    """Return how many tokens of the rows a run trains on, other answers left out."""
     settings = resolve_settings(UnlearnSettings.of({"out": Path("x"), **values}))
     inputs = read_inputs(settings)
     schedule = build_schedule(settings, inputs.forget, inputs.retain)
     lengths = [len(sequence.input_ids) for sequence in inputs.sequences]
-    steps = range(schedule.num_steps if num_steps is None else num_steps)
-    return sum(lengths[row] for step in steps for row in schedule.rows(step))
+    return sum(lengths[row] for step in range(schedule.num_steps) for row in schedule.rows(step))
 
 
-def tokens_of_run(run: Path, inputs: Mapping[str, Any]) -> int:
-    """Return how many tokens of the rows a run of low-rank NPO trained on until it ended."""
-    return num_tokens({**inputs, "method": "low-rank-npo"}, num_steps=_result(run)["num_steps"])
+def tokens_of_run(run: Path) -> int:
+    """Return how many tokens a run trained on until it ended: rows, other answers and general text together."""
+    found: int = _result(run)["num_tokens"]
+    return found
 
 
 def unlearn_command(
     inputs: Mapping[str, Any], values: Mapping[str, Any], out: Path, *, budget: int | None
 ) -> list[object]:
-    """Return a module and its arguments: a run of as many epochs as train on `budget` tokens, or the rest of it.
+    """Return a module and its arguments: a run of as many epochs as train on `budget` tokens of the rows, or the rest.
 
     Without a budget it finds its own end.
     """
@@ -185,7 +185,7 @@ def unlearn_command(
 
 
 def epochs_of(values: Mapping[str, Any], *, budget: int) -> int:
-    """Return how many epochs of a method train on `budget` tokens, in all of its runs together; at least one."""
+    """Return how many epochs of a method train on `budget` tokens of the rows, in all of its runs; at least one."""
     one = num_tokens({**values, "epochs": 1})
     return max(1, round(budget / one / len(get_method(values["method"]).runs)))
 

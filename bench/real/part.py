@@ -64,15 +64,12 @@ class PartJob:
         first, *others = self.plan.seeds
         found = {"ours": _seeded(self.plan.ours, first)}
         found |= {f"ours, seed {seed}": _seeded(self.plan.ours, seed) for seed in others}
-        return found if "no-refusals" in self.skipped else {**found, "ours, no refusals": self._no_refusals}
-
-    @property
-    def _no_refusals(self) -> Settings:
-        return {**_seeded(self.plan.ours, self.plan.seeds[0]), "instead": "none"}
+        no_refusals = {**_seeded(self.plan.ours, first), "instead": "none"}
+        return found if "no-refusals" in self.skipped else {**found, "ours, no refusals": no_refusals}
 
     def _budget(self, target: Made) -> int:
-        """Return how many tokens of the rows ours without refusals trained on."""
-        return tokens_of_run(self._ours(target, self._no_refusals).path, self._inputs(target))
+        """Return how many tokens of the rows other methods train on: as many as the first run of ours took in all."""
+        return tokens_of_run(self._ours(target, _seeded(self.plan.ours, self.plan.seeds[0])).path)
 
     def _inputs(self, target: Made) -> dict[str, Any]:
         files = {side: str(getattr(self.files, side)) for side in ("forget", "retain")}
