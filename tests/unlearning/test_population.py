@@ -196,6 +196,16 @@ def test_passes_of_few_runs_add_up_to_the_same(given: dict[str, Any], monkeypatc
         assert difference(adapter_of(found.folder), adapter_of(expected.folder)) < TOLERANCE
 
 
+def test_runs_whose_packs_are_filled_up_are_what_they_are_alone(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: list[dict[str, Any]] = [{"seed": seed, "rank": 1 + seed, "epochs": 1} for seed in range(3)]
+    plain = run_population(population_of(given, *changes, to="plain"))
+    monkeypatch.setattr("letheon.engine.engine.is_compiled_by_size", lambda _: True)
+    for found, expected in zip(run_population(population_of(given, *changes)), plain, strict=True):
+        assert difference(adapter_of(found.folder), adapter_of(expected.folder)) < TOLERANCE
+
+
 def test_a_run_of_a_population_leaves_the_files_of_a_run(given: dict[str, Any]) -> None:
     reports = run_population(population_of(given, {"seed": 1}, {"seed": 2, "rank": 2}))
     expected = unlearn(population_of(given, {"seed": 1}, to="alone")[0])

@@ -26,6 +26,7 @@ from letheon.engine.patches.lower import begun_at
 from letheon.engine.patches.recomputing import recomputed_layers
 from letheon.engine.patches.rotation import lengths_of, rotated_alone
 from letheon.engine.patches.trimming import Selection, trimmed
+from letheon.engine.sizes import NOTHING, Filling, filled, filled_answers, filling_of, is_compiled_by_size
 from letheon.model.experts import fused_experts
 from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.lowrank import fused_adapters
@@ -90,13 +91,21 @@ class Engine:
         """
         if self.path == "padded":
             return padded_states(self.model, batch)[batch.answer_positions]
+        filling = self.filling(batch.num_tokens, len(batch.labels))
         with ExitStack() as stack:
             if self.selection is not None:
-                stack.enter_context(self.selection.at(batch.answer_positions))
+                stack.enter_context(self.selection.at(filled_answers(batch, filling)))
             if lower is not None:
+                lower = torch.cat([lower, lower.new_zeros(filling.tokens, lower.shape[-1])])
                 stack.enter_context(begun_at(self.model, self.begins_at, lower))
-            states = packed_states(self.model, batch.input_ids, batch.position_ids, batch.boundaries, batch.padding)
+            states = packed_states(self.model, *filled(batch, filling))
         return states[batch.answer_positions]
+
+    def filling(self, num_tokens: int, num_answers: int) -> Filling:
+        """Return what a pack is filled up with on path "packed", nothing where its size costs nothing."""
+        if not (num_tokens and is_compiled_by_size(self.model)):
+            return NOTHING
+        return filling_of(num_tokens, num_answers)
 
     def states_and_activations(
         self, batch: PackedBatch, *, layer: int, lower: Tensor | None = None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
+from letheon.engine.engine import Engine
 from letheon.engine.segments import Segments, segmented_linear, segments_of
 from letheon.errors import ModelError
 from letheon.model.adapters import LoraAdapter, LoraSettings, first_values, set_alpha
@@ -139,13 +140,17 @@ class Population:
             yield
 
     @contextmanager
-    def together(self, adapters: Sequence[int], batches: Sequence[PackedBatch]) -> Iterator[None]:
-        """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each adapter."""
+    def together(self, adapters: Sequence[int], batches: Sequence[PackedBatch], engine: Engine) -> Iterator[None]:
+        """Let the rows of a forward and its backward be those of `batches` laid back to back, one for each adapter.
+
+        What `engine` fills the pack up with goes with the last adapter.
+        """
         device = batches[0].input_ids.device
-        found = [
-            segments_of([batch.num_tokens for batch in batches], device=device),
-            segments_of([len(batch.labels) for batch in batches], device=device),
-        ]
+        of_all, of_answers = ([batch.num_tokens for batch in batches], [len(batch.labels) for batch in batches])
+        filling = engine.filling(sum(of_all), sum(of_answers))
+        of_all[-1] += filling.tokens
+        of_answers[-1] += filling.answers
+        found = [segments_of(lengths, device=device) for lengths in (of_all, of_answers)]
         self.present.adapters, before = tuple(adapters), self.present.adapters
         self.present.segments = {segments.num_rows: segments for segments in found}
         try:

@@ -161,7 +161,7 @@ def _objection(whole: PreparedPopulation) -> str | None:
     try:
         two = [lora_settings(one) for one in (*whole.settings, whole.settings[0])[:2]]
         population = populate(whole.shared, two, seeds=[0, 1])
-        with population.running(), engine.running(), population.together([0, 1], [probe, probe]):
+        with population.running(), engine.running(), population.together([0, 1], [probe, probe], engine):
             engine.states(join([probe, probe]))
     except ModelError as error:
         return str(error)

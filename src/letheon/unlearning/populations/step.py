@@ -74,7 +74,8 @@ def _add_gradients(
     counts: Mapping[int, RoleCounts],
 ) -> list[DeviceParts]:
     """One forward and backward; returns the parts of each run."""
-    with population.together(list(batches), list(batches.values())):
+    engine = runs[next(iter(batches))].job.engine
+    with population.together(list(batches), list(batches.values()), engine):
         values = terms_together([runs[m].job for m in batches], list(batches.values()))
         losses = [
             compose(runs[m].job.terms, of_one, roles_of(batch, whole=counts[m]), factors=runs[m].factors)
