@@ -116,10 +116,7 @@ class _LowRankLinear(torch.autograd.Function):
         # (r, O), contiguous: in this layout both products with it run several times faster than with B itself.
         up_rows = (up.T * scaling).contiguous()
         output = linear(rows, in_dtype_of(rows, weight), bias)
-        if output.dtype == up.dtype:
-            output.addmm_(inner, up_rows)
-        else:
-            output += inner @ up_rows  # added in float32 and rounded once, as PEFT does
+        _add_product(output, inner, up_rows)
         keep_for_backward(ctx, weight, rows, inner, down, up_rows)
         ctx.scaling = scaling
         # Not a view in autograd's eyes: OLMo clamps its queries, keys and values in place.
@@ -139,9 +136,29 @@ class _LowRankLinear(torch.autograd.Function):
         of_states = None
         if ctx.needs_input_grad[0]:
             of_states = of_rows_out @ in_dtype_of(of_rows_out, weight)
-            if of_states.dtype == down.dtype:
-                of_states.addmm_(of_inner, down)
-            else:
-                of_states += of_inner @ down
+            _add_product(of_states, of_inner, down)
             of_states = of_states.view(*shape[:-1], rows.shape[-1])
         return of_states, None, None, of_down, of_up, None
+
+
+def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a float32 product in place, rounded once where `target` is not float32, as PEFT does.
+
+    Of few inner dimensions, as here, a product in bfloat16 costs next to nothing, while one in float32 that is added to
+    bfloat16 goes through memory three times. So each factor is the sum of two numbers in bfloat16, of which all but
+    the product of the two small ones are multiplied: 16 bits of each factor in place of float32's 24 or bfloat16's 8.
+    """
+    if target.dtype == torch.bfloat16:
+        high, low = _split(left)
+        right_high, right_low = _split(right)
+        left, right = torch.cat([high, low, high], dim=1), torch.cat([right_high, right_high, right_low])
+    if target.dtype == left.dtype:
+        target.addmm_(left, right)
+    else:
+        target += left @ right
+
+
+def _split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two bfloat16 tensors whose sum is `values` to 16 bits."""
+    high = values.bfloat16()
+    return high, (values - high).bfloat16()
