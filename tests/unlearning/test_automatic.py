@@ -186,22 +186,6 @@ def test_a_cool_down_that_ends_short_of_a_goal_is_followed_by_more_training() ->
     assert one.learning_rate(40, found) == pytest.approx(1e-3)
 
 
-def test_the_last_steps_of_a_run_that_has_forgotten_its_rows_are_a_cool_down() -> None:
-    one = course(num_epochs=6)  # 60 steps
-    assert one.total_steps == 60
-    found = history((0.5, 0.97), (0.04, 0.8), (0.04, 0.8))
-    assert one.phase(found).cooling_from is None
-    last = [*found, recalls(40, 0.04, 0.8)]
-    assert one.phase(last).cooling_from == 40
-    rate = one.learning_rate(40, last)
-    assert [one.learning_rate(step, last) for step in (50, 59)] == pytest.approx([rate / 2, rate / 20])
-    remembering = [*found, recalls(40, 0.06, 0.8)]
-    assert one.phase(remembering).cooling_from is None
-    ended = [*last, recalls(50, 0.04, 0.9), recalls(60, 0.04, 0.94)]
-    assert str(one.why_stop(ended)).startswith("finished without reaching a retain recall of 0.950: ")
-    assert "forgotten: " in str(one.why_stop([*last, recalls(50, 0.04, 0.9), recalls(60, 0.04, 0.96)]))
-
-
 def test_the_goal_of_retain_rows_counts_from_what_was_known() -> None:
     found = history((0.5, 0.8), (0.04, 0.77), (0.04, 0.77), (0.04, 0.77))
     assert (course(start=(1.0, 0.8)).why_stop(found) or "").startswith("forgotten")

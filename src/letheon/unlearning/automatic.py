@@ -3,10 +3,10 @@
 The learning rate starts low and doubles from scoring to scoring until the forget rows are being forgotten fast enough,
 stays there until they are forgotten, and where there are holdout documents until forget texts cost no less than these.
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
-followed by more training; a run that has forgotten the rows keeps its last steps for one. This is a range test of the
-learning rate (Smith, arXiv 1506.01186) on the run's own steps, so that none of them is thrown away. The KL on general
-text counts once forgetting has begun, and for less where it stands in the way. Other answers count once the rows are
-forgotten, for more where they are not learnt soon, and for less where they spread to the retain rows.
+followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
+so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
+stands in the way. Other answers count once the rows are forgotten, for more where they are not learnt soon, and for
+less where they spread to the retain rows.
 """
 
 from collections.abc import Mapping
@@ -161,7 +161,7 @@ class AutomaticCourse(SetCourse):
         score, last = history[-1], history[-2] if len(history) > 1 else self.start
         if phase.cooling_from is not None:
             return self._cooled(phase, history)
-        if self._is_reached(history) or self._is_nearly_out_of_steps(score):
+        if self._is_reached(history):
             return replace(phase, cooling_from=score.step)
         forget, retain = _recall(score, "forget"), _recall(score, "retain")
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
@@ -176,14 +176,6 @@ class AutomaticCourse(SetCourse):
         if phase.factor < 1:
             return replace(phase, factor=min(1.0, phase.factor * _HEAVIER))
         return self._faster(phase, retain)
-
-    def _is_nearly_out_of_steps(self, score: StateScore) -> bool:
-        """Whether a run that has forgotten its rows has steps left for a cool-down alone.
-
-        At a learning rate that is still high, other goals are missed by what a cool-down mends.
-        """
-        is_last = score.step + self._cool_down_steps >= self.total_steps
-        return is_last and _recall(score, "forget") <= FORGOTTEN
 
     def _has_begun(self, score: StateScore) -> bool:
         """Whether rows are being forgotten.
