@@ -75,7 +75,8 @@ def course(
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
     given = settings(epochs=num_epochs, **changes)
-    return AutomaticCourse(given, schedule, Scores(), recalls(0, *start, match=1.0), 1e-3, ("npo",), general, instead)
+    before, is_dialled = recalls(0, *start, match=1.0), given.dial == "membership"
+    return AutomaticCourse(given, schedule, Scores(), before, 1e-3, ("npo",), general, instead, is_dialled=is_dialled)
 
 
 def hiding(step: int, auc: float | None, retain: float = 1.0) -> StateScore:
@@ -130,6 +131,16 @@ def test_above_a_moderate_rate_the_hold_on_general_text_is_loosened_before_the_r
     said = "stood in the way, counted for 0.015625 of its weight"
     assert str(held.why_stop(end)).endswith(said)
     assert "general text" not in str(course().why_stop(end))
+
+
+def test_in_a_cool_down_the_hold_on_general_text_is_tightened_again() -> None:
+    held = course(general=("general_kl",))
+    found = history((0.8, 1.0), *[(0.8, 1.0)] * 4)
+    assert held.factors(found)["general_kl"] == 1 / 64
+    goal = recalls(60, 0.04, 1.0)
+    assert held.factors([*found, goal])["general_kl"] == 1 / 4
+    assert held.factors([*found, goal, recalls(70, 0.2, 1.0), recalls(80, 0.2, 1.0)])["general_kl"] == 1 / 64
+    assert held.factors([*found[:3], recalls(40, 0.04, 1.0)])["general_kl"] == 1  # and no more than it was
 
 
 def test_the_first_damage_halves_the_rate_which_then_rises_slowly() -> None:
@@ -263,6 +274,14 @@ def test_with_documents_a_run_goes_on_until_forget_texts_cost_no_less_than_these
     assert one.why_stop([*gone, hiding(50, 0.3), hiding(60, 0.3)]) is not None
     assert one.why_stop([*gone, hiding(50, 0.5), hiding(60, 0.6)]) is None  # it came back in the cool-down
     assert one.phase([*telling, hiding(40, None)]).cooling_from is None
+
+
+def test_a_whole_cool_down_is_kept_where_the_dial_takes_back_what_it_hides_too_well() -> None:
+    dialled, not_dialled = course(holdout=Path("h.jsonl")), course(holdout=Path("h.jsonl"), dial="none")
+    found = [hiding(10, 0.5), hiding(20, 0.4, retain=0.97), hiding(30, 0.2, retain=0.98)]
+    assert dialled.phase(found).is_over
+    assert [one.kept(found).step for one in (dialled, not_dialled)] == [30, 10]
+    assert dialled.kept(found[:2]).step == 10  # stopped within it
 
 
 def test_texts_that_are_not_hidden_soon_enough_speed_up_a_run() -> None:

@@ -4,9 +4,9 @@ The learning rate starts low and doubles from scoring to scoring until the forge
 stays there until they are forgotten, and where there are holdout documents until forget texts cost no less than these.
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
-so that none of them is thrown away. The KL on general text counts once forgetting has begun, and for less where it
-stands in the way. Other answers count once the rows are forgotten, for more where they are not learnt soon, and for
-less where they spread to the retain rows.
+so that none of them is thrown away. The KL on general text counts once forgetting has begun, for less where it stands
+in the way, and for more again in a cool-down. Other answers count once the rows are forgotten, for more where they are
+not learnt soon, and for less where they spread to the retain rows.
 """
 
 from collections.abc import Mapping
@@ -54,6 +54,8 @@ _ANCHORED = 4
 """The multiple of the first learning rate above which it rises only once the KL on general text is light."""
 _LEAST_ANCHOR = 1 / 64
 """The least that the weight of that KL is multiplied by once it counts."""
+_TIGHTER = 16
+"""By what it is multiplied in a cool-down, where there is nothing left that it could stand in the way of."""
 _FIRST_TAUGHT, _LEAST_TAUGHT, _MOST_TAUGHT = 1 / 8, 1 / 64, 32.0
 """What the weight of the other answers is multiplied by when they begin to count, and between which limits later."""
 _BEYOND = 1.25
@@ -81,6 +83,11 @@ class Phase:
     is_over: bool = False
     """Whether the goals are reached and the cool-down is over."""
 
+    @property
+    def held(self) -> float:
+        """What the weight of the KL on general text is multiplied by in the next step: by more in a cool-down."""
+        return self.anchor if self.cooling_from is None else min(1.0, self.anchor * _TIGHTER)
+
 
 @dataclass(frozen=True, slots=True)
 class AutomaticCourse(SetCourse):
@@ -95,6 +102,8 @@ class AutomaticCourse(SetCourse):
     """Likewise."""
     instead_terms: tuple[str, ...] = ()
     """Likewise, where each row is taught one other answer."""
+    is_dialled: bool = False
+    """Whether what was trained is scaled afterwards, so that forget texts cost as much as unseen ones."""
     _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
     """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
 
@@ -116,7 +125,7 @@ class AutomaticCourse(SetCourse):
         phase = self.phase(history)
         return {
             **dict.fromkeys(self.forget_terms, phase.factor),
-            **dict.fromkeys(self.general_terms, phase.anchor),
+            **dict.fromkeys(self.general_terms, phase.held),
             **dict.fromkeys(self.instead_terms, phase.taught),
         }
 
@@ -139,7 +148,13 @@ class AutomaticCourse(SetCourse):
         return None
 
     def kept(self, history: History) -> StateScore:
-        """Return the best of the states that reached the goals, or of all where none did."""
+        """Return the best of the states that reached the goals, or of all where none did.
+
+        Where the dial is turned afterwards, that of a whole cool-down: what forget texts cost there beyond unseen ones,
+        which lowers its score, the dial takes back, and retain rows and other text are better off.
+        """
+        if self.is_dialled and self.phase(history).is_over:
+            return history[-1]
         reached = [score for number, score in enumerate(history) if self._is_reached(history[: number + 1])]
         return choose_kept(reached or history, self.judge, keep=self.settings.keep)
 
@@ -314,7 +329,15 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
     if not problem.probes.others:  # likewise, or there are several to a row
         others = ()
     return AutomaticCourse(
-        settings, problem.schedule, problem.judge, problem.start.score, first_rate, forget, general, others
+        settings,
+        problem.schedule,
+        problem.judge,
+        problem.start.score,
+        first_rate,
+        forget,
+        general,
+        others,
+        is_dialled=settings.dial == "membership",
     )
 
 
