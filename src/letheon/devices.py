@@ -108,3 +108,8 @@ def kept_random_state() -> Iterator[None]:
         return
     with torch.random.fork_rng(devices=[torch.accelerator.current_device_index()], device_type=device.type):
         yield
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Return whether a tensor lies on a CPU; one of a plan, on "meta", where this machine would train."""
+    return device.type == "cpu" or (device.type == "meta" and kind_of(None) == "cpu")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from letheon.devices import bring
+from letheon.devices import bring, is_cpu
 from letheon.model.widening import product_dtype
 
 try:
@@ -92,7 +92,7 @@ def _packed(
         longest = max(end - start for start, end in pairwise(boundaries))
         return _at_once(query, key, value, offsets, longest=longest, scaling=scaling, window=sliding_window), None
     dtype = query.dtype
-    if dtype == torch.bfloat16 and query.device.type == "cpu":
+    if dtype == torch.bfloat16 and is_cpu(query.device):
         # Its backward pass there takes four times as long as in float32.
         query, key, value = query.float(), key.float(), value.float()
     chosen = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from letheon.data.packing import PackedBatch
+from letheon.devices import is_cpu
 from letheon.model.widening import product_dtype
 
 _LEAST = 32
@@ -35,7 +36,7 @@ NOTHING = Filling()
 
 def is_compiled_by_size(model: PreTrainedModel) -> bool:
     """Return whether each new number of rows costs this model's products a kernel."""
-    return model.device.type == "cpu" and product_dtype(model) == torch.bfloat16
+    return is_cpu(model.device) and product_dtype(model) == torch.bfloat16
 
 
 def filling_of(num_tokens: int, num_answers: int) -> Filling:
