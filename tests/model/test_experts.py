@@ -116,7 +116,7 @@ def test_the_gradients_are_pefts(family: str, tokenizer: PreTrainedTokenizerBase
     for pefts, ours in zip(*found, strict=True):
         assert (pefts is None) == (ours is None)
         if pefts is not None and ours is not None:
-            assert torch.allclose(pefts, ours, rtol=1e-3, atol=1e-5 * max(float(pefts.abs().max()), 1e-2))
+            assert torch.allclose(pefts, ours, rtol=1e-3, atol=5e-5 * max(float(pefts.abs().max()), 1e-2))
 
 
 def wrapper(adapted: LoraAdapter, name: str) -> ParamWrapper:
