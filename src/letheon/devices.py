@@ -111,5 +111,5 @@ def kept_random_state() -> Iterator[None]:
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Return whether a tensor lies on a CPU; one of a plan, on "meta", where this machine would train."""
+    """Return whether a tensor lies on a CPU; on "meta", as in a plan, whether this machine trains on one."""
     return device.type == "cpu" or (device.type == "meta" and kind_of(None) == "cpu")

@@ -93,7 +93,7 @@ def _packed(
         return _at_once(query, key, value, offsets, longest=longest, scaling=scaling, window=sliding_window), None
     dtype = query.dtype
     if dtype == torch.bfloat16 and is_cpu(query.device):
-        # Its backward pass there takes four times as long as in float32.
+        # Its backward pass takes longer there than in float32.
         query, key, value = query.float(), key.float(), value.float()
     chosen = _attention if is_fused else partial(_plain_attention, softcap=softcap, sinks=s_aux)
     attend = partial(chosen, scaling=scaling, dropout=dropout, window=sliding_window)

@@ -26,7 +26,15 @@ from letheon.engine.patches.lower import begun_at
 from letheon.engine.patches.recomputing import recomputed_layers
 from letheon.engine.patches.rotation import lengths_of, rotated_alone
 from letheon.engine.patches.trimming import Selection, trimmed
-from letheon.engine.sizes import NOTHING, Filling, filled, filled_answers, filling_of, is_compiled_by_size
+from letheon.engine.sizes import (
+    NOTHING,
+    Filling,
+    filled,
+    filled_answers,
+    filled_states,
+    filling_of,
+    is_compiled_by_size,
+)
 from letheon.model.experts import fused_experts
 from letheon.model.layers import decoder_layers, trunk_of
 from letheon.model.lowrank import fused_adapters
@@ -96,8 +104,7 @@ class Engine:
             if self.selection is not None:
                 stack.enter_context(self.selection.at(filled_answers(batch, filling)))
             if lower is not None:
-                lower = torch.cat([lower, lower.new_zeros(filling.tokens, lower.shape[-1])])
-                stack.enter_context(begun_at(self.model, self.begins_at, lower))
+                stack.enter_context(begun_at(self.model, self.begins_at, filled_states(lower, filling)))
             states = packed_states(self.model, *filled(batch, filling))
         return states[batch.answer_positions]
 

@@ -193,7 +193,10 @@ class _Padded(torch.autograd.Function):
 
 
 def _add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a float32 product in place, rounded once where `target` is not float32."""
+    """Add a float32 product in place, rounded once where `target` is not float32.
+
+    Not by a product in bfloat16, as in `lowrank`: on a CPU each length of a segment would cost a kernel (sizes.py).
+    """
     if target.dtype == left.dtype:
         target.addmm_(left, right)
     else:

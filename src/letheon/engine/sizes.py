@@ -1,9 +1,9 @@
 """Packs of few different sizes, where every new size of a product costs a kernel.
 
-On a CPU oneDNN compiles a kernel for each shape of a product in bfloat16. That takes 3 to 6 ms, many times the product
-itself in a small model, and it keeps the last thousand of them, about a GiB. Packs hardly ever have the same number of
-tokens twice, so they are filled up here to one of sixteen sizes an octave, by sequences that no one reads: they cost at
-most a sixteenth, and leave no gradient.
+On a CPU oneDNN compiles a kernel for each shape of a product in bfloat16. In a small model that takes longer than the
+product itself, and the last thousand kernels are kept in memory. Packs hardly ever have the same number of tokens, so
+they are filled up here to one of sixteen sizes an octave, by sequences that no one reads and that leave no gradient.
+Neighbouring sizes are 32 tokens or at most a sixteenth apart.
 """
 
 from collections.abc import Iterator
@@ -66,6 +66,13 @@ def filled_answers(batch: PackedBatch, filling: Filling) -> Tensor:
     first = batch.num_tokens
     added = batch.answer_positions.new_tensor(range(first, first + filling.answers))
     return torch.cat([batch.answer_positions, added])
+
+
+def filled_states(states: Tensor, filling: Filling) -> Tensor:
+    """Return the states (N + tokens, D) that a layer is given of a pack with its filling, of which those are zeros."""
+    if not filling.tokens:
+        return states
+    return torch.cat([states, states.new_zeros(filling.tokens, states.shape[-1])])
 
 
 def _rounded(number: int) -> int:
