@@ -33,7 +33,7 @@ DEFAULT_TARGETS = (ALL_LINEAR,)
 """What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
 _ENDS = frozenset({"epochs", "max_steps"})
 """Settings that limit a run."""
-LEAST_EPOCHS, LEAST_STEPS = 40, 400
+LEAST_EPOCHS, LEAST_STEPS = 60, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
 REFUSAL = "refusal"
 INSTEAD_PER_ROW = 5
