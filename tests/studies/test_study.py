@@ -373,14 +373,14 @@ def test_two_configurations_that_are_one_are_refused(base: dict[str, Any], tmp_p
         ({}, (1.0, 30.0)),  # a run that finds its own end
         ({"epochs": 20}, (1.0,)),
         ({"learning_rate": 1e-3}, (1.0,)),
-        ({"learning_rate": 1e-3, "epochs": 50}, (1.0, 30.0, 50.0)),
+        ({"learning_rate": 1e-3, "epochs": 70}, (1.0, 30.0, 70.0)),
     ],
 )
 def test_states_are_kept_at_the_epochs_that_a_run_may_reach(
     base: dict[str, Any], tmp_path: Path, given: dict[str, Any], kept: tuple[float, ...]
 ) -> None:
     shared = {name: value for name, value in base.items() if name not in ("epochs", "learning_rate")}
-    study = study_of({**shared, **given}, grid={}, seeds=1, evaluate={"epochs": [1, 30, 50]})
+    study = study_of({**shared, **given}, grid={}, seeds=1, evaluate={"epochs": [1, 30, 70]})
     (planned,) = planned_runs(study, configurations(study), out=tmp_path, hashes=Hashes(tmp_path / "inputs.json"))
     assert planned.settings.score_at == kept
 
