@@ -12,7 +12,7 @@ from bench.audits import COLUMNS, audited_cells
 from bench.methods import tokens_of_run, tuned_values, unlearn_command
 from bench.real.inputs import PartFiles, World
 from bench.real.plan import Plan, Settings
-from bench.real.table import AUDITED
+from bench.real.table import AUDITED, OTHER_SEED
 from bench.stages import Cost, Made, StageError, Stages, fingerprint_of
 from letheon.data.rows import hash_rows, read_rows
 from letheon.evaluation.registry import read_results
@@ -63,7 +63,7 @@ class PartJob:
         """Return the name and the settings of each run of ours."""
         first, *others = self.plan.seeds
         found = {"ours": _seeded(self.plan.ours, first)}
-        found |= {f"ours, seed {seed}": _seeded(self.plan.ours, seed) for seed in others}
+        found |= {f"{OTHER_SEED}{seed}": _seeded(self.plan.ours, seed) for seed in others}
         no_refusals = {**_seeded(self.plan.ours, first), "instead": "none"}
         return found if "no-refusals" in self.skipped else {**found, "ours, no refusals": no_refusals}
 

@@ -1,6 +1,7 @@
 """The numbers of `bench.real` as tables, one row a model, and what the models said beside each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from bench.audits import COLUMNS
@@ -31,6 +32,8 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
 
 AUDITED = ("given without an attack", *COLUMNS.values(), "verdict")
 """What an audit found, as `bench.audits.audited_cells` gives it."""
+OTHER_SEED = "ours, seed "
+"""How the name of a further run of ours begins; the number follows."""
 _MOST_CHARACTERS = 160
 
 
@@ -46,11 +49,11 @@ def _part(part: str, models: Mapping[str, Numbers]) -> str:
 
 
 def numbers_table(part: str, models: Mapping[str, Numbers]) -> Table:
-    """Return a row for each model; a column stands where some model has its number."""
+    """Return a row for each model, and one for the means of ours; a column stands where some model has its number."""
     shown = [column for column in _COLUMNS if any(_number(found, column[1]) is not None for found in models.values())]
     rows = tuple(
-        (name, *(_cell(_number(found, place), form, unit) for _, place, form, unit in shown))
-        for name, found in models.items()
+        (name, *(_cell(_mean(group, place), form, unit) for _, place, form, unit in shown))
+        for name, group in _rows(models)
     )
     return Table(f"Part {part}", ("model", *(heading for heading, *_ in shown)), rows)
 
@@ -78,6 +81,20 @@ def _answers(kind: str, models: Mapping[str, Numbers], most: int) -> Table:
         for place, question in enumerate(questions)
     )
     return Table(f"Answers, {kind}", ("asked", *answers), rows)
+
+
+def _rows(models: Mapping[str, Numbers]) -> Iterator[tuple[str, Sequence[Numbers]]]:
+    """Yield each model, and with several seeds of ours all of them together."""
+    for name, found in models.items():
+        yield name, [found]
+    seeds = [found for name, found in models.items() if name == "ours" or name.startswith(OTHER_SEED)]
+    if len(seeds) > 1:
+        yield f"ours, mean of {len(seeds)} seeds", seeds
+
+
+def _mean(group: Sequence[Numbers], place: tuple[str, ...]) -> float | None:
+    values = [value for value in (_number(found, place) for found in group) if value is not None]
+    return fmean(values) if len(values) == len(group) else None
 
 
 def _number(found: Numbers, place: tuple[str, ...]) -> float | None:

@@ -171,6 +171,17 @@ def test_the_table_has_a_column_for_each_number_that_some_model_has() -> None:
     assert table.rows == (("before", "1.000", "3.581", "", ""), ("after", "0.250", "3.600", "61", "3"))
 
 
+def test_seeds_of_ours_have_a_line_for_their_means() -> None:
+    models = {
+        "ours": {"forget": {"recall": 0.1}, "text": {"loss": 3.5}, "mmlu": {"accuracy": 0.25}},
+        "ours, seed 1": {"forget": {"recall": 0.4}, "text": {"loss": 3.7}},  # MMLU was not asked
+        "ours, no refusals": {"forget": {"recall": 0.9}, "text": {"loss": 4.0}},
+    }
+    *_, means = numbers_table("request", models).rows
+    assert means == ("ours, mean of 2 seeds", "0.250", "", "3.600")
+    assert len(numbers_table("request", {"ours": models["ours"]}).rows) == 1
+
+
 def test_models_that_were_attacked_have_a_table_of_their_own() -> None:
     cells = {name: f"{place}" for place, name in enumerate(AUDITED)}
     models = {"before": {}, "after": {"audit": {**cells, "reason": "why"}}}
