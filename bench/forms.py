@@ -118,6 +118,7 @@ FAMILIES = {
     "space": Family("Prompts that end in a space", form="plain", prompt_end=" Answer: "),
     "question-answer": Family("Question and answer tags (TOFU)", form="question-answer"),
     "neko": Family("Headings (NEKO)", form="neko"),
+    "inst": Family("[INST] tags, no space after them (TOFU)", form="inst"),
 }
 
 

@@ -135,9 +135,8 @@ def test_a_document_is_asked_by_its_first_half(
 def test_forms_to_try_and_unknown_ones(tokenizer: PreTrainedTokenizerBase) -> None:
     assert "chat" not in forms_to_try(tokenizer)
     assert forms_to_try(chatty(tokenizer, "gemma"))[0] == "chat"
-    # Llama 2's tags are tried where the chat template has them.
-    assert ["inst" in forms_to_try(made) for made in (tokenizer, chatty(tokenizer, "gemma"))] == [False, False]
-    assert "inst" in forms_to_try(chatty(tokenizer, "mistral"))
+    # Tokenizers of models that were trained with Llama 2's tags often have no chat template.
+    assert all("inst" in forms_to_try(made) for made in (tokenizer, chatty(tokenizer, "gemma")))
     check_form("plain")
     with pytest.raises(SettingsError, match=r"expected one of .*, got 'plane' \(did you mean 'plain'"):
         check_form("plane")
@@ -208,8 +207,8 @@ def test_probing_finds_the_form_from_a_few_rows(best: str, tokenizer: PreTrained
     assert next(iter(found)) == best
     assert found[best].recall == 1
     assert found[best].loss == pytest.approx(0.1)
-    # Four rows in each of six forms, then no form is near the best.
-    assert sum(seen) <= 24
+    # Four rows in each form, then no form is near the best.
+    assert sum(seen) <= 4 * len(forms_to_try(made))
     assert describe_known(found).startswith(f"nats a token, recall: {best} 0.10, 1.00; ")
 
 

@@ -104,10 +104,8 @@ def check_form(name: str) -> None:
 
 
 def forms_to_try(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the forms that are tried with this tokenizer: "chat" and "inst" only where its chat template allows it."""
-    template = getattr(tokenizer, "chat_template", None)
-    texts = tuple(name for name in TEXT_FORMS if name != INST or "[INST]" in str(template or ""))
-    return (CHAT, *texts) if template else texts
+    """Return the forms that are tried with this tokenizer: "chat" only where it has a chat template."""
+    return (CHAT, *TEXT_FORMS) if getattr(tokenizer, "chat_template", None) else tuple(TEXT_FORMS)
 
 
 def render(
