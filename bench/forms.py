@@ -271,7 +271,8 @@ the tokenizer allows on a few rows and takes the one in which the answers have t
 --help` lists the forms. `chat` renders the whole conversation with the tokenizer's own template, answer included, and
 then finds the answer in the text. Spaces, empty think blocks, headers and tokens that end a turn are therefore where
 the model expects them. Text that the template writes between its generation prompt and the answer is context in
-training. Such rows are scored with and without this text, and the worse score counts.
+training. Such rows are scored with and without this text, and the worse score counts. Where a run holds the model to
+general text (`--general`), it holds it to this text too, in up to 32 of the rows, so that the model still writes it.
 
 The table shows {num_rows} made-up questions to forget and {num_rows} to keep. Small models (0.8 M parameters) were
 trained on them in the forms of common chat templates and in plain text. Each run unlearned in the form that `auto`

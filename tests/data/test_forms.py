@@ -64,6 +64,8 @@ def test_what_the_generation_prompt_leaves_out_is_asked_for_too(
     for sequence, expected in ((asked.at_once, "Mira"), (asked.written, f"{written}Mira")):
         assert list(sequence.input_ids[: sequence.answer_start]) == prompt
         assert text(made, sequence.input_ids[sequence.answer_start :]) == expected
+    assert list(asked.opening.input_ids[: asked.opening.answer_start]) == prompt
+    assert text(made, asked.opening.input_ids[asked.opening.answer_start :]) == written
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma", "spaced"])

@@ -307,6 +307,14 @@ def test_other_answers_count_once_the_rows_are_forgotten_and_for_more_until_they
     assert str(one.why_stop(end)).startswith("finished without reaching a recall of the other answers of 0.9: ")
 
 
+def test_a_run_that_ends_without_its_goals_says_what_its_kept_state_misses() -> None:
+    one = course(num_epochs=3, instead=("instead_nll",))
+    found = [teaching(10, 0.0), teaching(20, 0.2), teaching(30, 0.2, forget=0.2, retain=0.6)]
+    assert one.kept(found).step == 20
+    missed = "a recall of the other answers of 0.9: recall forget 0.040 (0.000 of tokens), retain 1.000"
+    assert one.why_stop(found) == f"finished without reaching {missed}"
+
+
 def test_other_answers_that_spread_to_the_retain_rows_count_for_less() -> None:
     one = course(instead=("instead_nll",))
     found = [teaching(10 * n, 0.1, retain=0.9 - n / 10) for n in range(1, 5)]

@@ -31,7 +31,7 @@ from letheon.objective.methods import Coefficients, resolve
 from letheon.objective.parts import general_terms, needs_of
 from letheon.training.step import accumulate
 from letheon.unlearning import general
-from letheon.unlearning.general import GeneralRows, general_schedule
+from letheon.unlearning.general import GeneralRows, general_schedule, with_openings
 from letheon.unlearning.interim import Probes
 from letheon.unlearning.planning import Machine, plan_run
 from letheon.unlearning.populations import groups_of, run_population
@@ -380,6 +380,34 @@ def test_a_model_that_recites_its_rows_is_not_held_to_what_it_writes(
     assert any(left_out) is not is_held
     assert all((line["terms"]["general_kl"] is not None) == is_held for line in events(given["out"], "step"))
     assert asked[0] == 6  # rows to keep too
+
+
+@pytest.mark.parametrize("text", ["auto", "none"])
+def test_what_the_template_writes_before_an_answer_is_held_too(
+    text: str, rows: list[Row], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(general, "_why_not", lambda *_: "it recites")
+    given = {**short_run(tmp_path, rows, model, chatty(tokenizer, "qwen3")), "template": "chat", "general": text}
+    run(given, epochs=1)
+    notes = [line["message"] for line in events(given["out"], "note")]
+    held = f"the KL also holds what the chat template writes before an answer, in {len(rows)} of the rows"
+    assert (held in notes) == (text == "auto")
+    held_in = [line["terms"].get("general_kl") for line in events(given["out"], "step")]
+    assert all((value is not None) == (text == "auto") for value in held_in)
+
+
+def test_openings_are_added_to_what_is_trained_on_alone_and_few_of_them() -> None:
+    made = GeneralRows([TokenSequence((1, 2), 1)], [TokenSequence((3, 4), 1)], ("so",))
+    openings = [TokenSequence((5, 6, number), 1) for number in range(100)]
+    asked = UnlearnSettings.of({"model": "m", "forget": "f", "retain": "r", "out": "o", "general": "auto"})
+    found = with_openings(made, openings, asked)
+    assert found.trained == [*made.trained, *openings[::4]]
+    assert found.scored == made.scored
+    assert found.notes[0] == "so"
+    assert with_openings(made, [], asked) == made
+    for other in (None, "holdout"):
+        assert with_openings(made, openings, asked.model_copy(update={"general": other})) == made
 
 
 @pytest.mark.parametrize("recites", [False, True])

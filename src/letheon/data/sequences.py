@@ -71,6 +71,12 @@ class Asked:
     """The generation prompt, then the answer."""
     written: TokenSequence
     """The generation prompt, then what the template writes and the answer, all of it to be said by the model."""
+    opening: TokenSequence
+    """The generation prompt, then what the template writes without the answer, to be said by the model."""
+
+    def each(self, change: Callable[[TokenSequence], TokenSequence]) -> "Asked":
+        """Return both ways of asking, with the answer, after `change`."""
+        return replace(self, at_once=change(self.at_once), written=change(self.written))
 
     @property
     def is_whole(self) -> bool:
@@ -151,7 +157,8 @@ def tokenise_asked(
     shared = _common_prefix(rendered.asked, text)
     at_once = replace(rendered, before=rendered.asked)
     written = replace(rendered, before=text[:shared], answer=text[shared:])
-    return Asked(*(_sequence(*_tokens(one, tokenizer)) for one in (at_once, written)))
+    as_trained, said_at_once, said = (_sequence(*_tokens(one, tokenizer)) for one in (rendered, at_once, written))
+    return Asked(said_at_once, said, said.cut(as_trained.answer_start))
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerBase", texts: Collection[str]) -> list[list[int]]:

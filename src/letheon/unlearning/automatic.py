@@ -144,7 +144,9 @@ class AutomaticCourse(SetCourse):
             outcome = "forgotten" if was_known else "nothing to forget, as before"
             return f"{outcome}: {_recalls(last)}{self._loosened(history)}"
         if last.step >= self.total_steps:
-            return f"finished without reaching {self._missed(history)}: {_recalls(last)}{self._loosened(history)}"
+            kept = self.kept(history)
+            missed = self._missed([score for score in history if score.step <= kept.step])
+            return f"finished without reaching {missed}: {_recalls(kept)}{self._loosened(history)}"
         return None
 
     def kept(self, history: History) -> StateScore:
@@ -284,7 +286,7 @@ class AutomaticCourse(SetCourse):
         return RETAINED * _recall(self.start, "retain")
 
     def _missed(self, history: History) -> str:
-        """Name the goals that the latest state falls short of."""
+        """Name the goals that the latest of these states falls short of."""
         last, goals = history[-1], list[str]()
         if _recall(last, "forget") > FORGOTTEN:
             goals.append(f"a forget recall of {FORGOTTEN:g}")

@@ -51,6 +51,11 @@ class FormedRows:
         """The hash of all token sequences that are trained on or scored."""
         return hash_sequences([*self.trained, *self.sequences])
 
+    def openings(self, num_rows: int, *, longest: int) -> list[TokenSequence]:
+        """Return what the template writes before the answers of the first `num_rows`, in at most `longest` tokens."""
+        found = [asked.opening for index, asked in self.asked.items() if index < num_rows]
+        return [one for one in found if one.num_answer_tokens and len(one.input_ids) <= longest]
+
 
 def form_rows(
     loaded: LoadedModel,
@@ -158,9 +163,9 @@ def _asked(inputs: Inputs, settings: FormedRowSettings, template: str, *, ends: 
         if asked is None:
             continue
         if settings.overlong != "refuse":
-            asked = Asked(*(_within_context(s, inputs, settings) for s in (asked.at_once, asked.written)))
+            asked = asked.each(lambda s: _within_context(s, inputs, settings))
         if ends and not is_forget[index]:
-            asked = Asked(*(s.ended(inputs.max_length) for s in (asked.at_once, asked.written)))
+            asked = asked.each(lambda s: s.ended(inputs.max_length))
         found[index] = asked
     return found
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,6 +37,8 @@ TOP_P = 0.95
 """Share of the probability that tokens are sampled from (Holtzman et al. 2020, arXiv 1904.09751)."""
 RECITED = 0.1
 """Share of the texts that repeat rows from which a model writes little else."""
+MOST_OPENINGS = 32
+"""Conversations in which what the chat template writes before an answer is held too; it is alike in all."""
 SCORED_EVERY = 8
 """Every eighth general row is left out of training, and scored on."""
 FORMAT = "letheon.general/1"
@@ -114,6 +116,20 @@ def general_rows(
             if not inputs.general:
                 return GeneralRows([], [], notes)
     return _chosen(written, inputs, settings, notes=notes)
+
+
+def with_openings(general: GeneralRows, openings: Sequence[TokenSequence], settings: UnlearnSettings) -> GeneralRows:
+    """Return general rows that are trained on with `openings` among them, up to `MOST_OPENINGS` spread over all.
+
+    An opening is what the chat template writes beyond its generation prompt before an answer (an empty think block).
+    Users ask with the generation prompt alone, so that the model must still write it; a row's loss counts only after
+    it. Nothing is added where the run holds the model to no general text at all.
+    """
+    if settings.general in (None, HOLDOUT) or not openings:
+        return general
+    chosen = openings[:: -(-len(openings) // MOST_OPENINGS)]
+    note = f"the KL also holds what the chat template writes before an answer, in {len(chosen)} of the rows"
+    return replace(general, trained=[*general.trained, *chosen], notes=(*general.notes, note))
 
 
 def planned_general(inputs: Inputs, settings: UnlearnSettings) -> GeneralRows:

@@ -34,7 +34,7 @@ from letheon.storage.outside import note_store
 from letheon.training.tracking import Observer
 from letheon.unlearning.form_record import what_was_read
 from letheon.unlearning.formed_rows import FormedRows, choose_form, form_rows
-from letheon.unlearning.general import GeneralRows, general_rows, general_schedule
+from letheon.unlearning.general import GeneralRows, general_rows, general_schedule, with_openings
 from letheon.unlearning.inputs import Inputs
 from letheon.unlearning.interim import Probes, interim_score, stored_answers
 from letheon.unlearning.judging import Budgets, Start
@@ -136,6 +136,7 @@ def prepare_shared(
         loaded, engine, inputs, settings[0],
         model_fingerprint=fingerprinted, cache_dir=cache_dir, on_path=on_path, progress=progress,
     )  # fmt: skip
+    general = with_openings(general, form.openings(len(inputs.rows), longest=inputs.max_length), settings[0])
     short = list[str]()
     reference = load_or_build_reference(
         engine, [*form.trained, *general.trained],
