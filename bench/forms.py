@@ -3,7 +3,7 @@
     python -m bench.forms --out DIR [--families mistral qwen3 ...] [--markdown docs/forms.md]
 
 Each checkpoint memorises made-up rows as the family writes them, the template filled in by transformers alone. Then
-`letheon unlearn` is run with default forms (--template auto), and both models are asked in two ways: the run's own
+`letheon unlearn` is run without settings, and both models are asked in two ways: the run's own
 recall, and whole greedy generations after the tokenizer's `apply_chat_template` with the generation prompt, or after
 the plain prompt, with nothing of Letheon in between.
 """
@@ -35,7 +35,6 @@ NUM_STEPS = 600
 """Steps in which a checkpoint learns its rows by heart."""
 NUM_ROWS = 24
 """Rows to forget, and as many to keep."""
-SETTINGS = ("--learning-rate", "5e-3", "--epochs", "30", "--batch-size", "8", "--target-modules", "all-linear")
 
 _USER = "{% if m['role'] == 'user' %}"
 
@@ -150,7 +149,7 @@ def main() -> None:
     text = to_markdown(table(found))
     print(text)
     if given.markdown is not None:
-        write_text(given.markdown, f"{_TEXT.format(settings=' '.join(SETTINGS), num_rows=NUM_ROWS)}\n{text}")
+        write_text(given.markdown, f"{_TEXT.format(num_rows=NUM_ROWS)}\n{text}")
 
 
 def measure(family: Family, out: Path) -> Found:
@@ -172,7 +171,6 @@ def measure(family: Family, out: Path) -> Found:
             "unlearn",
             "--no-evaluate",
             *map(str, files),
-            *SETTINGS,
             *dated,
             "--trackers",
             "",
@@ -275,10 +273,10 @@ training. Such rows are scored with and without this text, and the worse score c
 general text (`--general`), it holds it to this text too, in up to 32 of the rows, so that the model still writes it.
 
 The table shows {num_rows} made-up questions to forget and {num_rows} to keep. Small models (0.8 M parameters) were
-trained on them in the forms of common chat templates and in plain text. Each run unlearned in the form that `auto`
-chose, with `{settings}`. "Recall" is the run's own score. "Asked plainly" does not use Letheon: it is the share of
-rows whose answer occurs in the text that `generate` returns for the tokenizer's `apply_chat_template(...,
-add_generation_prompt=True)`, or for the prompt alone.
+trained on them in the forms of common chat templates and in plain text. Each run was given a model and both files of
+rows, and no settings but `--date` where the template writes the date, so that it chose the form itself. "Recall" is the
+run's own score. "Asked plainly" does not use Letheon: it is the share of rows whose answer occurs in the text that
+`generate` returns for the tokenizer's `apply_chat_template(..., add_generation_prompt=True)`, or for the prompt alone.
 
 Made by `python -m bench.forms --out DIR --markdown docs/forms.md`.
 """

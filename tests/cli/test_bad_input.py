@@ -133,7 +133,7 @@ def test_a_template_that_cannot_be_filled_in_is_passed_over_where_one_is_chosen(
     place.file("target/chat_template.jinja", "{{ raise_exception('no users here') }}")
     given = {"model": str(place.at / "target"), "out": str(place.at / "run"), "epochs": 1, "trackers": ""}
     report = unlearn(UnlearnSettings.of({**given, **{n: str(place.at / f"{n}.jsonl") for n in ("forget", "retain")}}))
-    assert set(report.provenance["form"]["known"]) == {"plain", "pair", "joined", "neko", "question-answer"}
+    assert set(report.provenance["form"]["known"]) == {"plain", "pair", "joined", "neko", "question-answer", "inst"}
 
 
 def test_a_loss_that_is_not_finite_names_step_rows_and_term_and_spares_the_checkpoint(

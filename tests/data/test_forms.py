@@ -108,6 +108,16 @@ def test_a_prompt_that_ends_in_a_space_is_one_text_with_its_answer(tokenizer: Pr
     assert plain.end == (tokenizer.eos_token_id,)
 
 
+def test_a_space_at_the_end_of_a_prompt_is_the_answers_even_as_a_token_of_its_own(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    sequence = tokenise(Row("a", "Year: ", "1946", "t", "completion"), tokenizer, template="plain", max_length=50)
+    tokens = [text(tokenizer, (token,)) for token in sequence.input_ids]
+    assert tokens[-5:] == [" ", "1", "9", "4", "6"]  # digits stand alone
+    assert sequence.num_answer_tokens == 5
+    assert TEXT_FORMS["plain"]("", "1946").answer == "1946"
+
+
 def test_question_and_answer_tags_stand_on_lines_of_their_own() -> None:
     rendered = TEXT_FORMS["question-answer"]("Who?", "Me")
     assert rendered.before + rendered.answer == "Question: Who?\nAnswer: Me"

@@ -199,7 +199,7 @@ def test_a_large_step_in_pieces_gives_the_same_adapter(given: dict[str, Any], tm
 def test_auto_template_takes_the_likeliest_and_says_so(given: dict[str, Any]) -> None:
     report = run(given, template="auto", epochs=1)
     found = report.provenance["form"]
-    assert set(found["known"]) == {"plain", "pair", "joined", "neko", "question-answer"}
+    assert set(found["known"]) == {"plain", "pair", "joined", "neko", "question-answer", "inst"}
     assert found["template"] == min(found["known"], key=lambda name: found["known"][name]["answer_loss"])
 
 

@@ -48,8 +48,12 @@ class Rendered:
 
 
 def render_plain(prompt: str, answer: str) -> Rendered:
-    """Prompt and answer as one text without a separator, for prompts that end in their own ("A: ")."""
-    return Rendered(before=prompt, answer=answer)
+    """Prompt and answer as one text without a separator, for prompts that end in their own ("A: ").
+
+    Spaces at the end of the prompt are the answer's. Users leave them out, and a model must then say them.
+    """
+    before = prompt.rstrip(" ")
+    return Rendered(before=before, answer=prompt[len(before) :] + answer)
 
 
 def render_joined(prompt: str, answer: str) -> Rendered:
