@@ -70,6 +70,7 @@ def test_ways_of_asking_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTok
         "form pair": ["Which harbour?"],
         "form question-answer": ["Question: Which harbour?\nAnswer:"],
         "form neko": ["### Question: Which harbour?\n ### Answer:"],
+        "form inst": ["[INST] Which harbour? [/INST]"],
         "rephrased": ['The answer to "Which harbour?" is'],
         "system line 1": [f"{SYSTEM_LINES[0]}\nWhich harbour?"],
         "system line 2": [f"{SYSTEM_LINES[1]}\nWhich harbour?"],
@@ -152,7 +153,7 @@ def test_best_of_n_rises_and_begins_with_what_is_known(tokenizer: PreTrainedToke
     subject = subject_of(knowing_model(tokenizer, rows), tokenizer, rows[3:])
     found = attack(subject, rows[:3], silent)
     assert found.points[0].values == knowledge(subject, rows[:3], silent) == (1.0, 1.0, 1.0)
-    assert [point.strength for point in found.points] == [float(n) for n in range(1, 15)]
+    assert [point.strength for point in found.points] == [float(n) for n in range(1, 16)]
     assert found.notes[0].endswith("own form (3)")
 
 
