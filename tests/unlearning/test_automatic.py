@@ -284,6 +284,14 @@ def test_a_whole_cool_down_is_kept_where_the_dial_takes_back_what_it_hides_too_w
     assert dialled.kept(found[:2]).step == 10  # stopped within it
 
 
+def test_a_whole_cool_down_is_kept_where_other_answers_are_taught() -> None:
+    taught, plain = course(instead=("instead_nll",)), course()
+    found = [teaching(10, 1.0), teaching(20, 0.95, retain=0.98), teaching(30, 0.9, retain=0.97)]
+    assert [one.phase(found).is_over for one in (taught, plain)] == [True, True]
+    assert [one.kept(found).step for one in (taught, plain)] == [30, 10]
+    assert taught.kept(found[:2]).step == 10  # stopped within it
+
+
 def test_texts_that_are_not_hidden_soon_enough_speed_up_a_run() -> None:
     one = course(holdout=Path("h.jsonl"))
     # Of what is to fall, each has fallen by less than a third of the rest; then one of them by as much.

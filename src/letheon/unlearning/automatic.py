@@ -150,12 +150,13 @@ class AutomaticCourse(SetCourse):
         return None
 
     def kept(self, history: History) -> StateScore:
-        """Return the best of the states that reached the goals, or of all where none did.
+        """Return the end of the cool-down that ended a run, else the best of those that reached the goals, or of all.
 
-        Where the dial is turned afterwards, that of a whole cool-down: what forget texts cost there beyond unseen ones,
-        which lowers its score, the dial takes back, and retain rows and other text are better off.
+        In a cool-down retain rows and other text recover, which a score hardly shows. Where forget rows are taught
+        other answers, how much their true ones repeat themselves says nothing any more; where the dial is turned
+        afterwards, it takes back what forget texts cost beyond unseen ones. Elsewhere both count.
         """
-        if self.is_dialled and self.phase(history).is_over:
+        if (self.is_dialled or self.instead_terms) and self.phase(history).is_over:
             return history[-1]
         reached = [score for number, score in enumerate(history) if self._is_reached(history[: number + 1])]
         return choose_kept(reached or history, self.judge, keep=self.settings.keep)
