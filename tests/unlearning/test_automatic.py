@@ -323,16 +323,6 @@ def test_a_run_that_ends_without_its_goals_says_what_its_kept_state_misses() -> 
     assert one.why_stop(found) == f"finished without reaching {missed}"
 
 
-def test_general_text_counts_for_more_again_once_the_rows_are_forgotten() -> None:
-    one = course(general=("general_kl",), instead=("instead_nll",))
-    slow = [teaching(10 * n, 0.0, forget=forget) for n, forget in enumerate((1.0, 0.88, 0.8, 0.75, 0.7), start=1)]
-    found = [*slow, *(teaching(step, 0.0) for step in (60, 70, 80))]
-    weights = [one.factors(found[:n])["general_kl"] for n in range(1, 9)]
-    assert weights == [1, 1, 1 / 4, 1 / 16, 1 / 64, 1 / 16, 1 / 4, 1]
-    told = course(general=("general_kl",), holdout=Path("h.jsonl"))
-    assert told.factors([*slow, hiding(60, 0.9)])["general_kl"] == 1 / 64
-
-
 def test_other_answers_that_spread_to_the_retain_rows_count_for_less() -> None:
     one = course(instead=("instead_nll",))
     found = [teaching(10 * n, 0.1, retain=0.9 - n / 10) for n in range(1, 5)]

@@ -5,8 +5,8 @@ stays there until they are forgotten, and where there are holdout documents unti
 Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-down that ends short of the goals is
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, for less where it stands
-in the way, and for more again once the rows are forgotten and in a cool-down. Other answers count once the rows are
-forgotten, for more where they are not learnt soon, and for less where they spread to the retain rows.
+in the way, and for more again in a cool-down. Other answers count once the rows are forgotten, for more where they are
+not learnt soon, and for less where they spread to the retain rows.
 """
 
 from collections.abc import Mapping
@@ -187,8 +187,6 @@ class AutomaticCourse(SetCourse):
         if retain < allowed:
             is_helped = retain - _recall(last, "retain") >= (allowed - retain) / _IN_SCORINGS
             return phase if is_helped else self._damaged(phase, is_learning=not self._teaches(score))
-        if is_forgotten and self._hides(score):  # nothing is left that the KL on general text could stand in the way of
-            phase = replace(phase, anchor=min(1.0, phase.anchor * _LIGHTER))
         if not self._teaches(score):
             phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
         if self._is_fast(last, score):
