@@ -3,9 +3,9 @@
     python -m bench.forms --out DIR [--families mistral qwen3 ...] [--markdown docs/forms.md]
 
 Each checkpoint memorises made-up rows as the family writes them, the template filled in by transformers alone. Then
-`letheon unlearn` is run without settings, and both models are asked in two ways: the run's own
-recall, and whole greedy generations after the tokenizer's `apply_chat_template` with the generation prompt, or after
-the plain prompt, with nothing of Letheon in between.
+`letheon unlearn` is run without settings, and both models are asked in two ways: the run's own recall, and whole greedy
+generations after the tokenizer's `apply_chat_template` with the generation prompt, or after the plain prompt, with
+nothing of Letheon in between.
 """
 
 import argparse

@@ -389,7 +389,8 @@ def test_what_the_template_writes_before_an_answer_is_held_too(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(general, "_why_not", lambda *_: "it recites")
     given = {**short_run(tmp_path, rows, model, chatty(tokenizer, "qwen3")), "template": "chat", "general": text}
-    run(given, epochs=1)
+    found = run(given, epochs=1).provenance.get("general", {})
+    assert (found.get("num_texts"), found.get("num_openings")) == ((0, len(rows)) if text == "auto" else (None, None))
     notes = [line["message"] for line in events(given["out"], "note")]
     held = f"the KL also holds what the chat template writes before an answer, in {len(rows)} of the rows"
     assert (held in notes) == (text == "auto")

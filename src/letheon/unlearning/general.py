@@ -55,6 +55,8 @@ class GeneralRows:
     scored: list[TokenSequence]
     """Those left out of training, or, of fewer than `SCORED_EVERY`, all."""
     notes: tuple[str, ...] = ()
+    num_openings: int = 0
+    """How many of `trained`, the last of them, are what the chat template writes before an answer."""
 
     @property
     def sha256(self) -> str:
@@ -129,7 +131,8 @@ def with_openings(general: GeneralRows, openings: Sequence[TokenSequence], setti
         return general
     chosen = openings[:: -(-len(openings) // MOST_OPENINGS)]
     note = f"the KL also holds what the chat template writes before an answer, in {len(chosen)} of the rows"
-    return replace(general, trained=[*general.trained, *chosen], notes=(*general.notes, note))
+    trained = [*general.trained, *chosen]
+    return replace(general, trained=trained, notes=(*general.notes, note), num_openings=len(chosen))
 
 
 def planned_general(inputs: Inputs, settings: UnlearnSettings) -> GeneralRows:

@@ -50,6 +50,7 @@ class Prepared:
     problem: Problem
     form: FormedRows
     fingerprint: str
+    general: GeneralRows
     notes: tuple[str, ...]
     """What was found and chosen, in words."""
     precision: str | None = None
@@ -207,7 +208,7 @@ def prepare_run(
         halves=inputs.halves,
     )
     problem = replace(problem, forward_token_s=check_reference(problem))
-    return Prepared(problem, common.form, common.fingerprint, (*inputs.notes, *common.notes))
+    return Prepared(problem, common.form, common.fingerprint, common.general, (*inputs.notes, *common.notes))
 
 
 def _all(settings: UnlearnSettings, method: Method) -> list[Term]:

@@ -310,16 +310,16 @@ def _describe_rows(side: Side, settings: RowSettings, prepared: Prepared, inputs
 
 def _describe_general(settings: UnlearnSettings, prepared: Prepared) -> dict[str, Any]:
     """Where the general text came from, and how much is trained on; nothing where there is none."""
-    schedule = prepared.problem.general
+    schedule, general = prepared.problem.general, prepared.general
     if schedule is None:
         return {}
-    trained = prepared.problem.sequences[schedule.first :]
     return {
         "general": {
             "source": str(settings.general),
             "sha256": prepared.problem.read["general_sha256"],
-            "num_texts": len(trained),
-            "num_tokens": sum(len(one.input_ids) for one in trained),
+            "num_texts": len(general.trained) - general.num_openings,
+            "num_openings": general.num_openings,
+            "num_tokens": general.num_tokens,
             "texts_per_step": schedule.per_step,
         }
     }
