@@ -1,5 +1,6 @@
 """Runs that are killed: a forked process is ended by SIGKILL at a chosen place, and what is left is compared."""
 
+import faulthandler
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import load_file
 
+from launching import TIMEOUT_S
 from letheon import UnlearnSettings
 from letheon.training.checkpoint import Checkpoint, newest_checkpoint
 from letheon.training.tracking import first_events
@@ -99,13 +101,21 @@ def kill(action: Action, places: tuple[str, ...], *, at: int) -> bool:
     if child == 0:
         _as_child(action, places, kill_when_due)
     _, status = os.waitpid(child, 0)
+    assert not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGALRM, "the run to kill hangs"
     if not os.WIFSIGNALED(status):
         assert os.waitstatus_to_exitcode(status) == 0, "the run failed before it could be killed"
     return os.WIFSIGNALED(status)
 
 
+def end_if_it_hangs() -> None:
+    """Have this forked process be ended by SIGALRM after `TIMEOUT_S`, with the stack of every thread."""
+    faulthandler.register(signal.SIGALRM, file=sys.__stderr__ or 2, chain=True)
+    signal.alarm(TIMEOUT_S)
+
+
 def _as_child(action: Action, places: tuple[str, ...], on_call: Callable[[], None]) -> None:
     code = 1
+    end_if_it_hangs()
     try:
         with counted(places, on_call):
             action()

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from launching import TIMEOUT_S
 from letheon.api import evaluate, study, unlearn
 from letheon.cli.main import cli
 from letheon.data.rows import Row
@@ -273,7 +274,13 @@ def letheon(
     code = f"import sys\nfrom letheon.cli.main import main\n{dies if kill_at_store else ''}main()"
     environment = {**os.environ, "LETHEON_CACHE": str(cache)} if cache else dict(os.environ)
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from killing import WRITES, count_calls, difference, flip_a_bit, model_in, run_and_kill, set_aside
+from killing import WRITES, count_calls, difference, end_if_it_hangs, flip_a_bit, model_in, run_and_kill, set_aside
 from letheon import Row, UnlearnSettings
 from letheon.errors import OutputError, SettingsError
 from letheon.training.judge import StateScore
@@ -213,6 +213,7 @@ def test_a_second_signal_ends_it_at_once(given: Made) -> None:
 
     child = os.fork()
     if child == 0:
+        end_if_it_hangs()
         unlearn(UnlearnSettings.of(given), observer=After(4, twice))
         os._exit(0)
     _, status = os.waitpid(child, 0)

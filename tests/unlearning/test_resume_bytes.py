@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from expert_families import config_of
-from killing import difference, flip_a_bit, model_in, set_aside, told
+from killing import difference, end_if_it_hangs, flip_a_bit, model_in, set_aside, told
+from launching import TIMEOUT_S
 from letheon import Row, UnlearnSettings
 from letheon.model.loading import save_model
 from letheon.training.randomness import dropout_of_step
@@ -142,6 +143,7 @@ def _build_and_mark(given: Made, marks: Path) -> None:
 
     setattr(reference_cache, "build_reference", marked)  # noqa: B010 - it is no public name there
     code = 1
+    end_if_it_hangs()
     try:
         unlearn(UnlearnSettings.of(given))
         code = 0
@@ -187,7 +189,8 @@ def test_pythons_hash_seed_changes_no_byte(
         done = subprocess.run(
             [sys.executable, "-c", "from letheon.cli.main import main; main()", "unlearn", *pairs, "--trackers", "",
              "--no-evaluate", "--out", str(out), "--cache-dir", str(cache)],
-            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,
+            timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     first, second = (shared_and_saved(tmp_path / f"run-{seed}") for seed in "12")
