@@ -42,7 +42,7 @@ def checkpoint_of(step: int, *, log_events: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     score = StateScore(step, 0.1, {"forget_recall": 1 / 3, "score": 0.2, "retain_loss": 1e-17, "membership": None})
     return Checkpoint(
-        Position(step, 10 * step, log_events, (score,), {"weight": 0.1 + 0.2}),
+        Position(step, 10 * step, log_events, (score,), {"weight": 0.1 + 0.2}, (1.5, 0.1 + 0.7)),
         {"layer.weight": torch.randn(4, 3, generator=generator).T},  # not contiguous, as some parameters are
         {"0.exp_avg": torch.randn(3, 4, generator=generator), "0.step": torch.tensor(float(step))},
     )

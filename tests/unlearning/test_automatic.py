@@ -111,6 +111,13 @@ def test_the_rate_rises_to_a_limit() -> None:
     assert course().learning_rate(90, found) == pytest.approx(32e-3)
 
 
+def test_a_gradient_much_larger_than_usual_is_clipped() -> None:
+    usual = [1.0, 3.0, 128.0, 0.5, 1.0, 2.0, 1.0]
+    assert course().max_gradient_norm(usual) is None  # too few to say what is usual
+    assert course().max_gradient_norm([*usual, 1.0]) == 2.0  # twice the median, 1
+    assert course(max_gradient_norm=0.3).max_gradient_norm([*usual, 1.0]) == 0.3
+
+
 @pytest.mark.parametrize("begun", [recalls(20, 0.89, 1.0, match=1.0), recalls(20, 1.0, 1.0, match=0.89)])
 def test_the_model_is_held_on_general_text_once_forgetting_has_begun(begun: StateScore) -> None:
     held = course(general=("general_kl",))

@@ -51,7 +51,6 @@ class _Loop:
     seed: int
     max_batch_tokens: int = 4 * BATCH_TOKENS
     time_limit_s: float | None = None
-    max_gradient_norm: float | None = 1.0
     checkpoint_minutes: float | None = None
     keep_checkpoints: int = 1
 

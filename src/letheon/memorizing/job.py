@@ -179,6 +179,10 @@ class MemorizeCourse:
             left = min(left, began + options.cooldown_steps - step)
         return options.learning_rate * min(warm, left / (options.cooldown_steps + 1))
 
+    def max_gradient_norm(self, norms: Sequence[float]) -> float:  # noqa: ARG002 - it is set
+        """Return what the gradient is clipped to."""
+        return 1.0
+
     def factors(self, history: History) -> Mapping[str, float]:  # noqa: ARG002 - none changes
         """Return nothing: weights are fixed, or follow the method's control."""
         return {}

@@ -262,7 +262,9 @@ class OptimiserSettings(Settings):
         0.0, ge=0, description="Epochs over which the learning rate rises from 0."
     )
     max_gradient_norm: Annotated[float | None, FIXED, OWN, RARE] = Field(
-        None, gt=0, description="Clip the gradient to this norm; off by default."
+        None,
+        gt=0,
+        description="Clip the gradient to this norm [off; where a run finds its learning rate: twice the usual].",
     )
 
 

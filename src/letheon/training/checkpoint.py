@@ -63,6 +63,8 @@ class Position:
     """All interim scores so far that were due."""
     control: dict[str, float]
     """The state of the method's control; empty if it has none."""
+    norms: tuple[float, ...] = ()
+    """Norms of the gradients of the latest steps; empty in a checkpoint of an earlier version."""
     read: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of what the run read (see storage/fingerprints.py); empty in a checkpoint of an earlier version."""
 
@@ -167,9 +169,9 @@ def load_checkpoint(target: Path, *, note: Note = _logger.warning) -> Checkpoint
         return None
     try:
         state = json.loads((target / STATE_FILE).read_text(encoding="utf-8"))
-        history = tuple(StateScore.of(score) for score in state.pop("history"))
+        history, norms = map(StateScore.of, state.pop("history")), state.pop("norms", ())
         return Checkpoint(
-            position=Position(**state, history=history),
+            position=Position(**state, history=tuple(history), norms=tuple(norms)),
             parameters=load_file(target / PARAMETERS_FILE),
             optimiser=load_file(target / OPTIMISER_FILE),
         )

@@ -1,12 +1,15 @@
 """The course of a job: optimiser, learning rate, when it is scored and saved, when it ends, which state is kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from letheon.training.judge import History, StateScore
+
+RECENT_NORMS = 32
+"""Of how many steps, the latest, the norms of the gradients are kept."""
 
 
 class LoopSettings(Protocol):
@@ -19,10 +22,6 @@ class LoopSettings(Protocol):
     @property
     def max_batch_tokens(self) -> int:
         """Most tokens that go through the model at once."""
-
-    @property
-    def max_gradient_norm(self) -> float | None:
-        """What the gradient is clipped to; None for no clipping."""
 
     @property
     def time_limit_s(self) -> float | None:
@@ -57,6 +56,12 @@ class Course(Protocol):
 
     def learning_rate(self, step: int, history: History) -> float:
         """Return the learning rate of a step, counted from 0."""
+
+    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:
+        """Return what a gradient is clipped to after gradients of these norms, the latest last; None for nothing.
+
+        `norms` are those of the last `RECENT_NORMS` steps, before clipping, or of all if they are fewer.
+        """
 
     def factors(self, history: History) -> Mapping[str, float]:
         """Return what the weights of terms are multiplied by in the next step, by name; 1 for others."""

@@ -66,6 +66,7 @@ def begin(
         load_optimiser(run.optimiser, resumed.optimiser)
         run.step, run.num_tokens = resumed.position.step, resumed.position.num_tokens
         run.history, run.control = list(resumed.position.history), resumed.position.control
+        run.norms = list(resumed.position.norms)
         run.reason = course.why_stop(run.history) if run.history else None
     return run
 
@@ -191,6 +192,7 @@ def save(run: Run[Job]) -> None:
         log_events=run.hooks.log.flush(),
         history=tuple(run.history),
         control=dict(run.control),
+        norms=tuple(run.norms),
         read=dict(run.job.read),
     )
     with run.saves.saving():

@@ -58,6 +58,8 @@ class Run(Generic[JobT_co]):
     step: int = 0
     num_tokens: int = 0
     history: list[StateScore] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    """Those of the gradients of the latest steps, before clipping."""
     reason: str | None = None
     """Why it ends before its last step; None while it goes on."""
     pace: Pace = field(default_factory=Pace)

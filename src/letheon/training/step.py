@@ -12,6 +12,7 @@ from torch import Tensor
 from letheon.data.packing import PackedBatch
 from letheon.errors import DivergenceError
 from letheon.processes import here
+from letheon.training.course import RECENT_NORMS
 from letheon.training.job import Factors, Job
 from letheon.training.memory import within_memory
 from letheon.training.optimiser import set_learning_rate
@@ -105,7 +106,7 @@ def update(run: Run[Job], rows: Sequence[int], terms: DeviceParts, *, num_tokens
     job, factors = run.job, run.factors
     learning_rate = _set_learning_rate(run)
     trained = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, run.settings.max_gradient_norm or float("inf"))
+    norm = torch.nn.utils.clip_grad_norm_(trained, run.course.max_gradient_norm(run.norms) or float("inf"))
     # All that the host reads of a step comes over at once: each copy would wait for the device.
     parts = on_host({**terms, _NORM: norm.to(trained[0].device)})
     _check_finite(job, run.step, rows, parts)
@@ -115,6 +116,7 @@ def update(run: Run[Job], rows: Sequence[int], terms: DeviceParts, *, num_tokens
     run.optimiser.zero_grad(set_to_none=True)
     run.step += 1
     run.num_tokens += num_tokens
+    run.norms = [*run.norms, gradient_norm][-RECENT_NORMS:]
     if job.control:
         ends_epoch = run.step % job.schedule.steps_per_epoch == 0
         run.control = job.control.after_step(run.control, parts, ends_epoch=ends_epoch)

@@ -6,12 +6,13 @@ Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-do
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, for less where it stands
 in the way, and for more again in a cool-down. Other answers count once the rows are forgotten, for more where they are
-not learnt soon, and for less where they spread to the retain rows.
+not learnt soon, and for less where they spread to the retain rows. A gradient much larger than usual is clipped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from statistics import median
 
 from letheon.data.general import HOLDOUT
 from letheon.settings import UnlearnSettings
@@ -62,6 +63,13 @@ _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
 """A fall of retain recall, from before training, at which the learning rate falls."""
+
+_CLIPPED = 2.0
+"""The multiple of the usual norm of the gradient that it is clipped to: a single step in which it is a hundred times as
+large brings rows back and damages others, and for long after it Adam's steps are small (as in AutoClip, Seetharaman et
+al. 2020, arXiv 2007.14469, the limit follows from the norms so far)."""
+_FEWEST_NORMS = 8
+"""Before so many steps nothing is clipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,12 @@ class AutomaticCourse(SetCourse):
         if phase.cooling_from is None:
             return phase.rate
         return phase.rate * max(0.0, 1 - (step - phase.cooling_from) / self._cool_down_steps)
+
+    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:
+        """Return that of the settings; without one, a multiple of the median of the latest norms."""
+        if self.settings.max_gradient_norm is not None or len(norms) < _FEWEST_NORMS:
+            return self.settings.max_gradient_norm
+        return _CLIPPED * median(norms)
 
     def factors(self, history: History) -> Mapping[str, float]:
         """Return what the weights of the terms that the course changes are multiplied by in the next step."""

@@ -1,6 +1,6 @@
 """The course of a run: what its settings fix in advance."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,10 @@ class SetCourse:
     def _peak(self) -> float:
         assert self.settings.learning_rate != "auto", "such a run has another course"
         return self.settings.learning_rate
+
+    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:  # noqa: ARG002 - it is set
+        """Return what the gradient is clipped to; None for no clipping."""
+        return self.settings.max_gradient_norm
 
     def factors(self, history: History) -> Mapping[str, float]:  # noqa: ARG002 - none changes
         """Return nothing: weights are fixed, or follow the method's control."""
