@@ -22,8 +22,9 @@ from letheon.errors import EvaluationError, OutputError
 from letheon.evaluation.metrics.found import MembershipScores, MmluScores
 from letheon.evaluation.suites.lume.results import LumeResults, SplitName, SplitScores, TaskScores
 from letheon.report.card import model_card
+from letheon.report.evidence import general_of
 from letheon.report.figures import figure_svgs, save_figures, smooth
-from letheon.report.files import read_log, read_run
+from letheon.report.files import RunFiles, read_log, read_run
 from letheon.report.page import write_report
 from letheon.report.verdict import (
     Ending,
@@ -314,6 +315,28 @@ def test_gibberish_is_said_and_is_no_good_news(
 def test_answers_that_were_not_looked_at_are_not_spoken_of() -> None:
     for after in (AFTER, _answering(AFTER, (0.2, None)), _answering(AFTER, (0.5, None), retain=0.5)):
         assert "answers" not in verdict(BEFORE, after).sentence
+
+
+@pytest.mark.parametrize(
+    ("fluencies", "kl", "words", "is_good"),
+    [
+        ({"loss_before": 1.1, "own_loss_before": 0.6}, 0.01, "to questions of every day have changed", False),
+        ({"loss_before": 1.09, "own_loss_before": 0.6}, 9.0, "1.09 nats, of its own answers 0.60)", True),
+        ({"degenerate": 0.0}, 0.3, "what it writes besides has changed (KL 0.30 nats a token)", False),
+        ({"loss_before": 1.1, "own_loss_before": "?"}, 0.29, "what it writes besides is much as before", True),
+        ({"loss_before": math.inf, "own_loss_before": 0.6}, math.nan, "", True),
+        (7, None, "", True),
+    ],
+)
+def test_what_a_model_says_besides_the_rows_belongs_to_the_verdict(
+    fluencies: object, kl: float | None, words: str, is_good: bool
+) -> None:
+    provenance = {"fluency": {"general": fluencies}, "result": {"kept": {"general_kl": kl}}}
+    general = general_of(RunFiles(Path(), provenance=provenance))
+    found = verdict(BEFORE, AFTER, general=general)
+    assert words in found.sentence
+    assert found.level == ("good" if is_good else "mixed")
+    assert len(general) == bool(words)
 
 
 def test_verdict_without_both_sides() -> None:

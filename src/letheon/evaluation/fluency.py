@@ -8,13 +8,15 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from letheon.scores.fluency import LOSS_BEFORE, Fluencies
 from letheon.scores.predictions import Prediction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TokenT_co = TypeVar("TokenT_co", bound=Hashable, covariant=True)
 
 LARGEST_N = 4
 FEWEST_TOKENS = 8
@@ -30,10 +32,10 @@ NUM_UNCUT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Said(Generic[TokenT_co]):
     """One answer as it was generated."""
 
-    tokens: Sequence[Hashable]
+    tokens: Sequence[TokenT_co]
     """The new tokens without the end of sequence: token ids, or words."""
     has_ended: bool | None = None
     """Whether it ended by itself before the limit; None where that is not known (it was cut)."""
@@ -68,7 +70,7 @@ class Fluency:
         }
 
 
-def fluency(answers: Sequence[Said], *, losses_before: Sequence[float | None] = ()) -> Fluency:
+def fluency(answers: Sequence[Said[Hashable]], *, losses_before: Sequence[float | None] = ()) -> Fluency:
     """Return how fluent `answers` are; `losses_before` is `answer_losses` of them under the model before."""
     tokens = [answer.tokens for answer in answers]
     sizes = range(1, LARGEST_N + 1)

@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from letheon.report.answers import Reading, general_reading
 from letheon.report.files import RunFiles
 from letheon.report.pairing import Pairing, read_of
 from letheon.report.verdict import Ending
+from letheon.scores.fluency import GENERAL
 from letheon.scores.results import Results
 
 Facts = tuple[tuple[str, str], ...]
@@ -30,6 +32,14 @@ def run_ending(run: RunFiles) -> Ending | None:
     steps = result.get("num_steps", end.get("step"))
     num_steps = int(steps) if isinstance(steps, int | float) and math.isfinite(steps) else None
     return Ending(_text(result.get("reason") or end.get("reason")), num_steps)
+
+
+def general_of(run: RunFiles) -> tuple[Reading, ...]:
+    """Return what became of what the model says besides the rows, by provenance.json; nothing where that is unknown."""
+    general = {name: _number(value) for name, value in _part(_part(run.provenance, "fluency"), GENERAL).items()}
+    return general_reading(
+        {GENERAL: general}, _number(_part(_part(run.provenance, "result"), "kept").get("general_kl"))
+    )
 
 
 def evaluation_facts(run: RunFiles) -> tuple[tuple[str, Facts], ...]:
@@ -134,3 +144,9 @@ def _part(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -17,7 +17,7 @@ from letheon.evaluation.registry import suites
 from letheon.evaluation.suite import Reading
 from letheon.report.audit import AuditSection, audit_section
 from letheon.report.dial_figure import dial_facts
-from letheon.report.evidence import Facts, coverage, evaluation_facts, history, result_facts, run_ending
+from letheon.report.evidence import Facts, coverage, evaluation_facts, general_of, history, result_facts, run_ending
 from letheon.report.figures import figure_svgs
 from letheon.report.files import InterimRecord, RunFiles, flat_items, read_run
 from letheon.report.gaps import Gap, gaps_of
@@ -182,6 +182,7 @@ def judge(run: RunFiles) -> Verdict:
         ending=run_ending(run),
         refusal=refusal(run.pairings),
         doubt=doubt(run.pairings),
+        general=general_of(run),
     )
 
 

@@ -90,13 +90,14 @@ def verdict(
     ending: Ending | None = None,
     refusal: str | None = None,
     doubt: str | None = None,
+    general: Sequence[tuple[Level, str]] = (),
 ) -> Verdict:
     """Sum up a run in one sentence; without both evaluations it says what is known and that the rest is not.
 
     Rows that the model did not know in the run's own form, before its first step, cannot have been forgotten by it,
     whatever the evaluations say; neither can rows of a run that took no step. `refusal` says which evaluations are not
     of this run, `doubt` for which this cannot be checked: nothing good is said then. A run that ended early is at best
-    mixed.
+    mixed. `general` says what became of what the model says besides the rows.
     """
     if refusal is not None:
         return Verdict("bad", _sentence(f"no verdict: {refusal}"))
@@ -107,7 +108,7 @@ def verdict(
         )
     if start is not None and start.unknown:
         return Verdict("bad", _sentence(_unknown_rows(start)))
-    found = _of_scores(before, after)
+    found = _of_scores(before, after, general)
     level, sentence = found.level, found.sentence
     if ending is not None and (cut := ending.cut) is not None:
         level = "unknown" if not ending.is_over else "mixed" if level == "good" else level
@@ -117,7 +118,7 @@ def verdict(
     return Verdict(level, sentence)
 
 
-def _of_scores(before: Results | None, after: Results | None) -> Verdict:
+def _of_scores(before: Results | None, after: Results | None, general: Sequence[tuple[Level, str]]) -> Verdict:
     if before is None:
         if after is None:
             return Verdict("unknown", "Nothing has been measured: this folder holds no evaluation.")
@@ -129,7 +130,7 @@ def _of_scores(before: Results | None, after: Results | None) -> Verdict:
     others = [
         *_membership_clauses(scores),
         *_general_clauses(before.scores, scores),
-        *(_Clause(*found) for found in answers_reading(before.scores, scores)),
+        *(_Clause(*found) for found in (*answers_reading(before.scores, scores), *general)),
     ]
     clauses = [clause for clause in (forget, retain) if clause] + others
     text = "; ".join([_joined(forget, retain), *(clause.text for clause in others)])

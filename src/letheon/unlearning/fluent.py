@@ -1,4 +1,7 @@
-"""What the kept state says to rows that it forgot and to rows that it keeps, and a warning where that is gibberish."""
+"""What the kept state says to rows that it forgot, to rows that it keeps, and to questions of every day.
+
+A warning follows where the first are gibberish, or the last are answered otherwise than before.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ from letheon.errors import LetheonError
 from letheon.evaluation.fluency import Said, answer_losses, fluency
 from letheon.evaluation.generation import answers_from
 from letheon.model.loading import LoadedModel
-from letheon.scores.fluency import Fluencies
+from letheon.scores.fluency import CHANGED_NATS, GENERAL, OWN_LOSS_BEFORE, Fluencies, more_than_own
 from letheon.settings import UnlearnSettings
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.resolve import method_of
@@ -26,17 +29,14 @@ _logger = logging.getLogger(__name__)
 def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
     """Return how fluently the model's present state answers some rows of each side, asked in their form.
 
+    Where general text that is not trained on has answers in chat, their questions are a third side.
+
     What the answers cost the model before is only known where an adapter can be switched off, and of forget rows only
     where the run taught it no other answers: a refusal is unlikely before and still no gibberish. Nothing is returned,
     with a warning, where the model cannot be asked.
     """
-    probes = problem.probes
-    sides = {"forget": probes.answers[: probes.num_forget_rows], "retain": probes.answers[probes.num_forget_rows :]}
     try:
-        return {
-            side: _fluency_of(loaded, problem, _drawn(rows), costs=side == "retain" or not _is_taught(problem))
-            for side, rows in sides.items()
-        }
+        return _looked_at(loaded, problem)
     except (LetheonError, RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
         # A run that is trained is not lost because its architecture cannot generate.
         reason, _, _ = str(error).partition("\n")
@@ -44,7 +44,37 @@ def kept_fluency(loaded: LoadedModel, problem: Problem) -> Fluencies:
         return {}
 
 
-def gibberish_note(found: Fluencies, settings: UnlearnSettings) -> str | None:
+def _looked_at(loaded: LoadedModel, problem: Problem) -> Fluencies:
+    probes = problem.probes
+    forget, retain = probes.answers[: probes.num_forget_rows], probes.answers[probes.num_forget_rows :]
+    found = {
+        "forget": _fluency_of(loaded, problem, _drawn(forget), costs=not _is_taught(problem)),
+        "retain": _fluency_of(loaded, problem, _drawn(retain), costs=True),
+    }
+    chats = [one for one in (probes.general.sequences if probes.general else ()) if one.answer_start > 1]
+    if chats:
+        found[GENERAL] = _general(loaded, problem, _drawn(chats))
+    return found
+
+
+def answer_notes(found: Fluencies, settings: UnlearnSettings) -> list[str]:
+    """Return warnings: of gibberish, and of answers that have changed which were to stay."""
+    return [note for note in (_gibberish_note(found, settings), _changed_note(found)) if note is not None]
+
+
+def _changed_note(found: Fluencies) -> str | None:
+    """Return a warning where questions of every day are answered otherwise than before; None where not."""
+    more = more_than_own(found)
+    if more is None or more < CHANGED_NATS:
+        return None
+    return (
+        "WARNING: its answers to questions of every day have changed: a token of them costs the model before "
+        f"{more:.2f} nats more than one of its own; give text that is to stay by --general FILE, or let it count for "
+        "more (--general-weight)"
+    )
+
+
+def _gibberish_note(found: Fluencies, settings: UnlearnSettings) -> str | None:
     """Return a warning where more answers to forgotten rows are degenerate than to kept ones; None where not."""
     forget, retain = (found.get(side, {}).get("degenerate") or 0.0 for side in ("forget", "retain"))
     if forget - retain < MANY:
@@ -68,16 +98,34 @@ def _is_taught(problem: Problem) -> bool:
 def _fluency_of(
     loaded: LoadedModel, problem: Problem, rows: Sequence[TokenSequence], *, costs: bool
 ) -> dict[str, float | None]:
-    prompts = [list(row.input_ids[: row.answer_start]) for row in rows]
-    ends = {row.end[-1] for row in rows if row.end}
-    answers = answers_from(loaded.model, loaded.tokenizer, prompts, more_ends=ends, max_new_tokens=NEW_TOKENS)
-    texts = [answer.new[:-1] if answer.has_ended else answer.new for answer in answers]
-    said = [Said(text, has_ended=answer.has_ended) for text, answer in zip(texts, answers, strict=True)]
+    said = _said(loaded, rows)
     losses: list[float | None] = []
     if costs and problem.adapted.is_switchable:
         with problem.adapted.off():
-            losses = answer_losses(loaded.model, prompts, texts)
+            losses = answer_losses(loaded.model, _prompts(rows), [one.tokens for one in said])
     return fluency(said, losses_before=losses).flat()
+
+
+def _general(loaded: LoadedModel, problem: Problem, rows: Sequence[TokenSequence]) -> dict[str, float | None]:
+    """Return how fluent the answers are, and what the model before's own answers cost it."""
+    found = _fluency_of(loaded, problem, rows, costs=True)
+    if not problem.adapted.is_switchable:
+        return found
+    with problem.adapted.off():
+        said = _said(loaded, rows)
+        losses = answer_losses(loaded.model, _prompts(rows), [one.tokens for one in said])
+    return {**found, OWN_LOSS_BEFORE: fluency(said, losses_before=losses).loss_before}
+
+
+def _said(loaded: LoadedModel, rows: Sequence[TokenSequence]) -> list[Said[int]]:
+    """Return the model's greedy answers to the prompts of rows, as token ids."""
+    ends = {row.end[-1] for row in rows if row.end}
+    answers = answers_from(loaded.model, loaded.tokenizer, _prompts(rows), more_ends=ends, max_new_tokens=NEW_TOKENS)
+    return [Said(one.new[:-1] if one.has_ended else one.new, has_ended=one.has_ended) for one in answers]
+
+
+def _prompts(rows: Sequence[TokenSequence]) -> list[list[int]]:
+    return [list(row.input_ids[: row.answer_start]) for row in rows]
 
 
 def _drawn(rows: Sequence[TokenSequence]) -> Sequence[TokenSequence]:

@@ -20,7 +20,7 @@ from letheon.training.judge import StateScore
 from letheon.training.state import Hooks
 from letheon.training.stopping import Clock, writing_s
 from letheon.training.tracking import Observer, Silent
-from letheon.unlearning.fluent import gibberish_note
+from letheon.unlearning.fluent import answer_notes
 from letheon.unlearning.folder import check_disk, hold_folder, num_bytes_at_end
 from letheon.unlearning.form_record import check_same_inputs, inputs_read, recorded_form
 from letheon.unlearning.inputs import Inputs
@@ -141,8 +141,8 @@ def _unlearn(
         )
     if report.merging is not None:
         observer.note(report.merging.sentence)
-    if (gibberish := gibberish_note(report.fluency, settings)) is not None:
-        observer.note(gibberish)
+    for note in answer_notes(report.fluency, settings):
+        observer.note(note)
     is_time_up = from_first(
         lambda: clock.limit_s is not None and (clock.elapsed_s > clock.limit_s or "time limit" in outcome.reason)
     )

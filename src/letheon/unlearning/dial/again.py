@@ -250,7 +250,9 @@ def _write(
         scale, said = (None if dialled is None else dialled.scale), (None if merging is None else merging.sentence)
         write_entry(staged, SETTINGS_FILE, settings_text(run.settings, run.read, scale=scale, merging=said))
         write_entry(staged, LOG_FILE, _log_text(run, dialled))
-        write_json_entry(staged, PROVENANCE_FILE, {**run.provenance, "result": _result(run, staged, dialled, merging)})
+        # The answers that were looked at are those of the old result.
+        rest = {name: value for name, value in run.provenance.items() if name != "fluency"}
+        write_json_entry(staged, PROVENANCE_FILE, {**rest, "result": _result(run, staged, dialled, merging)})
 
 
 def _log_text(run: _FinishedRun, dialled: Dialled | None) -> str:

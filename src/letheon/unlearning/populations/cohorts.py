@@ -23,7 +23,7 @@ from letheon.training.tracking import Observer, open_log, trackers
 from letheon.unlearning.attempts import begin_attempt, fail_attempt
 from letheon.unlearning.automatic import course_of
 from letheon.unlearning.dial.turn import Dialled
-from letheon.unlearning.fluent import gibberish_note
+from letheon.unlearning.fluent import answer_notes
 from letheon.unlearning.folder import check_disk
 from letheon.unlearning.form_record import check_same_inputs
 from letheon.unlearning.inputs import Inputs
@@ -260,6 +260,6 @@ def _write_result(
         settings, whole.loaded, prepared, whole.inputs, ended, clock=clock, exit_code=exit_code,
         more={"population": population}, dialled=dialled,
     )  # fmt: skip
-    if (gibberish := gibberish_note(report.fluency, settings)) is not None:
-        whole.observers[m].note(gibberish)
+    for note in answer_notes(report.fluency, settings):
+        whole.observers[m].note(note)
     return report
