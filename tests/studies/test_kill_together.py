@@ -92,7 +92,7 @@ def study(given: dict[str, Any], **changed: Any) -> Action:
             "base": {**base, "epochs": 1},
             "list": [{"gamma": 0.5}, {"rank": 3, "batch_size": 3, "epochs": 2}, {"name": "alone", "lora_dropout": 0.1}],
             "seeds": 1,
-            "baselines": {"NPO": {"method": "npo"}},
+            "baselines": {"NPO": {"method": "npo", "learning_rate": 1e-2, "epochs": 1}},
             "evaluate": {"max_new_tokens": 2},
             **changed,
         }
