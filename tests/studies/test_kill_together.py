@@ -242,4 +242,4 @@ def test_a_study_killed_at_every_step(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changed", [{}, {"keep_models": True}, {"evaluate": {"max_new_tokens": 2, "epochs": [1]}}])
 def test_a_study_killed_between_any_two_writes(changed: dict[str, Any], given: dict[str, Any]) -> None:
     killed = Killed(given, study(given, **changed), (*WRITES, "shutil.rmtree"))
-    assert killed.outcomes(killed.spread(40)) == {}
+    assert killed.outcomes(killed.spread(16)) == {}
