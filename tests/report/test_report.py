@@ -25,6 +25,7 @@ from letheon.report.card import model_card
 from letheon.report.evidence import general_of
 from letheon.report.figures import figure_svgs, save_figures, smooth
 from letheon.report.files import RunFiles, read_log, read_run
+from letheon.report.gaps import gaps_of
 from letheon.report.page import write_report
 from letheon.report.verdict import (
     Ending,
@@ -320,7 +321,7 @@ def test_answers_that_were_not_looked_at_are_not_spoken_of() -> None:
 @pytest.mark.parametrize(
     ("fluencies", "kl", "words", "is_good"),
     [
-        ({"loss_before": 1.1, "own_loss_before": 0.6}, 0.01, "to questions of every day have changed", False),
+        ({"loss_before": 1.1, "own_loss_before": 0.6}, 0.01, "to everyday questions have changed", False),
         ({"loss_before": 1.09, "own_loss_before": 0.6}, 9.0, "1.09 nats, of its own answers 0.60)", True),
         ({"degenerate": 0.0}, 0.3, "what it writes besides has changed (KL 0.30 nats a token)", False),
         ({"loss_before": 1.1, "own_loss_before": "?"}, 0.29, "what it writes besides is much as before", True),
@@ -337,6 +338,11 @@ def test_what_a_model_says_besides_the_rows_belongs_to_the_verdict(
     assert words in found.sentence
     assert found.level == ("good" if is_good else "mixed")
     assert len(general) == bool(words)
+    told = [
+        gap.why for gap in gaps_of(RunFiles(Path(), provenance=provenance)) if gap.what.endswith("besides the rows")
+    ]
+    assert len(told) == (not words)
+    assert all("held the model to no general text" in why for why in told)
 
 
 def test_verdict_without_both_sides() -> None:

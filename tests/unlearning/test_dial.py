@@ -242,7 +242,9 @@ def test_dialling_again_is_what_the_run_would_have_done(
 ) -> None:
     report = run(given, instead=instead)
     later = run(given, instead=instead, **UNDIALLED, out=tmp_path / "later")
+    assert "fluency" in later.provenance
     redial(later.folder, **BUDGETS)
+    assert "fluency" not in json.loads((later.folder / "provenance.json").read_text())  # of the old result's answers
     points = result_of(later.folder)["dial"]["points"]
     assert [point["instead_recall"] is not None for point in points] == [instead == "refusal"] * len(points)
     first, second = result_of(report.folder)["dial"], result_of(later.folder)["dial"]

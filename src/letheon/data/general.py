@@ -158,7 +158,7 @@ QUESTIONS = (
     "Why do we dream?",
     "Why is exercise good for you?",
 )
-"""Questions of every day, on nothing in particular; asked as chat, or as plain text where there is no chat template."""
+"""Everyday questions, on nothing in particular; asked as chat, or as plain text where there is no chat template."""
 
 OPENINGS = (
     "The",

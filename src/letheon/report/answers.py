@@ -41,15 +41,15 @@ def answers_reading(before: Scores, after: Scores) -> tuple[Reading, ...]:
 def general_reading(fluencies: Fluencies, kl: float | None) -> tuple[Reading, ...]:
     """Return a clause on what the model says besides the rows; none where that is not known.
 
-    It goes by its answers to questions of every day, or, where it was asked none, by the KL on general text.
+    It goes by its answers to everyday questions, or, where it was asked none, by the KL on general text.
     """
     more = more_than_own(fluencies)
     if more is not None:
         loss, own = (fluencies[GENERAL][name] for name in (LOSS_BEFORE, OWN_LOSS_BEFORE))
         costs = f"a token costs the model before {loss:.2f} nats, of its own answers {own:.2f}"
         if more >= CHANGED_NATS:
-            return (("mixed", f"its answers to questions of every day have changed ({costs})"),)
-        return (("good", f"its answers to questions of every day are much as before ({costs})"),)
+            return (("mixed", f"its answers to everyday questions have changed ({costs})"),)
+        return (("good", f"its answers to everyday questions are much as before ({costs})"),)
     if kl is None:
         return ()
     if kl >= CHANGED_KL:

@@ -35,7 +35,7 @@ def run_ending(run: RunFiles) -> Ending | None:
 
 
 def general_of(run: RunFiles) -> tuple[Reading, ...]:
-    """Return what became of what the model says besides the rows, by provenance.json; nothing where that is unknown."""
+    """Return whether the model's other answers have changed, by provenance.json; nothing where that is unknown."""
     general = {name: _number(value) for name, value in _part(_part(run.provenance, "fluency"), GENERAL).items()}
     return general_reading(
         {GENERAL: general}, _number(_part(_part(run.provenance, "result"), "kept").get("general_kl"))

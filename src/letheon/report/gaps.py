@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
+from letheon.report.evidence import general_of
 from letheon.report.files import RunFiles
 from letheon.report.tables import NO_REASON
 from letheon.scores.results import missing_reason
@@ -33,7 +34,7 @@ def gaps_of(run: RunFiles) -> tuple[Gap, ...]:
             gaps.append(
                 Gap(f"{name}: sample rows", f"the evaluation's folder has no {PREDICTIONS_FILE}, or an empty one")
             )
-    return tuple(gaps + ([] if run.is_evaluation_only else _log_gaps(run)))
+    return tuple(gaps + ([] if run.is_evaluation_only else [*_general_gaps(run), *_log_gaps(run)]))
 
 
 def _missing_evaluations(run: RunFiles) -> list[Gap]:
@@ -62,6 +63,16 @@ def _evaluate_command(run: RunFiles, model: str, name: str) -> str:
     }
     flags = (word for flag, value in asked.items() for word in (f"--{flag}", value))
     return shlex.join(["letheon", "evaluate", *flags])
+
+
+def _general_gaps(run: RunFiles) -> list[Gap]:
+    """Say that nothing is known of other text, of a run that left a result."""
+    if "result" not in run.provenance or general_of(run):
+        return []
+    why = "the run held the model to no general text (--general auto, or --general FILE)"
+    if "general" in run.provenance:
+        why = "the dial was set again after the run, or nothing of the general text was left to ask"
+    return [Gap("What the model says besides the rows", why)]
 
 
 def _log_gaps(run: RunFiles) -> list[Gap]:

@@ -97,7 +97,7 @@ def verdict(
     Rows that the model did not know in the run's own form, before its first step, cannot have been forgotten by it,
     whatever the evaluations say; neither can rows of a run that took no step. `refusal` says which evaluations are not
     of this run, `doubt` for which this cannot be checked: nothing good is said then. A run that ended early is at best
-    mixed. `general` says what became of what the model says besides the rows.
+    mixed. `general` says whether its other answers have changed.
     """
     if refusal is not None:
         return Verdict("bad", _sentence(f"no verdict: {refusal}"))

@@ -8,7 +8,7 @@ Fluencies = Mapping[str, Mapping[str, float | None]]
 """Of each set of rows, "forget" and "retain", the numbers of `Fluency` by name; of a run also of `GENERAL`."""
 
 GENERAL = "general"
-"""Questions of every day, on nothing in particular, that a run did not train on."""
+"""Everyday questions, on nothing in particular, that a run did not train on."""
 OWN_LOSS_BEFORE = "own_loss_before"
 """What the answers of the model before to these cost it, likewise; only there."""
 CHANGED_NATS = 0.5

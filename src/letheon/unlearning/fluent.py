@@ -1,6 +1,6 @@
-"""What the kept state says to rows that it forgot, to rows that it keeps, and to questions of every day.
+"""What the kept state says to rows that it forgot, to rows that it keeps, and to everyday questions.
 
-A warning follows where the first are gibberish, or the last are answered otherwise than before.
+A warning follows where the first are gibberish, or the answers to the last have changed.
 """
 
 import logging
@@ -58,17 +58,17 @@ def _looked_at(loaded: LoadedModel, problem: Problem) -> Fluencies:
 
 
 def answer_notes(found: Fluencies, settings: UnlearnSettings) -> list[str]:
-    """Return warnings: of gibberish, and of answers that have changed which were to stay."""
+    """Return warnings: of gibberish, and of changed answers to everyday questions."""
     return [note for note in (_gibberish_note(found, settings), _changed_note(found)) if note is not None]
 
 
 def _changed_note(found: Fluencies) -> str | None:
-    """Return a warning where questions of every day are answered otherwise than before; None where not."""
+    """Return a warning where the answers to everyday questions have changed; None where not."""
     more = more_than_own(found)
     if more is None or more < CHANGED_NATS:
         return None
     return (
-        "WARNING: its answers to questions of every day have changed: a token of them costs the model before "
+        "WARNING: its answers to everyday questions have changed: a token of them costs the model before "
         f"{more:.2f} nats more than one of its own; give text that is to stay by --general FILE, or let it count for "
         "more (--general-weight)"
     )
