@@ -69,9 +69,7 @@ def _general_gaps(run: RunFiles) -> list[Gap]:
     """Say that nothing is known of other text, of a run that left a result."""
     if "result" not in run.provenance or general_of(run):
         return []
-    why = "the run held the model to no general text (--general auto, or --general FILE)"
-    if "general" in run.provenance:
-        why = "the dial was set again after the run, or nothing of the general text was left to ask"
+    why = "the run had no general text (its notes say why; --general FILE gives some), or its dial was set again later"
     return [Gap("What the model says besides the rows", why)]
 
 
