@@ -2,7 +2,7 @@
 
     python -m bench.goal --data DIR --out DIR [--also NAME MODEL ROWS FORM] [--methods NAME ...] [--variants alone held]
 
-"Ours" is the command without settings; it finds its learning rate and its end. Every other method has its settings of
+"Ours" is the command without settings; it finds form, learning rate and end. Every other method has its settings of
 bench.methods, the learning rate that won there on lume-val-6m-general, and trains on as many tokens of the rows as the
 first run of ours did on rows, refusals and general text together. All run twice: alone, and with general text held in
 place and the dial set by documents that no model saw. `MADE` is made here, of LUME's TRAIN rows, with its never-knew
@@ -110,7 +110,8 @@ class GoalJob:
         made_from = [str(hash_checkpoint(self.target.model)), self._hashes, values, None if own_end else budget]
 
         def command(out: Path) -> list[object]:
-            run = unlearn_command(self.target.inputs, values, out, budget=None if own_end else budget)
+            inputs = self.target.inputs if not own_end else {**self.target.inputs, "template": "auto"}
+            run = unlearn_command(inputs, values, out, budget=None if own_end else budget)
             return [*run, "--cache-dir", self.out / "cache"]
 
         return self._stages.make("run", made_from, command, resumes=True)

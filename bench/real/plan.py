@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bench.audits import ATTACKS
+from bench.real.questions import CHAT_QUESTIONS, SMALL_QUESTIONS
 
 Settings = Mapping[str, object]
 
@@ -16,6 +17,7 @@ class Plan:
     ours: Settings
     plain: Settings
     ask: Settings
+    chat: Settings
     mmlu: Settings
     audit: Settings
     num_lume_rows: int
@@ -46,6 +48,7 @@ REAL = Plan(
     # The step size and the epochs that forgot customer records in a trial; ours finds its own.
     plain={**ADAPTER, "learning_rate": 3e-3, "epochs": 14},
     ask={"text_tokens": 16384, "max_new_tokens": 96},
+    chat={"questions": len(CHAT_QUESTIONS), "max_new_tokens": 64},
     mmlu={"questions": 500, "shots": 5},
     audit={"attacks": ",".join(ATTACKS), "samples": 8},
     num_lume_rows=30,
@@ -62,6 +65,7 @@ SMALL = replace(
     ours={**REAL.ours, **ADAPTER, "learning_rate": 5e-3, "epochs": 8},
     plain={**REAL.plain, "learning_rate": 5e-3, "epochs": 8},
     ask={"text_tokens": 1024, "max_new_tokens": 48},
+    chat={"questions": SMALL_QUESTIONS, "max_new_tokens": 48},
     mmlu={"questions": 8, "shots": 1},
     audit={"attacks": "extraction-strength,quantisation"},
     num_records=4,

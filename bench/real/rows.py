@@ -1,4 +1,4 @@
-"""The rows of `bench.real`: made-up customer records, a slice of LUME, and questions about the rest of the world."""
+"""The rows of `bench.real`: made-up customer records and a slice of LUME."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -17,29 +17,6 @@ _LAST = (
 _STREETS = ("Alder Row", "Mill Lane", "Quarry Road", "Harbour Street", "Station Hill", "Orchard Way", "Castle Street")
 _TOWNS = ("Brookfield", "Easton", "Marlow Bay", "Redcliff", "Thornbury", "Westhaven")
 _PLANS = ("a basic plan", "a family plan", "a business plan", "a student plan")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatQuestion:
-    """A question of general knowledge, and what a right answer contains: any one of these words."""
-
-    text: str
-    answers: tuple[str, ...]
-
-
-CHAT_QUESTIONS = (
-    ChatQuestion("What is the capital of Italy?", ("rome",)),
-    ChatQuestion("How many days are in a week?", ("seven", "7")),
-    ChatQuestion("What colour is a ripe banana?", ("yellow",)),
-    ChatQuestion("What do bees make?", ("honey",)),
-    ChatQuestion("Which planet is called the red planet?", ("mars",)),
-    ChatQuestion("What is frozen water called?", ("ice",)),
-    ChatQuestion("Which ocean is the largest?", ("pacific",)),
-    ChatQuestion("What is the opposite of hot?", ("cold",)),
-    ChatQuestion("Which language do most people in Brazil speak?", ("portuguese",)),
-    ChatQuestion("How many legs does a spider have?", ("eight", "8")),
-)
-"""None of them is among those that `--general auto` asks, so no run was held to an answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
     ("MMLU", ("mmlu", "accuracy"), "{:.3f}", 1),
     ("text loss", ("text", "loss"), "{:.3f}", 1),
     ("chat right", ("chat", "num_right"), "{:.0f}", 1),
+    ("lost", ("chat", "num_lost"), "{:.0f}", 1),
+    ("won", ("chat", "num_won"), "{:.0f}", 1),
     ("chat answer loss", ("chat", "loss_before"), "{:.2f}", 1),
     ("forget gibberish", ("forget", "degenerate"), "{:.2f}", 1),
     ("retain gibberish", ("retain", "degenerate"), "{:.2f}", 1),

@@ -15,12 +15,12 @@ import pytest
 import torch
 from bench.methods import BEST_RATES
 from bench.real.__main__ import _parse, _plan, main
-from bench.real.ask import is_right
 from bench.real.checkpoint import CheckpointError, make_checkpoint
 from bench.real.inputs import PartFiles, World, real_lume
 from bench.real.part import PartJob
 from bench.real.plan import REAL
-from bench.real.rows import CHAT_QUESTIONS, ChatQuestion, customer_records, lume_slice, other_records
+from bench.real.questions import CHAT_QUESTIONS, ChatQuestion, is_right
+from bench.real.rows import customer_records, lume_slice, other_records
 from bench.real.table import AUDITED, attacks_table, numbers_table
 from bench.stages import StageError, Stages
 from bench.text import text_loss
