@@ -101,8 +101,10 @@ def test_what_cannot_be_dialled_is_said_in_one_line(
         assert (files / "run" / "provenance.json").read_bytes() == before
 
 
-def test_help_names_the_three_dials(files: Path) -> None:
+def test_help_names_the_three_dials_and_no_default_but_that_of_the_run(files: Path) -> None:
     said = call("dial", "--help").stdout
     assert "--dial membership|forgotten|none" in said
+    assert "(the default without)" in said
+    assert "[" not in said.partition("--dial membership")[2].partition("Other:")[0]
     assert "--dial-text-budget" not in said
     assert "--dial-text-budget" in call("dial", "--help-all").stdout

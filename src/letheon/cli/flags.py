@@ -186,8 +186,8 @@ def _parts(annotation: Any) -> set[Any]:
 
 
 def help_of(field: FieldInfo) -> str:
-    """Return the help of a setting, with its default."""
-    default = field.get_default()
+    """Return the help of a setting, with its default unless a function gives it."""
+    default = None if field.default_factory else field.get_default()
     shown = default is not None and not field.is_required() and not isinstance(default, bool) and default != ()
     return with_default(str(field.description), default) if shown else str(field.description)
 

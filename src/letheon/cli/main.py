@@ -134,10 +134,7 @@ def unlearn(context: click.Context, /, config: Path | None, recipe: str | None, 
 @settings_options(RedialSettings)
 @click.pass_context
 def dial(context: click.Context, /, config: Path | None, run: Path, **_: Any) -> None:
-    """Scale the result of the finished run in RUN again; --dial none undoes the scaling.
-
-    The default of --dial is membership for a run with holdout documents, and forgotten for others.
-    """
+    """Scale the result of the finished run in RUN again."""
     given = {name: value for name, value in given_values(context, config).items() if name != "run"}
     settings = RedialSettings.of(given)
     with open_display(Console(stderr=True), f"dialling {run}") as display:

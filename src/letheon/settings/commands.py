@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from letheon.settings.base import Settings
 from letheon.settings.beyond import DialSettings, GeneralSettings, WeightSettings
-from letheon.settings.facts import FILE, FIXED, INCIDENTAL, RARE, Alias
+from letheon.settings.facts import FILE, FIXED, INCIDENTAL, OWN, RARE, RESUMABLE, Alias
 from letheon.settings.parts import (
     AdapterSettings,
     CourseSettings,
@@ -52,6 +52,13 @@ class RedialSettings(DialSettings):
     """Settings of `letheon dial`."""
 
     command: ClassVar[str] = "dial"
+
+    dial: Annotated[Literal["membership", "forgotten", "none"], RESUMABLE, OWN] = Field(
+        default_factory=lambda: "none",  # no default that help could show: the run decides
+        description="How to scale what was trained: membership makes membership attacks on the run's --holdout fail "
+        "(the default with --holdout), forgotten takes the smallest scale that still forgets (the default without), "
+        "none undoes the scaling.",
+    )
 
 
 class EvaluateSettings(WeightSettings, RowSettings):
