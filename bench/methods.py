@@ -66,7 +66,7 @@ BEST_RATES = {
     "satimp": 0.0015, "ce-u": 0.004, "pdu": 0.01, "sugd": 0.0025, "agad": 0.01, "npo-ties": 0.01, "constrained": 0.0008,
     "stat": 0.01, "llmu": 0.01, "task-vector": 0.01, "quantile": 0.004,
 }  # fmt: skip
-"""Those that won on lume-val-6m-general (docs/results.md, "Every method, one budget"); quantile's was not searched."""
+"""Those that won on lume-val-6m-general (docs/results.md, "Learning rates of the other methods"); quantile has none."""
 TEXT_PIECES, TEXT_TOKENS = 40, 256
 TIMED_STEPS = 30
 
