@@ -89,6 +89,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         plain={**plan.plain, **_pairs(given.plain)},
         seeds=plan.seeds if given.seeds is None else tuple(given.seeds),
         methods=plan.methods if given.methods is None else tuple(given.methods),
+        tokens=given.tokens,
     )
 
 
@@ -115,6 +116,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip", nargs="+", choices=LEFT_OUT, default=[], help="what to leave out")
     parser.add_argument("--seeds", nargs="+", type=int, help="of ours; of all else the first")
     parser.add_argument("--methods", nargs="*", choices=OTHERS, help="other methods; the plan's five by default")
+    parser.add_argument("--tokens", type=int, help="that other methods train on; as many as ours did by default")
     ours, plain = "settings of `letheon unlearn` in place of the plan's", "settings of bench.real.plain, likewise"
     parser.add_argument("--ours", nargs="+", default=[], metavar="NAME=VALUE", help=ours)
     parser.add_argument("--plain", nargs="+", default=[], metavar="NAME=VALUE", help=plain)

@@ -69,8 +69,8 @@ class PartJob:
         return found if "no-refusals" in self.skipped else {**found, "ours, no refusals": no_refusals}
 
     def _budget(self, target: Made) -> int:
-        """Return how many tokens of the rows other methods train on: as many as the first run of ours took in all."""
-        return tokens_of_run(self._ours(target, _seeded(self.plan.ours, self.plan.seeds[0])).path)
+        """Return how many tokens of the rows other methods train on."""
+        return self.plan.tokens or tokens_of_run(self._ours(target, _seeded(self.plan.ours, self.plan.seeds[0])).path)
 
     def _inputs(self, target: Made) -> dict[str, Any]:
         files = {side: str(getattr(self.files, side)) for side in ("forget", "retain")}

@@ -29,6 +29,8 @@ class Plan:
     """Of ours; everything else has the first."""
     methods: tuple[str, ...]
     """Other methods, as bench.methods tuned them."""
+    tokens: int | None = None
+    """Of the rows, on which other methods train; by default as many as the first run of ours took in all."""
 
 
 ADAPTER: Settings = {"target_modules": "all-linear", "rank": 16}

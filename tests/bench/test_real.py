@@ -227,6 +227,7 @@ def test_settings_given_take_the_place_of_the_plan(tmp_path: Path) -> None:
     given = _parse(["--ours", "epochs=6", "learning-rate=1e-3", "--out", str(tmp_path)])
     assert _plan(given) == replace(REAL, ours={**REAL.ours, "epochs": "6", "learning_rate": "1e-3"})
     assert _plan(_parse(["--methods"])) == replace(REAL, methods=())
+    assert _plan(_parse(["--tokens", "5000"])) == replace(REAL, tokens=5000)
     assert _plan(_parse(["--seeds", "4", "--methods", "neko", "ga"])) == replace(
         REAL, seeds=(4,), methods=("neko", "ga")
     )
