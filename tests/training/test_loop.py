@@ -137,7 +137,7 @@ class Descent:
     def learning_rate(self, step: int, history: History) -> float:
         return self.rate
 
-    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:
+    def max_gradient_norm(self, step: int, norms: Sequence[float]) -> float | None:
         return 0.75 * norms[-1] if self.is_clipped and norms else None
 
     def factors(self, history: History) -> Mapping[str, float]:

@@ -70,13 +70,15 @@ def course(
     start: tuple[float, float] = (1.0, 1.0),
     general: tuple[str, ...] = (),
     instead: tuple[str, ...] = (),
+    num_forget: int = 20,
     **changes: object,
 ) -> AutomaticCourse:
     """A course over 40 rows, four in a step, scored every ten steps."""
     schedule = MixedSchedule(40, 4, 0, num_epochs)
     given = settings(epochs=num_epochs, **changes)
     before, is_dialled = recalls(0, *start, match=1.0), given.dial == "membership"
-    return AutomaticCourse(given, schedule, Scores(), before, 1e-3, ("npo",), general, instead, is_dialled=is_dialled)
+    terms = ("npo",), general, instead
+    return AutomaticCourse(given, schedule, Scores(), before, 1e-3, num_forget, *terms, is_dialled=is_dialled)
 
 
 def hiding(step: int, auc: float | None, retain: float = 1.0) -> StateScore:
@@ -113,9 +115,19 @@ def test_the_rate_rises_to_a_limit() -> None:
 
 def test_a_gradient_much_larger_than_usual_is_clipped() -> None:
     usual = [1.0, 3.0, 128.0, 0.5, 1.0, 2.0, 1.0]
-    assert course().max_gradient_norm(usual) is None  # too few to say what is usual
-    assert course().max_gradient_norm([*usual, 1.0]) == 2.0  # twice the median, 1
-    assert course(max_gradient_norm=0.3).max_gradient_norm([*usual, 1.0]) == 0.3
+    assert course(num_forget=40).max_gradient_norm(7, usual) is None  # too few to say what is usual
+    assert course(num_forget=40).max_gradient_norm(8, [*usual, 1.0]) == 2.0  # twice the median, 1
+    assert course(max_gradient_norm=0.3).max_gradient_norm(8, [*usual, 1.0]) == 0.3
+
+
+def test_what_is_usual_follows_from_the_steps_with_forget_rows() -> None:
+    few = course(num_forget=4)
+    forgets = [step for step in range(32, 64) if any(row < 4 for row in few.schedule.rows(step))]
+    norms = [5.0 if step in forgets else 0.01 for step in range(32, 64)]
+    assert 8 <= len(forgets) < 16, "most steps have retain rows alone"
+    assert few.max_gradient_norm(64, norms) == 10.0
+    # With one forget row there are three or four such steps of 32: nothing says what is usual.
+    assert course(num_forget=1).max_gradient_norm(64, norms) is None
 
 
 @pytest.mark.parametrize("begun", [recalls(20, 0.89, 1.0, match=1.0), recalls(20, 1.0, 1.0, match=0.89)])

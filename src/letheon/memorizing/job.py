@@ -179,7 +179,7 @@ class MemorizeCourse:
             left = min(left, began + options.cooldown_steps - step)
         return options.learning_rate * min(warm, left / (options.cooldown_steps + 1))
 
-    def max_gradient_norm(self, norms: Sequence[float]) -> float:  # noqa: ARG002 - it is set
+    def max_gradient_norm(self, step: int, norms: Sequence[float]) -> float:  # noqa: ARG002 - it is set
         """Return what the gradient is clipped to."""
         return 1.0
 

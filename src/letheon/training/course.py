@@ -57,10 +57,10 @@ class Course(Protocol):
     def learning_rate(self, step: int, history: History) -> float:
         """Return the learning rate of a step, counted from 0."""
 
-    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:
-        """Return what a gradient is clipped to after gradients of these norms, the latest last; None for nothing.
+    def max_gradient_norm(self, step: int, norms: Sequence[float]) -> float | None:
+        """Return what the gradient of a step is clipped to after gradients of these norms; None for nothing.
 
-        `norms` are those of the last `RECENT_NORMS` steps, before clipping, or of all if they are fewer.
+        `norms` are those of the `RECENT_NORMS` steps before it, before clipping, or of all if they are fewer.
         """
 
     def factors(self, history: History) -> Mapping[str, float]:

@@ -106,7 +106,8 @@ def update(run: Run[Job], rows: Sequence[int], terms: DeviceParts, *, num_tokens
     job, factors = run.job, run.factors
     learning_rate = _set_learning_rate(run)
     trained = [parameter for group in run.optimiser.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, run.course.max_gradient_norm(run.norms) or float("inf"))
+    limit = run.course.max_gradient_norm(run.step, run.norms)
+    norm = torch.nn.utils.clip_grad_norm_(trained, limit or float("inf"))
     # All that the host reads of a step comes over at once: each copy would wait for the device.
     parts = on_host({**terms, _NORM: norm.to(trained[0].device)})
     _check_finite(job, run.step, rows, parts)

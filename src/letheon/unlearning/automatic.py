@@ -69,7 +69,7 @@ _CLIPPED = 2.0
 large brings rows back and damages others, and for long after it Adam's steps are small (as in AutoClip, Seetharaman et
 al. 2020, arXiv 2007.14469, the limit follows from the norms so far)."""
 _FEWEST_NORMS = 8
-"""Before so many steps nothing is clipped."""
+"""With fewer norms of late steps with forget rows nothing is clipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class AutomaticCourse(SetCourse):
     start: StateScore
     """The model before the first step."""
     first_rate: float
+    num_forget_rows: int
+    """The first rows of the schedule."""
     forget_terms: tuple[str, ...]
     """Their names."""
     general_terms: tuple[str, ...] = ()
@@ -128,11 +130,20 @@ class AutomaticCourse(SetCourse):
             return phase.rate
         return phase.rate * max(0.0, 1 - (step - phase.cooling_from) / self._cool_down_steps)
 
-    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:
-        """Return that of the settings; without one, a multiple of the median of the latest norms."""
-        if self.settings.max_gradient_norm is not None or len(norms) < _FEWEST_NORMS:
+    def max_gradient_norm(self, step: int, norms: Sequence[float]) -> float | None:
+        """Return that of the settings; without one, a multiple of the median of the latest norms with forget rows.
+
+        Retain rows alone have hardly any gradient at first. Where most steps have no others, a limit by their norms
+        would cut what forgets down to noise.
+        """
+        if self.settings.max_gradient_norm is not None:
             return self.settings.max_gradient_norm
-        return _CLIPPED * median(norms)
+        before = range(step - len(norms), step)
+        forgetting = [norm for at, norm in zip(before, norms, strict=True) if self._forgets(at)]
+        return None if len(forgetting) < _FEWEST_NORMS else _CLIPPED * median(forgetting)
+
+    def _forgets(self, step: int) -> bool:
+        return any(row < self.num_forget_rows for row in self.schedule.rows(step))
 
     def factors(self, history: History) -> Mapping[str, float]:
         """Return what the weights of the terms that the course changes are multiplied by in the next step."""
@@ -351,6 +362,7 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
         problem.judge,
         problem.start.score,
         first_rate,
+        problem.num_forget_rows,
         forget,
         general,
         others,

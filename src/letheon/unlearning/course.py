@@ -62,7 +62,7 @@ class SetCourse:
         assert self.settings.learning_rate != "auto", "such a run has another course"
         return self.settings.learning_rate
 
-    def max_gradient_norm(self, norms: Sequence[float]) -> float | None:  # noqa: ARG002 - it is set
+    def max_gradient_norm(self, step: int, norms: Sequence[float]) -> float | None:  # noqa: ARG002 - it is set
         """Return what the gradient is clipped to; None for no clipping."""
         return self.settings.max_gradient_norm
 
