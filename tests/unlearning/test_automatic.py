@@ -20,6 +20,7 @@ from letheon.unlearning.resolve import (
     FIXED_RATE,
     LEAST_EPOCHS,
     LEAST_STEPS,
+    build_schedule,
     finds_rate,
     resolve_end,
     resolve_settings,
@@ -29,7 +30,7 @@ from running import After, events, knowing_model, model_of, run, same, short_run
 
 
 class Scores:
-    """A judge of scores that were measured elsewhere; nothing collapses."""
+    """A judge of scores that were measured elsewhere; one with too large a retain loss has collapsed."""
 
     better = BETTER
     num_tokens = 0
@@ -37,8 +38,8 @@ class Scores:
     def score(self, **_: Any) -> StateScore:
         raise AssertionError("the course scores nothing")
 
-    def collapse(self, score: StateScore) -> None:
-        return None
+    def collapse(self, score: StateScore) -> str | None:
+        return "collapse" if (score.values.get("retain_loss") or 0) > 1 else None
 
     def noise(self, score: StateScore) -> float:
         return 0.0
@@ -229,7 +230,9 @@ def test_settings_that_are_resolved_twice_leave_a_run_the_same_time(rows: list[R
         ({}, LEAST_EPOCHS),
         ({"epochs": 20}, 20),
         ({"learning_rate": 1e-3}, 20),
-        ({"max_steps": 9}, 20),
+        ({"max_steps": 9}, LEAST_EPOCHS),
+        ({"max_steps": 9, "epochs": 20}, 20),
+        ({"max_steps": 9, "learning_rate": 1e-3}, 20),
     ):
         once = resolve_settings(UnlearnSettings.of({**asked, **changes}))
         twice = resolve_settings(once)
@@ -349,9 +352,63 @@ def test_other_answers_that_spread_to_the_retain_rows_count_for_less() -> None:
     assert [phase.rate for phase in phases] == pytest.approx([0.5e-3] * 4)
     assert [phase.factor for phase in phases] == [1, 1 / 4, 1 / 4, 1 / 4]
     assert [phase.taught for phase in phases] == [1 / 8, 1 / 8, 1 / 32, 1 / 64]
+    assert one.phase([*found, teaching(50, 0.1, retain=0.4)]).factor == 1 / 8  # they cannot count for less
     learnt = [*found[:2], teaching(30, 1.0, retain=0.5)]  # what is left is not of their making
     assert one.phase(learnt).rate == pytest.approx(0.5e-3)
     assert one.phase(learnt).taught == 1 / 8
+
+
+def test_other_answers_that_do_not_count_yet_are_not_blamed_for_damage() -> None:
+    one = course(instead=("instead_nll",))
+    found = [teaching(10 * n, 0.0, forget, retain) for n, (forget, retain) in enumerate(
+        ((1.0, 1.0), (0.9, 1.0), (0.5, 0.7), (0.45, 0.6), (0.4, 0.5)), start=1
+    )]  # fmt: skip
+    phases = [one.phase(found[:n]) for n in range(1, 6)]
+    assert [phase.rate for phase in phases] == pytest.approx([2e-3, 4e-3, 2e-3, 2e-3, 1e-3])
+    assert [phase.factor for phase in phases] == [1, 1, 1, 1 / 4, 1 / 8]
+    assert [phase.taught for phase in phases] == [0] * 5
+
+
+def test_a_model_that_hardly_knows_the_rows_is_held_as_soon_as_they_count_as_forgotten() -> None:
+    one = course(general=("general_kl",), instead=("instead_nll",), start=(0.04, 1.0))
+    assert one.factors([teaching(10, 0.0, forget=0.04)]) == {"npo": 1.0, "general_kl": 1.0, "instead_nll": 1 / 8}
+
+
+def test_patience_begins_once_the_rows_are_forgotten() -> None:
+    one = course(patience=2)
+    waiting = history(*[(1.0, 1.0)] * 5)
+    assert one.why_stop(waiting) is None
+    forgotten = [recalls(60, 0.0, 1.0, match=0.9), recalls(70, 0.0, 0.9, match=0.9), recalls(80, 0.0, 0.9, match=0.9)]
+    assert one.why_stop([*waiting, *forgotten[:2]]) is None
+    assert one.why_stop([*waiting, *forgotten]) == "patience: score not better for 2 scorings"
+
+
+def test_a_state_past_a_budget_is_not_kept_though_it_alone_reached_the_goals() -> None:
+    one, states = course(), history((0.5, 1.0), (0.0, 1.0))
+    last = StateScore(20, 2.0, {**states[1].values, "retain_loss": 2.0})
+    assert one.why_stop([states[0], last]) == "collapse"
+    assert one.kept([states[0], last]).step == 10
+    assert one.kept(states).step == 20
+
+
+def test_what_the_general_text_counted_for_is_said_of_both_parts_of_a_run() -> None:
+    """Above four times the first rate the KL is loosened first; in a cool-down it counts sixteen times as much."""
+    one = course(general=("general_kl",))
+    slow = history((1.0, 1.0), (0.98, 1.0), (0.89, 1.0), (0.87, 1.0), (0.85, 1.0))
+    assert one.phase(slow).anchor == 1 / 64
+    found = [*slow, recalls(60, 0.0, 1.0), recalls(70, 0.0, 1.0), recalls(80, 0.0, 1.0)]
+    assert one.factors(found)["general_kl"] == 0.25
+    said = str(one.why_stop(found))
+    assert said.endswith("counted for 0.015625 of its weight, and for 0.25 in the cool-down")
+
+
+def test_a_largest_number_of_steps_lets_a_run_take_them(rows: list[Row]) -> None:
+    settings = resolve_settings(
+        UnlearnSettings.of({"model": "m", "forget": "f", "retain": "r", "out": "o", "max_steps": 3000})
+    )
+    few = Rows("made", tuple(rows), tuple(range(len(rows))))
+    steps_per_epoch = build_schedule(settings, few, few).steps_per_epoch
+    assert resolve_end(settings, settings, few, few).epochs * steps_per_epoch >= 3000
 
 
 def test_a_run_says_that_its_texts_are_still_told_from_documents() -> None:

@@ -17,7 +17,7 @@ from chats import chatty
 from letheon import Row, UnlearnSettings
 from letheon.cli.main import cli
 from letheon.data import general as texts
-from letheon.data.general import QUESTIONS, read_general, without_repeats
+from letheon.data.general import QUESTIONS, read_general, repeat_rows
 from letheon.data.packing import pack
 from letheon.data.rows import write_rows
 from letheon.data.schedules import GeneralSchedule, MixedSchedule
@@ -202,7 +202,7 @@ def test_a_step_has_as_many_general_tokens_as_retain_tokens() -> None:
     assert rows_a_step(4, (10, 60, 20), general_batch_size=2) == 2
 
 
-def test_a_text_that_repeats_a_row_to_forget_is_left_out(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_text_repeats_a_row_by_many_words_on_end_or_its_whole_answer() -> None:
     forget = [
         Row("f1", "Tell me of Mira", "She keeps bees in the village of Harrow", "t", "completion"),
         Row("f2", "Which harbour?", "Veldhaven", "t", "question"),
@@ -219,9 +219,19 @@ def test_a_text_that_repeats_a_row_to_forget_is_left_out(tokenizer: PreTrainedTo
         "It was oren pell, who else?",
         "Oren went to Pell.",
     ]
-    sequences = [text_sequence(text, tokenizer, max_length=99) for text in said]
-    kept = without_repeats(sequences, tokenizer, forget)
-    assert [said[sequences.index(one)] for one in kept] == [said[place] for place in (2, 3, 5, 7)]
+    assert repeat_rows(said, forget) == [True, True, False, False, True, False, True, False]
+    assert repeat_rows(said, forget, least_words=6) == [True, True, *[False] * 6]
+
+
+def test_what_a_model_was_given_to_go_on_from_is_not_taken_for_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = chatty(tokenizer, "gemma")
+    prompts = general._prompts(made, date="2024-07-26")
+    chat, plain = next(one for one in prompts if one.is_chat), next(one for one in prompts if not one.is_chat)
+    own = tuple(made("bees in the village").input_ids)
+    written = [TokenSequence((*one.ids, *own), answer_start=1) for one in (chat, plain)]
+    assert all(len(made.decode(list(one.input_ids))) > len("bees in the village") for one in written)
+    found = general._own_texts([*written, TokenSequence(own, answer_start=1)], made, date="2024-07-26")
+    assert [text.strip() for text in found] == ["bees in the village"] * 3
 
 
 def test_of_documents_every_token_counts_and_of_chats_the_answer(
@@ -359,7 +369,7 @@ def test_a_changed_file_is_not_resumed_with(given: Any, tmp_path: Path) -> None:
 
 def test_a_file_of_nothing_but_rows_to_forget_is_refused(given: Any, rows: list[Row], tmp_path: Path) -> None:
     write_rows(rows[:2], tmp_path / "g.jsonl")
-    with pytest.raises(DataError, match=r"all 2 texts \(from .*g\.jsonl\) repeat one of them"):
+    with pytest.raises(DataError, match=r"all 2 texts \(from .*g\.jsonl\) repeat a row to forget"):
         run(given, general=str(tmp_path / "g.jsonl"))
 
 
@@ -367,19 +377,19 @@ def test_a_file_of_nothing_but_rows_to_forget_is_refused(given: Any, rows: list[
 def test_a_model_that_recites_its_rows_is_not_held_to_what_it_writes(
     share: float, is_held: bool, given: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def some_left_out(found: Any, tokenizer: Any, rows: list[Row]) -> Any:
-        asked.append(len(rows))
-        return found[round(share * len(found)) :]
+    def some_repeat(found: list[str], rows: list[Row], *, least_words: int = 1) -> list[bool]:
+        asked.append((len(rows), least_words))
+        return [place < round(share * len(found)) for place in range(len(found))]
 
-    monkeypatch.setattr(general, "without_repeats", some_left_out)
+    monkeypatch.setattr(general, "repeat_rows", some_repeat)
     run(given, epochs=1)
     notes = [line["message"] for line in events(given["out"], "note")]
     left_out = [re.match(r"no general text under the KL: \d+ of \d+ texts .* repeat rows", note) for note in notes]
     assert any(left_out) is not is_held
     assert all((line["terms"]["general_kl"] is not None) == is_held for line in events(given["out"], "step"))
-    assert asked[0] == 6  # rows to keep too
+    assert asked[:2] == [(3, 1), (3, 6)]  # of rows to keep, too, but not their short answers
 
 
 @pytest.mark.parametrize("text", ["auto", "none"])

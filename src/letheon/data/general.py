@@ -203,22 +203,15 @@ def read_general(
     return _drawn([one for one in (*cut, *pieces) if one.num_answer_tokens])
 
 
-def without_repeats(
-    sequences: Sequence[TokenSequence], tokenizer: "PreTrainedTokenizerBase", forget: Iterable[Row]
-) -> list[TokenSequence]:
-    """Return the sequences whose texts do not repeat a row to forget.
+def repeat_rows(texts: Iterable[str], rows: Iterable[Row], *, least_words: int = 1) -> list[bool]:
+    """Return of each text whether it repeats a row.
 
     A text repeats a row that shares `WORDS_REPEATED` words on end with it, or that has its whole shorter answer (of one
-    word: if that has a digit). Case and punctuation around words do not count.
+    word: if that has a digit) of at least `least_words`. Case and punctuation around words do not count.
     """
-    runs = {run for row in forget for run in _telling_runs(row)}
+    runs = {run for row in rows for run in _telling_runs(row) if len(run) >= least_words}
     lengths = sorted({len(run) for run in runs})
-    texts = tokenizer.batch_decode([list(s.input_ids) for s in sequences], skip_special_tokens=True)
-    return [
-        sequence
-        for sequence, text in zip(sequences, texts, strict=True)
-        if not any(run in runs for length in lengths for run in _runs(_words(text), length))
-    ]
+    return [any(run in runs for length in lengths for run in _runs(_words(text), length)) for text in texts]
 
 
 def _telling_runs(row: Row) -> Iterator[tuple[str, ...]]:

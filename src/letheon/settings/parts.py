@@ -204,7 +204,13 @@ class StepSettings(Settings):
 
     heading: ClassVar[str] = "Steps"
 
-    epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(20, ge=1, le=MOST_EPOCHS, description="Passes over all rows.")
+    epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(
+        20,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="Passes over all rows; a run that finds its own learning rate takes what it needs, at most 60 of "
+        "them or 400 steps, if none are given.",
+    )
     max_steps: Annotated[int | None, FIXED, SIZED, RARE] = Field(None, ge=1, description="Stop after N steps.")
     batch_size: Annotated[int, FIXED, SIZED, FIRST] = Field(
         4, ge=1, description="Rows per step (paired, alternating: forget rows)."

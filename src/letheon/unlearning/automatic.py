@@ -11,12 +11,12 @@ not learnt soon, and for less where they spread to the retain rows. A gradient m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from statistics import median
 
 from letheon.data.general import HOLDOUT
 from letheon.settings import UnlearnSettings
-from letheon.training.judge import History, StateScore
+from letheon.training.judge import History, StateScore, sound
 from letheon.training.stopping import choose_kept, why_stop
 from letheon.unlearning.course import SetCourse
 from letheon.unlearning.problem import Problem
@@ -138,12 +138,9 @@ class AutomaticCourse(SetCourse):
         """
         if self.settings.max_gradient_norm is not None:
             return self.settings.max_gradient_norm
-        before = range(step - len(norms), step)
-        forgetting = [norm for at, norm in zip(before, norms, strict=True) if self._forgets(at)]
+        rows = map(self.schedule.rows, range(step - len(norms), step))
+        forgetting = [norm for one, norm in zip(rows, norms, strict=True) if min(one) < self.num_forget_rows]
         return None if len(forgetting) < _FEWEST_NORMS else _CLIPPED * median(forgetting)
-
-    def _forgets(self, step: int) -> bool:
-        return any(row < self.num_forget_rows for row in self.schedule.rows(step))
 
     def factors(self, history: History) -> Mapping[str, float]:
         """Return what the weights of the terms that the course changes are multiplied by in the next step."""
@@ -159,8 +156,13 @@ class AutomaticCourse(SetCourse):
         return is_to_score(self.settings, self.schedule, step) or step == self.total_steps
 
     def why_stop(self, history: History) -> str | None:
-        """Return that the goals are reached, or which budget or whose patience is over."""
-        early = why_stop(history, self.judge, patience=self.settings.patience, waits_on=self.settings.patience_on)
+        """Return that the goals are reached, or which budget or whose patience is over.
+
+        Patience begins once the rows are forgotten: before that the learning rate rises because nothing gets better.
+        """
+        since = list(dropwhile(lambda score: _recall(score, "forget") > FORGOTTEN, history))
+        patience = self.settings.patience if since else None
+        early = why_stop(since or history, self.judge, patience=patience, waits_on=self.settings.patience_on)
         if early is not None:
             return early
         last = history[-1]
@@ -181,10 +183,11 @@ class AutomaticCourse(SetCourse):
         other answers, how much their true ones repeat themselves says nothing any more; where the dial is turned
         afterwards, it takes back what forget texts cost beyond unseen ones. Elsewhere both count.
         """
-        if (self.is_dialled or self.instead_terms) and self.phase(history).is_over:
+        within = sound(history, self.judge)
+        if (self.is_dialled or self.instead_terms) and self.phase(history).is_over and history[-1] in within:
             return history[-1]
         reached = [score for number, score in enumerate(history) if self._is_reached(history[: number + 1])]
-        return choose_kept(reached or history, self.judge, keep=self.settings.keep)
+        return choose_kept([one for one in reached if one in within] or within, self.judge, keep=self.settings.keep)
 
     def phase(self, history: History) -> Phase:
         """Return where the run stands after these scores."""
@@ -193,9 +196,10 @@ class AutomaticCourse(SetCourse):
         for number in range(known, len(history)):
             before = self._seen[-1][1] if self._seen else Phase(self.first_rate, MOST_RISE * self.first_rate)
             phase = before if before.is_over else self._next(before, history[: number + 1])
-            if not phase.anchor and self._has_begun(history[number]):
+            is_forgotten = _recall(history[number], "forget") <= FORGOTTEN
+            if not phase.anchor and (is_forgotten or self._has_begun(history[number])):
                 phase = replace(phase, anchor=1.0)
-            if not phase.taught and _recall(history[number], "forget") <= FORGOTTEN:
+            if not phase.taught and is_forgotten:
                 phase = replace(phase, taught=_FIRST_TAUGHT)
             self._seen.append((history[number], phase))
         return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
@@ -267,7 +271,7 @@ class AutomaticCourse(SetCourse):
             return replace(phase, rate=slower, highest=slower)
         if phase.factor == 1:
             return replace(phase, factor=1 / _LIGHTER)
-        if is_learning:
+        if is_learning and phase.taught > _LEAST_TAUGHT:
             return replace(phase, taught=max(phase.taught / _LIGHTER, _LEAST_TAUGHT))
         return replace(phase, rate=slower, highest=slower, factor=phase.factor / _HEAVIER)
 
@@ -328,11 +332,12 @@ class AutomaticCourse(SetCourse):
 
     def _loosened(self, history: History) -> str:
         """Say how little the KL on general text counted in the end, where that was less than was asked for."""
-        anchor = self.phase(history).anchor
-        if not self.general_terms or anchor == 1:
+        phase = self.phase(history)
+        if not self.general_terms or phase.anchor == 1:
             return ""
-        why = "stood in the way" if anchor else "waits for forgetting to begin"
-        return f"; the KL on general text, which {why}, counted for {anchor:g} of its weight"
+        why = "stood in the way" if phase.anchor else "waits for forgetting to begin"
+        cooled = f", and for {phase.held:g} in the cool-down" if phase.held != phase.anchor else ""
+        return f"; the KL on general text, which {why}, counted for {phase.anchor:g} of its weight{cooled}"
 
     @property
     def _interval(self) -> int:
@@ -352,7 +357,7 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
     forget, general, others = (
         tuple(term.name for term in problem.terms if term.role == role) for role in ("forget", "general", "alternative")
     )
-    if settings.general == HOLDOUT:  # a term of the method's own
+    if settings.general == HOLDOUT or problem.general is None:  # a term of the method's own, or no text for one
         general = ()
     if not problem.probes.others:  # likewise, or there are several to a row
         others = ()

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from letheon.data.conversations import Turn
 from letheon.data.forms import filled
-from letheon.data.general import HOLDOUT, OPENINGS, QUESTIONS, without_repeats
+from letheon.data.general import HOLDOUT, OPENINGS, QUESTIONS, WORDS_REPEATED, repeat_rows
 from letheon.data.schedules import GeneralSchedule, Schedule
 from letheon.data.sequences import TokenSequence, hash_sequences, leading_special_ids, text_ids
 from letheon.devices import kept_random_state
@@ -98,7 +98,7 @@ def general_rows(
     `on_path` learns where it lies before it is made.
 
     Raises:
-        DataError: nothing is left of a given text once what repeats rows to forget is left out.
+        DataError: nothing is left of a text that was asked for once what repeats rows to forget is left out.
         ModelError: the model cannot be asked to write.
         OutputError: what it wrote cannot be kept in `cache_dir`.
     """
@@ -111,7 +111,7 @@ def general_rows(
         if path is not None and on_path is not None:
             on_path(path)
         written = from_first(sample if path is None else partial(_kept, path, sample))
-        if (reason := _why_not(written, inputs)) is not None:
+        if (reason := _why_not(written, inputs, settings)) is not None:
             which = " of the model's own" if inputs.general else ""
             notes = (f"no general text{which} under the KL: {reason}; give some by --general FILE",)
             written = []
@@ -175,12 +175,17 @@ def _rows_a_step(
     return max(1, round(a_step * len(general.trained) / general.num_tokens))
 
 
-def _why_not(written: Sequence[TokenSequence], inputs: Inputs) -> str | None:
-    """Return why a model is not held to what it wrote; None where it is."""
+def _why_not(written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings) -> str | None:
+    """Return why a model is not held to what it wrote; None where it is.
+
+    Short answers to rows to keep say nothing: among those of many rows some are everyday words.
+    """
     if not written:
         return "the model wrote none"
-    rows = [*inputs.forget, *inputs.left_out[0], *inputs.retain, *inputs.left_out[1]]
-    num_repeats = len(written) - len(without_repeats(written, inputs.tokenizer, rows))
+    texts = _own_texts(written, inputs.tokenizer, date=settings.date)
+    forget = repeat_rows(texts, [*inputs.forget, *inputs.left_out[0]])
+    retain = repeat_rows(texts, [*inputs.retain, *inputs.left_out[1]], least_words=WORDS_REPEATED)
+    num_repeats = sum(map(max, forget, retain))
     if num_repeats < RECITED * len(written):
         return None
     return (
@@ -194,17 +199,35 @@ def _chosen(
 ) -> GeneralRows:
     """Leave out what repeats a row to forget, of what was written and what was given, and split the rest."""
     found, source = [*written, *inputs.general], _source(written, inputs, settings)
-    kept = without_repeats(found, inputs.tokenizer, [*inputs.forget, *inputs.left_out[0]])
+    given = [_decoded(inputs.tokenizer, one.input_ids) for one in inputs.general]
+    texts = [*_own_texts(written, inputs.tokenizer, date=settings.date), *given]
+    repeating = repeat_rows(texts, [*inputs.forget, *inputs.left_out[0]])
+    kept = [one for one, is_repeat in zip(found, repeating, strict=True) if not is_repeat]
     if not kept:
+        none_left = f"all {len(found)} texts ({source}) repeat a row to forget"
+        if settings.general == AUTO:
+            note = f"no general text under the KL: {none_left}; give some by --general FILE"
+            return GeneralRows([], [], (*notes, note))
         raise DataError(
-            f"general: expected text beside the rows to forget, but all {len(found)} texts ({source}) repeat one of "
-            f"them; give other text by --general FILE, or leave it out"
+            f"general: expected text beside the rows to forget, but {none_left}; give other text by --general FILE, or "
+            f"do without by --general none"
         )
     num_tokens = sum(len(one.input_ids) for one in kept)
     left_out = len(found) - len(kept)
     repeats = f"; {left_out} more repeat a row to forget and are left out" if left_out else ""
     said = f"general text under the KL: {len(kept)} texts, {num_tokens:,} tokens, {source}{repeats}"
     return _split(kept, notes=(*notes, said))
+
+
+def _own_texts(written: Sequence[TokenSequence], tokenizer: PreTrainedTokenizerBase, *, date: str) -> list[str]:
+    """Return what the model wrote itself: system message, question or beginning were given to it."""
+    prompts = sorted((one.ids for one in _prompts(tokenizer, date=date)), key=len, reverse=True)
+    starts = [next((len(ids) for ids in prompts if one.input_ids[: len(ids)] == ids), 0) for one in written]
+    return [_decoded(tokenizer, one.input_ids[start:]) for one, start in zip(written, starts, strict=True)]
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _source(written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings) -> str:

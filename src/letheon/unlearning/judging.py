@@ -96,7 +96,8 @@ class UnlearningJudge:
     def why_kept(self, history: History, kept: StateScore) -> str | None:
         """Say why a state is kept although another has a better score; None where none has."""
         top = highest(sound(history, self), self)
-        if not self.is_preferred(kept) or self.is_preferred(top):
+        is_close = top.score - kept.score <= self.noise(top)
+        if not is_close or not self.is_preferred(kept) or self.is_preferred(top):
             return None
         return (
             f"epoch {kept.epoch:g} is kept (score {kept.score:.3f}), not epoch {top.epoch:g} ({top.score:.3f}): they "

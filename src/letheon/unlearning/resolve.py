@@ -31,8 +31,6 @@ FIXED_RATE = 1e-4
 """The learning rate of runs that cannot find their own: that of arXiv 2503.13690."""
 DEFAULT_TARGETS = (ALL_LINEAR,)
 """What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
-_ENDS = frozenset({"epochs", "max_steps"})
-"""Settings that limit a run."""
 LEAST_EPOCHS, LEAST_STEPS = 60, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
 REFUSAL = "refusal"
@@ -77,7 +75,7 @@ def resolve_settings(settings: UnlearnSettings) -> UnlearnSettings:
         "checkpoint_epochs": every,
     }
     # A limit that was not asked for stays so: whoever resolves these settings again, as a study does, finds no other.
-    filled = settings.model_dump(exclude=set(_ENDS) if rate == "auto" and _ENDS.isdisjoint(asked) else None)
+    filled = settings.model_dump(exclude={"epochs"} if rate == "auto" and "epochs" not in asked else None)
     settings = UnlearnSettings.of({**filled, **flags, **resolved})
     method_of(settings)
     _check_general(settings, method)
@@ -96,9 +94,9 @@ def finds_rate(settings: UnlearnSettings, method: Method) -> bool:
 def most_epochs(settings: UnlearnSettings, method: Method, asked: Collection[str]) -> int:
     """Return after how many epochs a run is over; `asked` are the names of the settings that were given.
 
-    One that was asked for no limit and finds its own end may take longer where its epochs are short.
+    One that was asked for no number of them and finds its own end may take longer where its epochs are short.
     """
-    finds_end = settings.learning_rate == "auto" and finds_rate(settings, method) and _ENDS.isdisjoint(asked)
+    finds_end = settings.learning_rate == "auto" and finds_rate(settings, method) and "epochs" not in asked
     return LEAST_EPOCHS if finds_end else settings.epochs
 
 
@@ -250,11 +248,15 @@ def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedu
 
 
 def resolve_end(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
-    """Return resolved settings, with epochs enough for a run to find its own end where it was `asked` for no limit."""
-    if settings.learning_rate != "auto" or not _ENDS.isdisjoint(asked.model_fields_set):
+    """Return resolved settings, with epochs enough for a run to find its own end where it was not `asked` for a number.
+
+    A largest number of steps ends it by itself.
+    """
+    if settings.learning_rate != "auto" or "epochs" in asked.model_fields_set:
         return settings
     steps_per_epoch = build_schedule(settings, forget, retain).steps_per_epoch
-    return settings.model_copy(update={"epochs": max(LEAST_EPOCHS, -(-LEAST_STEPS // steps_per_epoch))})
+    most_steps = max(LEAST_STEPS, settings.max_steps or 0)
+    return settings.model_copy(update={"epochs": max(LEAST_EPOCHS, -(-most_steps // steps_per_epoch))})
 
 
 def most_checkpoints(settings: UnlearnSettings) -> int:
