@@ -208,8 +208,7 @@ class StepSettings(Settings):
         20,
         ge=1,
         le=MOST_EPOCHS,
-        description="Passes over all rows; a run that finds its own learning rate takes what it needs, at most 60 of "
-        "them or 400 steps, if none are given.",
+        description="Passes, if it does not end by itself.",
     )
     max_steps: Annotated[int | None, FIXED, SIZED, RARE] = Field(None, ge=1, description="Stop after N steps.")
     batch_size: Annotated[int, FIXED, SIZED, FIRST] = Field(
