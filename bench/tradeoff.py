@@ -2,10 +2,11 @@
 
     python -m bench.tradeoff [--goal FILE ...] [--real FILE ...] --out DIR
 
-Reads goal.json of bench.goal and real.json of bench.real; lines of several files are drawn together. Across is the
-loss of unseen text above that of the target, up the AUC of the official membership attack. Filled marks have a task
-aggregate of at least 0.95; diamonds had general text and the dial. The goals of unseen text and membership meet in the
-shaded field: at most 0.3 nats, and an AUC in the interval of a model that never saw the rows.
+Reads goal.json of bench.goal and real.json of bench.real; lines of several files are drawn together, the first of
+each name. Across is the loss of unseen text above that of the target, up the AUC of the official membership attack.
+Filled marks have a task aggregate of at least 0.95; diamonds had general text and the dial. The goals of unseen text
+and membership meet in the shaded field: at most 0.3 nats, and an AUC in the interval of a model that never saw the
+rows.
 """
 
 import argparse
@@ -62,8 +63,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def of_goal(files: Iterable[Mapping[str, Any]]) -> Scatter:
     """Return the lines about the target that bench.goal makes."""
-    lines = [line for file in files for line in file["gpt2-general"] if line["seeds"]]
-    first = {line["method"]: line["seeds"][0] for line in reversed(lines)}
+    known: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for file in files:
+        for line in file["gpt2-general"]:
+            known.setdefault((line["method"], line["how"]), line)
+    lines = [line for line in known.values() if line["seeds"]]
+    first = {line["method"]: line["seeds"][0] for line in lines}
     points = []
     for line in lines:
         if not line["method"].startswith("("):
