@@ -48,6 +48,16 @@ def test_mixed_by_hand() -> None:
     assert blocks_of(schedule) == [(0, 6)]
 
 
+def test_the_first_rows_come_more_often_where_they_are_few() -> None:
+    schedule = MixedSchedule(num_rows=8, batch_size=4, seed=0, epochs=2, num_repeated=2, repeats=4)
+    assert (schedule.steps_per_epoch, schedule.num_steps) == (4, 8)  # 2 * 4 + 6 rows an epoch
+    for number in range(2):
+        drawn = Counter(row for batch in schedule.epoch(number) for row in batch)
+        assert drawn == {0: 4, 1: 4, **dict.fromkeys(range(2, 8), 1)}
+    assert schedule.epoch(0) != schedule.epoch(1)
+    assert schedule.epoch(1) == [schedule.rows(step) for step in range(4, 8)]
+
+
 @pytest.mark.usefixtures("unshuffled")
 def test_paired_by_hand() -> None:
     # 3 forget rows by 2; retain rows 3 to 7, of 3 a step, which go on over the ends of both kinds of epochs.

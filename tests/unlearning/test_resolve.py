@@ -210,6 +210,10 @@ def test_each_schedule_is_built_over_the_rows_it_takes() -> None:
 
     assert made(method="gd", batch_size=4) == MixedSchedule(14, 4, 2, 3)
     assert made(method="ga", batch_size=4) == MixedSchedule(5, 4, 2, 3)
+    # With 23 retain rows to 5, or 4.6 to each, a run that finds its own learning rate has each forget row twice.
+    many = rows_of(23, "r")
+    for rate, schedule in (("auto", MixedSchedule(28, 4, 0, 3, 5, 2)), (1e-3, MixedSchedule(28, 4, 0, 3))):
+        assert build_schedule(resolved(epochs=3, batch_size=4, learning_rate=rate), forget, many) == schedule
     assert made(method="neko", batch_size=4) == PairedSchedule(5, 9, 4, 4, 2, 3)
     assert made(method="neko", batch_size=4, retain_batch_size=7) == PairedSchedule(5, 9, 4, 7, 2, 3)
     assert made(method="stat", batch_size=4) == PairedSchedule(5, 9, 4, 4, 2, 3, alternate=True)

@@ -36,18 +36,21 @@ class Schedule(Protocol):
 class MixedSchedule:
     """Batches from the shuffled union of forget and retain rows (seed system A), or from the forget rows alone.
 
-    Every row comes once an epoch; the last batch of an epoch may be smaller.
+    Every row comes once an epoch, the first `num_repeated` of them `repeats` times; the last batch of an epoch may be
+    smaller.
     """
 
     num_rows: int
     batch_size: int
     seed: int
     epochs: int = 1
+    num_repeated: int = 0
+    repeats: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in one epoch."""
-        return -(-self.num_rows // self.batch_size)
+        return -(-(self.num_rows + self._num_more) // self.batch_size)
 
     @property
     def num_steps(self) -> int:
@@ -56,13 +59,20 @@ class MixedSchedule:
 
     def epoch(self, number: int) -> list[list[int]]:
         """Return the batches of epoch `number`, counted from 0."""
-        return batches(shuffled(self.num_rows, self.seed, number), self.batch_size)
+        first = number * self.steps_per_epoch
+        return [self.rows(step) for step in range(first, first + self.steps_per_epoch)]
 
     def rows(self, step: int) -> list[int]:
         """Return the rows of a step."""
         number, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        return list(shuffled(self.num_rows, self.seed, number)[start : start + self.batch_size])
+        places = shuffled(self.num_rows + self._num_more, self.seed, number)[start : start + self.batch_size]
+        beyond = self.num_repeated * self.repeats
+        return [place % self.num_repeated if place < beyond else place - self._num_more for place in places]
+
+    @property
+    def _num_more(self) -> int:
+        return self.num_repeated * (self.repeats - 1)
 
     def block(self, step: int) -> tuple[int, int]:  # noqa: ARG002 - one block for all
         """Return the whole run."""

@@ -20,7 +20,6 @@ from letheon.settings import (
     OF_SCORING,
     CourseSettings,
     MethodSettings,
-    StepSettings,
     UnlearnSettings,
 )
 from letheon.settings.facts import Requires, facts_of
@@ -33,6 +32,8 @@ DEFAULT_TARGETS = (ALL_LINEAR,)
 """What an adapter is attached to by default. The paper's q_proj and v_proj alone forget too slowly on small models."""
 LEAST_EPOCHS, LEAST_STEPS = 60, 400
 """How long a run may take to find its own end, where no number of epochs is given: both, whichever is longer."""
+MOST_RETAIN = 3
+"""How many retain rows an epoch has to each forget row, where a run finds its own learning rate."""
 REFUSAL = "refusal"
 INSTEAD_PER_ROW = 5
 """How many other answers a forget row has, where there are several; epochs take turns."""
@@ -208,12 +209,18 @@ def coefficients_of(
     return Coefficients(given, settings.seed)
 
 
-def build_schedule(settings: StepSettings, forget: Rows, retain: Rows) -> Schedule:
-    """Return what draws the steps of a run over these rows."""
+def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Schedule:
+    """Return what draws the steps of a run over these rows.
+
+    A run that finds its own learning rate draws forget rows more often where there are few of them: it follows how fast
+    they are forgotten, and steps of retain rows alone would make the learning rate rise until these are damaged.
+    """
     num_forget, num_retain = len(forget), len(retain)
     seed, epochs, batch_size = settings.seed, settings.epochs, settings.batch_size
     if settings.schedule == "mixed":
-        return MixedSchedule(num_forget + num_retain, batch_size, seed, epochs)
+        repeats = max(1, round(num_retain / num_forget / MOST_RETAIN)) if settings.learning_rate == "auto" else 1
+        repeated = num_forget if repeats > 1 else 0
+        return MixedSchedule(num_forget + num_retain, batch_size, seed, epochs, repeated, repeats)
     if settings.schedule == "forget":
         return MixedSchedule(num_forget, batch_size, seed, epochs)
     if settings.schedule == "chunked":
