@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bench.text import text_loss
+from letheon.data.alternatives import REFUSALS
 from letheon.data.rows import Row, read_rows
 from letheon.data.sequences import TokenSequence, tokenise_all
 from letheon.evaluation.fluency import Said, answer_losses, fluency
@@ -31,6 +32,11 @@ class Answered:
     texts: list[str]
     fluency: dict[str, float | None]
     """Numbers of `Fluency` by name."""
+
+    @property
+    def num_refused(self) -> int:
+        """How many answers are the refusal that a run teaches, word for word."""
+        return sum(text == REFUSALS[0] for text in self.texts)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,6 +63,7 @@ def ask_rows(
         "num_rows": len(rows),
         "recall": fmean(one.rouge_l_recall for one in scored),
         "whole": fmean(one.exact_match for one in scored),
+        "num_refused": answered.num_refused,
         **answered.fluency,
         "answers": [{"id": one.id, "prompt": one.prompt, "answer": one.generation} for one in scored],
     }

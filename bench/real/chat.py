@@ -41,6 +41,7 @@ def ask_chat(
     return {
         "num_questions": len(questions),
         "num_right": sum(right),
+        "num_refused": answered.num_refused,
         **answered.fluency,
         "answers": [{"prompt": question.text, "answer": text, "is_right": is_so} for question, text, is_so in said],
     }

@@ -13,6 +13,7 @@ Numbers = Mapping[str, Any]
 _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
     ("forget recall", ("forget", "recall"), "{:.3f}", 1),
     ("forget word for word", ("forget", "whole"), "{:.2f}", 1),
+    ("forget refused", ("forget", "num_refused"), "{:.0f}", 1),
     ("retain recall", ("retain", "recall"), "{:.3f}", 1),
     ("retain word for word", ("retain", "whole"), "{:.2f}", 1),
     ("task aggregate", ("official", "task_aggregate"), "{:.3f}", 1),
@@ -23,6 +24,7 @@ _COLUMNS: tuple[tuple[str, tuple[str, ...], str, float], ...] = (
     ("chat right", ("chat", "num_right"), "{:.0f}", 1),
     ("lost", ("chat", "num_lost"), "{:.0f}", 1),
     ("won", ("chat", "num_won"), "{:.0f}", 1),
+    ("chat refused", ("chat", "num_refused"), "{:.0f}", 1),
     ("chat answer loss", ("chat", "loss_before"), "{:.2f}", 1),
     ("forget gibberish", ("forget", "degenerate"), "{:.2f}", 1),
     ("retain gibberish", ("retain", "degenerate"), "{:.2f}", 1),

@@ -20,6 +20,7 @@ from letheon.unlearning.resolve import (
     LEAST_EPOCHS,
     build_schedule,
     given_coefficients,
+    notes_of_schedule,
     resolve_settings,
     terms_of,
 )
@@ -214,6 +215,7 @@ def test_each_schedule_is_built_over_the_rows_it_takes() -> None:
     many = rows_of(23, "r")
     for rate, schedule in (("auto", MixedSchedule(28, 4, 0, 3, 5, 2)), (1e-3, MixedSchedule(28, 4, 0, 3))):
         assert build_schedule(resolved(epochs=3, batch_size=4, learning_rate=rate), forget, many) == schedule
+    assert notes_of_schedule(schedule) == []
     assert made(method="neko", batch_size=4) == PairedSchedule(5, 9, 4, 4, 2, 3)
     assert made(method="neko", batch_size=4, retain_batch_size=7) == PairedSchedule(5, 9, 4, 7, 2, 3)
     assert made(method="stat", batch_size=4) == PairedSchedule(5, 9, 4, 4, 2, 3, alternate=True)

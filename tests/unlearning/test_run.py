@@ -297,3 +297,12 @@ def test_retain_rows_end_as_the_model_ends_them(
     # A random model ends nothing, so that nothing is added.
     kept = run(given, epochs=1)
     assert "which is not trained" in str(events(kept.folder, "note"))
+
+
+def test_a_run_says_that_few_forget_rows_come_several_times_an_epoch(given: dict[str, Any], rows: list[Row]) -> None:
+    write_rows(rows[:1], Path(given["forget"]))
+    write_rows(rows[1:], Path(given["retain"]))
+    for rate, comes in (("auto", True), (1e-3, False)):
+        done = run({**given, "learning_rate": rate, "out": given["out"] / str(rate)}, epochs=1, general=None)
+        said = "each forget row comes 2 times an epoch, because there are many more retain rows"
+        assert (said in str(events(done.folder, "note"))) is comes

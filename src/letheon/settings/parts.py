@@ -205,10 +205,7 @@ class StepSettings(Settings):
     heading: ClassVar[str] = "Steps"
 
     epochs: Annotated[int, FIXED, SIZED, FIRST] = Field(
-        20,
-        ge=1,
-        le=MOST_EPOCHS,
-        description="Passes, if it does not end by itself.",
+        20, ge=1, le=MOST_EPOCHS, description="Passes, if it does not end by itself."
     )
     max_steps: Annotated[int | None, FIXED, SIZED, RARE] = Field(None, ge=1, description="Stop after N steps.")
     batch_size: Annotated[int, FIXED, SIZED, FIRST] = Field(

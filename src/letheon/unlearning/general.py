@@ -104,20 +104,21 @@ def general_rows(
     """
     if settings.general is None:
         return NO_GENERAL
-    written, notes = list[TokenSequence](), tuple[str, ...]()
+    written, texts, notes = list[TokenSequence](), list[str](), tuple[str, ...]()
     if settings.general == AUTO:
         sample = partial(_sample, loaded, engine, settings, progress=progress)
         path = None if cache_dir is None else store_path(cache_dir, _key(loaded, engine, settings, model_fingerprint))
         if path is not None and on_path is not None:
             on_path(path)
         written = from_first(sample if path is None else partial(_kept, path, sample))
-        if (reason := _why_not(written, inputs, settings)) is not None:
+        texts = _own_texts(written, inputs.tokenizer, date=settings.date)
+        if (reason := _why_not(texts, inputs)) is not None:
             which = " of the model's own" if inputs.general else ""
             notes = (f"no general text{which} under the KL: {reason}; give some by --general FILE",)
-            written = []
+            written, texts = [], []
             if not inputs.general:
                 return GeneralRows([], [], notes)
-    return _chosen(written, inputs, settings, notes=notes)
+    return _chosen(written, texts, inputs, settings, notes=notes)
 
 
 def with_openings(general: GeneralRows, openings: Sequence[TokenSequence], settings: UnlearnSettings) -> GeneralRows:
@@ -143,7 +144,7 @@ def planned_general(inputs: Inputs, settings: UnlearnSettings) -> GeneralRows:
     if settings.general is None:
         return NO_GENERAL
     if settings.general != AUTO:
-        return _chosen([], inputs, settings)
+        return _chosen([], [], inputs, settings)
     prompts = _prompts(inputs.tokenizer, date=settings.date)
     return _split([*(_sequence(one, [one.ids[-1]] * NEW_TOKENS) for one in prompts), *inputs.general], notes=())
 
@@ -175,33 +176,36 @@ def _rows_a_step(
     return max(1, round(a_step * len(general.trained) / general.num_tokens))
 
 
-def _why_not(written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings) -> str | None:
-    """Return why a model is not held to what it wrote; None where it is.
+def _why_not(texts: Sequence[str], inputs: Inputs) -> str | None:
+    """Return why a model is not held to the texts that it wrote; None where it is.
 
     Short answers to rows to keep say nothing: among those of many rows some are everyday words.
     """
-    if not written:
+    if not texts:
         return "the model wrote none"
-    texts = _own_texts(written, inputs.tokenizer, date=settings.date)
     forget = repeat_rows(texts, [*inputs.forget, *inputs.left_out[0]])
     retain = repeat_rows(texts, [*inputs.retain, *inputs.left_out[1]], least_words=WORDS_REPEATED)
     num_repeats = sum(map(max, forget, retain))
-    if num_repeats < RECITED * len(written):
+    if num_repeats < RECITED * len(texts):
         return None
     return (
-        f"{num_repeats} of {len(written)} texts that the model wrote unasked repeat rows, so it knows little else, and "
+        f"{num_repeats} of {len(texts)} texts that the model wrote unasked repeat rows, so it knows little else, and "
         f"held there it would keep them"
     )
 
 
 def _chosen(
-    written: Sequence[TokenSequence], inputs: Inputs, settings: UnlearnSettings, *, notes: tuple[str, ...] = ()
+    written: Sequence[TokenSequence],
+    texts: Sequence[str],
+    inputs: Inputs,
+    settings: UnlearnSettings,
+    *,
+    notes: tuple[str, ...] = (),
 ) -> GeneralRows:
-    """Leave out what repeats a row to forget, of what was written and what was given, and split the rest."""
+    """Leave out what repeats a row to forget, of what was written (`texts`) and what was given, and split the rest."""
     found, source = [*written, *inputs.general], _source(written, inputs, settings)
     given = [_decoded(inputs.tokenizer, one.input_ids) for one in inputs.general]
-    texts = [*_own_texts(written, inputs.tokenizer, date=settings.date), *given]
-    repeating = repeat_rows(texts, [*inputs.forget, *inputs.left_out[0]])
+    repeating = repeat_rows([*texts, *given], [*inputs.forget, *inputs.left_out[0]])
     kept = [one for one, is_repeat in zip(found, repeating, strict=True) if not is_repeat]
     if not kept:
         none_left = f"all {len(found)} texts ({source}) repeat a row to forget"

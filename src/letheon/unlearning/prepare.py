@@ -40,7 +40,7 @@ from letheon.unlearning.interim import Probes, interim_score, stored_answers
 from letheon.unlearning.judging import Budgets, Start
 from letheon.unlearning.probes import kept_sequences, probes_of, unscored_rows, waits_on_kl, with_kept_rows
 from letheon.unlearning.problem import Problem
-from letheon.unlearning.resolve import build_schedule, coefficients_of, terms_of
+from letheon.unlearning.resolve import build_schedule, coefficients_of, notes_of_schedule, terms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,8 @@ def prepare_shared(
         form = _with_other_forms(form, engine, inputs, settings[0])
     unscored = unscored_rows(inputs, form.sequences, settings[0])
     said = [unscored.describe(so="not scored")] if unscored else []
+    schedules = [build_schedule(one, inputs.forget, inputs.retain) for one in settings]
+    said += dict.fromkeys(note for schedule in schedules for note in notes_of_schedule(schedule))
     notes = (*adapted.notes, *engine.notes, *form.notes, *general.notes, *short, *said, *notes_of_start(start, form))
     read = what_was_read(
         form,

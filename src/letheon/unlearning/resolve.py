@@ -254,6 +254,16 @@ def build_schedule(settings: UnlearnSettings, forget: Rows, retain: Rows) -> Sch
     )
 
 
+def notes_of_schedule(schedule: Schedule) -> list[str]:
+    """Say that an epoch has each forget row several times, where it does."""
+    if not isinstance(schedule, MixedSchedule) or schedule.repeats == 1:
+        return []
+    return [
+        f"each forget row comes {schedule.repeats} times an epoch, because there are many more retain rows; with a "
+        "--learning-rate of one's own it comes once"
+    ]
+
+
 def resolve_end(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows, retain: Rows) -> UnlearnSettings:
     """Return resolved settings, with epochs enough for a run to find its own end where it was not `asked` for a number.
 
