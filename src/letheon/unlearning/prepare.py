@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from letheon.data.forms import AUTO
 from letheon.data.packing import pack, probe_of
 from letheon.data.probing import KNOWN_RECALL, AnswerValues, Known, describe_known
 from letheon.engine.engine import Engine
@@ -130,6 +131,8 @@ def prepare_shared(
         recomputes=settings[0].gradient_checkpointing, stores_lower=settings[0].store_lower,
     )  # fmt: skip
     _check_possible(engine, adapted, replace(needs, kl="forward") if measures_kl else needs, methods[0])
+    if progress is not None and settings[0].template == AUTO:
+        progress("finding the form of the rows", 0, 0)
     form = form_rows(loaded, engine, inputs, settings[0], methods[0], found=known or {})
     fingerprinted = fingerprint(adapted.model)
     on_path = partial(note_store, [one.out for one in settings])
