@@ -497,8 +497,9 @@ def test_a_study_hears_how_far_runs_and_scorings_are(base: dict[str, Any], tmp_p
             assert 0 <= done <= total
             heard.setdefault(name, set()).add(stage)
 
-    api.study(study_of(base, grid={}, seeds=1), tmp_path / "s", view=Listening())
+    api.study(study_of({**base, "template": "auto"}, grid={}, seeds=1), tmp_path / "s", view=Listening())
     expected = {"loading the model", "reference pass", "step", "scoring", "writing the model", "generation"}
+    expected |= {"finding the form of the rows"}
     (run,) = heard.keys() - {"original model"}
     assert heard[run] >= expected
     assert "generation" in heard["original model"]
