@@ -1,5 +1,6 @@
 """The loop on a job that has nothing to do with language: it trains whatever it is given, in either direction."""
 
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from letheon.data.sequences import TokenSequence
 from letheon.errors import DivergenceError
 from letheon.objective.values import Loss
 from letheon.signals import Interruption
-from letheon.training.checkpoint import newest_checkpoint
+from letheon.training.checkpoint import checkpoint_of, newest_checkpoint
 from letheon.training.job import Factors, Piece
 from letheon.training.judge import Better, History, StateScore, best
 from letheon.training.loop import begin, train
@@ -130,6 +131,8 @@ class Descent:
     patience: int | None = None
     held_steps: frozenset[int] = frozenset()
     ends_on_collapse: bool = False
+    back: tuple[int, int] = (0, 0)
+    """A scored step after which training goes back, and the one that it goes back to."""
 
     def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=self.rate, momentum=0.5)
@@ -151,6 +154,13 @@ class Descent:
 
     def kept(self, history: History) -> StateScore:
         return choose_kept(history, self.judge, keep="last" if self.keep_last else "best")
+
+    def goes_back_to(self, history: History) -> StateScore | None:
+        now, then = self.back
+        return next((score for score in history if score.step == then), None) if history[-1].step == now else None
+
+    def needed(self, history: History) -> frozenset[int]:
+        return frozenset({self.kept(history).step, self.back[1]} if history else ())
 
 
 @dataclass(frozen=True)
@@ -230,16 +240,34 @@ def test_a_gradient_is_clipped_by_the_norms_before_it_worked_by_hand(tmp_path: P
     assert float(job.adapted.value.detach()) == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.parametrize("is_clipped", [False, True])
-def test_a_job_that_is_interrupted_goes_on_to_the_same_bits(is_clipped: bool, tmp_path: Path) -> None:
+def test_training_that_goes_back_goes_on_from_the_earlier_state_and_its_momentum(tmp_path: Path) -> None:
+    job = job_of(batch_size=4)  # every step has all rows
+    outcome = trained(job, tmp_path, total_steps=10, back=(6, 2), keep_last=True)
+    two, four, six, eight, ten = values_of(outcome)
+    assert (eight, ten) == (four, six)
+    assert len({two, four, six}) == 3
+    (note,) = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines() if "goes back" in line)
+    assert note["message"] == "epoch 6: too much is lost, so training goes back to epoch 2"
+
+
+def test_what_was_usual_for_a_gradient_is_forgotten_on_the_way_back(tmp_path: Path) -> None:
+    job = job_of(batch_size=4)
+    trained(job, tmp_path, total_steps=6, back=(6, 2), is_clipped=True)
+    saved = checkpoint_of(tmp_path / "checkpoints", 6)
+    assert saved.position.norms == ()
+    assert saved.parameters == checkpoint_of(tmp_path / "checkpoints", 2).parameters
+
+
+@pytest.mark.parametrize("changes", [{}, {"is_clipped": True}, {"back": (6, 4)}, {"back": (4, 2)}])
+def test_a_job_that_is_interrupted_goes_on_to_the_same_bits(changes: dict[str, Any], tmp_path: Path) -> None:
     whole = job_of()
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    expected = trained(whole, tmp_path / "whole", is_clipped=is_clipped)
-    cut = trained(job_of(), tmp_path / "cut", ask=5, is_clipped=is_clipped)
+    expected = trained(whole, tmp_path / "whole", **changes)
+    cut = trained(job_of(), tmp_path / "cut", ask=5, **changes)
     assert (cut.step, cut.reason) == (5, "signal 15")
     again = job_of()
-    found = trained(again, tmp_path / "cut", is_clipped=is_clipped)
+    found = trained(again, tmp_path / "cut", **changes)
     assert found.step == expected.step == 12
     assert torch.equal(again.adapted.value, whole.adapted.value)
     # The state in which it was cut was scored beside those that were due.

@@ -183,9 +183,45 @@ def test_damage_after_that_makes_forget_terms_lighter_until_the_retain_rows_are_
 
 
 def test_where_lighter_forget_terms_do_not_help_the_rate_falls_too() -> None:
-    found = history((1.0, 1.0), (0.6, 0.8), (0.5, 0.7), (0.5, 0.65))
+    found = history((1.0, 1.0), (0.6, 0.8), (0.5, 0.78), (0.5, 0.75))
     assert course().learning_rate(40, found) == pytest.approx(0.5e-3)
     assert course().factors(found) == {"npo": 0.125}
+
+
+def test_training_goes_back_from_ruined_retain_rows_and_the_rate_is_halved() -> None:
+    one = course()
+    found = history((1.0, 1.0), (0.6, 0.9), (0.0, 0.69))
+    assert [one.goes_back_to(found[:n]) for n in (1, 2, 3)] == [None, None, found[1]]
+    assert [one.learning_rate(10 * n, found[:n]) for n in (2, 3)] == pytest.approx([2e-3, 1e-3])
+    assert one.needed(found) == {20}
+    # From .6, where it went back to, to .3 is fast, and the ruined state is neither kept nor what is settled.
+    on = [*found, recalls(40, 0.3, 1.0, match=0.8), recalls(50, 0.04, 1.0, match=0.5)]
+    assert one.learning_rate(40, on[:4]) == pytest.approx(1e-3)
+    assert one.phase(on).cooling_from is None
+    assert one.kept(found).step == 20
+    assert one.kept([*on, recalls(60, 0.04, 1.0, match=0.1)]).step == 60
+
+
+def test_training_goes_back_past_damaged_states_to_the_last_that_was_not() -> None:
+    one = course()
+    found = history((1.0, 1.0), (0.9, 0.9), (0.6, 0.8), (0.5, 0.5))
+    assert one.goes_back_to(found) is found[1]
+    assert one.needed(found[:3]) == {20, 30}  # the best so far, and that one
+
+
+def test_training_goes_back_nowhere_without_an_undamaged_state_or_at_the_lowest_rate() -> None:
+    one = course()
+    assert one.goes_back_to(history((0.5, 0.5))) is None
+    found = history((1.0, 1.0), *[(0.5, 0.5)] * 4)
+    assert [one.goes_back_to(found[:n]) is None for n in range(1, 6)] == [True, False, False, True, True]
+    assert course(start=(1.0, 0.2)).goes_back_to(history((1.0, 0.2), (0.5, 0.0))) is None  # hardly known before
+
+
+def test_a_cool_down_that_ruins_retain_rows_is_no_cool_down_any_more() -> None:
+    one = course()
+    found = [*history((0.5, 0.97), (0.04, 0.96)), recalls(30, 0.04, 0.5)]
+    assert one.goes_back_to(found) is found[1]
+    assert one.phase(found).cooling_from is None
 
 
 def test_once_the_rows_are_forgotten_all_that_is_missing_of_the_retain_rows_is_damage() -> None:
@@ -244,8 +280,8 @@ def test_settings_that_are_resolved_twice_leave_a_run_the_same_time(rows: list[R
     ("last", "missed"),
     [
         ((0.3, 1.0), "a forget recall of 0.05"),
-        ((0.0, 0.5), "a retain recall of 0.950"),
-        ((0.3, 0.5), "a forget recall of 0.05 and a retain recall of 0.950"),
+        ((0.0, 0.8), "a retain recall of 0.950"),
+        ((0.3, 0.8), "a forget recall of 0.05 and a retain recall of 0.950"),
     ],
 )
 def test_a_run_that_reaches_its_last_step_says_which_goal_it_missed(last: tuple[float, float], missed: str) -> None:
@@ -361,7 +397,7 @@ def test_other_answers_that_spread_to_the_retain_rows_count_for_less() -> None:
 def test_other_answers_that_do_not_count_yet_are_not_blamed_for_damage() -> None:
     one = course(instead=("instead_nll",))
     found = [teaching(10 * n, 0.0, forget, retain) for n, (forget, retain) in enumerate(
-        ((1.0, 1.0), (0.9, 1.0), (0.5, 0.7), (0.45, 0.6), (0.4, 0.5)), start=1
+        ((1.0, 1.0), (0.9, 1.0), (0.5, 0.8), (0.45, 0.78), (0.4, 0.75)), start=1
     )]  # fmt: skip
     phases = [one.phase(found[:n]) for n in range(1, 6)]
     assert [phase.rate for phase in phases] == pytest.approx([2e-3, 4e-3, 2e-3, 2e-3, 1e-3])

@@ -202,6 +202,14 @@ class MemorizeCourse:
         """Return the last state."""
         return history[-1]
 
+    def goes_back_to(self, history: History) -> StateScore | None:  # noqa: ARG002 - it never does
+        """Return None: training goes on from where it is."""
+        return None
+
+    def needed(self, history: History) -> frozenset[int]:  # noqa: ARG002 - as in `held_steps`
+        """Return nothing: no state is saved."""
+        return frozenset()
+
     def cooling_from(self, history: History) -> int | None:
         """Return the step at which the present cool-down began, None outside one."""
         began: int | None = None

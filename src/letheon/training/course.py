@@ -74,3 +74,9 @@ class Course(Protocol):
 
     def kept(self, history: History) -> StateScore:
         """Return which of the scored states, at least one, becomes the result."""
+
+    def goes_back_to(self, history: History) -> StateScore | None:
+        """Return which earlier state training goes on from after its latest scoring; None for the present one."""
+
+    def needed(self, history: History) -> frozenset[int]:
+        """Return the steps whose states it may still ask for: to keep one, or to go back to one."""

@@ -159,9 +159,12 @@ def _score_and_save(run: Run[Job]) -> None:
     if not is_due:
         save(run)
     score = _score(run)
+    back = run.course.goes_back_to(run.history)
+    if back is not None:
+        _go_back(run, back)
     if is_due:
         save(run)
-    if run.hooks.on_best is not None and best(run.history, run.job.judge) is score:
+    if back is None and run.hooks.on_best is not None and best(run.history, run.job.judge) is score:
         run.hooks.on_best(score)
     run.hooks.observer.scored(score)
 
@@ -205,15 +208,25 @@ def save(run: Run[Job]) -> None:
 def prune(run: Run[Job]) -> None:
     """Remove all checkpoints but the newest few, the one to keep, and those held by the run or its course."""
     if run.checkpoints is not None and here().is_first:
-        steps = steps_to_keep(run) | run.course.held_steps | run.held_steps
+        steps = run.course.needed(run.history) | run.course.held_steps | run.held_steps
         prune_checkpoints(run.checkpoints, keep_last=run.settings.keep_checkpoints, keep_steps=steps)
 
 
-def steps_to_keep(run: Run[Job]) -> frozenset[int]:
-    """Return the step of the state that would be kept if the run ended now; empty before the first scoring."""
-    return frozenset({run.course.kept(run.history).step} if run.history else ())
+def _go_back(run: Run[Job], score: StateScore) -> None:
+    """Go on from an earlier state, with the optimiser as it was; steps are counted and drawn as if it had not.
+
+    What was usual for a gradient is forgotten: the latest ones are of what is left behind.
+    """
+    saved = _restore(run, score)
+    load_optimiser(run.optimiser, saved.optimiser)
+    run.control, run.norms = saved.position.control, []
+    message = f"epoch {run.epoch:g}: too much is lost, so training goes back to epoch {score.epoch:g}"
+    run.hooks.log.write("note", message=message)
+    run.hooks.observer.note(message)
 
 
-def _restore(run: Run[Job], kept: StateScore) -> None:
+def _restore(run: Run[Job], score: StateScore) -> Checkpoint:
     assert run.checkpoints is not None, "without checkpoints the last state is kept"
-    run.job.adapted.load_state(checkpoint_of(run.checkpoints, kept.step).parameters)
+    saved = checkpoint_of(run.checkpoints, score.step)
+    run.job.adapted.load_state(saved.parameters)
+    return saved

@@ -6,7 +6,8 @@ Then it falls to 0 over a cool-down, in which the retain rows recover. A cool-do
 followed by more training. This is a range test of the learning rate (Smith, arXiv 1506.01186) on the run's own steps,
 so that none of them is thrown away. The KL on general text counts once forgetting has begun, for less where it stands
 in the way, and for more again in a cool-down. Other answers count once the rows are forgotten, for more where they are
-not learnt soon, and for less where they spread to the retain rows. A gradient much larger than usual is clipped.
+not learnt soon, and for less where they spread to the retain rows. A gradient much larger than usual is clipped. Where
+the retain rows are ruined all the same, training goes back to the last state in which they were not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.judge import History, StateScore, sound
 from letheon.training.stopping import choose_kept, why_stop
 from letheon.unlearning.course import SetCourse
+from letheon.unlearning.phases import IN_SCORINGS, Phase, Standing, auc_of, falls_soon, match_of, recall_of, recalls_of
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.scoring_steps import is_to_score, scoring_interval
 
@@ -45,8 +47,6 @@ _LATELY = 3
 """Over how many scorings the forget match must have settled."""
 _COOL_DOWN = 2
 """How many scorings a cool-down lasts."""
-_IN_SCORINGS = 3
-"""In how many more scorings the rows must be forgotten, or hidden, at the present pace, or the learning rate rises."""
 _LIGHTER, _HEAVIER = 4.0, 2.0
 """By what the weights of the forget terms are divided where retain rows are damaged, and multiplied afterwards."""
 _BEGUN = 0.1
@@ -55,14 +55,14 @@ _ANCHORED = 4
 """The multiple of the first learning rate above which it rises only once the KL on general text is light."""
 _LEAST_ANCHOR = 1 / 64
 """The least that the weight of that KL is multiplied by once it counts."""
-_TIGHTER = 16
-"""By what it is multiplied in a cool-down, where there is nothing left that it could stand in the way of."""
 _FIRST_TAUGHT, _LEAST_TAUGHT, _MOST_TAUGHT = 1 / 8, 1 / 64, 32.0
 """What the weight of the other answers is multiplied by when they begin to count, and between which limits later."""
 _BEYOND = 1.25
 """By what the learning rate rises where an earlier, higher one did damage."""
 _DAMAGE = 0.15
 """A fall of retain recall, from before training, at which the learning rate falls."""
+_RUIN = 2 * _DAMAGE
+"""One from which training hardly recovers at any learning rate, so that it goes back."""
 
 _CLIPPED = 2.0
 """The multiple of the usual norm of the gradient that it is clipped to: a single step in which it is a hundred times as
@@ -70,31 +70,6 @@ large brings rows back and damages others, and for long after it Adam's steps ar
 al. 2020, arXiv 2007.14469, the limit follows from the norms so far)."""
 _FEWEST_NORMS = 8
 """With fewer norms of late steps with forget rows nothing is clipped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Where a run stands after its latest scoring."""
-
-    rate: float
-    """The learning rate outside cool-downs."""
-    highest: float
-    """The learning rate above which retain rows were damaged, or the highest that is tried."""
-    factor: float = 1.0
-    """What the weights of the forget terms are multiplied by."""
-    anchor: float = 0.0
-    """What the weight of the KL on general text is multiplied by; 0 until forgetting has begun."""
-    taught: float = 0.0
-    """What the weight of the NLL on other answers is multiplied by; 0 until the rows are forgotten."""
-    cooling_from: int | None = None
-    """The step at which the present cool-down began; None outside one."""
-    is_over: bool = False
-    """Whether the goals are reached and the cool-down is over."""
-
-    @property
-    def held(self) -> float:
-        """What the weight of the KL on general text is multiplied by in the next step: by more in a cool-down."""
-        return self.anchor if self.cooling_from is None else min(1.0, self.anchor * _TIGHTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +89,8 @@ class AutomaticCourse(SetCourse):
     """Likewise, where each row is taught one other answer."""
     is_dialled: bool = False
     """Whether what was trained is scaled afterwards, so that forget texts cost as much as unseen ones."""
-    _seen: list[tuple[StateScore, Phase]] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The scores of the latest history and the phase after each: every step asks, and few have a new score."""
+    _seen: list[Standing] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Where the run stood after each score of the latest history: every step asks, and few have a new score."""
 
     @property
     def _peak(self) -> float:
@@ -160,20 +135,20 @@ class AutomaticCourse(SetCourse):
 
         Patience begins once the rows are forgotten: before that the learning rate rises because nothing gets better.
         """
-        since = list(dropwhile(lambda score: _recall(score, "forget") > FORGOTTEN, history))
+        since = list(dropwhile(lambda score: recall_of(score, "forget") > FORGOTTEN, history))
         patience = self.settings.patience if since else None
         early = why_stop(since or history, self.judge, patience=patience, waits_on=self.settings.patience_on)
         if early is not None:
             return early
         last = history[-1]
         if self.phase(history).is_over:
-            was_known = _recall(self.start, "forget") > FORGOTTEN
+            was_known = recall_of(self.start, "forget") > FORGOTTEN
             outcome = "forgotten" if was_known else "nothing to forget, as before"
-            return f"{outcome}: {_recalls(last)}{self._loosened(history)}"
+            return f"{outcome}: {recalls_of(last)}{self._loosened(history)}"
         if last.step >= self.total_steps:
             kept = self.kept(history)
-            missed = self._missed([score for score in history if score.step <= kept.step])
-            return f"finished without reaching {missed}: {_recalls(kept)}{self._loosened(history)}"
+            missed = self._missed([score for score in self._path(history) if score.step <= kept.step])
+            return f"finished without reaching {missed}: {recalls_of(kept)}{self._loosened(history)}"
         return None
 
     def kept(self, history: History) -> StateScore:
@@ -183,26 +158,61 @@ class AutomaticCourse(SetCourse):
         other answers, how much their true ones repeat themselves says nothing any more; where the dial is turned
         afterwards, it takes back what forget texts cost beyond unseen ones. Elsewhere both count.
         """
-        within = sound(history, self.judge)
-        if (self.is_dialled or self.instead_terms) and self.phase(history).is_over and history[-1] in within:
-            return history[-1]
-        reached = [score for number, score in enumerate(history) if self._is_reached(history[: number + 1])]
+        path = self._path(history)
+        within = sound(path, self.judge)
+        if (self.is_dialled or self.instead_terms) and self.phase(history).is_over and path[-1] in within:
+            return path[-1]
+        reached = [score for number, score in enumerate(path) if self._is_reached(path[: number + 1])]
         return choose_kept([one for one in reached if one in within] or within, self.judge, keep=self.settings.keep)
+
+    def goes_back_to(self, history: History) -> StateScore | None:
+        """Return the last state that was not damaged, where the latest is ruined."""
+        path = self._path(history)
+        return None if path[-1] is history[-1] else path[-1]
+
+    def needed(self, history: History) -> frozenset[int]:
+        """Return the steps of the state that would be kept now, and of the one that a ruined one would go back to."""
+        if not history:
+            return frozenset()
+        return frozenset(score.step for score in (self.kept(history), *self._undamaged(self._path(history))[-1:]))
 
     def phase(self, history: History) -> Phase:
         """Return where the run stands after these scores."""
-        known = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1][0], zip(history, self._seen, strict=False)))
+        return self._standing(history).phase
+
+    def _path(self, history: History) -> tuple[StateScore, ...]:
+        """Return the scores of the states that led to the present one, without those that training went back from."""
+        return self._standing(history).path
+
+    def _standing(self, history: History) -> Standing:
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1].score, zip(history, self._seen, strict=False)))
         del self._seen[known:]
-        for number in range(known, len(history)):
-            before = self._seen[-1][1] if self._seen else Phase(self.first_rate, MOST_RISE * self.first_rate)
-            phase = before if before.is_over else self._next(before, history[: number + 1])
-            is_forgotten = _recall(history[number], "forget") <= FORGOTTEN
-            if not phase.anchor and (is_forgotten or self._has_begun(history[number])):
-                phase = replace(phase, anchor=1.0)
-            if not phase.taught and is_forgotten:
-                phase = replace(phase, taught=_FIRST_TAUGHT)
-            self._seen.append((history[number], phase))
-        return self._seen[-1][1] if history else Phase(self.first_rate, MOST_RISE * self.first_rate)
+        start = Standing(None, Phase(self.first_rate, MOST_RISE * self.first_rate), ())
+        for score in history[known:]:
+            self._seen.append(self._after(self._seen[-1] if self._seen else start, score))
+        return self._seen[-1] if history else start
+
+    def _after(self, last: Standing, score: StateScore) -> Standing:
+        """Return where the run stands after one more scoring."""
+        before, retain = last.phase, recall_of(score, "retain")
+        undamaged = self._undamaged(last.path)
+        is_ruined = retain < recall_of(self.start, "retain") - _RUIN and before.rate > self.first_rate / 2
+        if is_ruined and undamaged and not before.is_over:
+            return Standing(score, replace(before.slower(self.first_rate / 2), cooling_from=None), undamaged)
+        path = (*last.path, score)
+        phase = before if before.is_over else self._next(before, path)
+        is_forgotten = recall_of(score, "forget") <= FORGOTTEN
+        if not phase.anchor and (is_forgotten or self._has_begun(score)):
+            phase = replace(phase, anchor=1.0)
+        if not phase.taught and is_forgotten:
+            phase = replace(phase, taught=_FIRST_TAUGHT)
+        return Standing(score, phase, path)
+
+    def _undamaged(self, path: tuple[StateScore, ...]) -> tuple[StateScore, ...]:
+        """Return the path up to the last state whose retain rows were not damaged; nothing where there is none."""
+        least = recall_of(self.start, "retain") - _DAMAGE
+        last = max((place for place, score in enumerate(path, 1) if recall_of(score, "retain") >= least), default=0)
+        return path[:last]
 
     def _next(self, phase: Phase, history: History) -> Phase:
         score, last = history[-1], history[-2] if len(history) > 1 else self.start
@@ -210,11 +220,11 @@ class AutomaticCourse(SetCourse):
             return self._cooled(phase, history)
         if self._is_reached(history):
             return replace(phase, cooling_from=score.step)
-        forget, retain = _recall(score, "forget"), _recall(score, "retain")
+        forget, retain = recall_of(score, "forget"), recall_of(score, "retain")
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
-        allowed = self._retained if is_forgotten else _recall(self.start, "retain") - _DAMAGE
+        allowed = self._retained if is_forgotten else recall_of(self.start, "retain") - _DAMAGE
         if retain < allowed:
-            is_helped = retain - _recall(last, "retain") >= (allowed - retain) / _IN_SCORINGS
+            is_helped = retain - recall_of(last, "retain") >= (allowed - retain) / IN_SCORINGS
             return phase if is_helped else self._damaged(phase, is_learning=not self._teaches(score))
         if not self._teaches(score):
             phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))
@@ -230,20 +240,20 @@ class AutomaticCourse(SetCourse):
         Where a model is certain of every token of its rows, a forget term has hardly any gradient at first. Adam makes
         full steps of it all the same, unless it is added to a larger one, such as that of a KL on other text.
         """
-        forgotten = _recall(self.start, "forget") - _recall(score, "forget")
-        return max(forgotten, _match(self.start) - _match(score)) > _BEGUN
+        forgotten = recall_of(self.start, "forget") - recall_of(score, "forget")
+        return max(forgotten, match_of(self.start) - match_of(score)) > _BEGUN
 
     def _is_fast(self, last: StateScore, score: StateScore) -> bool:
         """Whether a few more scorings like the latest would forget the rows, and then hide forget texts.
 
         The AUC of texts that cost far less than others does not move, so what matches of them may fall instead.
         """
-        if _recall(score, "forget") > FORGOTTEN:
-            return _falls(_recall(last, "forget"), _recall(score, "forget"), FORGOTTEN)
+        if recall_of(score, "forget") > FORGOTTEN:
+            return falls_soon(recall_of(last, "forget"), recall_of(score, "forget"), FORGOTTEN)
         if self._hides(score):
             return True
-        falls = _match(last) > NO_MATCH and _falls(_match(last), _match(score), NO_MATCH)
-        return falls or _falls(_auc(last), _auc(score), HIDDEN)
+        falls = match_of(last) > NO_MATCH and falls_soon(match_of(last), match_of(score), NO_MATCH)
+        return falls or falls_soon(auc_of(last), auc_of(score), HIDDEN)
 
     def _faster(self, phase: Phase, retain: float) -> Phase:
         """Return what follows a scoring that finds rows being forgotten too slowly.
@@ -266,14 +276,13 @@ class AutomaticCourse(SetCourse):
         that did not help either, the learning rate is halved again; or, while other answers are being learnt, which
         spread to the retain rows at first, these count for less.
         """
-        slower = max(phase.rate / 2, self.first_rate / 2)
         if phase.highest == MOST_RISE * self.first_rate:
-            return replace(phase, rate=slower, highest=slower)
+            return phase.slower(self.first_rate / 2)
         if phase.factor == 1:
             return replace(phase, factor=1 / _LIGHTER)
         if is_learning and phase.taught > _LEAST_TAUGHT:
             return replace(phase, taught=max(phase.taught / _LIGHTER, _LEAST_TAUGHT))
-        return replace(phase, rate=slower, highest=slower, factor=phase.factor / _HEAVIER)
+        return replace(phase.slower(self.first_rate / 2), factor=phase.factor / _HEAVIER)
 
     def _cooled(self, phase: Phase, history: History) -> Phase:
         """Return what follows a scoring in a cool-down."""
@@ -285,23 +294,23 @@ class AutomaticCourse(SetCourse):
     def _is_reached(self, history: History) -> bool:
         """Whether the latest state reaches the goals, and is not one in which the forget rows come back."""
         last = history[-1]
-        least = min(map(_match, history))
-        is_forgotten = _recall(last, "forget") <= FORGOTTEN and self._is_settled(history)
-        is_gone = is_forgotten and _match(last) <= max(NO_MATCH, least + SETTLED)
+        least = min(map(match_of, history))
+        is_forgotten = recall_of(last, "forget") <= FORGOTTEN and self._is_settled(history)
+        is_gone = is_forgotten and match_of(last) <= max(NO_MATCH, least + SETTLED)
         return is_gone and self._hides(last) and self._keeps(last) and self._teaches(last)
 
     def _is_settled(self, history: History) -> bool:
         """Whether what matches of the forget answers is little, or has fallen by little lately."""
-        if _match(history[-1]) <= NO_MATCH:
+        if match_of(history[-1]) <= NO_MATCH:
             return True
         lately = history[-_LATELY:]
-        if len(history) <= _LATELY or any(_recall(score, "forget") > 2 * FORGOTTEN for score in lately):
+        if len(history) <= _LATELY or any(recall_of(score, "forget") > 2 * FORGOTTEN for score in lately):
             return False
-        return min(map(_match, history[:-_LATELY])) - min(map(_match, history)) < SETTLED
+        return min(map(match_of, history[:-_LATELY])) - min(map(match_of, history)) < SETTLED
 
     def _hides(self, score: StateScore) -> bool:
         """Whether forget texts cost as much as documents that the model never saw, where the run is given some."""
-        return self.settings.holdout is None or _auc(score) <= HIDDEN
+        return self.settings.holdout is None or auc_of(score) <= HIDDEN
 
     def _teaches(self, score: StateScore) -> bool:
         """Whether forget rows get other answers, where the run has any to teach and to score."""
@@ -309,16 +318,16 @@ class AutomaticCourse(SetCourse):
         return recall is None or recall >= TAUGHT
 
     def _keeps(self, score: StateScore) -> bool:
-        return _recall(score, "retain") >= self._retained
+        return recall_of(score, "retain") >= self._retained
 
     @property
     def _retained(self) -> float:
-        return RETAINED * _recall(self.start, "retain")
+        return RETAINED * recall_of(self.start, "retain")
 
     def _missed(self, history: History) -> str:
         """Name the goals that the latest of these states falls short of."""
         last, goals = history[-1], list[str]()
-        if _recall(last, "forget") > FORGOTTEN:
+        if recall_of(last, "forget") > FORGOTTEN:
             goals.append(f"a forget recall of {FORGOTTEN:g}")
         elif not self._is_settled(history):
             goals.append("a forget match that has settled")
@@ -372,29 +381,4 @@ def course_of(settings: UnlearnSettings, problem: Problem) -> SetCourse | Automa
         general,
         others,
         is_dialled=settings.dial == "membership",
-    )
-
-
-def _falls(last: float, value: float, goal: float) -> bool:
-    """Whether a value that goes on falling as it did lately soon reaches its goal."""
-    return last - value >= (value - goal) / _IN_SCORINGS
-
-
-def _auc(score: StateScore) -> float:
-    auc = score.values.get("membership_auc")
-    return 1.0 if auc is None else auc
-
-
-def _match(score: StateScore) -> float:
-    return score.values.get("forget_match") or 0.0
-
-
-def _recall(score: StateScore, side: str) -> float:
-    return score.values[f"{side}_recall"] or 0.0
-
-
-def _recalls(score: StateScore) -> str:
-    return (
-        f"recall forget {_recall(score, 'forget'):.3f} ({_match(score):.3f} of tokens), "
-        f"retain {_recall(score, 'retain'):.3f}"
     )

@@ -81,3 +81,11 @@ class SetCourse:
     def kept(self, history: History) -> StateScore:
         """Return the best or the last of the sound states."""
         return choose_kept(history, self.judge, keep=self.settings.keep)
+
+    def goes_back_to(self, history: History) -> StateScore | None:  # noqa: ARG002 - it never does
+        """Return None: training goes on from where it is."""
+        return None
+
+    def needed(self, history: History) -> frozenset[int]:
+        """Return the step of the state that would be kept if the run ended now; nothing before the first scoring."""
+        return frozenset({self.kept(history).step} if history else ())

@@ -180,15 +180,15 @@ def find_checkpoints(
     after step `upto`.
     """
 
-    def kept_at(position: Position) -> set[int]:
-        return {course.kept(position.history).step} if position.history else set()
+    def needed_at(position: Position) -> frozenset[int]:
+        return course.needed(position.history)
 
     found: list[Checkpoint | None] = []
     passed_over: list[str] = []
     for folder in folders:
         checkpoint = None
         if not passed_over and None not in found:
-            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=kept_at, upto=upto)
+            checkpoint = newest_checkpoint(folder, note=passed_over.append, needs=needed_at, upto=upto)
         drop_checkpoints(folder, after=checkpoint.position.step if checkpoint else 0)
         found.append(checkpoint)
     for message in passed_over:

@@ -279,9 +279,10 @@ def resolve_end(asked: UnlearnSettings, settings: UnlearnSettings, forget: Rows,
 def most_checkpoints(settings: UnlearnSettings) -> int:
     """Return how many checkpoints lie on disk at once: the newest few, the one to keep and one being written.
 
-    Beside them stay those that `score_at` asks for.
+    Beside them stay those that `score_at` asks for, and the one that a run that finds its own learning rate goes back
+    to where it ruins its retain rows.
     """
-    return settings.keep_checkpoints + 2 + len(settings.score_at or ())
+    return settings.keep_checkpoints + 2 + (settings.learning_rate == "auto") + len(settings.score_at or ())
 
 
 def _check_taken(settings: UnlearnSettings) -> None:

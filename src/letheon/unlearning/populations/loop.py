@@ -17,7 +17,6 @@ from letheon.training.loop import (
     save,
     score_at_end,
     score_if_due,
-    steps_to_keep,
 )
 from letheon.training.state import Outcome, Run
 from letheon.training.step import update
@@ -122,7 +121,7 @@ def _save_all(runs: Mapping[int, Run[Problem]], saved: Set[int]) -> None:
             if m not in saved:
                 save(run)
     for run in runs.values():
-        run.held_steps = steps_to_keep(run) | {run.step}
+        run.held_steps = run.course.needed(run.history) | {run.step}
         prune(run)
 
 
