@@ -190,36 +190,46 @@ def test_where_lighter_forget_terms_do_not_help_the_rate_falls_too() -> None:
 
 def test_training_goes_back_from_ruined_retain_rows_and_the_rate_is_halved() -> None:
     one = course()
-    found = history((1.0, 1.0), (0.6, 0.9), (0.0, 0.69))
-    assert [one.goes_back_to(found[:n]) for n in (1, 2, 3)] == [None, None, found[1]]
-    assert [one.learning_rate(10 * n, found[:n]) for n in (2, 3)] == pytest.approx([2e-3, 1e-3])
+    found = history((1.0, 1.0), (0.6, 0.9), (0.0, 0.69), (0.0, 0.6))
+    assert [one.goes_back_to(found[:n]) for n in range(1, 5)] == [None, None, None, found[1]]
+    assert [one.learning_rate(10 * n, found[:n]) for n in (2, 3, 4)] == pytest.approx([2e-3, 1e-3, 0.5e-3])
     assert one.needed(found) == {20}
     # From .6, where it went back to, to .3 is fast, and the ruined state is neither kept nor what is settled.
-    on = [*found, recalls(40, 0.3, 1.0, match=0.8), recalls(50, 0.04, 1.0, match=0.5)]
-    assert one.learning_rate(40, on[:4]) == pytest.approx(1e-3)
+    on = [*found, recalls(50, 0.3, 1.0, match=0.8), recalls(60, 0.04, 1.0, match=0.5)]
+    assert one.learning_rate(50, on[:5]) == pytest.approx(0.5e-3)
     assert one.phase(on).cooling_from is None
     assert one.kept(found).step == 20
-    assert one.kept([*on, recalls(60, 0.04, 1.0, match=0.1)]).step == 60
+    assert one.kept([*on, recalls(70, 0.04, 1.0, match=0.1)]).step == 70
+
+
+def test_retain_rows_that_come_back_by_themselves_are_not_ruined() -> None:
+    one = course()
+    # A gain of .1 leaves .35 up to .85, which takes more than three such scorings; one of .12 leaves .33.
+    assert one.goes_back_to(history((1.0, 1.0), (0.6, 0.4), (0.5, 0.5))) is not None
+    assert one.goes_back_to(history((1.0, 1.0), (0.6, 0.4), (0.5, 0.52))) is None
+    assert one.goes_back_to(history((1.0, 1.0), (0.6, 0.4), (0.5, 0.7))) is None
 
 
 def test_training_goes_back_past_damaged_states_to_the_last_that_was_not() -> None:
     one = course()
-    found = history((1.0, 1.0), (0.9, 0.9), (0.6, 0.8), (0.5, 0.5))
+    found = history((1.0, 1.0), (0.9, 0.9), (0.6, 0.8), (0.5, 0.5), (0.5, 0.5))
     assert one.goes_back_to(found) is found[1]
     assert one.needed(found[:3]) == {20, 30}  # the best so far, and that one
 
 
 def test_training_goes_back_nowhere_without_an_undamaged_state_or_at_the_lowest_rate() -> None:
     one = course()
-    assert one.goes_back_to(history((0.5, 0.5))) is None
-    found = history((1.0, 1.0), *[(0.5, 0.5)] * 4)
-    assert [one.goes_back_to(found[:n]) is None for n in range(1, 6)] == [True, False, False, True, True]
-    assert course(start=(1.0, 0.2)).goes_back_to(history((1.0, 0.2), (0.5, 0.0))) is None  # hardly known before
+    assert one.goes_back_to(history((0.5, 0.5), (0.5, 0.5))) is None
+    found = history((1.0, 1.0), *[(0.5, 0.5)] * 6)
+    # It is lost at 30 and gone back to 10, from where the next two are alike, at half the first learning rate.
+    assert [one.goes_back_to(found[:n]) is None for n in range(1, 8)] == [True, True, False, True, True, True, True]
+    hardly_known = history((1.0, 0.2), (0.5, 0.0), (0.5, 0.0))
+    assert course(start=(1.0, 0.2)).goes_back_to(hardly_known) is None
 
 
 def test_a_cool_down_that_ruins_retain_rows_is_no_cool_down_any_more() -> None:
     one = course()
-    found = [*history((0.5, 0.97), (0.04, 0.96)), recalls(30, 0.04, 0.5)]
+    found = [*history((0.5, 0.97), (0.04, 0.96)), recalls(25, 0.04, 0.5), recalls(30, 0.04, 0.5)]
     assert one.goes_back_to(found) is found[1]
     assert one.phase(found).cooling_from is None
 

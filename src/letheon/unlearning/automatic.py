@@ -62,7 +62,7 @@ _BEYOND = 1.25
 _DAMAGE = 0.15
 """A fall of retain recall, from before training, at which the learning rate falls."""
 _RUIN = 2 * _DAMAGE
-"""One from which training hardly recovers at any learning rate, so that it goes back."""
+"""One from which training goes back, where the next scoring finds no more: hardly any learning rate helps there."""
 
 _CLIPPED = 2.0
 """The multiple of the usual norm of the gradient that it is clipped to: a single step in which it is a hundred times as
@@ -194,10 +194,9 @@ class AutomaticCourse(SetCourse):
 
     def _after(self, last: Standing, score: StateScore) -> Standing:
         """Return where the run stands after one more scoring."""
-        before, retain = last.phase, recall_of(score, "retain")
-        undamaged = self._undamaged(last.path)
-        is_ruined = retain < recall_of(self.start, "retain") - _RUIN and before.rate > self.first_rate / 2
-        if is_ruined and undamaged and not before.is_over:
+        before, undamaged = last.phase, self._undamaged(last.path)
+        is_lost = undamaged and before.rate > self.first_rate / 2 and self._is_ruined(last.path[-1], score)
+        if is_lost and not before.is_over:
             return Standing(score, replace(before.slower(self.first_rate / 2), cooling_from=None), undamaged)
         path = (*last.path, score)
         phase = before if before.is_over else self._next(before, path)
@@ -207,6 +206,12 @@ class AutomaticCourse(SetCourse):
         if not phase.taught and is_forgotten:
             phase = replace(phase, taught=_FIRST_TAUGHT)
         return Standing(score, phase, path)
+
+    def _is_ruined(self, last: StateScore, score: StateScore) -> bool:
+        """Whether retain rows were lost at the last scoring and are not coming back; a single such scoring may be."""
+        before, now, start = recall_of(last, "retain"), recall_of(score, "retain"), recall_of(self.start, "retain")
+        is_helped = now - before >= (start - _DAMAGE - now) / IN_SCORINGS
+        return max(before, now) < start - _RUIN and not is_helped
 
     def _undamaged(self, path: tuple[StateScore, ...]) -> tuple[StateScore, ...]:
         """Return the path up to the last state whose retain rows were not damaged; nothing where there is none."""
