@@ -20,7 +20,7 @@ from letheon.settings import UnlearnSettings
 from letheon.training.judge import History, StateScore, sound
 from letheon.training.stopping import choose_kept, why_stop
 from letheon.unlearning.course import SetCourse
-from letheon.unlearning.phases import IN_SCORINGS, Phase, Standing, auc_of, falls_soon, match_of, recall_of, recalls_of
+from letheon.unlearning.phases import Phase, Standing, auc_of, falls_soon, match_of, recall_of, recalls_of, rises_soon
 from letheon.unlearning.problem import Problem
 from letheon.unlearning.scoring_steps import is_to_score, scoring_interval
 
@@ -210,8 +210,7 @@ class AutomaticCourse(SetCourse):
     def _is_ruined(self, last: StateScore, score: StateScore) -> bool:
         """Whether retain rows were lost at the last scoring and are not coming back; a single such scoring may be."""
         before, now, start = recall_of(last, "retain"), recall_of(score, "retain"), recall_of(self.start, "retain")
-        is_helped = now - before >= (start - _DAMAGE - now) / IN_SCORINGS
-        return max(before, now) < start - _RUIN and not is_helped
+        return max(before, now) < start - _RUIN and not rises_soon(before, now, start - _DAMAGE)
 
     def _undamaged(self, path: tuple[StateScore, ...]) -> tuple[StateScore, ...]:
         """Return the path up to the last state whose retain rows were not damaged; nothing where there is none."""
@@ -229,7 +228,7 @@ class AutomaticCourse(SetCourse):
         is_forgotten = forget <= FORGOTTEN and self._is_settled(history)
         allowed = self._retained if is_forgotten else recall_of(self.start, "retain") - _DAMAGE
         if retain < allowed:
-            is_helped = retain - recall_of(last, "retain") >= (allowed - retain) / IN_SCORINGS
+            is_helped = rises_soon(recall_of(last, "retain"), retain, allowed)
             return phase if is_helped else self._damaged(phase, is_learning=not self._teaches(score))
         if not self._teaches(score):
             phase = replace(phase, taught=min(2 * phase.taught, _MOST_TAUGHT))

@@ -5,7 +5,7 @@ from typing import Self
 
 from letheon.training.judge import StateScore
 
-IN_SCORINGS = 3
+_IN_SCORINGS = 3
 """In how many more scorings the rows must be forgotten, or hidden, at the present pace, or the learning rate rises."""
 _TIGHTER = 16
 """By what the weight of the KL on general text is multiplied in a cool-down, where it no longer stands in the way."""
@@ -54,7 +54,12 @@ class Standing:
 
 def falls_soon(last: float, value: float, goal: float) -> bool:
     """Whether a value that goes on falling as it did lately soon reaches its goal."""
-    return last - value >= (value - goal) / IN_SCORINGS
+    return last - value >= (value - goal) / _IN_SCORINGS
+
+
+def rises_soon(last: float, value: float, goal: float) -> bool:
+    """Whether a value that goes on rising as it did lately soon reaches its goal."""
+    return falls_soon(-last, -value, -goal)
 
 
 def auc_of(score: StateScore) -> float:
